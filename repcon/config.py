@@ -1,0 +1,343 @@
+"""Every command's configuration: frozen dataclasses that are read from TOML, overridden by flags, and written back.
+
+A recipe is a TOML file whose keys are the fields below; an unknown key or a wrong type is an error that names it.
+"""
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, is_dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import cattrs
+import tomli_w
+from cattrs.v import format_exception, transform_error
+from tyro.conf import Positional
+
+from repcon.errors import UserError
+
+Config = TypeVar("Config")
+Precision = Literal["fp32", "bf16", "fp16"]
+LoaderKind = Literal["auto", "reference", "torch", "dali", "ffcv"]
+Tail = Literal["bucket", "renormalise", "uniform"]
+Device = Literal["auto", "cpu", "cuda"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClassSubset:
+    """A seeded part of a data set's classes: they are shuffled by `seed` and the slice [start, stop) is kept."""
+
+    seed: int = 0
+    start: float = 0.0
+    """Where the slice begins, as a share of the classes."""
+    stop: float = 1.0
+    """Where it ends. start=0, stop=0.5 is the teacher half, start=0.5, stop=1 the downstream half."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PackConfig:
+    """Pack images into tar shards that teachers and students read."""
+
+    source: Positional[str]
+    """An image folder (a sub-folder per class gives labels), a WebDataset tar, or a folder of tars."""
+    out: Positional[str]
+    max_side: int = 1024
+    """Longest side in pixels; larger images are made smaller, once. 0 keeps every size."""
+    jpeg_quality: int = 95
+    """Of images that have to be re-encoded; baseline RGB JPEGs keep their bytes."""
+    shard_megabytes: int = 256
+    workers: int = 0
+    """Processes that read and encode; 0 takes one per core."""
+    ffcv: bool = False
+    """Also write `images.beton` for FFCV, with the same JPEG bytes."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CropConfig:
+    """How crop boxes are drawn: torchvision's RandomResizedCrop, from a counter-based generator."""
+
+    seed: int = 0
+    scale: tuple[float, float] = (0.25, 1.0)
+    """Smallest and largest share of the image's area."""
+    ratio: tuple[float, float] = (0.75, 4 / 3)
+    """Narrowest and widest shape, width over height."""
+    flip: float = 0.5
+    """Probability of a horizontal flip."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TeacherConfig:
+    """One teacher: a classifier whose answers are stored."""
+
+    name: str
+    """The head's name in the store: letters, digits, `-` and `_`."""
+    model: str
+    """A timm name, a folder that timm or `repcon teach` wrote, `package:efficientnet_lite0`, or
+    `module:function` that returns (torch module, preprocessing)."""
+    size: int = 0
+    """Input side in pixels; 0 takes the model's own."""
+    precision: Precision = "fp32"
+    compile: bool = False
+    licence: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PrecomputeConfig:
+    """Run every teacher once over the planned crops and store the top-k soft labels."""
+
+    pack: str
+    out: str
+    """The store's folder or URL, for example `labels.zarr`."""
+    teachers: tuple[TeacherConfig, ...] = ()
+    crops: int = 8
+    """Crops per image."""
+    crop: CropConfig = CropConfig()
+    k: int = 16
+    temperatures: tuple[float, ...] = (1.0,)
+    """The temperatures whose exact tails are stored; training in `bucket` mode may use these."""
+    codec: Literal["zstd", "lz4"] = "zstd"
+    values: Literal["float16", "gaps8"] = "float16"
+    rows_per_shard: int = 0
+    """Images per shard; 0 chooses by the pack's size."""
+    loader: LoaderKind = "auto"
+    batch_size: int = 0
+    """Crops per forward pass; 0 finds it."""
+    workers: int = 0
+    device: Device = "auto"
+    estimate: bool = False
+    """Run a sample, print time, size and KL error for each k, and write nothing."""
+    tolerate_missing: bool = False
+    """End with exit code 0 although some images could not be decoded."""
+    processes: int = 1
+    """Processes on this machine, each taking whole units."""
+    ray: str = ""
+    """Address of a Ray cluster (`auto` for the running one); empty for none."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InspectConfig:
+    """Show what a store holds and what its truncation costs."""
+
+    store: Positional[str]
+    html: str = ""
+    """Also write a self-contained page with plots here."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VerifyConfig:
+    """Check a store: structure, checksums, poison, normalisation, and a sample re-run through the teachers."""
+
+    store: Positional[str]
+    pack: str = ""
+    """The pack; needed for the re-run of the teachers."""
+    sample: int = 64
+    """Crops that are recomputed; 0 leaves the re-run out."""
+    loaders: tuple[LoaderKind, ...] = ("reference",)
+    max_kl: float = 0.01
+    """Mean KL in nat between stored and recomputed labels above which the check fails."""
+    min_agreement: float = 0.99
+    """Top-1 agreement below which the check fails."""
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeadConfig:
+    """What one teacher's head counts for in the loss."""
+
+    name: str
+    weight: float = 1.0
+    temperature: float = 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OptimConfig:
+    """Optimiser and schedule, by timm's names."""
+
+    name: str = "adamw"
+    lr: float = 1e-3
+    weight_decay: float = 0.02
+    schedule: str = "cosine"
+    warmup_epochs: float = 1.0
+    clip_norm: float = 1.0
+    """Largest gradient norm; 0 does not clip."""
+    ema: float = 0.0
+    """Decay of the moving average of the weights; 0 keeps none."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainConfig:
+    """Distil the stored teachers into one student."""
+
+    pack: str
+    store: str
+    out: str
+    trunk: str = "package:efficientnet_lite0"
+    """A timm name, a folder, or a weights package."""
+    pretrained: bool = True
+    """Start from the trunk's weights, not from random ones."""
+    heads: tuple[HeadConfig, ...] = ()
+    """Heads to train on; empty takes all of the store's, weight 1, temperature 1."""
+    start_heads: bool = True
+    """Start a head from the trunk's own classifier where the teacher has the same architecture and weights."""
+    projection: int = 0
+    """Width of a per-head hidden projection before the head; 0 for none."""
+    size: int = 224
+    epochs: int = 10
+    batch_size: int = 256
+    crops_per_decode: int = 1
+    """Crops cut from one decoded image."""
+    mix_window: int = 0
+    """Batches over which the crops of one image are spread; 0 keeps them in one batch."""
+    optim: OptimConfig = OptimConfig()
+    accumulate: int = 1
+    freeze_blocks: int = 0
+    """How many of the trunk's first blocks (with its stem) keep their weights."""
+    freeze_norm: bool = False
+    """Keep batch-norm statistics as the start has them."""
+    precision: Precision = "fp32"
+    compile: bool = False
+    tail: Tail = "bucket"
+    loss: Literal["auto", "torch", "triton"] = "auto"
+    loader: LoaderKind = "auto"
+    workers: int = 0
+    device: Device = "auto"
+    seed: int = 0
+    holdout: float = 0.02
+    """Share of the images kept for validation."""
+    knn: str = ""
+    """A labelled folder or pack on which kNN is measured after each epoch."""
+    keep_checkpoints: int = 2
+    checkpoint_minutes: float = 15.0
+    tensorboard: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TeachConfig:
+    """Fine-tune a generalist on labelled images into a task teacher."""
+
+    data: str
+    """A labelled image folder, tar or pack."""
+    out: str
+    model: str = "package:efficientnet_lite0"
+    classes: ClassSubset = ClassSubset()
+    size: int = 224
+    epochs: int = 10
+    batch_size: int = 64
+    optim: OptimConfig = OptimConfig()
+    label_smoothing: float = 0.0
+    crop: CropConfig = CropConfig()
+    freeze_blocks: int = 0
+    freeze_norm: bool = False
+    validation: float = 0.15
+    """Share of each class kept to choose the best epoch."""
+    precision: Precision = "fp32"
+    loader: LoaderKind = "auto"
+    workers: int = 0
+    device: Device = "auto"
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvaluateConfig:
+    """Measure how well trunks' features transfer to labelled data."""
+
+    data: str
+    out: str
+    trunks: tuple[str, ...] = ()
+    """`name=trunk` each: a timm name, a folder of `repcon train` or `repcon teach`, or a weights package."""
+    baseline: str = ""
+    """The trunk that paired differences refer to; empty takes the first."""
+    classes: ClassSubset = ClassSubset()
+    size: int = 224
+    test: float = 0.5
+    """Share of each class that is tested on; the rest trains the probes."""
+    metrics: tuple[Literal["knn", "probe", "fewshot", "finetune"], ...] = ("knn", "probe", "fewshot")
+    draws: int = 20
+    """Few-shot draws per number of shots."""
+    batch_size: int = 64
+    cache: str = ""
+    """Folder for extracted features; empty keeps them beside the results."""
+    loader: LoaderKind = "auto"
+    workers: int = 0
+    device: Device = "auto"
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReportConfig:
+    """Turn run folders and benchmark records into Markdown and one self-contained HTML file."""
+
+    paths: Positional[tuple[str, ...]]
+    out: str = "report"
+    title: str = "repcon report"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DemoConfig:
+    """The whole way on real pictures, on the CPU, in a few minutes."""
+
+    out: str = "demo-run"
+    data: str = ""
+    """A labelled image folder or tar of your own instead of the demo's drawings."""
+    proxy: str = ""
+    """Unlabeled images to distil on, beside `--data`; empty uses the images of the other half of the classes."""
+    domain: Literal["animals", "food"] = "animals"
+    size: int = 128
+    crops: int = 4
+    epochs: int = 4
+    seed: int = 0
+
+
+def load(kind: type[Config], path: str | Path) -> Config:
+    """Reads a recipe. Raises UserError naming the file and each unknown key, missing key or wrong type."""
+    try:
+        text = Path(path).read_text()
+    except OSError as error:
+        raise UserError(f"{path}: cannot read the recipe ({error.strerror})") from error
+    try:
+        values = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise UserError(f"{path}: not valid TOML: {error}") from error
+    return parse(kind, values, str(path))
+
+
+def parse(kind: type[Config], values: Mapping[str, Any], origin: str) -> Config:
+    """Builds `kind` from plain values; `origin` is the file named in errors."""
+    try:
+        return _converter().structure(values, kind)
+    except cattrs.BaseValidationError as error:
+        problems = "; ".join(transform_error(error, format_exception=_describe))
+        raise UserError(f"{origin}: {problems.replace('$.', '')}") from error
+
+
+def dump(config: Any) -> str:
+    """The configuration as TOML, which `load` reads back equal."""
+    return tomli_w.dumps(_converter().unstructure(config))
+
+
+def _converter() -> cattrs.Converter:
+    converter = cattrs.Converter(forbid_extra_keys=True)
+    for scalar in (bool, int, float, str):
+        converter.register_structure_hook(scalar, _exact)
+    return converter
+
+
+def _exact(value: Any, kind: type) -> Any:
+    """No coercion: `epochs = "3"` is a mistake to report, not a three."""
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if type(value) is not kind:
+        raise TypeError(f"expected {kind.__name__}, not {value!r}")
+    return value
+
+
+def _describe(error: BaseException, kind: type | None) -> str:
+    if isinstance(error, cattrs.ForbiddenExtraKeysError):
+        keys = ", ".join(sorted(error.extra_fields))
+        known = ", ".join(sorted(error.cl.__dataclass_fields__)) if is_dataclass(error.cl) else ""
+        return f"unknown key {keys} (known: {known})"
+    if isinstance(error, KeyError):
+        return f"missing key {error}"
+    if isinstance(error, TypeError):
+        return str(error)
+    return format_exception(error, kind)

@@ -1,0 +1,53 @@
+"""Loaders: requests for crops in, batches of pixels out, in the same order.
+
+A `Request` names images, crop numbers, boxes and flips; whoever makes the requests (precompute, train, evaluate)
+decides the order, and a loader only decodes. So order, partition and resume are one place's business
+(`loaders.order`), and three decoders cannot disagree about them.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from repcon.images import Pack
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """What one batch is cut from: n images, c crops of each; every image is decoded once."""
+
+    images: np.ndarray
+    """(n,) int64: rows of the pack."""
+    crops: np.ndarray
+    """(n, c) int64: crop numbers, carried through so that labels can be looked up."""
+    boxes: np.ndarray
+    """(n, c, 4) uint16: x, y, width, height in the pack's pixels."""
+    flips: np.ndarray
+    """(n, c) uint8: 1 mirrors the crop from left to right."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CropBatch:
+    """The pixels of one request; row i * c + j is crop j of the request's image i."""
+
+    pixels: dict[int, torch.Tensor]
+    """For each side S that the loader was opened for: (n * c, 3, S, S) uint8, channels-last in memory."""
+    images: torch.Tensor
+    """(n * c,) int64: rows of the pack."""
+    crops: torch.Tensor
+    """(n * c,) int64: crop numbers."""
+
+
+class Loader(Protocol):
+    """Decodes, cuts exactly the box, resizes with antialiased bilinear interpolation, flips."""
+
+    def batches(self, requests: Iterable[Request]) -> Iterator[CropBatch]:
+        """One batch per request, in order. An error in a worker is raised here; held batches stay valid."""
+        ...
+
+    def close(self) -> None:
+        """Stops workers and frees buffers; safe to call twice."""
+        ...

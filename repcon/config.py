@@ -7,12 +7,12 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, is_dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import cattrs
 import tomli_w
 from cattrs.v import format_exception, transform_error
-from tyro.conf import Positional
+from tyro.conf import Positional, arg
 
 from repcon.errors import UserError
 
@@ -38,9 +38,10 @@ class ClassSubset:
 class PackConfig:
     """Pack images into tar shards that teachers and students read."""
 
-    source: Positional[str]
+    source: Annotated[Positional[str], arg(metavar="SOURCE")]
     """An image folder (a sub-folder per class gives labels), a WebDataset tar, or a folder of tars."""
-    out: Positional[str]
+    out: Annotated[Positional[str], arg(metavar="OUT")]
+    """Folder that the pack is written to."""
     max_side: int = 1024
     """Longest side in pixels; larger images are made smaller, once. 0 keeps every size."""
     jpeg_quality: int = 95
@@ -118,7 +119,8 @@ class PrecomputeConfig:
 class InspectConfig:
     """Show what a store holds and what its truncation costs."""
 
-    store: Positional[str]
+    store: Annotated[Positional[str], arg(metavar="STORE")]
+    """The store's folder or URL."""
     html: str = ""
     """Also write a self-contained page with plots here."""
 
@@ -127,7 +129,8 @@ class InspectConfig:
 class VerifyConfig:
     """Check a store: structure, checksums, poison, normalisation, and a sample re-run through the teachers."""
 
-    store: Positional[str]
+    store: Annotated[Positional[str], arg(metavar="STORE")]
+    """The store's folder or URL."""
     pack: str = ""
     """The pack; needed for the re-run of the teachers."""
     sample: int = 64
@@ -267,7 +270,8 @@ class EvaluateConfig:
 class ReportConfig:
     """Turn run folders and benchmark records into Markdown and one self-contained HTML file."""
 
-    paths: Positional[tuple[str, ...]]
+    paths: Annotated[Positional[tuple[str, ...]], arg(metavar="PATH")]
+    """Run folders, stores' run folders, benchmark records."""
     out: str = "report"
     title: str = "repcon report"
 
@@ -289,16 +293,19 @@ class DemoConfig:
 
 
 def load(kind: type[Config], path: str | Path) -> Config:
-    """Reads a recipe. Raises UserError naming the file and each unknown key, missing key or wrong type."""
+    """Reads a whole recipe. Raises UserError naming the file and each unknown key, missing key or wrong type."""
+    return parse(kind, read_toml(path), str(path))
+
+
+def read_toml(path: str | Path) -> dict[str, Any]:
+    """The recipe's plain values, before they are checked against a configuration."""
     try:
-        text = Path(path).read_text()
-    except OSError as error:
-        raise UserError(f"{path}: cannot read the recipe ({error.strerror})") from error
-    try:
-        values = tomllib.loads(text)
+        return tomllib.loads(Path(path).read_text())
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not text"
+        raise UserError(f"{path}: cannot read the recipe ({reason})") from error
     except tomllib.TOMLDecodeError as error:
         raise UserError(f"{path}: not valid TOML: {error}") from error
-    return parse(kind, values, str(path))
 
 
 def parse(kind: type[Config], values: Mapping[str, Any], origin: str) -> Config:

@@ -1,0 +1,44 @@
+# On a fresh machine: `make demo` runs the main job, `make test` passes the tests. Each target sets up what it needs.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.PHONY: demo test lint bench ffcv clean
+
+demo: $(VENV)/.demo
+	$(BIN)/repcon demo
+
+test: $(VENV)/.test
+	@if tools/install-ffcv --possible; then tools/install-ffcv $(BIN)/python; fi
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/basedpyright
+	$(BIN)/lint-imports
+
+bench: $(VENV)/.test
+	$(BIN)/python benchmarks/run.py
+
+ffcv: $(VENV)/.demo
+	tools/install-ffcv $(BIN)/python
+
+$(VENV)/bin/python:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "repcon needs Python 3.11 or newer: make PYTHON=python3.11 ...")'
+	$(PYTHON) -m venv $(VENV)
+
+# torch first and by its pin: a range would let pip take the registry's newest build, with gigabytes of another CUDA.
+$(VENV)/.demo: $(VENV)/bin/python pyproject.toml constraints.txt
+	@echo "setting up $(VENV) (a few minutes the first time)"
+	$(PIP) torch torchvision
+	$(PIP) --editable '.[dali,demo]'
+	@touch $@
+
+$(VENV)/.test: $(VENV)/.demo
+	$(PIP) --editable '.[dali,demo,ray,s3,tensorboard,bench,test,lint]'
+	@touch $@
+
+clean:
+	rm -rf $(VENV) demo-run bench-run

@@ -1,0 +1,110 @@
+"""The command line: `repcon COMMAND [--recipe FILE] [--json FILE] [flags]`, each command imported only when asked for."""
+
+import dataclasses
+import importlib
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import tyro
+from rich.markup import escape
+from rich.table import Table
+
+from repcon import config
+from repcon.errors import UserError
+from repcon.record import console
+
+COMMANDS: dict[str, tuple[type, str]] = {
+    "pack": (config.PackConfig, "repcon.images"),
+    "teach": (config.TeachConfig, "repcon.teach"),
+    "precompute": (config.PrecomputeConfig, "repcon.precompute"),
+    "inspect": (config.InspectConfig, "repcon.inspection"),
+    "verify": (config.VerifyConfig, "repcon.verification"),
+    "train": (config.TrainConfig, "repcon.train"),
+    "evaluate": (config.EvaluateConfig, "repcon.transfer"),
+    "report": (config.ReportConfig, "repcon.report"),
+    "demo": (config.DemoConfig, "repcon.demo"),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command. Gives 0 when all that was asked for was done, 1 for the user's mistakes, 130 on Ctrl-C."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if not words or words[0] in ("-h", "--help"):
+        _help()
+        return 0
+    try:
+        return _command(words[0], words[1:])
+    except UserError as error:
+        console.print(f"[bold red]error[/] {escape(str(error))}", highlight=False, soft_wrap=True)
+        return 1
+    except KeyboardInterrupt:
+        console.print("[yellow]interrupted[/]; what was finished is kept, the same command goes on from there")
+        return 130
+
+
+def _command(name: str, words: list[str]) -> int:
+    if name not in COMMANDS:
+        raise UserError(f"no command {name!r}; there are {', '.join(COMMANDS)}")
+    kind, module = COMMANDS[name]
+    recipe, json_path = _take(words, "--recipe"), _take(words, "--json")
+    settings = _settings(name, kind, words, recipe)
+    try:
+        figures = importlib.import_module(module).run(settings)
+    except UserError as error:
+        _write_figures(json_path, {**error.figures, "error": str(error)})
+        raise
+    _write_figures(json_path, figures)
+    return 0
+
+
+def _settings(name: str, kind: type, words: list[str], recipe: str | None) -> Any:
+    """The recipe's values under the flags' values; a required field may come from either."""
+    default = None
+    if recipe is not None:
+        values = config.read_toml(recipe)
+        required = [f.name for f in dataclasses.fields(kind) if f.default is f.default_factory is dataclasses.MISSING]
+        absent = [field for field in required if field not in values]
+        # A recipe may leave paths to the flags: a placeholder passes the check, then tyro asks for the field.
+        blank: dict[str, Any] = {field: [] if field == "paths" else "" for field in absent}
+        checked = config.parse(kind, values | blank, recipe)
+        default = dataclasses.replace(checked, **dict.fromkeys(absent, tyro.MISSING))
+    try:
+        if default is None:
+            return tyro.cli(kind, prog=f"repcon {name}", args=words)
+        return tyro.cli(kind, prog=f"repcon {name}", args=words, default=default)
+    except SystemExit as stop:
+        raise SystemExit(1 if stop.code else 0) from None
+
+
+def _take(words: list[str], flag: str) -> str | None:
+    """Removes `flag VALUE` or `flag=VALUE` from the words and gives the value."""
+    for place, word in enumerate(words):
+        if word.startswith(flag + "="):
+            return words.pop(place).removeprefix(flag + "=")
+        if word == flag:
+            if place + 1 >= len(words):
+                raise UserError(f"{flag} needs a file name")
+            words.pop(place)
+            return words.pop(place)
+    return None
+
+
+def _write_figures(path: str | None, figures: dict[str, Any]) -> None:
+    if path is not None:
+        Path(path).write_text(json.dumps(figures, indent=2, default=float) + "\n")
+
+
+def _help() -> None:
+    table = Table(box=None, show_header=False, padding=(0, 2))
+    for name, (kind, _) in COMMANDS.items():
+        table.add_row(f"[bold cyan]{name}[/]", (kind.__doc__ or "").splitlines()[0])
+    console.print("[bold]repcon[/] COMMAND \\[--recipe FILE] \\[--json FILE] \\[flags]\n")
+    console.print(table)
+    console.print("\n`repcon COMMAND --help` lists the flags; a recipe is a TOML file with the same names.")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

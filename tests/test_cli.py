@@ -1,0 +1,73 @@
+import json
+import subprocess
+import sys
+
+import pytest
+
+from repcon import cli
+
+
+def test_help_names_every_command(capsys):
+    assert cli.main([]) == 0
+    shown = capsys.readouterr().out
+    assert all(command in shown for command in cli.COMMANDS)
+
+
+@pytest.mark.parametrize("command", cli.COMMANDS)
+def test_every_command_explains_its_flags(command, capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main([command, "--help"])
+    assert stop.value.code == 0
+    assert command in capsys.readouterr().out
+
+
+def test_an_unknown_command_is_one_line(capsys):
+    assert cli.main(["trian"]) == 1
+    assert "no command 'trian'" in capsys.readouterr().out
+
+
+def test_a_misspelt_flag_is_the_users_mistake(capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["train", "--pack", "p", "--store", "s", "--out", "o", "--epchs", "3"])
+    assert stop.value.code == 1
+    assert "--epchs" in capsys.readouterr().err
+
+
+def test_a_recipe_with_a_typo_names_file_and_key(tmp_path, capsys):
+    recipe = tmp_path / "r.toml"
+    recipe.write_text('pack = "p"\nstore = "s"\nout = "o"\nepoch = 3\n')
+    assert cli.main(["train", "--recipe", str(recipe)]) == 1
+    shown = capsys.readouterr().out
+    assert "r.toml" in shown and "epoch" in shown
+
+
+def test_flags_go_over_the_recipe_and_fill_what_it_leaves_open(tmp_path):
+    recipe = tmp_path / "r.toml"
+    recipe.write_text('store = "s"\nepochs = 3\nsize = 64\n[optim]\nlr = 0.5\n')
+    words = ["--pack", "p", "--out", "o", "--epochs", "7", "--optim.weight-decay", "0"]
+    settings = cli._settings("train", cli.COMMANDS["train"][0], words, str(recipe))
+    assert (settings.pack, settings.store, settings.epochs, settings.size) == ("p", "s", 7, 64)
+    assert (settings.optim.lr, settings.optim.weight_decay) == (0.5, 0.0)
+
+
+def test_a_recipe_that_leaves_a_required_field_open_is_asked_for(tmp_path, capsys):
+    recipe = tmp_path / "r.toml"
+    recipe.write_text('store = "s"\n')
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["train", "--recipe", str(recipe), "--out", "o"])
+    assert stop.value.code == 1
+    assert "--pack" in capsys.readouterr().err
+
+
+def test_a_mistake_ends_with_one_line_and_json_tells_it(tmp_path, capsys):
+    figures = tmp_path / "figures.json"
+    code = cli.main(["pack", str(tmp_path / "absent"), str(tmp_path / "out"), "--json", str(figures)])
+    assert code == 1
+    assert "absent" in json.loads(figures.read_text())["error"]
+    assert "Traceback" not in capsys.readouterr().out
+
+
+def test_the_command_line_starts_without_the_heavy_imports():
+    probe = "import sys, repcon.cli; print([m for m in ('torch', 'timm', 'zarr', 'matplotlib') if m in sys.modules])"
+    shown = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True).stdout
+    assert shown.strip() == "[]"

@@ -1,0 +1,58 @@
+import json
+
+import pytest
+
+from repcon.errors import UserError
+from repcon.record import Run, environment, write_json
+
+
+def test_a_run_leaves_configuration_environment_metrics_and_results(tmp_path):
+    run = Run(tmp_path / "run", "train", "size = 96\n")
+    run.log("step", step=1, loss=2.5)
+    assert run.finish({"loss": 2.5}) == {"loss": 2.5}
+    assert (run.path / "config.toml").read_text() == "size = 96\n"
+    assert json.loads((run.path / "results.json").read_text()) == {"loss": 2.5}
+    line = json.loads((run.path / "metrics.jsonl").read_text())
+    assert line["event"] == "step" and line["loss"] == 2.5 and line["seconds"] >= 0
+
+
+def test_a_second_run_of_the_same_command_appends(tmp_path):
+    for step in (1, 2):
+        run = Run(tmp_path, "train", "")
+        run.log("step", step=step)
+        run.finish({})
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [1, 2]
+
+
+def test_a_folder_that_holds_something_else_is_left_alone(tmp_path):
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(UserError, match="holds other files"):
+        Run(tmp_path, "train", "")
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_another_commands_folder_is_refused(tmp_path):
+    Run(tmp_path / "run", "teach", "").finish({})
+    with pytest.raises(UserError, match="output of `repcon teach`"):
+        Run(tmp_path / "run", "train", "")
+
+
+def test_a_file_is_refused(tmp_path):
+    (tmp_path / "run").write_text("")
+    with pytest.raises(UserError, match="is a file"):
+        Run(tmp_path / "run", "train", "")
+
+
+def test_the_environment_names_what_a_figure_depends_on():
+    facts = environment()
+    assert {"versions", "processor", "cores", "device", "command", "started"} <= facts.keys()
+    assert {"python", "torch", "timm", "numpy", "zarr"} <= facts["versions"].keys()
+
+
+def test_json_is_replaced_whole(tmp_path):
+    path = tmp_path / "figures.json"
+    for value in (1, 2):
+        write_json(path, {"value": value})
+    assert json.loads(path.read_text()) == {"value": 2}
+    assert [entry.name for entry in tmp_path.iterdir()] == ["figures.json"]

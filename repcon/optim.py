@@ -1,0 +1,124 @@
+"""The training step that `train` and `teach` share: timm's optimiser, schedule and moving average behind one call."""
+
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from timm.optim import create_optimizer_v2
+from timm.scheduler import create_scheduler_v2
+from timm.utils import ModelEmaV3
+from torch import nn
+
+from repcon.config import OptimConfig, Precision
+from repcon.errors import UserError
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[Any]:
+    """The forward pass's number format; weights and their updates stay float32."""
+    return torch.autocast(device.type, DTYPES[precision], enabled=precision != "fp32")
+
+
+class Updates:
+    """What turns losses into better weights: backward, clipping, optimiser, schedule, moving average.
+
+    The schedule counts updates, from 0 to `total`, and is set before each of them, so `count` alone says where it
+    stands. Warm-up takes `config.warmup_epochs`, at most half of all updates.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        config: OptimConfig,
+        *,
+        total: int,
+        per_epoch: float,
+        device: torch.device,
+        precision: Precision = "fp32",
+    ) -> None:
+        self.model = model
+        self.config = config
+        self.count = 0
+        self.optimizer = _optimizer(model, config)
+        self.schedule = _schedule(self.optimizer, config, total, per_epoch)
+        self.ema = ModelEmaV3(model, decay=config.ema) if config.ema else None
+        self.scaler = torch.GradScaler(device.type, enabled=precision == "fp16")
+        self._trained = [p for group in self.optimizer.param_groups for p in group["params"]]
+        self._set_rate()
+
+    @property
+    def lr(self) -> float:
+        """The rate of the next update."""
+        return float(self.optimizer.param_groups[0]["lr"])
+
+    @property
+    def averaged(self) -> nn.Module:
+        """The weights to evaluate and to keep: the moving average where there is one."""
+        return self.ema.module if self.ema is not None else self.model
+
+    def step(self, loss: torch.Tensor, *, update: bool = True) -> None:
+        """Adds the gradient of `loss` (a scalar) and, unless more batches are to join, updates the weights."""
+        self.scaler.scale(loss).backward()
+        if not update:
+            return
+        if self.config.clip_norm:
+            self.scaler.unscale_(self.optimizer)
+            nn.utils.clip_grad_norm_(self._trained, self.config.clip_norm)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.count += 1
+        if self.ema is not None:
+            self.ema.update(self.model, step=self.count)
+        self._set_rate()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything but the model's own weights; the average's are here."""
+        return {
+            "count": self.count,
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "ema": self.ema.module.state_dict() if self.ema is not None else None,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.count = state["count"]
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
+        if self.ema is not None:
+            self.ema.module.load_state_dict(state["ema"])
+        self._set_rate()
+
+    def _set_rate(self) -> None:
+        if self.schedule is not None:
+            self.schedule.step_update(self.count)
+
+
+def _optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
+    if not any(p.requires_grad for p in model.parameters()):
+        raise UserError("freeze_blocks: nothing is left to train; lower it")
+    try:
+        return create_optimizer_v2(model, opt=config.name, lr=config.lr, weight_decay=config.weight_decay)
+    except (AssertionError, ValueError, KeyError) as error:
+        raise UserError(f"optim.name {config.name!r}: timm makes no such optimiser here ({error})") from error
+
+
+def _schedule(optimizer: torch.optim.Optimizer, config: OptimConfig, total: int, per_epoch: float) -> Any:
+    """timm's schedule, counted in updates: an "epoch" of its interface is one update here."""
+    if config.schedule == "plateau":
+        raise UserError("optim.schedule 'plateau' waits for a metric per epoch; choose one that follows the updates")
+    warmup = min(round(config.warmup_epochs * per_epoch), total // 2)
+    try:
+        schedule, _ = create_scheduler_v2(
+            optimizer,
+            config.schedule,
+            num_epochs=max(total, 1),
+            warmup_epochs=warmup,
+            warmup_lr=config.lr / 100,
+            step_on_epochs=False,
+            updates_per_epoch=1,
+        )
+    except ValueError as error:
+        raise UserError(f"optim.schedule {config.schedule!r}: {error}") from error
+    return schedule

@@ -233,6 +233,8 @@ class TeachConfig:
     freeze_norm: bool = False
     validation: float = 0.15
     """Share of each class kept to choose the best epoch."""
+    licence: str = ""
+    """Of the start's weights and the images together; kept with the teacher and in every store that it labels."""
     precision: Precision = "fp32"
     loader: LoaderKind = "auto"
     workers: int = 0

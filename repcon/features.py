@@ -1,0 +1,157 @@
+"""Features of labelled images, extracted once per trunk and kept by content.
+
+An image enters as its largest centred square, resized to the input side: nothing of the shape is squeezed, no
+border is guessed, and every trunk sees the same pixels.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from rich.progress import Progress, TaskID
+from torch import nn
+
+from repcon import backbones
+from repcon.config import LoaderKind
+from repcon.errors import UserError
+from repcon.images import Pack
+from repcon.loaders import Request, open_loader
+
+FORMAT = 1
+"""Part of every cache key: raised when extraction changes what a key's values would be."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reading:
+    """How images become features; `size` 0 takes the trunk's own input side."""
+
+    size: int
+    batch_size: int
+    loader: LoaderKind
+    workers: int
+    device: str
+    cache: Path
+
+
+def centre_boxes(sizes: np.ndarray) -> np.ndarray:
+    """(n, 2) widths and heights to (n, 4) uint16 boxes: the largest centred square of each image."""
+    side = sizes.min(axis=1)
+    corner = (sizes - side[:, None]) // 2
+    return np.column_stack([corner, side, side]).astype(np.uint16)
+
+
+def whole_images(pack: Pack, rows: np.ndarray, batch_size: int) -> Iterator[Request]:
+    """Requests for the centred square of each row, in order, unflipped."""
+    boxes = centre_boxes(pack.sizes[rows])
+    for start in range(0, len(rows), batch_size):
+        part = rows[start : start + batch_size].astype(np.int64)
+        yield Request(
+            images=part,
+            crops=np.zeros((len(part), 1), np.int64),
+            boxes=boxes[start : start + batch_size, None],
+            flips=np.zeros((len(part), 1), np.uint8),
+        )
+
+
+def extract(model: str, pack: Pack, rows: np.ndarray, reading: Reading, progress: Progress) -> tuple[np.ndarray, str]:
+    """Gives (n, D) float32 pooled features of `rows` and the trunk's weight hash; only what is not cached is computed.
+
+    `model` is whatever `backbones.create` takes. Raises UserError for a trunk that cannot take the size.
+    """
+    trunk = backbones.create(model, num_classes=0).to(reading.device).eval()
+    preprocessing = backbones.preprocessing(trunk, reading.size)
+    weights = backbones.weight_hash(trunk)
+    cache = FeatureCache(reading.cache, weights, pack.fingerprint, preprocessing)
+    missing = cache.missing(rows)
+    if len(missing):
+        task = progress.add_task(f"features of {model}", total=len(missing), unit="images", note="")
+        cache.add(missing, _compute(trunk, preprocessing, pack, missing, reading, progress, task))
+    return cache.take(rows), weights
+
+
+def _compute(
+    trunk: nn.Module,
+    preprocessing: backbones.Preprocessing,
+    pack: Pack,
+    rows: np.ndarray,
+    reading: Reading,
+    progress: Progress,
+    task: TaskID,
+) -> np.ndarray:
+    loader = open_loader(reading.loader, pack, (preprocessing.size,), workers=reading.workers, device=reading.device)
+    parts = []
+    try:
+        for batch in loader.batches(whole_images(pack, rows, reading.batch_size)):
+            pixels = batch.pixels[preprocessing.size].to(reading.device)
+            parts.append(_forward(trunk, backbones.normalise(pixels, preprocessing, torch.float32)))
+            progress.advance(task, len(pixels))
+    finally:
+        loader.close()
+    return np.concatenate(parts)
+
+
+@torch.inference_mode()
+def _forward(trunk: nn.Module, inputs: torch.Tensor) -> np.ndarray:
+    """(B, 3, S, S) to (B, D) float32 on the host."""
+    try:
+        features = trunk(inputs)
+    except (AssertionError, RuntimeError) as error:
+        side = inputs.shape[-1]
+        raise UserError(
+            f"the trunk does not take inputs of {side} pixels ({error}); set `size` to its own, or 0"
+        ) from error
+    if features.ndim != 2:
+        raise UserError(f"the trunk gives features of shape {tuple(features.shape)}, not one vector per image")
+    return features.float().cpu().numpy()
+
+
+class FeatureCache:
+    """One file of features per (weight hash, pack fingerprint, preprocessing): other weights are another file.
+
+    The file grows by the rows that are asked for; it is replaced whole, so a killed run leaves the old one.
+    """
+
+    def __init__(
+        self, folder: Path, weights: str, pack_fingerprint: str, preprocessing: backbones.Preprocessing
+    ) -> None:
+        self.identity = json.dumps(
+            [FORMAT, weights, pack_fingerprint, preprocessing.size, preprocessing.mean, preprocessing.std]
+        )
+        self.path = folder / f"{hashlib.sha256(self.identity.encode()).hexdigest()[:32]}.npz"
+        self._rows = np.zeros(0, np.int64)
+        self._values = np.zeros((0, 0), np.float32)
+        if self.path.is_file():
+            self._read()
+
+    def _read(self) -> None:
+        try:
+            with np.load(self.path, allow_pickle=False) as held:
+                identity, self._rows, self._values = str(held["identity"]), held["rows"], held["values"]
+        except (OSError, ValueError, KeyError, EOFError) as error:
+            raise UserError(f"{self.path}: this cache of features cannot be read ({error}); delete it") from error
+        if identity != self.identity:
+            raise UserError(f"{self.path}: this cache holds the features of something else; delete it")
+
+    def missing(self, rows: np.ndarray) -> np.ndarray:
+        """The asked rows that are not held, sorted, each once."""
+        return np.setdiff1d(rows, self._rows)
+
+    def add(self, rows: np.ndarray, values: np.ndarray) -> None:
+        """Adds (n,) rows with their (n, D) values and writes the file."""
+        all_rows = np.concatenate([self._rows, rows])
+        all_values = np.concatenate([self._values, values]) if len(self._rows) else values
+        order = np.argsort(all_rows)
+        self._rows, self._values = all_rows[order], all_values[order]
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = self.path.with_name(f".{self.path.stem}.{os.getpid()}.npz")
+        np.savez(temporary, identity=np.array(self.identity), rows=self._rows, values=self._values)
+        os.replace(temporary, self.path)
+
+    def take(self, rows: np.ndarray) -> np.ndarray:
+        """(n, D) float32 in the order of `rows`."""
+        return self._values[np.searchsorted(self._rows, rows)]

@@ -1,0 +1,42 @@
+"""Means with 95 % intervals, and paired differences: how sure a comparison is."""
+
+from collections.abc import Mapping
+
+import numpy as np
+from scipy.stats import t as student_t
+
+RESAMPLES = 2000
+
+
+def over_images(correct: np.ndarray, seed: int = 0) -> dict[str, float]:
+    """Mean of (n,) values per test image in percent, with a bootstrap interval over the images.
+
+    Give 0/1 answers for an accuracy, or their differences in {-1, 0, 1} for a paired comparison on the same images.
+    """
+    values = np.asarray(correct, np.float64)
+    distinct, counts = np.unique(values, return_counts=True)
+    generator = np.random.default_rng([seed, len(values)])
+    # Resampling n images is drawing how often each distinct value comes up, which is much quicker.
+    drawn = generator.multinomial(len(values), counts / len(values), size=RESAMPLES)
+    means = drawn @ distinct / len(values)
+    low, high = np.quantile(means, (0.025, 0.975))
+    return _percent(values.mean(), low, high)
+
+
+def over_draws(values: np.ndarray) -> dict[str, float]:
+    """Mean of (n,) repeated measurements in percent, with Student's interval; of one, the interval is unbounded."""
+    values = np.asarray(values, np.float64)
+    if len(values) < 2:
+        return _percent(values.mean(), -np.inf, np.inf)
+    half = student_t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
+    return _percent(values.mean(), values.mean() - half, values.mean() + half)
+
+
+def _percent(mean: float, low: float, high: float) -> dict[str, float]:
+    return {"mean": 100 * float(mean), "low": 100 * float(low), "high": 100 * float(high)}
+
+
+def show(interval: Mapping[str, float], *, signed: bool = False) -> str:
+    """`87.5 ± 1.6`: the mean and the larger half of the interval, in points."""
+    half = max(interval["high"] - interval["mean"], interval["mean"] - interval["low"])
+    return f"{interval['mean']:{'+' if signed else ''}.1f} ± {half:.1f}"

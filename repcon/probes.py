@@ -1,0 +1,124 @@
+"""What a frozen trunk's features are worth: cosine kNN, a linear probe, few-shot. Arrays in, answers out."""
+
+import warnings
+from dataclasses import dataclass
+
+import numpy as np
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression
+
+PROBE_C = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
+"""Inverse regularisation strengths that the probe chooses from; rising, so that each fit starts from the last."""
+PROBE_ITERATIONS = 200
+
+
+def unit(features: np.ndarray) -> np.ndarray:
+    """Rows of length one; a row of zeros stays zero."""
+    return features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
+
+
+def knn(
+    train: np.ndarray, labels: np.ndarray, test: np.ndarray, neighbours: tuple[int, ...] = (1, 5, 20)
+) -> dict[int, np.ndarray]:
+    """Predicted class of each test row for each k: a vote of the k nearest by cosine, ties to the more similar.
+
+    train (n, D), labels (n,) int in [0, C), test (m, D); gives {k: (m,) int64}. k above n takes all n.
+    """
+    similarity = unit(test) @ unit(train).T
+    most = min(max(neighbours), len(train))
+    nearest = np.argsort(-similarity, axis=1, kind="stable")[:, :most]
+    closeness = np.take_along_axis(similarity, nearest, axis=1)
+    votes = labels[nearest]
+    predicted = {}
+    for k in neighbours:
+        score = np.zeros((len(test), labels.max() + 1))
+        rows = np.repeat(np.arange(len(test)), min(k, most))
+        # A vote counts 1, its similarity a thousandth of that: it orders ties and nothing else.
+        np.add.at(score, (rows, votes[:, :k].ravel()), 1 + closeness[:, :k].ravel() * 1e-3 / most)
+        predicted[k] = score.argmax(axis=1)
+    return predicted
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Probe:
+    """A fitted linear probe."""
+
+    predicted: np.ndarray
+    """(m,) int64 classes of the test rows."""
+    c: float
+    converged: bool
+
+
+def linear_probe(train: np.ndarray, labels: np.ndarray, test: np.ndarray, seed: int) -> Probe:
+    """Logistic regression on standardised features; C is chosen inside the training part, then all of it is fitted.
+
+    train (n, D), labels (n,) int, test (m, D). Mean and deviation are those of the training part.
+    """
+    mean, deviation = train.mean(axis=0), train.std(axis=0)
+    scale = np.where(deviation > 1e-8, deviation, 1).astype(np.float32)
+    standard = ((train - mean) / scale).astype(np.float32)
+    c = choose_c(standard, labels, seed)
+    model = LogisticRegression(C=c, max_iter=PROBE_ITERATIONS, tol=1e-3)
+    converged = _fit(model, standard, labels)
+    return Probe(predicted=model.predict(((test - mean) / scale).astype(np.float32)), c=c, converged=converged)
+
+
+def choose_c(train: np.ndarray, labels: np.ndarray, seed: int) -> float:
+    """The C of `PROBE_C` with the highest accuracy on a quarter of each class that is not fitted; ties: the smaller.
+
+    Sees the training part only. Classes with a single image are fitted, not validated.
+    """
+    fitted, held = split_classes(labels, 0.25, seed)
+    if len(held) == 0 or len(np.unique(labels[fitted])) < 2:
+        return PROBE_C[len(PROBE_C) // 2]
+    model = LogisticRegression(max_iter=PROBE_ITERATIONS, tol=1e-3, warm_start=True)
+    best, best_accuracy = PROBE_C[0], -1.0
+    for c in PROBE_C:
+        model.set_params(C=c)
+        _fit(model, train[fitted], labels[fitted])
+        accuracy = float((model.predict(train[held]) == labels[held]).mean())
+        if accuracy > best_accuracy:
+            best, best_accuracy = c, accuracy
+    return best
+
+
+def _fit(model: LogisticRegression, features: np.ndarray, labels: np.ndarray) -> bool:
+    """Fits; False where the iterations did not suffice (the probe is then slightly more regularised than asked)."""
+    with warnings.catch_warnings(record=True) as raised:
+        warnings.simplefilter("always", ConvergenceWarning)
+        model.fit(features, labels)
+    return not any(issubclass(warning.category, ConvergenceWarning) for warning in raised)
+
+
+def few_shot(
+    train: np.ndarray, labels: np.ndarray, test: np.ndarray, test_labels: np.ndarray, shots: int, draws: int, seed: int
+) -> np.ndarray:
+    """(draws,) accuracies of the nearest class mean by cosine, from `shots` random training rows per class.
+
+    Draws depend on (seed, shots, draw) and the labels only, so that every trunk is given the same ones.
+    """
+    classes = int(labels.max()) + 1
+    members = [np.flatnonzero(labels == label) for label in range(classes)]
+    train, test = unit(train), unit(test)
+    accuracies = np.zeros(draws)
+    for draw in range(draws):
+        generator = np.random.default_rng([seed, shots, draw])
+        chosen = np.stack([generator.choice(rows, shots, replace=False) for rows in members])
+        means = unit(train[chosen].mean(axis=1))
+        accuracies[draw] = ((test @ means.T).argmax(axis=1) == test_labels).mean()
+    return accuracies
+
+
+def split_classes(labels: np.ndarray, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Splits places into (rest, taken), about `share` of each class taken: at least one, and at least one left.
+
+    A class with one member is left whole in the rest. Both are sorted.
+    """
+    generator = np.random.default_rng([seed, len(labels)])
+    taken = []
+    for label in np.unique(labels):
+        members = generator.permutation(np.flatnonzero(labels == label))
+        count = int(np.clip(round(share * len(members)), min(1, len(members) - 1), len(members) - 1))
+        taken.append(members[: count if share > 0 else 0])
+    chosen = np.sort(np.concatenate(taken)) if taken else np.zeros(0, np.int64)
+    return np.setdiff1d(np.arange(len(labels)), chosen), chosen

@@ -1,0 +1,81 @@
+"""Fine-tunes a generalist on labelled images into a task teacher: a folder that timm and `precompute` open."""
+
+import tomllib
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from rich.table import Table
+from torch import nn
+
+from repcon import backbones
+from repcon.config import TeachConfig, dump
+from repcon.errors import UserError
+from repcon.finetune import Epoch, Labelled, fit
+from repcon.images import class_rows, open_or_pack
+from repcon.probes import split_classes
+from repcon.record import Run, console, progress
+
+
+def run(config: TeachConfig) -> dict[str, Any]:
+    """Writes the teacher of the best epoch, with what it is made of, into `config.out`; gives its figures."""
+    _check(config)
+    output = Run(config.out, "teach", dump(config))
+    pack = open_or_pack(config.data, output.path / "pack")
+    rows, labels, names = class_rows(pack, config.classes)
+    fitted, held = split_classes(labels, config.validation, config.seed)
+    device = torch.device(config.device if config.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
+    torch.manual_seed(config.seed)  # The new classifier's start, and dropout.
+    start = backbones.create(config.model)
+    provenance = {
+        "start": config.model,
+        "start_weight_hash": backbones.weight_hash(start),
+        "data_fingerprint": pack.fingerprint,
+        "train_images": len(fitted),
+        "validation_images": len(held),
+        "licence": config.licence,
+        "recipe": tomllib.loads(dump(config)),
+    }
+    model = backbones.create(config.model, num_classes=len(names))
+    preprocessing = backbones.preprocessing(model, config.size)
+    epochs: list[Epoch] = []
+
+    def report(epoch: Epoch, best: nn.Module) -> None:
+        epochs.append(epoch)
+        output.log("epoch", **asdict(epoch))
+        if epoch.best:
+            extra = provenance | {"epoch": epoch.epoch, "validation_accuracy": epoch.held_accuracy}
+            backbones.save(best, output.path, classes=names, preprocessing=preprocessing, extra=extra)
+
+    with progress() as bars:
+        fit(
+            model, pack, Labelled(rows=rows[fitted], labels=labels[fitted]),
+            Labelled(rows=rows[held], labels=labels[held]), config, device=device, bars=bars, report=report,
+        )  # fmt: skip
+    best = next(epoch for epoch in reversed(epochs) if epoch.best)
+    _show(epochs, best, len(names))
+    console.print(f"teacher of {len(names)} classes written to {output.path}")
+    results = {"classes": len(names), "class_names": list(names), "best_epoch": best.epoch}
+    figures = {"validation_accuracy": best.held_accuracy, "validation_loss": best.held_loss, "train_loss": best.loss}
+    return output.finish(results | figures | {k: v for k, v in provenance.items() if k != "recipe"})
+
+
+def _check(config: TeachConfig) -> None:
+    if not 0 <= config.validation < 1:
+        raise UserError(f"validation: {config.validation} is no share of the images; 0.15 is usual, 0 keeps none")
+    if config.epochs < 1:
+        raise UserError(f"epochs: {config.epochs}; a teacher needs at least one")
+
+
+def _show(epochs: list[Epoch], best: Epoch, classes: int) -> None:
+    table = Table(title=f"Task teacher, {classes} classes")
+    for column in ("epoch", "loss", "crops right %", "held-out loss", "held out right %"):
+        table.add_column(column, justify="right")
+    for epoch in epochs:
+        figures = (epoch.loss, epoch.accuracy, epoch.held_loss, epoch.held_accuracy)
+        table.add_row(
+            str(epoch.epoch),
+            *(f"{figure:.2f}" for figure in figures),
+            style="bold green" if epoch is best else "",
+        )
+    console.print(table)

@@ -1,0 +1,224 @@
+"""How well trunks' features transfer: every trunk on the same images, the same splits and the same draws.
+
+Images of the wanted classes are split once into a training and a test part. Features are extracted once per trunk
+(`repcon.features`), then probed (`repcon.probes`). Accuracies are per cent of test images, with 95 % intervals over the
+test images (over the draws for few-shot), and differences to the baseline are paired.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.progress import Progress
+
+from repcon import backbones, intervals, probes, transfer_show
+from repcon.config import EvaluateConfig, OptimConfig, TeachConfig, dump
+from repcon.errors import UserError
+from repcon.features import Reading, extract
+from repcon.finetune import Labelled, fit, predict
+from repcon.images import Pack, class_rows, open_or_pack
+from repcon.loaders import open_loader
+from repcon.record import Run, console, progress
+
+SHOTS = (1, 5, 10)
+FINETUNE = TeachConfig(data="", out="", epochs=10, optim=OptimConfig(lr=5e-4, weight_decay=0.02), validation=0.0)
+"""The whole trunk is trained, for every trunk alike; the last epoch counts, nothing is chosen on the test part."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Split:
+    """The labelled images that every trunk is measured on."""
+
+    train: np.ndarray
+    """(n,) int64 rows of the pack."""
+    train_labels: np.ndarray
+    test: np.ndarray
+    """(m,) int64 rows of the pack, none of them in `train`."""
+    test_labels: np.ndarray
+    classes: tuple[str, ...]
+    left_out: tuple[str, ...]
+    """Classes with a single image, which cannot be both trained and tested on."""
+
+
+def run(config: EvaluateConfig) -> dict[str, Any]:
+    """Measures every trunk of `config`; writes `results.json`, `answers.npz` and `transfer.svg`; gives the results."""
+    trunks = parse_trunks(config.trunks, config.baseline)
+    output = Run(config.out, "evaluate", dump(config))
+    pack = open_or_pack(config.data, output.path / "pack")
+    split = split_images(pack, config)
+    if split.left_out:
+        console.print(f"left out, with one image each: {', '.join(split.left_out)}")
+    baseline = config.baseline or next(iter(trunks))
+    measured: dict[str, dict[str, np.ndarray]] = {}
+    about: dict[str, dict[str, Any]] = {}
+    with progress() as bars:
+        task = bars.add_task("trunks", total=len(trunks), unit="trunks", note="")
+        for name, model in trunks.items():
+            bars.update(task, note=name)
+            measured[name], about[name] = measure(model, pack, split, config, bars)
+            output.log("trunk", name=name, **about[name])
+            bars.advance(task)
+    results = summarise(measured, about, split, baseline) | {"data": config.data, "size": config.size}
+    np.savez(output.path / "answers.npz", **_flat(measured), test_rows=split.test, test_labels=split.test_labels)  # pyright: ignore[reportArgumentType]
+    transfer_show.table(results)
+    transfer_show.plot(results, output.path / "transfer.svg")
+    console.print(f"written to {output.path}")
+    return output.finish(results)
+
+
+def parse_trunks(trunks: tuple[str, ...], baseline: str) -> dict[str, str]:
+    """`name=trunk` entries to {name: what `backbones.create` takes}; an entry without a name is named by its end."""
+    named: dict[str, str] = {}
+    for entry in trunks:
+        name, equals, model = entry.partition("=")
+        if not equals:
+            name, model = Path(entry).name, entry
+        if name in named:
+            raise UserError(f"trunks: two are called {name!r}; give each a name of its own, `name=trunk`")
+        named[name] = model_folder(model)
+    if not named:
+        raise UserError("trunks: none given; name at least one, for example `generalist=package:efficientnet_lite0`")
+    if baseline and baseline not in named:
+        raise UserError(f"baseline: no trunk is called {baseline!r}; there are {', '.join(named)}")
+    return named
+
+
+def model_folder(model: str) -> str:
+    """A run's output folder to the folder inside it that holds the model; anything else is given back as it is."""
+    folder = Path(model)
+    if folder.is_dir() and not (folder / "config.json").is_file():
+        for inner in ("student", "trunk"):
+            if (folder / inner / "config.json").is_file():
+                return str(folder / inner)
+        raise UserError(
+            f"{model}: holds no model (no config.json); name the output folder of `repcon train` or `teach`"
+        )
+    return model
+
+
+def split_images(pack: Pack, config: EvaluateConfig) -> Split:
+    """The images of the wanted classes, `config.test` of each class for the test; the same for every trunk."""
+    if not 0 < config.test < 1:
+        raise UserError(f"test: {config.test} is no share of the images between 0 and 1; 0.5 is usual")
+    rows, labels, names = class_rows(pack, config.classes)
+    counts = np.bincount(labels, minlength=len(names))
+    kept = np.flatnonzero(counts >= 2)
+    left_out = tuple(names[label] for label in np.flatnonzero(counts < 2))
+    if len(kept) < 2:
+        raise UserError(f"{config.data}: fewer than two of the {len(names)} classes have two images or more")
+    usable = np.isin(labels, kept)
+    rows, labels = rows[usable], np.searchsorted(kept, labels[usable])
+    train, test = probes.split_classes(labels, config.test, config.seed)
+    return Split(
+        train=rows[train],
+        train_labels=labels[train],
+        test=rows[test],
+        test_labels=labels[test],
+        classes=tuple(names[label] for label in kept),
+        left_out=left_out,
+    )
+
+
+def measure(
+    model: str, pack: Pack, split: Split, config: EvaluateConfig, bars: Progress
+) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """One trunk's answers: {metric: (m,) bool per test image, or (draws,) accuracies for few-shot}, and its facts."""
+    reading = Reading(
+        size=config.size,
+        batch_size=config.batch_size,
+        loader=config.loader,
+        workers=config.workers,
+        device=_device(config),
+        cache=Path(config.cache or Path(config.out) / "features"),
+    )
+    values, weights = extract(model, pack, np.concatenate([split.train, split.test]), reading, bars)
+    train, test = values[: len(split.train)], values[len(split.train) :]
+    answers: dict[str, np.ndarray] = {}
+    about: dict[str, Any] = {"model": model, "weight_hash": weights, "dimensions": values.shape[1]}
+    if "knn" in config.metrics:
+        for k, predicted in probes.knn(train, split.train_labels, test).items():
+            answers[f"knn_{k}"] = predicted == split.test_labels
+    if "probe" in config.metrics:
+        probe = probes.linear_probe(train, split.train_labels, test, config.seed)
+        answers["probe"] = probe.predicted == split.test_labels
+        about |= {"probe_c": probe.c, "probe_converged": probe.converged}
+    if "fewshot" in config.metrics:
+        smallest = int(np.bincount(split.train_labels).min())
+        for shots in (count for count in SHOTS if count <= smallest):
+            answers[f"shot_{shots}"] = probes.few_shot(
+                train, split.train_labels, test, split.test_labels, shots, config.draws, config.seed
+            )
+    if "finetune" in config.metrics:
+        answers["finetune"] = _finetune(model, pack, split, config, bars) == split.test_labels
+    return answers, about
+
+
+def _finetune(model: str, pack: Pack, split: Split, config: EvaluateConfig, bars: Progress) -> np.ndarray:
+    """(m,) predicted classes after the whole trunk was trained on the training part, the same way for every trunk."""
+    device = torch.device(_device(config))
+    torch.manual_seed(config.seed)
+    network = backbones.create(model, num_classes=len(split.classes))
+    recipe = replace(
+        FINETUNE, size=config.size, seed=config.seed, loader=config.loader, workers=config.workers,
+        batch_size=config.batch_size,
+    )  # fmt: skip
+    train = Labelled(rows=split.train, labels=split.train_labels)
+    none = Labelled(rows=split.train[:0], labels=split.train_labels[:0])
+    tuned = fit(network, pack, train, none, recipe, device=device, bars=bars, report=lambda epoch, best: None)
+    preprocessing = backbones.preprocessing(network, config.size)
+    loader = open_loader(config.loader, pack, (preprocessing.size,), workers=config.workers, device=str(device))
+    try:
+        return predict(tuned, pack, split.test, preprocessing, config.batch_size, loader).argmax(1).numpy()
+    finally:
+        loader.close()
+
+
+def summarise(
+    measured: Mapping[str, Mapping[str, np.ndarray]],
+    about: Mapping[str, Mapping[str, Any]],
+    split: Split,
+    baseline: str,
+) -> dict[str, Any]:
+    """Means, intervals and paired differences to the baseline, in per cent and points; JSON-able."""
+    trunks = {
+        name: {**about[name], "metrics": {metric: _interval(metric, values) for metric, values in answers.items()}}
+        for name, answers in measured.items()
+    }
+    differences = {
+        name: {
+            metric: _interval(metric, values.astype(float) - measured[baseline][metric])
+            for metric, values in answers.items()
+        }
+        for name, answers in measured.items()
+        if name != baseline
+    }
+    return {
+        "trunks": trunks,
+        "baseline": baseline,
+        "differences": differences,
+        "classes": len(split.classes),
+        "class_names": list(split.classes),
+        "left_out": list(split.left_out),
+        "train_images": len(split.train),
+        "test_images": len(split.test),
+        "chance": 100 / len(split.classes),
+        "preparation": "largest centred square, resized with antialias",
+    }
+
+
+def _interval(metric: str, values: np.ndarray) -> dict[str, float]:
+    return intervals.over_draws(values) if metric.startswith("shot_") else intervals.over_images(values)
+
+
+def _flat(measured: Mapping[str, Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """One array per trunk and metric, named `trunk/metric`, so that others can pair and pool the answers."""
+    return {f"{name}/{metric}": values for name, answers in measured.items() for metric, values in answers.items()}
+
+
+def _device(config: EvaluateConfig) -> str:
+    if config.device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return config.device

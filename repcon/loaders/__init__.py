@@ -5,14 +5,16 @@ decides the order, and a loader only decodes. So order, partition and resume are
 (`loaders.order`), and three decoders cannot disagree about them.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 import torch
 
-from repcon.images import Pack
+from repcon.loaders.opening import installed, open_loader
+
+__all__ = ["CropBatch", "Loader", "Request", "installed", "open_loader"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,8 +46,14 @@ class CropBatch:
 class Loader(Protocol):
     """Decodes, cuts exactly the box, resizes with antialiased bilinear interpolation, flips."""
 
+    kind: str
+    """The implementation: `reference`, `torch`, `dali` or `ffcv`."""
+
     def batches(self, requests: Iterable[Request]) -> Iterator[CropBatch]:
-        """One batch per request, in order. An error in a worker is raised here; held batches stay valid."""
+        """One batch per request, in order; requests are taken from the iterable a few batches ahead.
+
+        Raises UserError naming the image where a worker cannot read or decode one. Held batches stay valid.
+        """
         ...
 
     def close(self) -> None:

@@ -1,0 +1,81 @@
+"""What the CPU loaders share: a thread pool that fills batches in order, a few of them ahead of the consumer."""
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import suppress
+
+import numpy as np
+import torch
+
+from repcon.loaders import CropBatch, Request
+
+AHEAD_BATCHES = 3
+"""Batches that are in work while the consumer holds one; memory stays flat at this many."""
+
+
+def cores() -> int:
+    """Processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def empty_batch(request: Request, sides: Iterable[int], device: str) -> CropBatch:
+    """An unfilled batch for `request`, in pinned memory where it will travel to a GPU."""
+    n, c = request.crops.shape
+    pinned = device.startswith("cuda")
+    pixels = {
+        side: torch.empty((n * c, side, side, 3), dtype=torch.uint8, pin_memory=pinned).permute(0, 3, 1, 2)
+        for side in sides
+    }
+    images = torch.from_numpy(np.repeat(np.asarray(request.images, dtype=np.int64), c))
+    crops = torch.from_numpy(np.array(request.crops, dtype=np.int64).reshape(-1))
+    return CropBatch(pixels=pixels, images=images, crops=crops)
+
+
+class BatchPool:
+    """Threads that run a batch's jobs; the decoders and resizers they call leave the interpreter's lock."""
+
+    def __init__(self, workers: int) -> None:
+        self.workers = workers or cores()
+        self._threads = ThreadPoolExecutor(self.workers, thread_name_prefix="repcon-loader")
+
+    def shares(self, length: int) -> list[range]:
+        """`range(length)` in pieces: small enough to balance the threads, large enough to hide their cost."""
+        step = max(1, min(8, -(-length // (4 * self.workers))))
+        return [range(start, min(start + step, length)) for start in range(0, length, step)]
+
+    def run(
+        self,
+        requests: Iterable[Request],
+        begin: Callable[[Request], tuple[CropBatch, Sequence[Callable[[], None]]]],
+    ) -> Iterator[CropBatch]:
+        """Yields the batch of each request once all jobs that `begin` gave for it are done.
+
+        An exception in a job is raised here. Leaving the iterator early cancels what has not begun and waits
+        for what has, so that no thread touches a batch or a file after it.
+        """
+        pending: deque[tuple[CropBatch, list[Future[None]]]] = deque()
+        source = iter(requests)
+        futures: list[Future[None]] = []
+        try:
+            while True:
+                while len(pending) < AHEAD_BATCHES and (request := next(source, None)) is not None:
+                    batch, jobs = begin(request)
+                    pending.append((batch, [self._threads.submit(job) for job in jobs]))
+                if not pending:
+                    return
+                batch, futures = pending.popleft()
+                for future in futures:
+                    future.result()
+                yield batch
+        finally:
+            left = futures + [future for _, rest in pending for future in rest]
+            for future in left:
+                future.cancel()
+            with suppress(BaseException):
+                wait(left)
+
+    def close(self) -> None:
+        """Ends the threads after the jobs in work."""
+        self._threads.shutdown(wait=True, cancel_futures=True)

@@ -1,0 +1,208 @@
+"""Where a store's bytes live: a local folder, or any file system that fsspec opens by URL.
+
+Local writes are durable and whole: temporary file, fsync, rename, fsync of the folder. What a killed writer left
+is known by its lock, which died with it, so that `sweep` never takes a living writer's file.
+"""
+
+import contextlib
+import errno
+import fcntl
+import os
+import re
+import uuid
+from pathlib import Path
+from typing import Any, Protocol
+
+from repcon.errors import UserError
+
+_SAFE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]*(/[A-Za-z0-9_][A-Za-z0-9_.\-]*)*")
+
+
+class Files(Protocol):
+    """Files below one root; names are relative and use `/`."""
+
+    root: str
+
+    def read(self, name: str, start: int = 0, length: int | None = None) -> bytes:
+        """Bytes [start, start + length), fewer at the end of the file. Raises FileNotFoundError."""
+        ...
+
+    def size(self, name: str) -> int | None:
+        """Bytes in the file, None where there is none."""
+        ...
+
+    def names(self, folder: str) -> list[str]:
+        """What lies directly in the folder, sorted; empty where there is none."""
+        ...
+
+    def write(self, name: str, data: bytes) -> None:
+        """Puts the whole file in place at once, replacing what was there."""
+        ...
+
+    def delete(self, name: str) -> None:
+        """Removes the file if it is there."""
+        ...
+
+    def sweep(self) -> None:
+        """Removes what killed writers left behind."""
+        ...
+
+
+def open_files(url: str) -> Files:
+    """A path, `file://`, or anything that fsspec opens: `memory://`, `s3://`, ..."""
+    if "://" not in url:
+        return LocalFiles(Path(url))
+    if url.startswith("file://"):
+        return LocalFiles(Path(url.removeprefix("file://")))
+    import fsspec
+
+    try:
+        file_system, root = fsspec.url_to_fs(url)
+    except (ValueError, ImportError) as error:
+        raise UserError(f"{url}: {error}") from error
+    return UrlFiles(url, file_system, root)
+
+
+def safe(name: str) -> str:
+    """The name, if it cannot leave the root: no `..`, nothing absolute, no odd characters."""
+    if not _SAFE_NAME.fullmatch(name) or ".." in name:
+        raise UserError(f"file name {name!r} is not one that a store may use")
+    return name
+
+
+class LocalFiles:
+    """Files in a local folder; a link that leads out of the folder is refused."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = str(root)
+        self._root = root
+
+    def read(self, name: str, start: int = 0, length: int | None = None) -> bytes:
+        descriptor = os.open(self._inside(name), os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            length = os.fstat(descriptor).st_size - start if length is None else length
+            return os.pread(descriptor, max(length, 0), start)
+        finally:
+            os.close(descriptor)
+
+    def size(self, name: str) -> int | None:
+        try:
+            return os.stat(self._inside(name)).st_size
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+
+    def names(self, folder: str) -> list[str]:
+        try:
+            return sorted(entry for entry in os.listdir(self._inside(folder)) if not entry.startswith("."))
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+
+    def write(self, name: str, data: bytes) -> None:
+        path = self._inside(name)
+        try:
+            _make_folders(path.parent)
+            # A sweep may take the temporary file in the instant before it is locked: then it is written again.
+            while not _replace(path, data):
+                pass
+        except OSError as error:
+            kept = "what was finished is kept, the same command goes on from there"
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise UserError(f"{path}: the disk is full ({error.strerror}); make room: {kept}") from error
+            raise UserError(f"{path}: cannot write ({error.strerror}); {kept}") from error
+
+    def delete(self, name: str) -> None:
+        self._inside(name).unlink(missing_ok=True)
+
+    def sweep(self) -> None:
+        for left in self._root.rglob(".*.tmp"):
+            with contextlib.suppress(OSError), left.open("rb") as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                left.unlink()
+
+    def _inside(self, name: str) -> Path:
+        path = self._root / safe(name) if name else self._root
+        if name and not os.path.realpath(path).startswith(os.path.realpath(self._root) + os.sep):
+            raise UserError(f"{path} is a link that leads out of {self._root}; a store holds its own files only")
+        return path
+
+
+def _make_folders(folder: Path) -> None:
+    """Like mkdir -p, with the parents fsynced, so that the new folders outlive a power cut."""
+    if folder.is_dir():
+        return
+    _make_folders(folder.parent)
+    folder.mkdir(exist_ok=True)
+    _sync_folder(folder.parent)
+
+
+def _replace(path: Path, data: bytes) -> bool:
+    """One durable write; False when the temporary file was swept away before it was locked."""
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+            try:
+                os.replace(temporary, path)
+            except FileNotFoundError:
+                return False
+        _sync_folder(path.parent)
+        return True
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+class UrlFiles:
+    """Files below a URL; object stores put each object in place whole."""
+
+    def __init__(self, url: str, file_system: Any, root: str) -> None:
+        self.root = url
+        self._files = file_system
+        self._root = root.rstrip("/")
+
+    def read(self, name: str, start: int = 0, length: int | None = None) -> bytes:
+        end = None if length is None else start + length
+        return self._files.cat_file(self._path(name), start=start, end=end)
+
+    def size(self, name: str) -> int | None:
+        self._files.invalidate_cache()
+        try:
+            return int(self._files.info(self._path(name))["size"])
+        except FileNotFoundError:
+            return None
+
+    def names(self, folder: str) -> list[str]:
+        self._files.invalidate_cache()
+        try:
+            found = self._files.ls(self._path(folder), detail=False)
+        except FileNotFoundError:
+            return []
+        return sorted(path.rstrip("/").rsplit("/", 1)[-1] for path in found)
+
+    def write(self, name: str, data: bytes) -> None:
+        try:
+            self._files.makedirs(self._path(name).rsplit("/", 1)[0], exist_ok=True)
+            self._files.pipe_file(self._path(name), data)
+        except OSError as error:
+            raise UserError(f"{self.root}/{name}: cannot write ({error})") from error
+
+    def delete(self, name: str) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            self._files.rm_file(self._path(name))
+
+    def sweep(self) -> None:
+        """Nothing is left behind: an object appears whole or not at all."""
+
+    def _path(self, name: str) -> str:
+        return f"{self._root}/{safe(name)}" if name else self._root

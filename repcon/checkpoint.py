@@ -1,0 +1,78 @@
+"""Checkpoints: written whole or not at all, refused where they belong to another run."""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from repcon.errors import UserError
+
+BEST = "best.pt"
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested tables as dotted names, so that a difference can be named: {"optim": {"lr": 1}} gives {"optim.lr": 1}."""
+    result: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            result |= flat(value, f"{prefix}{key}.")
+        else:
+            result[prefix + key] = value
+    return result
+
+
+class Checkpoints:
+    """The folder of a run's checkpoints: the last `keep` by step, and the best.
+
+    identity: what must be equal for a run to go on, as flat JSON values.
+    """
+
+    def __init__(self, folder: Path, identity: Mapping[str, Any], keep: int) -> None:
+        self.folder = folder
+        self.identity = json.loads(json.dumps(dict(identity)))
+        self.keep = max(1, keep)
+
+    def newest(self) -> dict[str, Any] | None:
+        """The state to go on from, None at the beginning. Raises UserError naming each field that differs."""
+        paths = self._paths()
+        if not paths:
+            return None
+        try:
+            state = torch.load(paths[-1], map_location="cpu", weights_only=True)
+        except Exception as error:  # torch raises many kinds here; all mean that the file is not whole.
+            raise UserError(f"{paths[-1]}: unreadable ({error}); delete it to go on from the one before") from error
+        self._compare(state["identity"])
+        return state
+
+    def save(self, state: Mapping[str, Any], step: int, *, best: bool) -> None:
+        """Writes the state of `step`; with `best` it is also kept as `best.pt`."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        names = [f"step-{step:09d}.pt"] + ([BEST] if best else [])
+        for name in names:
+            self._write(dict(state) | {"identity": self.identity}, self.folder / name)
+        for old in self._paths()[: -self.keep]:
+            old.unlink()
+
+    def _paths(self) -> list[Path]:
+        return sorted(self.folder.glob("step-*.pt"))
+
+    def _write(self, state: Mapping[str, Any], path: Path) -> None:
+        """File, then folder reach the disk before the name is there: a crash leaves the checkpoint before."""
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        with temporary.open("wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        folder = os.open(path.parent, os.O_RDONLY)
+        os.fsync(folder)
+        os.close(folder)
+
+    def _compare(self, held: Mapping[str, Any]) -> None:
+        names = [name for name in sorted({*held, *self.identity}) if held.get(name) != self.identity.get(name)]
+        if names:
+            pairs = ", ".join(f"{n} was {held.get(n)!r} and is {self.identity.get(n)!r}" for n in names)
+            raise UserError(f"{self.folder}: belongs to another run: {pairs}; set it back or name another `out`")

@@ -1,0 +1,132 @@
+"""The student: one trunk, and one linear layer that holds every teacher's head."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from repcon import backbones
+from repcon.backbones import Preprocessing
+from repcon.card import model_card
+from repcon.errors import UserError
+
+HEADS = "heads.safetensors"
+HEADS_INDEX = "heads.json"
+
+
+class Student(nn.Module):
+    """A trunk's features (B, F) and all heads' logits (B, sum of C_h), the heads side by side in `heads`' order.
+
+    trunk: gives pooled features and has `num_features`, as timm's models with num_classes=0.
+    heads: classes per teacher. projection: width of a hidden layer of each head's own (Linear, GELU, as UNIC's
+    projectors); 0 for none, and then ONE linear layer answers for all heads.
+    """
+
+    def __init__(self, trunk: nn.Module, heads: Mapping[str, int], projection: int = 0) -> None:
+        super().__init__()
+        if not heads:
+            raise UserError("heads: a student needs at least one")
+        self.trunk = trunk
+        self.heads = dict(heads)
+        self.projection = projection
+        self.head_slices = _slices(self.heads)
+        width, classes = int(trunk.num_features), sum(self.heads.values())  # pyright: ignore[reportArgumentType]
+        width = int(getattr(trunk, "head_hidden_size", width) or width)
+        if projection:
+            self.project = nn.Sequential(nn.Linear(width, projection * len(self.heads)), nn.GELU())
+            self.answers = nn.ModuleList(nn.Linear(projection, count) for count in self.heads.values())
+        else:
+            self.answer = nn.Linear(width, classes)
+
+    def features(self, images: torch.Tensor) -> torch.Tensor:
+        """(B, 3, S, S) normalised pixels to (B, F)."""
+        return self.trunk(images)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        features = self.trunk(images)
+        if not self.projection:
+            return self.answer(features)
+        hidden = self.project(features).unflatten(1, (len(self.heads), self.projection))
+        return torch.cat([answer(hidden[:, h]) for h, answer in enumerate(self.answers)], dim=1)
+
+    @torch.no_grad()
+    def start_head(self, name: str, classifier: nn.Linear) -> None:
+        """Gives a head the weights of a classifier on this trunk's features."""
+        rows = self.head_slices[name]
+        self.answer.weight[rows] = classifier.weight
+        self.answer.bias[rows] = classifier.bias
+
+    def no_weight_decay(self) -> set[str]:
+        """timm's optimiser factory asks for it: the trunk's own exceptions."""
+        ask: Any = getattr(self.trunk, "no_weight_decay", set)
+        return {f"trunk.{name}" for name in ask()}
+
+
+def build(
+    trunk: str,
+    heads: Mapping[str, Any],
+    *,
+    pretrained: bool = True,
+    start_heads: bool = True,
+    projection: int = 0,
+    freeze_blocks: int = 0,
+    freeze_norm: bool = False,
+) -> Student:
+    """A student of the heads (`LabelStore.heads`, or some of them) on the trunk that a recipe names.
+
+    With `start_heads`, a head whose teacher has the trunk's own architecture and weights starts from the trunk's
+    classifier, so that the trunk is not moved while a random head is learnt.
+    """
+    model = backbones.create(trunk, pretrained=pretrained)
+    own_hash = backbones.weight_hash(model) if pretrained and start_heads and not projection else ""
+    classifier = getattr(model, "get_classifier", lambda: None)()
+    model.reset_classifier(0)  # pyright: ignore[reportCallIssue]
+    backbones.freeze(model, freeze_blocks, freeze_norm)
+    student = Student(model, {name: head.classes for name, head in heads.items()}, projection)
+    for name, head in heads.items():
+        if own_hash and head.section.weight_hash == own_hash and isinstance(classifier, nn.Linear):
+            student.start_head(name, classifier)
+    return student
+
+
+def save(student: Student, folder: str | Path, *, preprocessing: Preprocessing, card: Mapping[str, Any]) -> None:
+    """Writes a folder that `timm.create_model("local-dir:FOLDER", pretrained=True)` opens as the trunk.
+
+    Beside the trunk: the heads (`heads.safetensors`, `heads.json`) and README.md, the model card. `card` is what
+    `repcon.card.model_card` describes; `card["classes"]` may give class names per head.
+    """
+    folder = Path(folder)
+    backbones.save(student.trunk, folder, classes=(), preprocessing=preprocessing, extra={})
+    state = {k: v.detach().cpu().contiguous() for k, v in student.state_dict().items() if not k.startswith("trunk.")}
+    save_file(state, folder / HEADS)
+    index = {"heads": student.heads, "projection": student.projection, "classes": card.get("classes", {})}
+    (folder / HEADS_INDEX).write_text(json.dumps(index, indent=1) + "\n")
+    (folder / "README.md").write_text(model_card(student.heads, preprocessing, card))
+
+
+def load(folder: str | Path) -> Student:
+    """The student that `save` wrote. Raises UserError where the folder holds no student."""
+    folder = Path(folder)
+    try:
+        index = json.loads((folder / HEADS_INDEX).read_text())
+        state = load_file(folder / HEADS)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder}: holds no student of `repcon train` ({error})") from error
+    student = Student(backbones.create(str(folder), num_classes=0), index["heads"], index["projection"])
+    missing, unexpected = student.load_state_dict(state, strict=False)
+    wrong = [name for name in missing if not name.startswith("trunk.")] + unexpected
+    if wrong:
+        raise UserError(f"{folder / HEADS}: does not fit {HEADS_INDEX}: {', '.join(wrong)}; write the student again")
+    return student
+
+
+def _slices(heads: Mapping[str, int]) -> dict[str, slice]:
+    slices, start = {}, 0
+    for name, classes in heads.items():
+        slices[name] = slice(start, start + classes)
+        start += classes
+    return slices

@@ -1,0 +1,135 @@
+"""`repcon train`: the loader's crops, the student's answers, the loss against what the teachers said.
+
+Started by torchrun, the processes share every batch. A run that was stopped goes on from its last checkpoint when
+the same command is given again: same batches, and on the CPU the same losses to the last bit.
+"""
+
+import dataclasses
+import json
+import tomllib
+from pathlib import Path
+from typing import Any
+
+from repcon import config, student
+from repcon.checkpoint import Checkpoints, flat
+from repcon.config import HeadConfig, TrainConfig
+from repcon.errors import UserError
+from repcon.feed import Feed
+from repcon.images import Pack
+from repcon.processes import Stop, Team, join
+from repcon.record import Run, console, environment
+from repcon.store import LabelStore
+from repcon.trainer import Trainer
+from repcon.training_log import Totals, TrainingLog, trim_metrics
+
+# What may change between the parts of a run: where things are, how fast, and what is shown.
+FREE = ("pack", "store", "out", "workers", "device", "knn", "keep_checkpoints", "checkpoint_minutes", "tensorboard")
+
+
+def run(settings: TrainConfig) -> dict[str, Any]:
+    """Trains, validates, writes `out/student`; gives the final figures. KeyboardInterrupt once a stop is saved."""
+    pack, store = Pack.open(settings.pack), LabelStore.open(settings.store)
+    settings = dataclasses.replace(settings, heads=_heads(settings.heads, store))
+    with join(settings.device) as team, Stop() as stop:
+        checkpoints = Checkpoints(
+            Path(settings.out) / "checkpoints", _identity(settings, pack, store), settings.keep_checkpoints
+        )
+        state = checkpoints.newest()
+        feed = _feed(settings, pack, store, team)
+        try:
+            if state is not None and state["place"][0] == len(feed.passes) and _results(settings).is_file():
+                console.print(f"{settings.out}: this run is finished")
+                return json.loads(_results(settings).read_text())
+            log = TrainingLog(
+                _run_folder(settings, state, team), _totals(feed, settings), team.device, settings.tensorboard
+            )
+            trainer = Trainer(settings, store, feed, team)
+            with log:
+                trainer.run(state, checkpoints, log, stop, Path(settings.out))
+            return _finish(settings, pack, store, trainer, log)
+        finally:
+            feed.close()
+
+
+def _heads(heads: tuple[HeadConfig, ...], store: LabelStore) -> tuple[HeadConfig, ...]:
+    """The recipe's heads; all of the store's where it names none."""
+    if not heads:
+        return tuple(HeadConfig(name=name) for name in store.heads)
+    for head in heads:
+        if head.name not in store.heads:
+            raise UserError(f"heads: the store has no head {head.name!r}; it has {', '.join(store.heads)}")
+    if len({head.name for head in heads}) < len(heads):
+        raise UserError("heads: a head is named twice; give each one entry")
+    return heads
+
+
+def _identity(settings: TrainConfig, pack: Pack, store: LabelStore) -> dict[str, Any]:
+    """What decides about batches and losses; a resume must agree in all of it."""
+    plain = tomllib.loads(config.dump(settings))
+    kept = {name: value for name, value in plain.items() if name not in FREE}
+    return flat(kept) | {"store": store.fingerprint, "pack": pack.fingerprint}
+
+
+def _feed(settings: TrainConfig, pack: Pack, store: LabelStore, team: Team) -> Feed:
+    return Feed(
+        pack,
+        store,
+        size=settings.size,
+        batch_size=settings.batch_size,
+        epochs=settings.epochs,
+        heads=[head.name for head in settings.heads],
+        crops_per_decode=settings.crops_per_decode,
+        mix_window=settings.mix_window,
+        holdout=settings.holdout,
+        seed=settings.seed,
+        loader=settings.loader,
+        workers=settings.workers,
+        device=team.device,
+        rank=team.rank,
+        world=team.world,
+    )
+
+
+def _results(settings: TrainConfig) -> Path:
+    return Path(settings.out) / "results.json"
+
+
+def _totals(feed: Feed, settings: TrainConfig) -> Totals:
+    images = sum(len(feed.rows) * len(part.crops) for part in feed.passes)
+    return Totals(steps=feed.steps, images=images, heads=tuple(head.name for head in settings.heads))
+
+
+def _run_folder(settings: TrainConfig, state: dict[str, Any] | None, team: Team) -> Run | None:
+    """The leader's output folder; its metrics end where the checkpoint was taken."""
+    if not team.leads:
+        return None
+    if state is not None:
+        trim_metrics(Path(settings.out) / "metrics.jsonl", state["step"])
+    return Run(settings.out, "train", config.dump(settings))
+
+
+def _finish(settings: TrainConfig, pack: Pack, store: LabelStore, trainer: Trainer, log: TrainingLog) -> dict[str, Any]:
+    """Writes the student with its card, and the results."""
+    results = log.results()
+    folder = Path(settings.out) / "student"
+    if trainer.team.leads:
+        sections = [store.heads[head.name].section for head in settings.heads]
+        card = {
+            "name": Path(settings.out).name,
+            "folder": str(folder),
+            "trunk": settings.trunk,
+            "store": store.fingerprint,
+            "pack": pack.fingerprint,
+            "images": len(trainer.feed.rows),
+            "epochs": settings.epochs,
+            "teachers": [dataclasses.asdict(section) for section in sections],
+            "classes": {section.name: list(section.classes) for section in sections},
+            "metrics": results["validation"].get("heads", {}),
+            "versions": environment()["versions"],
+            "recipe": config.dump(settings),
+        }
+        student.save(trainer.kept, folder, preprocessing=trainer.preprocessing, card=card)
+        console.print(f"student: [bold]{folder}[/]")
+        results = log.finish(results | {"student": str(folder)})
+    trainer.team.wait()
+    return results

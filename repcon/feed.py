@@ -3,7 +3,7 @@
 import queue
 import threading
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -13,6 +13,7 @@ import torch
 from repcon.config import LoaderKind
 from repcon.errors import UserError
 from repcon.images import Pack
+from repcon.labels import Labels, Shelf, to_device
 from repcon.loaders import CropBatch, Request, open_loader
 from repcon.loaders.order import Order, passes, split
 from repcon.store import LabelStore
@@ -27,34 +28,16 @@ class Batch:
     pixels: torch.Tensor
     """(B, 3, S, S) uint8, channels-last in memory; `backbones.normalise` makes floats of them."""
     labels: dict[str, tuple[torch.Tensor, torch.Tensor]]
-    """Per head: (B, k) int64 class ids by falling probability and (B, k + T) float16 log-probabilities and tails."""
+    """Per head the stored labels of R >= B crops: (R, k) class ids by falling probability, uint16 or uint32, and
+    (R, k + T) float16 log-probabilities and log-tails."""
+    rows: torch.Tensor
+    """(B,) int64: which of the R each crop's labels are."""
     images: torch.Tensor
     """(B,) int64 rows of the pack, on the CPU."""
     crops: torch.Tensor
     """(B,) int64 crop numbers, on the CPU."""
     total: int
     """Crops in this batch over all processes."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Labels:
-    """The labels of a pass in memory: for crop place j and row i, entry j * N + i."""
-
-    crops: tuple[int, ...]
-    boxes: list[np.ndarray]
-    flips: list[np.ndarray]
-    heads: dict[str, tuple[np.ndarray, np.ndarray]]
-
-    def of(self, batch: CropBatch) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-        """The labels stored for these very crops."""
-        numbers = np.array(self.crops)
-        rank = np.argsort(numbers)
-        places = rank[np.searchsorted(numbers, batch.crops.numpy(), sorter=rank)]
-        rows = places * len(self.flips[0]) + batch.images.numpy()
-        return {
-            name: (torch.from_numpy(ids[rows].astype(np.int64)), torch.from_numpy(logp[rows]))
-            for name, (ids, logp) in self.heads.items()
-        }
 
 
 class Feed:
@@ -84,20 +67,20 @@ class Feed:
         world: int = 1,
     ) -> None:
         if pack.fingerprint != store.manifest.pack_fingerprint:
-            raise UserError(
-                "pack: the store's labels were made for another pack's images; name the pack it was made from"
-            )
-        self._store, self._size, self._device = store, size, torch.device(device)
-        self._heads = tuple(store.heads if heads is None else heads)
-        self._settings = {"seed": seed, "batch_size": batch_size, "mix_window": mix_window}
-        self._team = {"rank": rank, "world": world}
+            raise UserError(f"{store.url}: its labels belong to another pack's images; name the pack it was made from")
+        self._size, self._device = size, torch.device(device)
+        self._batch_size, self._rank, self._world = batch_size, rank, world
         self.passes = passes(epochs, crops_per_decode, store.crops)
         train, held = split(pack.hashes, holdout, seed)
         self.rows = np.setdiff1d(train, store.missing)
         self.held = np.setdiff1d(held, store.missing)
-        self.orders = [Order(self.rows, part, **self._settings, **self._team) for part in self.passes]
+        self.orders = [
+            Order(self.rows, part, seed=seed, batch_size=batch_size, mix_window=mix_window, rank=rank, world=world)
+            for part in self.passes
+        ]
+        self._shelf = Shelf(store, tuple(store.heads if heads is None else heads), self._device)
+        self._held_labels: Labels | None = None
         self._loader = open_loader(loader, pack, (size,), workers=workers, device=self._device.type)
-        self._labels: Labels | None = None
 
     @property
     def steps(self) -> int:
@@ -105,19 +88,26 @@ class Feed:
         return sum(order.steps for order in self.orders)
 
     def batches(self, part: int, start: int = 0) -> Generator[Batch]:
-        """The batches of pass `part` from number `start` on, prepared one ahead in a thread."""
+        """The batches of pass `part` from number `start` on; the next pass's labels are read meanwhile."""
         order = self.orders[part]
-        labels = self._load(order.part.crops)
-        decoded = self._loader.batches(order.requests(labels.boxes, labels.flips, start))
+        labels = self._shelf.get(order.part.crops)
+        if part + 1 < len(self.passes):
+            self._shelf.fetch(self.passes[part + 1].crops)
         totals = (order.size(step) for step in range(start, order.steps))
-        return ahead(lambda: self._labelled(order.batches(decoded, start), labels, totals))
+
+        def source() -> Iterator[Batch]:
+            decoded = self._loader.batches(order.requests(labels.boxes, labels.flips, start))
+            return self._labelled(order.batches(decoded, start), labels, totals)
+
+        return ahead(source)
 
     def held_out(self) -> Generator[Batch]:
         """This process's share of the held-out images, crop 0 of each."""
-        labels = self._load((0,))
-        rank, world = self._team["rank"], self._team["world"]
-        size = max(1, self._settings["batch_size"] // world)
-        rows = self.held[rank::world]
+        if self._held_labels is None:
+            self._held_labels = self._shelf.read((0,)).only(self.held)
+        labels = self._held_labels
+        size = max(1, self._batch_size // self._world)
+        rows = self.held[self._rank :: self._world]
         shares = [rows[first : first + size] for first in range(0, len(rows), size)]
         requests = (
             Request(
@@ -128,35 +118,24 @@ class Feed:
             )
             for share in shares
         )
-        return ahead(lambda: self._labelled(self._loader.batches(requests), labels, (len(share) for share in shares)))
+        return ahead(lambda: self._labelled(self._loader.batches(requests), labels, map(len, shares)))
 
     def close(self) -> None:
-        """Stops the loader's workers."""
+        """Stops the loader's workers and the reading of labels."""
         self._loader.close()
+        self._shelf.close()
 
-    def _labelled(self, batches: Iterator[CropBatch], labels: Labels, totals: Iterator[int]) -> Iterator[Batch]:
+    def _labelled(self, batches: Iterator[CropBatch], labels: Labels, totals: Iterable[int]) -> Iterator[Batch]:
         for batch, total in zip(batches, totals, strict=True):
-            stored = {name: tuple(map(self._moved, pair)) for name, pair in labels.of(batch).items()}
-            pixels = self._moved(batch.pixels[self._size])
-            yield Batch(pixels=pixels, labels=stored, images=batch.images, crops=batch.crops, total=total)  # pyright: ignore[reportArgumentType]
-
-    def _moved(self, tensor: torch.Tensor) -> torch.Tensor:
-        if self._device.type == "cpu" or tensor.device.type != "cpu":
-            return tensor
-        return tensor.pin_memory().to(self._device, non_blocking=True)
-
-    def _load(self, crops: tuple[int, ...]) -> Labels:
-        """The slabs of these crops as one table per head; kept while the next pass uses the same."""
-        if self._labels is not None and self._labels.crops == crops:
-            return self._labels
-        slabs = list(self._store.slabs(crops, self._heads))
-        tables = {}
-        for name in self._heads:
-            parts = [slab.labels[name] for slab in slabs]
-            tables[name] = tuple(p[0] if len(p) == 1 else np.concatenate(p) for p in zip(*parts, strict=True))
-        boxes, flips = [slab.boxes for slab in slabs], [slab.flips for slab in slabs]
-        self._labels = Labels(crops=crops, boxes=boxes, flips=flips, heads=tables)
-        return self._labels
+            rows, stored = labels.of(batch.images, batch.crops, self._device)
+            yield Batch(
+                pixels=to_device(batch.pixels[self._size], self._device),
+                labels=stored,
+                rows=rows,
+                images=batch.images,
+                crops=batch.crops,
+                total=total,
+            )
 
 
 @dataclass(slots=True)

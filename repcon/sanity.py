@@ -68,7 +68,7 @@ class LossGuard:
     def _dump(self, seen: _Seen) -> Path:
         """The step's pixels, labels, logits and losses, for `torch.load`."""
         path = self._folder / f"not-finite-step-{seen.step}-rank-{self._team.rank}.pt"
-        batch = seen.batch
+        batch, rows = seen.batch, seen.batch.rows.cpu()
         state = {
             "step": seen.step,
             "losses": dict(zip(self._names, seen.losses.tolist(), strict=True)),
@@ -76,7 +76,9 @@ class LossGuard:
             "images": batch.images,
             "crops": batch.crops,
             "pixels": batch.pixels.cpu(),
-            "labels": {name: [tensor.cpu() for tensor in pair] for name, pair in batch.labels.items()},
+            "labels": {
+                name: [table.cpu().index_select(0, rows) for table in pair] for name, pair in batch.labels.items()
+            },
         }
         torch.save(state, path)
         return path

@@ -100,7 +100,7 @@ class Trainer:
         last = self._closes(part, number)
         with self._apart(last):
             logits = self.answer(batch.pixels)
-            losses = self.loss(logits, batch.labels)
+            losses = self.loss(logits, batch.labels, batch.rows)
             self.step += 1
             self.images += batch.total
             guard.watch(self.step, losses, logits, batch)

@@ -58,7 +58,7 @@ class Agreement:
         for batch in batches:
             logits = answer(batch.pixels).float()
             rows = len(logits)
-            kl = self._loss(logits, batch.labels).cpu() * rows
+            kl = self._loss(logits, batch.labels, batch.rows).cpu() * rows
             same = [self._same(student, logits, batch, head.name) for head in self._heads]
             sums += torch.cat([kl, torch.stack(same).cpu().float(), torch.tensor([float(rows)])])
         sums = self._team.total(sums)
@@ -73,7 +73,8 @@ class Agreement:
 
     def _same(self, student: Student, logits: torch.Tensor, batch: Batch, name: str) -> torch.Tensor:
         """How many rows' first choice is the teacher's."""
-        return (logits[:, student.head_slices[name]].argmax(1) == batch.labels[name][0][:, 0]).sum()
+        best = batch.labels[name][0][:, 0].to(torch.int64)[batch.rows]
+        return (logits[:, student.head_slices[name]].argmax(1) == best).sum()
 
 
 def _plain(head: HeadConfig, stored: tuple[float, ...]) -> HeadConfig:

@@ -1,0 +1,137 @@
+"""Stored labels in memory: whole slabs, beside the training step, from which batches are gathered."""
+
+import dataclasses
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from repcon.store import LabelStore, Slab
+from repcon.topk import id_dtype
+
+Pair = tuple[torch.Tensor, torch.Tensor]
+
+GPU_SHARE = 0.2
+"""Slabs lie in GPU memory while they take at most this share of what is free; else each batch's labels travel."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Labels:
+    """The labels of some crops of n images: crop place j of image place i is entry j * n + i."""
+
+    crops: tuple[int, ...]
+    images: np.ndarray
+    """(n,) int64 rising rows of the pack."""
+    boxes: list[np.ndarray]
+    """Per crop of ALL the pack's N images (N, 4) uint16."""
+    flips: list[np.ndarray]
+    """Per crop of all images (N,) uint8."""
+    heads: dict[str, Pair]
+    """Per head (len(crops) * n, k) ids and (len(crops) * n, k + T) float16 values, on the CPU or on the device."""
+
+    def of(
+        self, images: torch.Tensor, crops: torch.Tensor, device: torch.device
+    ) -> tuple[torch.Tensor, dict[str, Pair]]:
+        """(rows, labels) for these crops: the tables as they lie on the device, or a batch gathered for it."""
+        rows = self._places(crops.numpy()) * len(self.images) + np.searchsorted(self.images, images.numpy())
+        resident = all(ids.device == device for ids, _ in self.heads.values())
+        if resident:
+            return to_device(torch.from_numpy(rows), device), self.heads
+        gathered = {
+            name: (_taken(ids, rows, device), _taken(values, rows, device))
+            for name, (ids, values) in self.heads.items()
+        }
+        return torch.arange(len(rows), device=device), gathered
+
+    def only(self, images: np.ndarray) -> "Labels":
+        """Those of one crop for some rising rows: a small table that may be kept."""
+        assert len(self.crops) == 1
+        places = np.searchsorted(self.images, images)
+        heads = {
+            name: (_taken(ids, places, ids.device), _taken(values, places, ids.device))
+            for name, (ids, values) in self.heads.items()
+        }
+        return dataclasses.replace(self, images=images, heads=heads)
+
+    def _places(self, crops: np.ndarray) -> np.ndarray:
+        numbers = np.array(self.crops)
+        order = np.argsort(numbers)
+        return order[np.searchsorted(numbers, crops, sorter=order)]
+
+
+class Shelf:
+    """Reads labels, keeps those in use, and reads the next ones in a thread meanwhile."""
+
+    def __init__(self, store: LabelStore, heads: tuple[str, ...], device: torch.device) -> None:
+        self._store, self._heads, self._device = store, heads, device
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="repcon-labels")
+        self._held: Labels | None = None
+        self._next: tuple[tuple[int, ...], Future[Labels]] | None = None
+
+    def get(self, crops: tuple[int, ...]) -> Labels:
+        """The labels of these crop numbers. Raises UserError where the store is damaged or not finished."""
+        if self._held is None or self._held.crops != crops:
+            self.fetch(crops)
+            assert self._next is not None
+            self._held = self._next[1].result()
+            self._next = None
+        return self._held
+
+    def fetch(self, crops: tuple[int, ...]) -> None:
+        """Begins to read, unless it has begun or is held."""
+        wanted = self._next is None or self._next[0] != crops
+        if wanted and (self._held is None or self._held.crops != crops):
+            self._next = (crops, self._pool.submit(self.read, crops))
+
+    def close(self) -> None:
+        """Ends the thread."""
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def read(self, crops: Sequence[int]) -> Labels:
+        """Decodes each slab straight into its part of one table per head."""
+        count, total = self._store.images, self._store.images * len(crops)
+        tables = {}
+        for name in self._heads:
+            head = self._store.heads[name]
+            values = np.empty((total, head.k + len(head.temperatures)), np.float16)
+            tables[name] = (np.empty((total, head.k), id_dtype(head.classes)), values)
+        slabs = []
+        for place, crop in enumerate(crops):
+            rows = slice(place * count, (place + 1) * count)
+            out = Slab(
+                crop=crop,
+                boxes=np.empty((count, 4), np.uint16),
+                flips=np.empty(count, np.uint8),
+                labels={name: (ids[rows], values[rows]) for name, (ids, values) in tables.items()},
+            )
+            slabs.append(self._store.slab(crop, self._heads, out))
+        heads = {name: (torch.from_numpy(ids), torch.from_numpy(values)) for name, (ids, values) in tables.items()}
+        return Labels(
+            crops=tuple(crops),
+            images=np.arange(count),
+            boxes=[slab.boxes for slab in slabs],
+            flips=[slab.flips for slab in slabs],
+            heads=self._placed(heads),
+        )
+
+    def _placed(self, heads: dict[str, Pair]) -> dict[str, Pair]:
+        """On the GPU where they fit, so that the loss gathers there by row number."""
+        if self._device.type != "cuda":
+            return heads
+        size = sum(tensor.nbytes for pair in heads.values() for tensor in pair)
+        if size > GPU_SHARE * torch.cuda.mem_get_info(self._device)[0]:
+            return heads
+        return {name: (ids.to(self._device), values.to(self._device)) for name, (ids, values) in heads.items()}
+
+
+def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A copy to a GPU that the CPU does not wait for; the tensor itself where it is there already."""
+    if tensor.device.type == device.type or device.type == "cpu":
+        return tensor
+    return (tensor if tensor.is_pinned() else tensor.pin_memory()).to(device, non_blocking=True)
+
+
+def _taken(table: torch.Tensor, rows: np.ndarray, device: torch.device) -> torch.Tensor:
+    return to_device(torch.from_numpy(table.cpu().numpy()[rows]), device)

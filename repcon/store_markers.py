@@ -7,7 +7,8 @@ from dataclasses import asdict, dataclass
 from repcon import config
 from repcon.errors import UserError
 from repcon.store_files import Files
-from repcon.store_format import MARKERS, Manifest, Unit, seal, unseal
+from repcon.store_layout import Unit
+from repcon.store_manifest import MARKERS, Manifest, seal, unseal
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,8 +54,8 @@ class Markers:
             try:
                 data = self._files.read(marker_name(unit), 0, 2**28)
             except FileNotFoundError:
-                raise UserError(f"{place}: no such marker, so this unit was never finished; run `repcon precompute` "
-                                "again to complete the store") from None  # fmt: skip
+                reason = "no such marker: this unit was never finished"
+                raise UserError(f"{place}: {reason}; run `repcon precompute` again to complete the store") from None
             marker = config.parse(Marker, unseal(data, place), place)
             self._check(marker, unit, place)
             self._known[unit.name] = marker

@@ -4,9 +4,11 @@ It reads the standard Zarr v3 `sharding_indexed` format with blosc and crc32c, n
 than zarr-python; the tests compare the two on every codec. It serves only what a marker vouches for.
 """
 
+import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import google_crc32c
 import numcodecs.blosc
@@ -14,22 +16,15 @@ import numpy as np
 
 from repcon import gaps
 from repcon.errors import UserError
-from repcon.store_files import Files
-from repcon.store_format import (
-    HeadInfo,
-    Layout,
-    Manifest,
-    Unit,
-    box_layouts,
-    head_layouts,
-    part_of,
-    shard_name,
-    unit_at,
-)  # fmt: skip
+from repcon.store_files import Files, LocalFiles
+from repcon.store_layout import HeadInfo, Layout, Unit, box_layouts, head_layouts, part_of, shard_name, unit_at
+from repcon.store_manifest import Manifest
 from repcon.store_markers import Marker, Markers, ShardFile
+from repcon.store_slabs import Slab
 
 _INDEX_ENTRY_BYTES, _CRC_BYTES, _BLOSC_HEADER_BYTES = 16, 4, 16
 _ABSENT = np.uint64(2**64 - 1)
+_REMEDY = "restore the file from a copy, or delete the unit's marker in done/ and run `repcon precompute` again"
 
 
 def chunk_crcs(shard: bytes, chunks: int) -> tuple[int, ...]:
@@ -40,47 +35,47 @@ def chunk_crcs(shard: bytes, chunks: int) -> tuple[int, ...]:
 
 
 class ShardReader:
-    """Decodes any crop's rows. Thread-safe; `threads` chunks are decoded at a time."""
+    """Decodes any crop's rows, several chunks at a time. Thread-safe."""
 
-    def __init__(self, files: Files, manifest: Manifest, markers: Markers, threads: int) -> None:
+    def __init__(self, files: Files, manifest: Manifest, markers: Markers) -> None:
         self._files, self._manifest, self._markers = files, manifest, markers
         self._indexes: dict[str, np.ndarray] = {}
         self._lock = threading.Lock()
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="repcon-shards")
+        # Locally the threads decompress; over a network they wait.
+        self._threads = min(8, os.cpu_count() or 1) if isinstance(files, LocalFiles) else 16
 
-    def close(self) -> None:
-        """Stops the threads; reads in progress end first."""
-        self._pool.shutdown()
-
-    def read_boxes(self, crop: int, rows: range, boxes: np.ndarray, flips: np.ndarray) -> None:
-        """Fills boxes (r, 4) uint16 and flips (r,) uint8."""
-        jobs = [
-            self._pool.submit(self._boxes, crop, part, boxes[place], flips[place]) for part, place in self._pieces(rows)
-        ]
-        _finish(jobs)
-
-    def read_head(self, head: HeadInfo, crop: int, rows: range, ids: np.ndarray, logp: np.ndarray) -> None:
-        """Fills ids (r, k) and logp (r, k + T) float16, whatever the store's encoding of values."""
-        jobs = [
-            self._pool.submit(job, head, crop, part, target[place])
-            for part, place in self._pieces(rows)
-            for job, target in ((self._ids, ids), (self._values, logp))
-        ]
-        _finish(jobs)
-
-    def require(self, head: str | None, crop: int) -> None:
+    def require(self, crop: int, heads: Sequence[HeadInfo]) -> None:
         """Makes sure that the crop is finished for all images, before memory is set aside for it."""
-        part = part_of(self._manifest, head, crop)
-        for row in range(0, self._manifest.images, self._manifest.rows_per_shard):
-            self._markers.get(unit_at(self._manifest, part, crop, row))
+        for name in (None, *(head.name for head in heads)):
+            part = part_of(self._manifest, name, crop)
+            for row in range(0, self._manifest.images, self._manifest.rows_per_shard):
+                self._markers.get(unit_at(self._manifest, part, crop, row))
 
-    def _pieces(self, rows: range) -> Iterator[tuple[range, slice]]:
-        """The rows cut at shard borders, each with its place in the caller's array."""
-        size, start = self._manifest.rows_per_shard, rows.start
-        while start < rows.stop:
-            stop = min(rows.stop, (start // size + 1) * size)
-            yield range(start, stop), slice(start - rows.start, stop - rows.start)
-            start = stop
+    def read(self, crop: int, rows: Sequence[range], out: Slab, heads: Sequence[HeadInfo]) -> Slab:
+        """Fills `out` with the ranges of rows, one after the other: boxes, flips, and the labels of these heads."""
+        jobs: list[tuple[Callable[..., None], tuple]] = []
+        for part, place in self._pieces(rows):
+            jobs.append((self._boxes, (crop, part, out.boxes[place], out.flips[place])))
+            for head in heads:
+                ids, logp = out.labels[head.name]
+                jobs.append((self._ids, (head, crop, part, ids[place])))
+                jobs.append((self._values, (head, crop, part, logp[place])))
+        with ThreadPoolExecutor(self._threads, thread_name_prefix="repcon-shards") as pool:
+            running = [pool.submit(job, *arguments) for job, arguments in jobs]
+        for job in running:
+            job.result()
+        return replace(out, crop=crop)
+
+    def _pieces(self, rows: Sequence[range]) -> Iterator[tuple[range, slice]]:
+        """The rows cut at shard borders, each piece with its place in the caller's arrays."""
+        size, place = self._manifest.rows_per_shard, 0
+        for wanted in rows:
+            start = wanted.start
+            while start < wanted.stop:
+                stop = min(wanted.stop, (start // size + 1) * size)
+                yield range(start, stop), slice(place, place + stop - start)
+                place += stop - start
+                start = stop
 
     def _boxes(self, crop: int, rows: range, boxes: np.ndarray, flips: np.ndarray) -> None:
         box, flip = box_layouts()
@@ -117,8 +112,8 @@ class ShardReader:
 
     def _poisoned(self, layout: Layout, crop: int, rows: range) -> UserError:
         name = shard_name(self._manifest, layout, crop, rows.start)
-        return UserError(f"{self._files.root}/{name}: crop {crop} of rows {rows.start} to {rows.stop - 1} holds values "
-                         "that were never written; delete the unit's marker and run `repcon precompute` again")  # fmt: skip
+        where = f"{self._files.root}/{name}: crop {crop} of rows {rows.start} to {rows.stop - 1}"
+        return UserError(f"{where} holds values that were never written; {_REMEDY}")
 
     def _decode(self, layout: Layout, unit: Unit, crop: int, rows: range, out: np.ndarray) -> None:
         """Decompresses one crop's chunk of one shard into `out`, by way of a buffer where only a part is wanted."""
@@ -180,22 +175,13 @@ class ShardReader:
             raise self._damaged(name, f"it cannot be read ({error.strerror or error})") from error
 
     def _damaged(self, name: str, reason: str) -> UserError:
-        return UserError(f"{self._files.root}/{name}: {reason}; restore the file, or delete the unit's marker in "
-                         "done/ and run `repcon precompute` again")  # fmt: skip
+        return UserError(f"{self._files.root}/{name}: {reason}; {_REMEDY}")
 
 
 def _parse_index(data: bytes, origin: str) -> np.ndarray:
     if google_crc32c.value(data[:-_CRC_BYTES]) != int.from_bytes(data[-_CRC_BYTES:], "little"):
-        raise UserError(f"{origin}: the checksum of the shard's index is wrong; restore the file, or delete the "
-                        "unit's marker in done/ and run `repcon precompute` again")  # fmt: skip
+        raise UserError(f"{origin}: the checksum of the shard's index is wrong; {_REMEDY}")
     index = np.frombuffer(data[:-_CRC_BYTES], "<u8").reshape(-1, 2)
     if (index == _ABSENT).any():
-        raise UserError(f"{origin}: a chunk was never written; run `repcon precompute` again")
+        raise UserError(f"{origin}: a chunk was never written; {_REMEDY}")
     return index
-
-
-def _finish(jobs: list) -> None:
-    """Waits for all jobs, then raises the first error."""
-    errors = [error for job in jobs if (error := job.exception())]
-    if errors:
-        raise errors[0]

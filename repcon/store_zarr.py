@@ -15,7 +15,8 @@ from zarr.codecs import BloscCodec, Crc32cCodec
 from zarr.core.buffer import Buffer, default_buffer_prototype
 from zarr.storage import MemoryStore
 
-from repcon.store_format import Layout, Manifest, layouts_of
+from repcon.store_layout import Layout, layouts_of
+from repcon.store_manifest import Manifest
 
 # Chunks are encoded and decoded in parallel by threads of their own; blosc's shared pool would serialise them.
 numcodecs.blosc.use_threads = False
@@ -56,10 +57,16 @@ def array_metadata(manifest: Manifest, layout: Layout) -> bytes:
     return held["zarr.json"].to_bytes()
 
 
-def encode_shard(metadata: bytes, name: str, crop: int, row: int, block: np.ndarray) -> bytes:
-    """The bytes of the shard whose first element is (crop, row); `block` (d, r) or (d, r, width) fills it whole."""
-    held: dict[str, Buffer] = {"zarr.json": default_buffer_prototype().buffer.from_bytes(metadata)}
+def encode_shard(manifest: Manifest, layout: Layout, name: str, crop: int, row: int, block: np.ndarray) -> bytes:
+    """The bytes of the file `name`, the shard whose first element is (crop, row); `block` fills it whole.
+
+    `block` is (d, r) or (d, r, width), in the layout's type.
+    """
+    held: dict[str, Buffer] = {
+        "zarr.json": default_buffer_prototype().buffer.from_bytes(array_metadata(manifest, layout))
+    }
+    # Chunks that are all poison are written too: a chunk that is absent is damage.
     settings: dict[str, Any] = {"write_empty_chunks": True}
     array = zarr.open_array(MemoryStore(held), mode="r+", config=settings)
     array[crop : crop + block.shape[0], row : row + block.shape[1]] = block
-    return held[name].to_bytes()
+    return held[name.removeprefix(f"{layout.path}/")].to_bytes()

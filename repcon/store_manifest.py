@@ -1,26 +1,26 @@
-"""What a label store is made of: its manifest, its arrays, its work units, and the seal on its JSON files.
+"""The store's manifest: what it holds and how it was made, checked before anything is allocated for it.
 
 The manifest is the only truth: array metadata (`zarr.json`) follows from it and is pinned there by its sha256.
+Every JSON file of repcon's own in a store is sealed with the sha256 of itself.
 """
 
 import dataclasses
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-import numpy as np
-
-from repcon import config, gaps
+from repcon import config
 from repcon.errors import UserError
-from repcon.topk import id_dtype
 
 FORMAT, VERSION = "repcon labels", 1
 MANIFEST, JOURNAL, MARKERS = "manifest.json", "manifest.next.json", "done"
 CROPS_PER_SHARD, ROWS_PER_SHARD = 8, 16_384
 _HEAD_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+_LARGEST = {"images": 2**36, "crops": 2**16, "k": 2**16, "rows_per_shard": 2**20, "crops_per_shard": CROPS_PER_SHARD}
+_MOST_UNITS = 10**7
 
 Codec = Literal["zstd", "lz4"]
 Values = Literal["float16", "gaps8"]
@@ -93,42 +93,6 @@ class Manifest:
     """sha256 of every `zarr.json`."""
 
 
-@dataclass(frozen=True, slots=True)
-class HeadInfo:
-    """One head of the store: `k` = min(store's k, classes)."""
-
-    name: str
-    classes: int
-    k: int
-    temperatures: tuple[float, ...]
-    section: TeacherSection
-
-
-@dataclass(frozen=True, slots=True)
-class Unit:
-    """The smallest piece of work: some crops of some images, for all heads of a part; one shard of each array."""
-
-    name: str
-    heads: tuple[str, ...]
-    crops: range
-    rows: range
-    writes_boxes: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Layout:
-    """One array: `(crops, images, width)`, or `(crops, images)` where width is 0."""
-
-    path: str
-    width: int
-    dtype: np.dtype
-    fill: int | float
-
-    @property
-    def bytes_per_row(self) -> int:
-        return max(self.width, 1) * self.dtype.itemsize
-
-
 def manifest_of(spec: StoreSpec) -> Manifest:
     """The manifest of a new store, still without the hashes of its metadata."""
     depth = next(d for d in range(min(CROPS_PER_SHARD, max(spec.crops, 1)), 0, -1) if spec.crops % d == 0)
@@ -156,28 +120,33 @@ def manifest_of(spec: StoreSpec) -> Manifest:
 
 def check(manifest: Manifest, origin: str) -> None:
     """Refuses what no honest store holds, before anything is allocated for it."""
-    bounds = {"images": 2**36, "crops": 2**16, "k": 2**16, "rows_per_shard": 2**20, "crops_per_shard": CROPS_PER_SHARD}
-    for name, largest in bounds.items():
+    for name, largest in _LARGEST.items():
         if not 1 <= getattr(manifest, name) <= largest:
             raise UserError(f"{origin}: {name} is {getattr(manifest, name)}; it must lie in 1 to {largest}")
     units = -(-manifest.images // manifest.rows_per_shard) * -(-manifest.crops // manifest.crops_per_shard)
-    if units > 10**7:
-        raise UserError(
-            f"{origin}: images, crops and rows_per_shard make {units} units; at most 10,000,000 are allowed"
-        )
-    warm = [t for t in manifest.temperatures if not 0.01 <= t <= 1000]
-    if warm or not 1 <= len(set(manifest.temperatures)) == len(manifest.temperatures) <= 64:
-        raise UserError(f"{origin}: temperatures {list(manifest.temperatures)} must be distinct and in 0.01 to 1000")
+    if units > _MOST_UNITS:
+        raise UserError(f"{origin}: {units} shards per array; rows_per_shard is too small for so many images and crops")
+    temperatures = manifest.temperatures
+    if len(set(temperatures)) < len(temperatures) or not temperatures or len(temperatures) > 64:
+        raise UserError(f"{origin}: temperatures {list(temperatures)} must be 1 to 64 different ones")
+    if not all(0.01 <= temperature <= 1000 for temperature in temperatures):
+        raise UserError(f"{origin}: temperatures {list(temperatures)} must lie in 0.01 to 1000")
     names = [teacher.name for teacher in manifest.teachers]
-    for teacher in manifest.teachers:
-        if not _HEAD_NAME.fullmatch(teacher.name):
-            raise UserError(f"{origin}: teacher name {teacher.name!r} may hold letters, digits, - and _, at most 64")
-        if not 2 <= teacher.num_classes < 2**31 or len(teacher.classes) not in (0, teacher.num_classes):
-            raise UserError(f"{origin}: teacher {teacher.name}: num_classes {teacher.num_classes} with "
-                            f"{len(teacher.classes)} class names")  # fmt: skip
     if not names or len({name.lower() for name in names}) < len(names):
         raise UserError(f"{origin}: teachers {names} must be one or more, with names that differ in more than case")
+    for teacher in manifest.teachers:
+        _check_teacher(teacher, origin)
     _check_parts(manifest, names, origin)
+
+
+def _check_teacher(teacher: TeacherSection, origin: str) -> None:
+    if not _HEAD_NAME.fullmatch(teacher.name):
+        raise UserError(f"{origin}: teacher name {teacher.name!r} may hold letters, digits, - and _, at most 64")
+    if not 2 <= teacher.num_classes < 2**31:
+        raise UserError(f"{origin}: teacher {teacher.name}: num_classes {teacher.num_classes} must be 2 or more")
+    if len(teacher.classes) not in (0, teacher.num_classes):
+        named = f"{len(teacher.classes)} class names for {teacher.num_classes} classes"
+        raise UserError(f"{origin}: teacher {teacher.name}: {named}")
 
 
 def _check_parts(manifest: Manifest, names: list[str], origin: str) -> None:
@@ -191,77 +160,6 @@ def _check_parts(manifest: Manifest, names: list[str], origin: str) -> None:
             raise UserError(f"{origin}: parts do not cover the crops of {head or 'the boxes'} exactly once")
     if strangers := {head for part in manifest.parts for head in part.heads} - set(names):
         raise UserError(f"{origin}: parts name heads {sorted(strangers)} that have no teacher section")
-
-
-def heads_of(manifest: Manifest) -> dict[str, HeadInfo]:
-    """The heads in the order of their sections."""
-    return {
-        t.name: HeadInfo(t.name, t.num_classes, min(manifest.k, t.num_classes), manifest.temperatures, t)
-        for t in manifest.teachers
-    }
-
-
-def box_layouts() -> tuple[Layout, Layout]:
-    """The arrays of boxes and flips."""
-    return (
-        Layout("crops/box", 4, np.dtype("<u2"), 65_535),
-        Layout("crops/flip", 0, np.dtype("u1"), 255),
-    )
-
-
-def head_layouts(manifest: Manifest, head: HeadInfo) -> tuple[Layout, Layout]:
-    """The arrays of ids and of values."""
-    ids = np.dtype(id_dtype(head.classes)).newbyteorder("<")
-    folder = f"heads/{head.name}"
-    if manifest.values == "gaps8":
-        values = Layout(f"{folder}/gaps", gaps.width(head.k, head.temperatures), np.dtype("u1"), gaps.POISON)
-    else:
-        values = Layout(f"{folder}/logp", head.k + len(head.temperatures), np.dtype("<f2"), float("nan"))
-    return Layout(f"{folder}/ids", head.k, ids, int(np.iinfo(ids).max)), values
-
-
-def layouts_of(manifest: Manifest) -> Iterator[Layout]:
-    """Every array of the store."""
-    yield from box_layouts()
-    for head in heads_of(manifest).values():
-        yield from head_layouts(manifest, head)
-
-
-def units_of(manifest: Manifest) -> Iterator[Unit]:
-    """All work, part by part, crops before rows."""
-    for number, part in enumerate(manifest.parts):
-        for crop in range(part.crops[0], part.crops[1], manifest.crops_per_shard):
-            for row in range(0, manifest.images, manifest.rows_per_shard):
-                yield unit_at(manifest, number, crop, row)
-
-
-def unit_at(manifest: Manifest, number: int, crop: int, row: int) -> Unit:
-    """The unit of part `number` that holds this crop of this image."""
-    part, depth, rows = manifest.parts[number], manifest.crops_per_shard, manifest.rows_per_shard
-    first_crop, first_row = crop // depth * depth, row // rows * rows
-    return Unit(
-        f"part-{number}-crop-{first_crop}-row-{first_row}",
-        part.heads,
-        range(first_crop, first_crop + depth),
-        range(first_row, min(first_row + rows, manifest.images)),
-        part.boxes,
-    )
-
-
-def part_of(manifest: Manifest, head: str | None, crop: int) -> int:
-    """The part that wrote this crop of this head; of the boxes where head is None."""
-    for number, part in enumerate(manifest.parts):
-        if part.crops[0] <= crop < part.crops[1] and (part.boxes if head is None else head in part.heads):
-            return number
-    raise UserError(
-        f"crop {crop} of {head or 'the boxes'} is not in the store, which has crops 0 to {manifest.crops - 1}"
-    )
-
-
-def shard_name(manifest: Manifest, layout: Layout, crop: int, row: int) -> str:
-    """The file that holds this crop of this image, by Zarr's default chunk keys."""
-    place = f"{layout.path}/c/{crop // manifest.crops_per_shard}/{row // manifest.rows_per_shard}"
-    return f"{place}/0" if layout.width else place
 
 
 def seal(values: Mapping[str, Any]) -> bytes:
@@ -301,8 +199,8 @@ def read_manifest(data: bytes, origin: str) -> Manifest:
     except (ValueError, RecursionError):
         loose = None
     if isinstance(loose, dict) and loose.get("format") == FORMAT and loose.get("version") != VERSION:
-        raise UserError(f"{origin}: made in format version {loose.get('version')}; this repcon reads version {VERSION}: "
-                        f"use the repcon that made it, or make the store again")  # fmt: skip
+        versions = f"made in format version {loose.get('version')}; this repcon reads version {VERSION}"
+        raise UserError(f"{origin}: {versions}: use the repcon that made it, or make the store again")
     values = unseal(data, origin)
     if values.get("format") != FORMAT:
         raise UserError(f"{origin}: not the manifest of a label store")
@@ -316,9 +214,7 @@ def difference(held: Any, asked: Any, field_name: str = "") -> str | None:
     if isinstance(held, Mapping) and isinstance(asked, Mapping):
         pairs = [(key, held.get(key), asked.get(key)) for key in sorted({*held, *asked})]
     elif isinstance(held, list) and isinstance(asked, list) and len(held) == len(asked):
-        pairs = [
-            (held[i].get("name", i) if isinstance(held[i], dict) else i, held[i], asked[i]) for i in range(len(held))
-        ]
+        pairs = list(zip(range(len(held)), held, asked, strict=True))
     else:
         return None if held == asked else f"{field_name}: the store has {_short(held)}, this run has {_short(asked)}"
     for key, left, right in pairs:

@@ -40,9 +40,7 @@ def run(settings: TrainConfig) -> dict[str, Any]:
             if state is not None and state["place"][0] == len(feed.passes) and _results(settings).is_file():
                 console.print(f"{settings.out}: this run is finished")
                 return json.loads(_results(settings).read_text())
-            log = TrainingLog(
-                _run_folder(settings, state, team), _totals(feed, settings), team.device, settings.tensorboard
-            )
+            log = TrainingLog(_run_folder(settings, state, team), _totals(feed, settings), team, settings.tensorboard)
             trainer = Trainer(settings, store, feed, team)
             with log:
                 trainer.run(state, checkpoints, log, stop, Path(settings.out))

@@ -95,7 +95,7 @@ class Trainer:
             return model(images)
 
     def _train(self, batch: Batch, part: int, number: int, guard: LossGuard) -> torch.Tensor:
-        """One batch; gives the losses of its heads. Randomness (dropout, drop path) is keyed by the step alone."""
+        """One batch; gives (H,) this process's part of its losses. Randomness (drop path) is keyed by the step alone."""
         torch.manual_seed(_key(self.settings.seed, self.step, self.team))
         last = self._closes(part, number)
         with self._apart(last):
@@ -104,10 +104,11 @@ class Trainer:
             self.step += 1
             self.images += batch.total
             guard.watch(self.step, losses, logits, batch)
-            # The team averages gradients, so a process counts by its share of the batch.
-            share = len(batch.images) * self.team.world / batch.total
-            self.updates.step(losses.sum() * (share / self._joined(part, number)), update=last)
-        return losses.detach()
+            # The team averages gradients, so a process counts by its part of the batch.
+            part_of_batch = len(batch.images) / batch.total
+            weight = part_of_batch * self.team.world / self._joined(part, number)
+            self.updates.step(losses.sum() * weight, update=last)
+        return losses.detach() * part_of_batch
 
     def _apart(self, last: bool) -> AbstractContextManager[Any]:
         """Leaves gradients unaveraged until the last batch of an update."""

@@ -15,6 +15,7 @@ import torch
 
 from repcon.errors import UserError
 from repcon.feed import Clock
+from repcon.processes import Team
 from repcon.record import Run, console, progress
 
 MOST_LINES = 2000
@@ -43,8 +44,8 @@ class Totals:
 class TrainingLog:
     """Losses arrive as device tensors and are only read when a line is due, so that logging never stalls a step."""
 
-    def __init__(self, run: Run | None, totals: Totals, device: torch.device, tensorboard: bool) -> None:
-        self._run, self._totals, self._device = run, totals, device
+    def __init__(self, run: Run | None, totals: Totals, team: Team, tensorboard: bool) -> None:
+        self._run, self._totals, self._team = run, totals, team
         self._every = -(-totals.steps // MOST_LINES)
         self._board = _board(run.path) if tensorboard and run is not None else None
         self._bars = progress()
@@ -76,7 +77,7 @@ class TrainingLog:
         self._event("resume", step=step, images=images)
 
     def step(self, step: int, losses: torch.Tensor, images: int, lr: float, clock: Clock) -> None:
-        """losses: (H,) of one batch of `images` crops."""
+        """losses: (H,), this process's part of the losses of a batch of `images` crops; the team's parts add up."""
         self._sums = losses if self._sums is None else self._sums + losses
         self._count += 1
         self._images += images
@@ -105,7 +106,7 @@ class TrainingLog:
             "images_per_second": self._shown / seconds if seconds else 0.0,
             "data_share": data / seconds if seconds else 0.0,
             "seconds": time.monotonic() - self._started,
-            **memory(self._device),
+            **memory(self._team.device),
         }
 
     def finish(self, results: Mapping[str, Any]) -> dict[str, Any]:
@@ -114,7 +115,7 @@ class TrainingLog:
 
     def _line(self, step: int, lr: float, clock: Clock) -> None:
         assert self._sums is not None
-        means = (self._sums / self._count).tolist()
+        means = (self._team.total(self._sums.cpu()) / self._count).tolist()
         data, compute = clock.take()
         seconds = max(data + compute, 1e-9)
         self._spent = [self._spent[0] + data, self._spent[1] + compute]
@@ -130,7 +131,7 @@ class TrainingLog:
             step_seconds=compute / self._count,
             loss=loss,
             lr=lr,
-            **memory(self._device),
+            **memory(self._team.device),
         )
         self._scalars({f"loss/{name}": value for name, value in loss.items()}, step)
         self._scalars({"lr": lr, "images_per_second": rate, "data_share": share}, step)

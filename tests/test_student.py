@@ -1,0 +1,99 @@
+"""student.py: one linear layer for all heads, starts, freezing, saving."""
+
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from torch import nn
+from training_case import section
+
+from repcon import backbones, student
+from repcon.errors import UserError
+from repcon.store import HeadInfo
+from repcon.student import Student
+
+
+def heads(**classes: int) -> dict[str, HeadInfo]:
+    return {name: HeadInfo(name, count, 2, (1.0,), section(name, count)) for name, count in classes.items()}
+
+
+@pytest.fixture
+def images() -> torch.Tensor:
+    return torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+
+
+def test_heads_lie_side_by_side_in_one_layer(images: torch.Tensor) -> None:
+    model = student.build("test_efficientnet", heads(a=5, b=7), pretrained=False).eval()
+    assert model.head_slices == {"a": slice(0, 5), "b": slice(5, 12)}
+    linear = [module for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    assert [layer.out_features for layer in linear] == [12]
+    features = model.features(images)
+    torch.testing.assert_close(model(images), model.answer(features))
+
+
+def test_a_projection_keeps_heads_apart(images: torch.Tensor) -> None:
+    model = student.build("test_efficientnet", heads(a=5, b=7), pretrained=False, projection=16).eval()
+    model(images)[:, model.head_slices["a"]].sum().backward()
+    used = [answer.weight.grad is not None and bool(answer.weight.grad.any()) for answer in model.answers]
+    assert used == [True, False]
+    hidden = model.project[0].weight.grad
+    assert hidden is not None and hidden[:16].any() and not hidden[16:].any()
+
+
+def test_a_head_starts_from_the_trunks_own_classifier(tmp_path: Path, images: torch.Tensor) -> None:
+    generalist = timm.create_model("test_efficientnet", num_classes=9).eval()
+    inputs = backbones.preprocessing(generalist, 64)
+    backbones.save(generalist, tmp_path / "generalist", classes=(), preprocessing=inputs, extra={})
+    own = backbones.weight_hash(backbones.create(str(tmp_path / "generalist")))
+    stored = {
+        "same": HeadInfo("same", 9, 2, (1.0,), section("same", 9, own)),
+        "other": HeadInfo("other", 9, 2, (1.0,), section("other", 9, "other")),
+    }
+    model = student.build(str(tmp_path / "generalist"), stored).eval()
+    logits = model(images)
+    torch.testing.assert_close(logits[:, model.head_slices["same"]], generalist(images))
+    assert not torch.allclose(logits[:, model.head_slices["other"]], generalist(images))
+    fresh = student.build(str(tmp_path / "generalist"), stored, start_heads=False).eval()
+    assert not torch.allclose(fresh(images)[:, :9], generalist(images))
+
+
+@pytest.mark.parametrize("trunk", ["test_efficientnet", "test_resnet", "test_vit"])
+def test_frozen_parts_stay_and_cost_no_gradient(trunk: str) -> None:
+    size = 160 if "vit" in trunk else 64
+    model = student.build(trunk, heads(a=5), pretrained=False, freeze_blocks=1).train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.SGD(trained, lr=0.1)
+    model(torch.randn(4, 3, size, size)).square().sum().backward()
+    optimizer.step()
+    after = model.state_dict()
+    frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    assert frozen and len(trained) > len(list(model.answer.parameters()))
+    assert all(torch.equal(before[name], after[name]) for name in frozen)
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    assert any(name.startswith("trunk.") for name in moved)
+    prefixes = {name.rsplit(".", 1)[0] for name in frozen}
+    assert not [name for name in moved if name.rsplit(".", 1)[0] in prefixes]  # Nor their running statistics.
+
+
+def test_frozen_norms_keep_their_statistics() -> None:
+    model = student.build("test_efficientnet", heads(a=5), pretrained=False, freeze_norm=True).train()
+    model(torch.randn(4, 3, 64, 64))
+    means = [buffer for name, buffer in model.named_buffers() if name.endswith("running_mean")]
+    assert means and all(not mean.any() for mean in means)
+
+
+@pytest.mark.parametrize("projection", [0, 16])
+def test_save_and_load(tmp_path: Path, images: torch.Tensor, projection: int) -> None:
+    model = student.build("test_efficientnet", heads(a=5, b=7), pretrained=False, projection=projection).eval()
+    student.save(model, tmp_path / "student", preprocessing=backbones.preprocessing(model.trunk, 64), card={})
+    loaded = student.load(tmp_path / "student").eval()
+    assert isinstance(loaded, Student) and loaded.head_slices == model.head_slices
+    assert torch.equal(model(images), loaded(images))
+    assert "| a | 5 |" in (tmp_path / "student" / "README.md").read_text()
+
+
+def test_a_folder_without_student_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"holds no student"):
+        student.load(tmp_path)

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from repcon.loaders import CropBatch, Request
+from repcon.loaders.buffers import Buffers
 
 AHEAD_BATCHES = 3
 """Batches that are in work while the consumer holds one; memory stays flat at this many."""
@@ -20,17 +21,12 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def empty_batch(request: Request, sides: Iterable[int], device: str) -> CropBatch:
-    """An unfilled batch for `request`, in pinned memory where it will travel to a GPU."""
+def empty_batch(request: Request, sides: Iterable[int], buffers: Buffers) -> CropBatch:
+    """An unfilled batch for `request`."""
     n, c = request.crops.shape
-    pinned = device.startswith("cuda")
-    pixels = {
-        side: torch.empty((n * c, side, side, 3), dtype=torch.uint8, pin_memory=pinned).permute(0, 3, 1, 2)
-        for side in sides
-    }
     images = torch.from_numpy(np.repeat(np.asarray(request.images, dtype=np.int64), c))
     crops = torch.from_numpy(np.array(request.crops, dtype=np.int64).reshape(-1))
-    return CropBatch(pixels=pixels, images=images, crops=crops)
+    return CropBatch(pixels={side: buffers.crops(n * c, side) for side in sides}, images=images, crops=crops)
 
 
 class BatchPool:

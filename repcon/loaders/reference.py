@@ -11,6 +11,7 @@ from PIL import Image
 
 from repcon.errors import UserError
 from repcon.loaders import CropBatch, Request
+from repcon.loaders.buffers import Buffers
 from repcon.loaders.pool import empty_batch
 
 if TYPE_CHECKING:
@@ -46,12 +47,12 @@ class ReferenceLoader:
     kind = "reference"
 
     def __init__(self, pack: "Pack", sides: Sequence[int], *, device: str = "cpu") -> None:
-        self._pack, self._sides, self._device = pack, tuple(sides), device
+        self._pack, self._sides, self._buffers = pack, tuple(sides), Buffers(device)
 
     def batches(self, requests: Iterable[Request]) -> Iterator[CropBatch]:
         """See `Loader.batches`."""
         for request in requests:
-            batch = empty_batch(request, self._sides, self._device)
+            batch = empty_batch(request, self._sides, self._buffers)
             for i, row in enumerate(request.images):
                 self._fill(batch, request, i, int(row))
             yield batch

@@ -12,6 +12,7 @@ import simplejpeg
 import torch
 
 from repcon.loaders import CropBatch, Request
+from repcon.loaders.buffers import Buffers
 from repcon.loaders.pool import BatchPool, empty_batch
 from repcon.loaders.reference import check_boxes, undecodable
 
@@ -29,7 +30,7 @@ class ThreadsLoader:
     kind = "torch"
 
     def __init__(self, pack: "Pack", sides: Sequence[int], *, workers: int = 0, device: str = "cpu") -> None:
-        self._pack, self._sides, self._device = pack, tuple(sides), device
+        self._pack, self._sides, self._buffers = pack, tuple(sides), Buffers(device)
         self._pool = BatchPool(workers)
 
     def batches(self, requests: Iterable[Request]) -> Iterator[CropBatch]:
@@ -37,7 +38,7 @@ class ThreadsLoader:
         return self._pool.run(requests, self._begin)
 
     def _begin(self, request: Request) -> tuple[CropBatch, list[Callable[[], None]]]:
-        batch = empty_batch(request, self._sides, self._device)
+        batch = empty_batch(request, self._sides, self._buffers)
         shares = self._pool.shares(len(request.images))
         return batch, [partial(self._fill, batch, request, share) for share in shares]
 

@@ -1,0 +1,254 @@
+"""The pack: the images that teachers and students read, and their identity.
+
+`repcon pack` writes one from a folder or from WebDataset tars (`repcon.packing`); `Pack` reads it, from a path or
+any URL that fsspec opens. Images are known by their content, not by their position or name.
+"""
+
+import hashlib
+import os
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+import fsspec
+import numpy as np
+from rich.table import Table
+
+from repcon import config as configuration
+from repcon import pack_format, packing, sources
+from repcon.config import ClassSubset, PackConfig
+from repcon.errors import UserError
+from repcon.jpeg import Unusable, content_hash, read_header
+from repcon.pack_format import BETON, INDEX, LEFT_OUT, MANIFEST, Keys, Manifest, shard_name
+from repcon.record import Run, console
+
+OPEN_SHARDS = 256
+"""Local shards that a pack keeps open; of further ones each read opens the file again."""
+
+
+class _Shards(Protocol):
+    """A pack's files, wherever they lie. Raises OSError."""
+
+    def whole(self, name: str) -> bytes: ...
+    def part(self, name: str, offset: int, length: int) -> bytes: ...
+
+
+class _Local:
+    """Files below a folder; `pread` needs no lock, and never asks for more memory than the file is long."""
+
+    def __init__(self, root: str) -> None:
+        self._root, self._open, self._lock = root, {}, threading.Lock()
+
+    def whole(self, name: str) -> bytes:
+        return Path(self._root, name).read_bytes()
+
+    def part(self, name: str, offset: int, length: int) -> bytes:
+        descriptor, keep = self._descriptor(name)
+        try:
+            room = os.fstat(descriptor).st_size - offset
+            return os.pread(descriptor, max(0, min(length, room)), offset)
+        finally:
+            if not keep:
+                os.close(descriptor)
+
+    def _descriptor(self, name: str) -> tuple[int, bool]:
+        """A descriptor, and whether it stays open."""
+        with self._lock:
+            if name in self._open:
+                return self._open[name], True
+            descriptor = os.open(os.path.join(self._root, name), os.O_RDONLY)
+            keep = len(self._open) < OPEN_SHARDS
+            if keep:
+                self._open[name] = descriptor
+            return descriptor, keep
+
+    def __del__(self) -> None:
+        for descriptor in self._open.values():
+            os.close(descriptor)
+
+
+class _Remote:
+    """Files below an fsspec URL, read by range."""
+
+    def __init__(self, system: Any, root: str) -> None:
+        self._system, self._root = system, root.rstrip("/")
+
+    def whole(self, name: str) -> bytes:
+        return self._system.cat_file(f"{self._root}/{name}")
+
+    def part(self, name: str, offset: int, length: int) -> bytes:
+        return self._system.cat_file(f"{self._root}/{name}", start=offset, end=offset + length)
+
+
+class Pack:
+    """A read-only view of a pack; safe to read from several threads, and reopened where it is unpickled.
+
+    The index is a few arrays, about 60 bytes and the key per image; no image is kept.
+    """
+
+    def __init__(self, url: str, files: _Shards, manifest: Manifest, columns: pack_format.Columns, check: bool) -> None:
+        self.url = url
+        self.check = check
+        self.fingerprint = manifest.fingerprint
+        """SHA-256 in hex over the ordered content hashes and sizes: what a label store refers to."""
+        self.classes = manifest.classes
+        """Class names, () where nothing is labelled."""
+        self.keys = Keys(columns)
+        self.sizes = columns["size"]
+        """(N, 2) int32: width, height."""
+        self.hashes = columns["hash"]
+        """(N, 16) uint8: content hash of the JPEG's bytes."""
+        self.labels = columns["label"]
+        """(N,) int32, -1 where unlabelled."""
+        self.lengths = columns["length"]
+        """(N,) int32: bytes of each JPEG."""
+        self._files, self._shard, self._offset = files, columns["shard"], columns["offset"]
+        self._unchecked = bytearray(b"\1" * len(self.labels) if check else len(self.labels))
+
+    @classmethod
+    def open(cls, url: str | Path, *, check: bool = True) -> "Pack":
+        """Opens a pack by path or URL.
+
+        With `check`, each image's bytes are compared with their content hash, and its header with the index, at the
+        first read. Raises UserError where there is no pack, or its index is damaged or of another version.
+        """
+        system, root = fsspec.core.url_to_fs(str(url))
+        local = "file" in (system.protocol if isinstance(system.protocol, tuple) else (system.protocol,))
+        files: _Shards = _Local(root) if local else _Remote(system, root)
+        origin = root if local else str(url)
+        try:
+            manifest = pack_format.load_manifest(files.whole(MANIFEST), origin)
+            index = files.whole(INDEX)
+        except OSError as error:
+            raise UserError(
+                f"{origin}: no finished pack there ({_reason(error)}); make one with `repcon pack`"
+            ) from error
+        if hashlib.sha256(index).hexdigest() != manifest.index_sha256:
+            raise UserError(f"{origin}: {INDEX} has changed since it was packed; copy the pack again or pack again")
+        columns = pack_format.load_index(index, origin)
+        pack_format.validate(columns, manifest, origin)
+        return cls(origin, files, manifest, columns, check)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __reduce__(self) -> tuple[Callable[..., "Pack"], tuple[str, bool, str]]:
+        return _reopen, (self.url, self.check, self.fingerprint)
+
+    def read(self, image: int) -> bytes:
+        """The JPEG of row `image`. Raises UserError naming pack, key and shard where it is missing or has changed."""
+        name = shard_name(int(self._shard[image]))
+        length = int(self.lengths[image])
+        try:
+            data = self._files.part(name, int(self._offset[image]), length)
+        except OSError as error:
+            raise self._lost(image, name, f"cannot be read ({_reason(error)})") from error
+        if len(data) != length:
+            raise self._lost(image, name, f"is cut off: {len(data)} of {length} bytes are there")
+        if self._unchecked[image]:
+            self._verify(image, name, data)
+            self._unchecked[image] = 0
+        return data
+
+    def _verify(self, image: int, shard: str, data: bytes) -> None:
+        if content_hash(data) != self.hashes[image].tobytes():
+            raise self._lost(image, shard, "has changed since it was packed")
+        try:
+            header = read_header(data)
+        except Unusable as error:
+            raise self._lost(image, shard, f"is no JPEG ({error})") from error
+        if (header.width, header.height) != tuple(self.sizes[image]):
+            raise self._lost(image, shard, f"is {header.width} x {header.height} pixels, not as the index says")
+
+    def _lost(self, image: int, shard: str, what: str) -> UserError:
+        return UserError(
+            f"{self.url}: image {self.keys[image]} in {shard} {what}; restore that file or pack the images again"
+        )
+
+
+def _reopen(url: str, check: bool, fingerprint: str) -> Pack:
+    pack = Pack.open(url, check=check)
+    if pack.fingerprint != fingerprint:
+        raise UserError(f"{url}: the pack was replaced by another while it was in use; start the command again")
+    return pack
+
+
+def _reason(error: OSError) -> str:
+    return error.strerror or type(error).__name__
+
+
+def open_or_pack(source: str, cache: Path) -> Pack:
+    """Opens a pack (path or URL); packs a folder or tar into `cache` first, once for each state of the source."""
+    if "://" in source or Path(source, MANIFEST).is_file():
+        return Pack.open(source)
+    identity = sources.read(source).identity
+    out = Path(cache) / f"pack-{identity[:16]}"
+    if not (out / MANIFEST).is_file():
+        run(PackConfig(source=source, out=str(out)))
+    return Pack.open(out)
+
+
+def class_rows(pack: Pack, subset: ClassSubset) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
+    """The images of a seeded part of the classes.
+
+    Classes with images are ordered by a hash of (seed, name), and the slice from `start` to `stop` is kept: a class's
+    place depends on no library's generator. Gives rows (n,) int64 rising, labels (n,) int64 from 0 to c - 1, and the
+    c names in the pack's order. Raises UserError where the pack has no labels or fewer than two classes are left.
+    """
+    if not 0 <= subset.start < subset.stop <= 1:
+        raise UserError(f"classes: start = {subset.start}, stop = {subset.stop}: must rise and lie between 0 and 1")
+    present = np.unique(pack.labels[pack.labels >= 0])
+    if not len(present):
+        raise UserError(f"{pack.url}: its images have no labels; pack a folder with a sub-folder per class")
+    order = sorted(present, key=lambda label: hashlib.sha256(f"{subset.seed}/{pack.classes[label]}".encode()).digest())
+    chosen = np.sort(order[round(subset.start * len(order)) : round(subset.stop * len(order))])
+    if len(chosen) < 2:
+        raise UserError(f"{pack.url}: {len(chosen)} of its {len(order)} classes chosen; at least two are needed")
+    rows = np.flatnonzero(np.isin(pack.labels, chosen))
+    return rows, np.searchsorted(chosen, pack.labels[rows]), tuple(pack.classes[label] for label in chosen)
+
+
+def run(config: PackConfig) -> dict[str, Any]:
+    """`repcon pack`: writes the pack, shows what became of the source, gives the figures."""
+    started = time.perf_counter()
+    plan = packing.plan(config)
+    record = Run(config.out, "pack", configuration.dump(config))
+    manifest = packing.write(plan)
+    seconds = time.perf_counter() - started
+    if config.ffcv and not Path(config.out, BETON).is_file():
+        from repcon.loaders.ffcv import write_beton
+
+        write_beton(Pack.open(config.out), Path(config.out, BETON))
+    left_out, re_encoded = manifest.summary["left_out"], manifest.summary["re_encoded"]
+    figures = {
+        "images": manifest.images,
+        "classes": len(manifest.classes),
+        "shards": len(manifest.shard_bytes),
+        "megabytes": round(sum(manifest.shard_bytes) / 1e6, 3),
+        "kept": manifest.images - sum(re_encoded.values()),
+        "re_encoded": re_encoded,
+        "left_out": left_out,
+        "fingerprint": manifest.fingerprint,
+        "seconds": round(seconds, 3),
+    }
+    _show(config, figures)
+    return record.finish(figures)
+
+
+def _show(config: PackConfig, figures: dict[str, Any]) -> None:
+    table = Table()
+    table.add_column("what became of the source")
+    table.add_column("images", justify="right")
+    table.add_row("kept as they were", f"{figures['kept']:,}")
+    for reason, count in figures["re_encoded"].items():
+        table.add_row(f"re-encoded: {reason}", f"{count:,}")
+    for reason, count in figures["left_out"].items():
+        table.add_row(f"[yellow]left out: {reason}[/]", f"{count:,}")
+    console.print(f"[bold]{config.out}[/]: {figures['images']:,} images", soft_wrap=True)
+    console.print(table)
+    size = f"{figures['megabytes']:,.1f} MB in {figures['shards']} shards"
+    console.print(f"{size}, {figures['classes']} classes, fingerprint {figures['fingerprint'][:16]}", highlight=False)
+    if figures["left_out"]:
+        console.print(f"each file that was left out, with the reason: {Path(config.out, LEFT_OUT)}", soft_wrap=True)

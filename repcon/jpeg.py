@@ -1,0 +1,237 @@
+"""One image's bytes -> the JPEG that a pack holds: the same bytes where they will do, else one re-encoding."""
+
+import hashlib
+import io
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import simplejpeg
+from PIL import Image, ImageOps
+
+MAX_PIXELS = 1 << 27
+"""Larger pictures are refused from their header, before any memory is asked for: 400 MB once decoded."""
+MAX_SIDE = 65_500
+"""The longest side that libjpeg encodes; boxes are uint16."""
+FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000", "AVIF")
+"""What Pillow may open: no format that starts another program."""
+
+_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+_SAMPLINGS = {(1, 1), (2, 1), (2, 2), (1, 2), (4, 1)}
+_ORIENTATION = 0x0112
+_HARMLESS = ("extraneous bytes before marker", "Unknown Adobe color transform", "Invalid JFIF", "unknown JFIF")
+"""libjpeg's warnings that leave the pixels whole. Other decoders fail on them, so such files are re-encoded."""
+
+
+class Unusable(Exception):
+    """The image is left out; the message is the reason."""
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """A JPEG as the pack holds it."""
+
+    data: bytes
+    width: int
+    height: int
+    digest: bytes
+    """The content hash: the first 16 bytes of SHA-256 over `data`."""
+    change: str
+    """Why the image was re-encoded; empty where the original bytes are kept."""
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """What a JPEG says of itself before its first scan."""
+
+    width: int
+    height: int
+    frame: int
+    """The frame marker's second byte: 0xC0 is baseline, 0xC2 progressive."""
+    precision: int
+    components: int
+    sampling: tuple[tuple[int, int], ...]
+    """(horizontal, vertical) factor of each component."""
+    rgb: bool
+    """The three components are red, green and blue, not luma and chroma."""
+    orientation: int
+    """EXIF orientation, 1 where there is none."""
+
+
+def content_hash(data: bytes) -> bytes:
+    """16 bytes: SHA-256, cut to 128 bits."""
+    return hashlib.sha256(data).digest()[:16]
+
+
+def encode(data: bytes, max_side: int, quality: int) -> Encoded:
+    """Gives the pack's JPEG of an image file's bytes. Raises Unusable with the reason."""
+    if data[:2] != b"\xff\xd8":
+        pixels, change = _decode(data)
+    else:
+        header = read_header(data)
+        _bound(header.width, header.height)
+        change = _change(header, max_side)
+        pixels, damage = _decode_jpeg(data, header)
+        if not change and not damage:
+            return Encoded(data, header.width, header.height, content_hash(data), "")
+        change = change or damage
+    image = _shrink(pixels, max_side)
+    try:
+        jpeg = simplejpeg.encode_jpeg(np.ascontiguousarray(image), quality=quality, colorsubsampling="420")
+    except ValueError as error:
+        raise Unusable(f"cannot encode: {error}") from error
+    return Encoded(jpeg, image.width, image.height, content_hash(jpeg), change)
+
+
+def read_header(data: bytes) -> Header:
+    """Reads a JPEG's markers up to its first scan. Raises Unusable where they are damaged."""
+    frame: tuple[int, bytes] | None = None
+    adobe, orientation = -1, 1
+    for marker, body in _segments(data):
+        if marker in _FRAMES and frame is None:
+            frame = marker, body
+        elif marker == 0xEE and body[:5] == b"Adobe" and len(body) >= 12:
+            adobe = body[11]
+        elif marker == 0xE1 and body[:6] == b"Exif\0\0":
+            orientation = _orientation(body)
+    if frame is None or len(frame[1]) < 6:
+        raise Unusable("a JPEG without a frame header")
+    marker, body = frame
+    components = body[5]
+    if len(body) < 6 + 3 * components:
+        raise Unusable("a JPEG with a damaged frame header")
+    parts = [body[6 + 3 * number : 9 + 3 * number] for number in range(components)]
+    return Header(
+        width=int.from_bytes(body[3:5], "big"),
+        height=int.from_bytes(body[1:3], "big"),
+        frame=marker,
+        precision=body[0],
+        components=components,
+        sampling=tuple((part[1] >> 4, part[1] & 15) for part in parts),
+        rgb=components == 3 and (adobe == 0 or (adobe < 0 and bytes(part[0] for part in parts) == b"RGB")),
+        orientation=orientation,
+    )
+
+
+def _segments(data: bytes) -> Iterator[tuple[int, bytes]]:
+    """(marker, body) of each segment before the first scan."""
+    position = 2
+    while True:
+        position = data.find(b"\xff", position)
+        while 0 <= position < len(data) - 1 and data[position + 1] == 0xFF:
+            position += 1
+        if position < 0 or position + 4 > len(data):
+            return
+        marker = data[position + 1]
+        if marker in (0xDA, 0xD9):
+            return
+        if marker in (0x00, 0x01) or 0xD0 <= marker <= 0xD8:
+            position += 2
+            continue
+        length = int.from_bytes(data[position + 2 : position + 4], "big")
+        if length < 2 or position + 2 + length > len(data):
+            raise Unusable("a JPEG with a damaged or truncated header")
+        yield marker, data[position + 4 : position + 2 + length]
+        position += 2 + length
+
+
+def _orientation(exif: bytes) -> int:
+    """The EXIF block's orientation; an unreadable block says nothing, as viewers take it."""
+    try:
+        parsed = Image.Exif()
+        parsed.load(exif)
+        value = parsed.get(_ORIENTATION, 1)
+    except Exception:  # Pillow's parser raises many kinds on damaged blocks
+        return 1
+    return value if value in range(1, 9) else 1
+
+
+def _change(header: Header, max_side: int) -> str:
+    """Why the JPEG cannot be kept as it is; empty where it can."""
+    if header.components == 4:
+        return "CMYK"
+    if header.components == 1:
+        return "grayscale"
+    if header.frame == 0xC2:
+        return "progressive"
+    if header.frame != 0xC0 or header.precision != 8:
+        return "not baseline"
+    if header.rgb:
+        return "stored as RGB"
+    luma, *chroma = header.sampling
+    if luma not in _SAMPLINGS or any(factors != (1, 1) for factors in chroma):
+        return "unusual subsampling"
+    if header.orientation != 1:
+        return "EXIF orientation"
+    return "larger than max_side" if _too_large(header.width, header.height, max_side) else ""
+
+
+def _too_large(width: int, height: int, max_side: int) -> bool:
+    return 0 < max_side < max(width, height)
+
+
+def _bound(width: int, height: int) -> None:
+    if width < 1 or height < 1:
+        raise Unusable(f"an empty picture: {width} x {height} pixels")
+    if width * height > MAX_PIXELS:
+        raise Unusable(f"{width} x {height} pixels, more than the {MAX_PIXELS:,} that are decoded")
+
+
+def _decode_jpeg(data: bytes, header: Header) -> tuple[Image.Image, str]:
+    """The pixels, upright, and what was wrong with the file, if it did no harm to them."""
+    try:
+        space = "CMYK" if header.components == 4 else "RGB"
+        decoded = simplejpeg.decode_jpeg(data, colorspace=space, strict=True)
+    except ValueError as error:
+        reason = str(error)
+        if not any(harmless in reason for harmless in _HARMLESS):
+            cut = "truncated" if "remature end" in reason else "damaged"
+            raise Unusable(f"{cut}: {reason}") from error
+        return _decode(data)[0], "harmless damage"
+    if header.components == 4:  # Pillow knows whether Adobe's inverted inks are meant
+        return _decode(data)[0], ""
+    image = Image.fromarray(decoded)
+    if header.orientation != 1:
+        image.getexif()[_ORIENTATION] = header.orientation
+        image = ImageOps.exif_transpose(image)
+    return image, ""
+
+
+def _decode(data: bytes) -> tuple[Image.Image, str]:
+    """Pillow's pixels as upright RGB, and the format that they came in."""
+    Image.init()
+    try:
+        with Image.open(io.BytesIO(data), formats=[name for name in FORMATS if name in Image.OPEN]) as image:
+            _bound(*image.size)
+            kind = image.format or "unknown"
+            image.load()
+            return _rgb(ImageOps.exif_transpose(image)), kind
+    except Unusable:
+        raise
+    except Image.UnidentifiedImageError as error:
+        raise Unusable("not an image in a known format") from error
+    except Exception as error:  # decoders raise many kinds on damaged bytes
+        raise Unusable(f"cannot decode: {error}") from error
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    """8-bit RGB: 16-bit values scaled, transparent pixels laid on white. Raises Unusable for other depths."""
+    if image.mode.startswith("I;16"):
+        values = np.asarray(image).astype(np.uint32)
+        return Image.fromarray(((values + 128) // 257).astype(np.uint8)).convert("RGB")
+    if image.mode in ("I", "F"):
+        raise Unusable("32-bit pixels, whose white is unknown")
+    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+        layer = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
+    return image.convert("RGB")
+
+
+def _shrink(image: Image.Image, max_side: int) -> Image.Image:
+    if not _too_large(image.width, image.height, max_side):
+        if max(image.size) > MAX_SIDE:
+            raise Unusable(f"a side of {max(image.size)} pixels, more than a JPEG holds ({MAX_SIDE}); set max_side")
+        return image
+    scale = max_side / max(image.size)
+    size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
+    return image.resize(size, Image.Resampling.LANCZOS)

@@ -23,13 +23,16 @@ class Buffers:
         """(count, 3, side, side) uint8, channels-last in memory, not initialised."""
         shape = (count, side, side, 3)
         if self._pinned:
-            return torch.empty(shape, dtype=torch.uint8, pin_memory=True).permute(0, 3, 1, 2)
+            with torch.inference_mode(False):
+                return torch.empty(shape, dtype=torch.uint8, pin_memory=True).permute(0, 3, 1, 2)
         size = count * side * side * 3
         memory = self._take(size)
+        # A consumer under inference_mode would make this an inference tensor, which the workers may not write to.
         # torch holds exactly this array for as long as any tensor looks at it; its end returns the memory.
         held = memory[:size].reshape(shape)
         weakref.finalize(held, self._free.append, memory).atexit = False
-        return torch.from_numpy(held).permute(0, 3, 1, 2)
+        with torch.inference_mode(False):
+            return torch.from_numpy(held).permute(0, 3, 1, 2)
 
     def _take(self, size: int) -> np.ndarray:
         """A free buffer of this size or a little more, else a new one."""

@@ -4,13 +4,16 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
+from torch import nn
+
+from repcon import backbones  # noqa: F401 - first: it makes torchvision importable, which timm asks for.
+from repcon.config import OptimConfig, Precision
+from repcon.errors import UserError
+
+# isort: split
 from timm.optim import create_optimizer_v2  # pyright: ignore[reportPrivateImportUsage]
 from timm.scheduler import create_scheduler_v2  # pyright: ignore[reportPrivateImportUsage]
 from timm.utils import ModelEmaV3  # pyright: ignore[reportPrivateImportUsage]
-from torch import nn
-
-from repcon.config import OptimConfig, Precision
-from repcon.errors import UserError
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 

@@ -70,18 +70,20 @@ def build(
     trunk: str,
     heads: Mapping[str, Any],
     *,
+    size: int = 0,
     pretrained: bool = True,
     start_heads: bool = True,
     projection: int = 0,
     freeze_blocks: int = 0,
     freeze_norm: bool = False,
 ) -> Student:
-    """A student of the heads (`LabelStore.heads`, or some of them) on the trunk that a recipe names.
+    """A student of the heads (`LabelStore.heads`, or some of them) on the trunk that a recipe names, for inputs of
+    `size` pixels (0: the trunk's own).
 
     With `start_heads`, a head whose teacher has the trunk's own architecture and weights starts from the trunk's
     classifier, so that the trunk is not moved while a random head is learnt.
     """
-    model = backbones.create(trunk, pretrained=pretrained)
+    model = backbones.create(trunk, pretrained=pretrained, size=size)
     own_hash = backbones.weight_hash(model) if pretrained and start_heads and not projection else ""
     classifier = getattr(model, "get_classifier", lambda: None)()
     model.reset_classifier(0)  # pyright: ignore[reportCallIssue]

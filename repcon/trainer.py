@@ -31,6 +31,7 @@ class Trainer:
         self.student = student.build(
             settings.trunk,
             {head.name: store.heads[head.name] for head in settings.heads},
+            size=settings.size,
             pretrained=settings.pretrained,
             start_heads=settings.start_heads,
             projection=settings.projection,
@@ -95,7 +96,7 @@ class Trainer:
             return model(images)
 
     def _train(self, batch: Batch, part: int, number: int, guard: LossGuard) -> torch.Tensor:
-        """One batch; gives (H,) this process's part of its losses. Randomness (drop path) is keyed by the step alone."""
+        """One batch; gives (H,) this process's part of its losses. Randomness is keyed by the step alone."""
         torch.manual_seed(_key(self.settings.seed, self.step, self.team))
         last = self._closes(part, number)
         with self._apart(last):

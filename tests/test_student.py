@@ -3,12 +3,12 @@
 from pathlib import Path
 
 import pytest
-import timm
 import torch
 from torch import nn
 from training_case import section
 
 from repcon import backbones, student
+from repcon.backbones import timm
 from repcon.errors import UserError
 from repcon.store import HeadInfo
 from repcon.student import Student

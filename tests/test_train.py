@@ -10,16 +10,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-import timm
 import torch
-from repcon.images import Pack
 from repcon.loss import HeadsLoss
 from training_case import CLASSES, SIZE, colour_logits, make_case, make_store, pack_path, settings
 
 from repcon import backbones, student, train
+from repcon.backbones import timm
 from repcon.config import HeadConfig, OptimConfig
 from repcon.errors import UserError
 from repcon.feed import Feed
+from repcon.images import Pack
 from repcon.store import LabelStore
 from repcon.trainer import Trainer
 

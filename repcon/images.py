@@ -6,13 +6,11 @@ any URL that fsspec opens. Images are known by their content, not by their posit
 
 import hashlib
 import os
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-import fsspec
 import numpy as np
 from rich.table import Table
 
@@ -21,65 +19,9 @@ from repcon import pack_format, packing, sources
 from repcon.config import ClassSubset, PackConfig
 from repcon.errors import UserError
 from repcon.jpeg import Unusable, content_hash, read_header
+from repcon.pack_files import Files, files_below
 from repcon.pack_format import BETON, INDEX, LEFT_OUT, MANIFEST, Keys, Manifest, shard_name
 from repcon.record import Run, console
-
-OPEN_SHARDS = 256
-"""Local shards that a pack keeps open; of further ones each read opens the file again."""
-
-
-class _Shards(Protocol):
-    """A pack's files, wherever they lie. Raises OSError."""
-
-    def whole(self, name: str) -> bytes: ...
-    def part(self, name: str, offset: int, length: int) -> bytes: ...
-
-
-class _Local:
-    """Files below a folder; `pread` needs no lock, and never asks for more memory than the file is long."""
-
-    def __init__(self, root: str) -> None:
-        self._root, self._open, self._lock = root, {}, threading.Lock()
-
-    def whole(self, name: str) -> bytes:
-        return Path(self._root, name).read_bytes()
-
-    def part(self, name: str, offset: int, length: int) -> bytes:
-        descriptor, keep = self._descriptor(name)
-        try:
-            room = os.fstat(descriptor).st_size - offset
-            return os.pread(descriptor, max(0, min(length, room)), offset)
-        finally:
-            if not keep:
-                os.close(descriptor)
-
-    def _descriptor(self, name: str) -> tuple[int, bool]:
-        """A descriptor, and whether it stays open."""
-        with self._lock:
-            if name in self._open:
-                return self._open[name], True
-            descriptor = os.open(os.path.join(self._root, name), os.O_RDONLY)
-            keep = len(self._open) < OPEN_SHARDS
-            if keep:
-                self._open[name] = descriptor
-            return descriptor, keep
-
-    def __del__(self) -> None:
-        for descriptor in self._open.values():
-            os.close(descriptor)
-
-
-class _Remote:
-    """Files below an fsspec URL, read by range."""
-
-    def __init__(self, system: Any, root: str) -> None:
-        self._system, self._root = system, root.rstrip("/")
-
-    def whole(self, name: str) -> bytes:
-        return self._system.cat_file(f"{self._root}/{name}")
-
-    def part(self, name: str, offset: int, length: int) -> bytes:
-        return self._system.cat_file(f"{self._root}/{name}", start=offset, end=offset + length)
 
 
 class Pack:
@@ -88,7 +30,7 @@ class Pack:
     The index is a few arrays, about 60 bytes and the key per image; no image is kept.
     """
 
-    def __init__(self, url: str, files: _Shards, manifest: Manifest, columns: pack_format.Columns, check: bool) -> None:
+    def __init__(self, url: str, files: Files, manifest: Manifest, columns: pack_format.Columns, check: bool) -> None:
         self.url = url
         self.check = check
         self.fingerprint = manifest.fingerprint
@@ -114,10 +56,7 @@ class Pack:
         With `check`, each image's bytes are compared with their content hash, and its header with the index, at the
         first read. Raises UserError where there is no pack, or its index is damaged or of another version.
         """
-        system, root = fsspec.core.url_to_fs(str(url))
-        local = "file" in (system.protocol if isinstance(system.protocol, tuple) else (system.protocol,))
-        files: _Shards = _Local(root) if local else _Remote(system, root)
-        origin = root if local else str(url)
+        files, origin = files_below(str(url))
         try:
             manifest = pack_format.load_manifest(files.whole(MANIFEST), origin)
             index = files.whole(INDEX)
@@ -217,10 +156,8 @@ def run(config: PackConfig) -> dict[str, Any]:
     record = Run(config.out, "pack", configuration.dump(config))
     manifest = packing.write(plan)
     seconds = time.perf_counter() - started
-    if config.ffcv and not Path(config.out, BETON).is_file():
-        from repcon.loaders.ffcv import write_beton
-
-        write_beton(Pack.open(config.out), Path(config.out, BETON))
+    if config.ffcv:
+        _write_beton(Path(config.out))
     left_out, re_encoded = manifest.summary["left_out"], manifest.summary["re_encoded"]
     figures = {
         "images": manifest.images,
@@ -235,6 +172,15 @@ def run(config: PackConfig) -> dict[str, Any]:
     }
     _show(config, figures)
     return record.finish(figures)
+
+
+def _write_beton(out: Path) -> None:
+    if not (out / BETON).is_file():
+        from repcon.loaders.ffcv import write_beton
+
+        temporary = out / f".{BETON}.tmp"
+        write_beton(Pack.open(out), temporary)
+        os.replace(temporary, out / BETON)
 
 
 def _show(config: PackConfig, figures: dict[str, Any]) -> None:

@@ -2,23 +2,35 @@
 
 import hashlib
 import io
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import simplejpeg
-from PIL import Image, ImageOps
+from PIL import Image
 
 MAX_PIXELS = 1 << 27
 """Larger pictures are refused from their header, before any memory is asked for: 400 MB once decoded."""
 MAX_SIDE = 65_500
 """The longest side that libjpeg encodes; boxes are uint16."""
+MAX_SCANS = 500
+"""A progressive JPEG has about ten."""
 FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000", "AVIF")
 """What Pillow may open: no format that starts another program."""
 
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _SAMPLINGS = {(1, 1), (2, 1), (2, 2), (1, 2), (4, 1)}
-_ORIENTATION = 0x0112
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""EXIF orientation -> what makes the picture upright."""
 _HARMLESS = ("extraneous bytes before marker", "Unknown Adobe color transform", "Invalid JFIF", "unknown JFIF")
 """libjpeg's warnings that leave the pixels whole. Other decoders fail on them, so such files are re-encoded."""
 
@@ -70,6 +82,8 @@ def encode(data: bytes, max_side: int, quality: int) -> Encoded:
     else:
         header = read_header(data)
         _bound(header.width, header.height)
+        if data.count(b"\xff\xda") > MAX_SCANS:
+            raise Unusable(f"too many scans: more than {MAX_SCANS}, which could take minutes to decode")
         change = _change(header, max_side)
         pixels, damage = _decode_jpeg(data, header)
         if not change and not damage:
@@ -93,13 +107,13 @@ def read_header(data: bytes) -> Header:
         elif marker == 0xEE and body[:5] == b"Adobe" and len(body) >= 12:
             adobe = body[11]
         elif marker == 0xE1 and body[:6] == b"Exif\0\0":
-            orientation = _orientation(body)
+            orientation = _orientation(partial(_exif, body))
     if frame is None or len(frame[1]) < 6:
-        raise Unusable("a JPEG without a frame header")
+        raise Unusable("damaged: no frame header")
     marker, body = frame
     components = body[5]
     if len(body) < 6 + 3 * components:
-        raise Unusable("a JPEG with a damaged frame header")
+        raise Unusable("damaged: a broken frame header")
     parts = [body[6 + 3 * number : 9 + 3 * number] for number in range(components)]
     return Header(
         width=int.from_bytes(body[3:5], "big"),
@@ -130,17 +144,21 @@ def _segments(data: bytes) -> Iterator[tuple[int, bytes]]:
             continue
         length = int.from_bytes(data[position + 2 : position + 4], "big")
         if length < 2 or position + 2 + length > len(data):
-            raise Unusable("a JPEG with a damaged or truncated header")
+            raise Unusable("truncated: the header is cut off")
         yield marker, data[position + 4 : position + 2 + length]
         position += 2 + length
 
 
-def _orientation(exif: bytes) -> int:
-    """The EXIF block's orientation; an unreadable block says nothing, as viewers take it."""
+def _exif(block: bytes) -> Image.Exif:
+    parsed = Image.Exif()
+    parsed.load(block)
+    return parsed
+
+
+def _orientation(exif: Callable[[], Image.Exif]) -> int:
+    """The EXIF block's orientation, 1 to 8; an unreadable block says nothing, as viewers take it."""
     try:
-        parsed = Image.Exif()
-        parsed.load(exif)
-        value = parsed.get(_ORIENTATION, 1)
+        value = exif().get(0x0112, 1)
     except Exception:  # Pillow's parser raises many kinds on damaged blocks
         return 1
     return value if value in range(1, 9) else 1
@@ -174,7 +192,7 @@ def _bound(width: int, height: int) -> None:
     if width < 1 or height < 1:
         raise Unusable(f"an empty picture: {width} x {height} pixels")
     if width * height > MAX_PIXELS:
-        raise Unusable(f"{width} x {height} pixels, more than the {MAX_PIXELS:,} that are decoded")
+        raise Unusable(f"too many pixels: {width} x {height}, of which at most {MAX_PIXELS:,} are decoded")
 
 
 def _decode_jpeg(data: bytes, header: Header) -> tuple[Image.Image, str]:
@@ -190,11 +208,7 @@ def _decode_jpeg(data: bytes, header: Header) -> tuple[Image.Image, str]:
         return _decode(data)[0], "harmless damage"
     if header.components == 4:  # Pillow knows whether Adobe's inverted inks are meant
         return _decode(data)[0], ""
-    image = Image.fromarray(decoded)
-    if header.orientation != 1:
-        image.getexif()[_ORIENTATION] = header.orientation
-        image = ImageOps.exif_transpose(image)
-    return image, ""
+    return _upright(Image.fromarray(decoded), header.orientation), ""
 
 
 def _decode(data: bytes) -> tuple[Image.Image, str]:
@@ -205,7 +219,7 @@ def _decode(data: bytes) -> tuple[Image.Image, str]:
             _bound(*image.size)
             kind = image.format or "unknown"
             image.load()
-            return _rgb(ImageOps.exif_transpose(image)), kind
+            return _upright(_rgb(image, kind), _orientation(image.getexif)), kind
     except Unusable:
         raise
     except Image.UnidentifiedImageError as error:
@@ -214,9 +228,9 @@ def _decode(data: bytes) -> tuple[Image.Image, str]:
         raise Unusable(f"cannot decode: {error}") from error
 
 
-def _rgb(image: Image.Image) -> Image.Image:
+def _rgb(image: Image.Image, kind: str) -> Image.Image:
     """8-bit RGB: 16-bit values scaled, transparent pixels laid on white. Raises Unusable for other depths."""
-    if image.mode.startswith("I;16"):
+    if image.mode.startswith("I;16") or (image.mode == "I" and kind == "PPM"):
         values = np.asarray(image).astype(np.uint32)
         return Image.fromarray(((values + 128) // 257).astype(np.uint8)).convert("RGB")
     if image.mode in ("I", "F"):
@@ -227,10 +241,14 @@ def _rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
+def _upright(image: Image.Image, orientation: int) -> Image.Image:
+    return image.transpose(_TURNS[orientation]) if orientation in _TURNS else image
+
+
 def _shrink(image: Image.Image, max_side: int) -> Image.Image:
     if not _too_large(image.width, image.height, max_side):
         if max(image.size) > MAX_SIDE:
-            raise Unusable(f"a side of {max(image.size)} pixels, more than a JPEG holds ({MAX_SIDE}); set max_side")
+            raise Unusable(f"too long for a JPEG: {max(image.size)} pixels, which holds {MAX_SIDE}; set max_side")
         return image
     scale = max_side / max(image.size)
     size = max(1, round(image.width * scale)), max(1, round(image.height * scale))

@@ -19,14 +19,15 @@ import numpy as np
 
 from repcon.errors import UserError
 from repcon.jpeg import MAX_PIXELS
+from repcon.sources import MANIFEST
 
 FORMAT = 1
-MANIFEST = "pack.json"
 INDEX = "index.npz"
 LEFT_OUT = "left_out.jsonl"
 BETON = "images.beton"
 MAX_JPEG_BYTES = 1 << 30
 MAX_MANIFEST_BYTES = 1 << 26
+MAX_SHARD_BYTES = 1 << 50
 
 COLUMNS: Mapping[str, tuple[str, tuple[int, ...]]] = {
     "shard": ("<i4", ()),
@@ -144,6 +145,8 @@ def _field(values: dict[str, Any], name: str, kind: type, origin: str, inner: ty
 
 def validate(columns: Columns, manifest: Manifest, origin: str) -> None:
     """Every number of the index lies where it can be used. Raises UserError naming the column."""
+    if not all(0 <= size <= MAX_SHARD_BYTES for size in manifest.shard_bytes):
+        raise _damaged(origin, f"{MANIFEST}: shard_bytes out of bounds")
     shards = np.array(manifest.shard_bytes, np.float64)
     shard, end = columns["shard"], columns["key_end"]
     width, height = columns["size"].astype(np.int64).T
@@ -152,12 +155,12 @@ def validate(columns: Columns, manifest: Manifest, origin: str) -> None:
     problems = {
         "images": len(shard) != manifest.images,
         "shard": not inside.all(),
-        "offset": bool((columns["offset"] < 0).any() or (columns["offset"] + columns["length"] > room).any()),
+        "offset": bool((columns["offset"] < 0).any() or (columns["offset"] > room - columns["length"]).any()),
         "length": bool((columns["length"] < 1).any() or (columns["length"] > MAX_JPEG_BYTES).any()),
         "size": bool((width < 1).any() or (height < 1).any() or (np.maximum(width, height) > 65_535).any()),
         "size's pixels": bool((width * height > MAX_PIXELS).any()),
         "label": bool((columns["label"] < -1).any() or (columns["label"] >= len(manifest.classes)).any()),
-        "key_end": bool((np.diff(end, prepend=0) < 0).any() or (len(end) and end[-1] != len(columns[KEY_TEXT]))),
+        "key_end": bool((np.diff(end, prepend=0) < 0).any() or max(end, default=0) > len(columns[KEY_TEXT])),
     }
     wrong = [name for name, found in problems.items() if found]
     if wrong:

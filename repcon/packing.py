@@ -51,7 +51,8 @@ def plan(config: PackConfig) -> Plan:
     another source or of other settings.
     """
     _check(config)
-    listing = sources.read(config.source)
+    with console.status(f"listing {config.source}"):
+        listing = sources.read(config.source)
     names = ("max_side", "jpeg_quality", "shard_megabytes")
     settings = {"source": listing.identity, **{name: getattr(config, name) for name in names}}
     _compare(Path(config.out), settings)
@@ -156,25 +157,30 @@ def _finished(out: Path) -> list[Part]:
         parts.append(part)
 
 
-def _seen(parts: list[Part]) -> dict[bytes, str]:
-    """Content hash -> key of the images packed so far."""
-    seen: dict[bytes, str] = {}
+def _seen(parts: list[Part]) -> dict[bytes, tuple[str, int]]:
+    """Content hash -> key and label of the images packed so far."""
+    seen: dict[bytes, tuple[str, int]] = {}
     for part in parts:
-        hashes = part.columns["hash"]
-        seen.update((hashes[row].tobytes(), key) for row, key in enumerate(pack_format.Keys(part.columns)))
+        hashes, labels = part.columns["hash"], part.columns["label"].tolist()
+        names = pack_format.Keys(part.columns)
+        seen.update((hashes[row].tobytes(), (key, labels[row])) for row, key in enumerate(names))
     return seen
 
 
-def _take(shard: Shard, item: Item, result: Encoded | str, seen: dict[bytes, str]) -> None:
-    """Adds one image to the shard, or to what is left out. Of equal images the first stays: a picture that is there
-    twice would be learnt from in one place and tested on in the other."""
+def _take(shard: Shard, item: Item, result: Encoded | str, seen: dict[bytes, tuple[str, int]]) -> None:
+    """Adds one image to the shard, or to what is left out of it.
+
+    Of equal images the first stays: one that is there twice would be learnt from in one place and tested on in another.
+    """
     shard.part.next += 1
     if isinstance(result, str):
         shard.part.left_out.append((item.name, result))
     elif result.digest in seen:
-        shard.part.left_out.append((item.name, f"duplicate of {seen[result.digest]}"))
+        key, label = seen[result.digest]
+        kind = "duplicate" if label == item.label else "duplicate with another label"
+        shard.part.left_out.append((item.name, f"{kind}: of {key}"))
     else:
-        seen[result.digest] = item.key
+        seen[result.digest] = item.key, item.label
         shard.add(item, result)
 
 
@@ -241,7 +247,4 @@ def _finish(plan: Plan, parts: list[Part], rest: list[tuple[str, str]]) -> None:
 
 def _by_reason(left_out: list[tuple[str, str]]) -> dict[str, int]:
     """How many were left out for each kind of reason, without the details."""
-    kinds = Counter(
-        "duplicate" if reason.startswith("duplicate of ") else reason.split(":")[0] for _, reason in left_out
-    )
-    return dict(sorted(kinds.items()))
+    return dict(sorted(Counter(reason.split(":")[0] for _, reason in left_out).items()))

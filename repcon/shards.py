@@ -1,5 +1,6 @@
 """The shards of a pack that is being written: one WebDataset tar at a time, with its record beside it."""
 
+import contextlib
 import json
 import os
 import tarfile
@@ -96,7 +97,8 @@ class Shard:
 
     def discard(self) -> None:
         """Forgets what was written."""
-        self._file.close()
+        with contextlib.suppress(OSError):  # a full disk, which is being reported already
+            self._file.close()
         self._temporary.unlink(missing_ok=True)
 
     def _columns(self) -> Columns:

@@ -1,0 +1,128 @@
+"""What a folder or a tar holds, before anything is decoded; no name that a tar gives is ever used as a path."""
+
+import tarfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+
+JPEG_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif")
+OTHER_SUFFIXES = (".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".jp2", ".avif")
+SUFFIXES = frozenset(JPEG_SUFFIXES + OTHER_SUFFIXES)
+MAX_FILE_BYTES = 1 << 30
+
+
+@dataclass(slots=True)
+class Found:
+    """A file before its key and label are known."""
+
+    name: str
+    container: str
+    offset: int
+    length: int
+    label: str | None
+    """What its `.cls` says, "" where only others of the tar have one; None where labels come from folders."""
+
+
+@dataclass(slots=True)
+class Scan:
+    """What has been found so far."""
+
+    found: list[Found] = field(default_factory=list)
+    left_out: list[tuple[str, str]] = field(default_factory=list)
+    """(name, reason); a reason is a kind, or `kind: detail`."""
+    identity: list[str] = field(default_factory=list)
+    """Each file's name, size and time of change."""
+
+
+def refusal(name: str, length: int) -> str:
+    """Why a file is no image by its name and length; empty where it may be one."""
+    path = PurePosixPath(name)
+    if any(part.startswith(".") or part == "__MACOSX" for part in path.parts):
+        return "a hidden file"
+    if path.suffix.lower() not in SUFFIXES:
+        return f"not an image's file name ({path.suffix or 'no suffix'})"
+    if length > MAX_FILE_BYTES:
+        return f"too large a file: {length} bytes, of which at most {MAX_FILE_BYTES} are read"
+    return "" if length else "an empty file"
+
+
+def add_tar(path: Path, name: str, scan: Scan) -> None:
+    """Adds a tar's images; `name` is how the tar is called in the list of what was left out."""
+    try:
+        status = path.stat()
+    except OSError as error:
+        scan.left_out.append((name, f"cannot be read: {error.strerror}"))
+        return
+    scan.identity.append(f"{name}\0{status.st_size}\0{status.st_mtime_ns}")
+    members: list[tuple[str, int, int]] = []
+    labels: dict[str, str] = {}
+    try:
+        with tarfile.open(path, "r:", errors="surrogateescape") as tar:
+            for member in _members(tar):
+                reason = _unsafe(member, status.st_size)
+                if reason:
+                    scan.left_out.append((f"{name}: {member.name}", reason))
+                elif member.isreg() and member.name.endswith(".cls"):
+                    labels[_sample(member.name)] = _label(tar, member)
+                elif member.isreg():
+                    members.append((PurePosixPath(member.name).as_posix(), member.offset_data, member.size))
+    except (tarfile.TarError, OSError, ValueError, RecursionError) as error:
+        scan.left_out.append((name, f"a truncated or damaged tar, read up to the damage: {error}"))
+    _add_members(path, name, members, labels, scan)
+
+
+def _members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
+    """The members in order; raises on offsets that do not rise, which would never end."""
+    last = -1
+    while (member := tar.next()) is not None:
+        if member.offset <= last or member.size < 0:
+            raise tarfile.ReadError("offsets do not rise")
+        last = member.offset
+        _forget(tar)
+        yield member
+
+
+def _forget(tar: tarfile.TarFile) -> None:
+    """tarfile keeps every header that it has read; a list of a million would not stay flat."""
+    vars(tar)["members"] = []
+
+
+def _unsafe(member: tarfile.TarInfo, tar_bytes: int) -> str:
+    path = PurePosixPath(member.name)
+    if path.is_absolute() or ".." in path.parts or "\0" in member.name:
+        return "a path that leaves the archive"
+    if member.issym() or member.islnk():
+        return "a link"
+    if not (member.isreg() or member.isdir()) or member.issparse():
+        return "not a plain file"
+    if member.offset_data + member.size > tar_bytes:
+        return "truncated: the tar ends inside it"
+    return ""
+
+
+def _sample(name: str) -> str:
+    """A member's WebDataset key: its path up to the file name's first dot."""
+    folder, slash, file = PurePosixPath(name).as_posix().rpartition("/")
+    return folder + slash + file.split(".", 1)[0]
+
+
+def _label(tar: tarfile.TarFile, member: tarfile.TarInfo) -> str:
+    file = tar.extractfile(member)
+    return file.read(256).decode("utf-8", "replace").strip() if file else ""
+
+
+def _add_members(
+    path: Path, name: str, members: list[tuple[str, int, int]], labels: dict[str, str], scan: Scan
+) -> None:
+    """Images become items; what lies beside an image under the same WebDataset key is its sidecar."""
+    refusals = [refusal(member, length) for member, _, length in members]
+    images = {_sample(member) for (member, _, _), reason in zip(members, refusals, strict=True) if not reason}
+    for (member, offset, length), reason in zip(members, refusals, strict=True):
+        sample = _sample(member)
+        if not reason and labels and PurePosixPath(member).name.count(".") > 1:
+            reason = "a further file of its sample"
+        if not reason:
+            label = labels.get(sample, "") if labels else None
+            scan.found.append(Found(member, str(path), offset, length, label))
+        elif sample not in images or PurePosixPath(member).suffix.lower() in SUFFIXES:
+            scan.left_out.append((f"{name}: {member}", reason))

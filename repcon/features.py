@@ -10,6 +10,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -63,7 +64,7 @@ def extract(model: str, pack: Pack, rows: np.ndarray, reading: Reading, progress
 
     `model` is whatever `backbones.create` takes. Raises UserError for a trunk that cannot take the size.
     """
-    trunk = backbones.create(model, num_classes=0).to(reading.device).eval()
+    trunk = backbones.create(model, num_classes=0, size=reading.size).to(reading.device).eval()
     preprocessing = backbones.preprocessing(trunk, reading.size)
     weights = backbones.weight_hash(trunk)
     cache = FeatureCache(reading.cache, weights, pack.fingerprint, preprocessing)
@@ -100,10 +101,10 @@ def _forward(trunk: nn.Module, inputs: torch.Tensor) -> np.ndarray:
     """(B, 3, S, S) to (B, D) float32 on the host."""
     try:
         features = trunk(inputs)
-    except (AssertionError, RuntimeError) as error:
+    except AssertionError as error:  # timm asserts that patches fill the input.
         side = inputs.shape[-1]
         raise UserError(
-            f"the trunk does not take inputs of {side} pixels ({error}); set `size` to its own, or 0"
+            f"size: the trunk does not take inputs of {side} pixels ({error}); set its own, or 0"
         ) from error
     if features.ndim != 2:
         raise UserError(f"the trunk gives features of shape {tuple(features.shape)}, not one vector per image")
@@ -132,7 +133,7 @@ class FeatureCache:
         try:
             with np.load(self.path, allow_pickle=False) as held:
                 identity, self._rows, self._values = str(held["identity"]), held["rows"], held["values"]
-        except (OSError, ValueError, KeyError, EOFError) as error:
+        except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
             raise UserError(f"{self.path}: this cache of features cannot be read ({error}); delete it") from error
         if identity != self.identity:
             raise UserError(f"{self.path}: this cache holds the features of something else; delete it")

@@ -153,7 +153,6 @@ class _Trainer:
         return Order(self.train.rows, part, seed=self.config.seed, batch_size=self.config.batch_size)
 
 
-@torch.inference_mode()
 def predict(
     model: nn.Module,
     pack: Pack,
@@ -167,6 +166,7 @@ def predict(
     device = next(model.parameters()).device
     parts: list[Any] = []
     for batch in loader.batches(whole_images(pack, rows, batch_size)):
-        pixels = batch.pixels[preprocessing.size].to(device)
-        parts.append(model(backbones.normalise(pixels, preprocessing, torch.float32)).float().cpu())
+        inputs = backbones.normalise(batch.pixels[preprocessing.size].to(device), preprocessing, torch.float32)
+        with torch.no_grad():
+            parts.append(model(inputs).float().cpu())
     return torch.cat(parts)

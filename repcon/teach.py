@@ -36,7 +36,7 @@ def run(config: TeachConfig) -> dict[str, Any]:
         "licence": config.licence,
         "recipe": tomllib.loads(dump(config)),
     }
-    model = backbones.create(config.model, num_classes=len(names))
+    model = backbones.create(config.model, num_classes=len(names), size=config.size)
     preprocessing = backbones.preprocessing(model, config.size)
     epochs: list[Epoch] = []
 

@@ -160,7 +160,7 @@ def _finetune(model: str, pack: Pack, split: Split, config: EvaluateConfig, bars
     """(m,) predicted classes after the whole trunk was trained on the training part, the same way for every trunk."""
     device = torch.device(_device(config))
     torch.manual_seed(config.seed)
-    network = backbones.create(model, num_classes=len(split.classes))
+    network = backbones.create(model, num_classes=len(split.classes), size=config.size)
     recipe = replace(
         FINETUNE, size=config.size, seed=config.seed, loader=config.loader, workers=config.workers,
         batch_size=config.batch_size,

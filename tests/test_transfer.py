@@ -1,0 +1,109 @@
+"""Transfer of small trunks on real JPEGs: one split for all, paired differences, what is written."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from repcon import backbones, transfer
+from repcon.config import ClassSubset, EvaluateConfig
+from repcon.errors import UserError
+from repcon.images import open_or_pack
+
+
+@pytest.fixture(scope="module")
+def trunks(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
+    root = tmp_path_factory.mktemp("trunks")
+    for seed, name in enumerate(("first", "second")):
+        torch.manual_seed(seed)
+        model = backbones.timm.create_model("test_efficientnet", num_classes=3)
+        preprocessing = backbones.preprocessing(model, 32)
+        backbones.save(model, root / name, classes=list("abc"), preprocessing=preprocessing, extra={})
+    return f"first={root / 'first'}", f"second={root / 'second'}"
+
+
+@pytest.fixture(scope="module")
+def recipe(picture_folder: Path, trunks: tuple[str, ...]) -> EvaluateConfig:
+    return EvaluateConfig(
+        data=str(picture_folder), out="", trunks=trunks, size=32, draws=5, loader="torch", device="cpu"
+    )
+
+
+@pytest.fixture(scope="module")
+def evaluated(recipe: EvaluateConfig, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict]:
+    out = tmp_path_factory.mktemp("evaluate") / "run"
+    return out, transfer.run(replace(recipe, out=str(out)))
+
+
+def test_every_trunk_has_every_metric_and_differences_are_paired(evaluated: tuple[Path, dict]):
+    out, results = evaluated
+    assert results["baseline"] == "first" and list(results["trunks"]) == ["first", "second"]
+    assert results["train_images"] == results["test_images"] == 16 and results["chance"] == 25
+    for metric in ("knn_1", "knn_5", "knn_20", "probe", "shot_1"):
+        first, second = (results["trunks"][name]["metrics"][metric] for name in ("first", "second"))
+        difference = results["differences"]["second"][metric]
+        assert 0 <= first["low"] <= first["mean"] <= first["high"] <= 100
+        assert np.isclose(difference["mean"], second["mean"] - first["mean"])
+    with np.load(out / "answers.npz") as answers:
+        assert np.isclose(100 * answers["first/probe"].mean(), results["trunks"]["first"]["metrics"]["probe"]["mean"])
+        assert len(answers["second/shot_1"]) == 5
+    assert (out / "transfer.svg").read_text().startswith("<?xml")
+    assert (out / "results.json").is_file()
+
+
+def test_shots_beyond_the_smallest_class_are_left_out(evaluated: tuple[Path, dict]):
+    metrics = evaluated[1]["trunks"]["first"]["metrics"]
+    assert "shot_1" in metrics and "shot_5" not in metrics  # Four training images per class.
+
+
+def test_train_and_test_share_no_image(recipe: EvaluateConfig, tmp_path: Path):
+    pack = open_or_pack(recipe.data, tmp_path)
+    split = transfer.split_images(pack, recipe)
+    assert np.intersect1d(split.train, split.test).size == 0
+    assert (
+        pack.labels[split.test] == np.array([pack.classes.index(split.classes[i]) for i in split.test_labels])
+    ).all()
+
+
+def test_two_classes_suffice_and_one_does_not(recipe: EvaluateConfig, tmp_path: Path):
+    half = replace(recipe, classes=ClassSubset(seed=1, start=0.5), metrics=("knn",))
+    results = transfer.run(replace(half, out=str(tmp_path / "half")))
+    assert results["classes"] == 2 and results["chance"] == 50
+    with pytest.raises(UserError, match="class"):
+        transfer.run(replace(half, out=str(tmp_path / "one"), classes=ClassSubset(start=0.75)))
+
+
+def test_a_class_with_one_image_is_left_out_by_name(recipe: EvaluateConfig, picture_folder: Path, tmp_path: Path):
+    data = tmp_path / "data"
+    for name, count in (("apple", 6), ("birch", 6), ("cedar", 1)):
+        (data / name).mkdir(parents=True)
+        for path in sorted((picture_folder / name).iterdir())[:count]:
+            (data / name / path.name).write_bytes(path.read_bytes())
+    results = transfer.run(replace(recipe, data=str(data), out=str(tmp_path / "out"), metrics=("knn", "probe")))
+    assert results["left_out"] == ["cedar"] and results["class_names"] == ["apple", "birch"]
+
+
+def test_fine_tuning_is_measured_on_the_same_test_images(recipe: EvaluateConfig, tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(transfer, "FINETUNE", replace(transfer.FINETUNE, epochs=2))
+    out = tmp_path / "out"
+    results = transfer.run(replace(recipe, metrics=("finetune",), out=str(out), batch_size=8))
+    assert set(results["trunks"]["first"]["metrics"]) == {"finetune"}
+    with np.load(out / "answers.npz") as answers:
+        assert answers["first/finetune"].dtype == bool and len(answers["first/finetune"]) == results["test_images"]
+
+
+@pytest.mark.parametrize(("change", "words"), [
+    ({"trunks": ()}, "trunks"), ({"baseline": "third"}, "baseline"), ({"test": 1.0}, "test"),
+    ({"trunks": ("a=x", "a=y")}, "'a'"), ({"trunks": ("a=no_such_model",)}, "no_such_model"),
+])  # fmt: skip
+def test_mistakes_are_named(recipe: EvaluateConfig, tmp_path: Path, change: dict, words: str):
+    with pytest.raises(UserError, match=words):
+        transfer.run(replace(recipe, out=str(tmp_path / "out"), **change))
+
+
+def test_a_folder_without_a_model_is_named(recipe: EvaluateConfig, tmp_path: Path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match=r"config\.json"):
+        transfer.run(replace(recipe, out=str(tmp_path / "out"), trunks=(str(tmp_path / "empty"),)))

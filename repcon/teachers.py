@@ -1,0 +1,170 @@
+"""Teachers: classifiers in evaluation mode whose answers are stored, with what is needed to know them again."""
+
+import importlib
+import os
+import sys
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from repcon import backbones
+from repcon.backbones import Preprocessing
+from repcon.config import TeacherConfig
+from repcon.errors import UserError
+from repcon.store import TeacherSection
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Teacher:
+    """A classifier on its device, in evaluation mode and in its precision."""
+
+    name: str
+    module: nn.Module
+    preprocessing: Preprocessing
+    section: TeacherSection
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of its weights and inputs."""
+        return DTYPES[self.section.precision]
+
+    def __call__(self, images: torch.Tensor) -> torch.Tensor:
+        """(B, 3, S, S) uint8 pixels to (B, C) float32 logits."""
+        return self.answer(backbones.normalise(images, self.preprocessing, self.dtype))
+
+    @torch.inference_mode()
+    def answer(self, inputs: torch.Tensor) -> torch.Tensor:
+        """(B, 3, S, S) normalised inputs of `dtype` to (B, C) float32 logits."""
+        return self.module(inputs).float()
+
+
+def load(config: TeacherConfig, device: str | torch.device) -> Teacher:
+    """The teacher of a recipe. Raises UserError for weights that are missing or a model that is no classifier."""
+    if is_factory(config.model):
+        module, preprocessing = _from_factory(config)
+        classes = tuple(getattr(module, "class_names", ()))
+    else:
+        module = backbones.create(config.model, size=config.size)
+        preprocessing = backbones.preprocessing(module, config.size)
+        classes = backbones.classes(module)
+    count = _count_classes(config, module, preprocessing)
+    section = TeacherSection(
+        name=config.name,
+        model=config.model,
+        architecture=backbones.architecture(module),
+        weight_hash=backbones.weight_hash(module),
+        preprocessing=asdict(preprocessing) | {"mean": list(preprocessing.mean), "std": list(preprocessing.std)},
+        num_classes=count,
+        classes=classes,
+        precision=config.precision,
+        versions=_versions(),
+        licence=config.licence or _saved_licence(config.model),
+    )
+    dtype = DTYPES[config.precision]
+    module = module.to(device, dtype, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue, reportArgumentType]
+    if config.compile:
+        module.compile()
+    return Teacher(name=config.name, module=module, preprocessing=preprocessing, section=section)
+
+
+def from_section(section: TeacherSection, device: str | torch.device, *, allow_code: bool = False) -> Teacher:
+    """Loads the teacher that a store names; refuses other weights, preprocessing or classes than it was made with.
+
+    `allow_code` is for callers whose recipe names the same `module:function`: a store must not run code of its
+    own choice.
+    """
+    if is_factory(section.model) and not allow_code:
+        hint = "a store's own word is not enough to run code, so name it in the recipe"
+        raise UserError(f"teacher {section.name}: its model {section.model} is a function; {hint}")
+    config = TeacherConfig(
+        name=section.name,
+        model=section.model,
+        size=int(section.preprocessing.get("size", 0)),
+        precision=section.precision,  # pyright: ignore[reportArgumentType]
+        licence=section.licence,
+    )
+    teacher = load(config, device)
+    for field in ("architecture", "weight_hash", "num_classes", "classes", "preprocessing"):
+        held, found = getattr(section, field), getattr(teacher.section, field)
+        if held != found:
+            what = f"{field} is {str(found)[:80]} now and {str(held)[:80]} in the store"
+            raise UserError(f"teacher {section.name}: {section.model} is not the model that made the labels: {what}")
+    return teacher
+
+
+def is_factory(model: str) -> bool:
+    """Whether the string names `module:function` rather than a model, a folder or a package."""
+    module, colon, function = model.partition(":")
+    prefixes = ("package", "local-dir", "hf-hub", "hf_hub")
+    named = function.isidentifier() and all(part.isidentifier() for part in module.split("."))
+    return bool(colon) and module not in prefixes and named
+
+
+def _from_factory(config: TeacherConfig) -> tuple[nn.Module, Preprocessing]:
+    """Calls the user's function; it gives a module and a Preprocessing, or a mapping with size, mean and std."""
+    place, _, function = config.model.partition(":")
+    here = os.getcwd()
+    if here not in sys.path:  # `python -m` has it, a console script has not.
+        sys.path.insert(0, here)
+    try:
+        made = getattr(importlib.import_module(place), function)()
+    except ModuleNotFoundError as error:
+        raise UserError(f"teacher {config.name}: {config.model}: {error}; is its folder on PYTHONPATH?") from error
+    except AttributeError as error:
+        raise UserError(f"teacher {config.name}: {config.model}: {error}") from error
+    if not (isinstance(made, tuple) and len(made) == 2 and isinstance(made[0], nn.Module)):
+        raise UserError(f"teacher {config.name}: {config.model} must return (torch module, preprocessing)")
+    preprocessing = _preprocessing(config, made[1])
+    if config.size and config.size != preprocessing.size:
+        raise UserError(f"teacher {config.name}: size {config.size}, but {config.model} says {preprocessing.size}")
+    return made[0], preprocessing
+
+
+def _preprocessing(config: TeacherConfig, given: Any) -> Preprocessing:
+    if isinstance(given, Preprocessing):
+        return given
+    try:
+        mean, std = backbones.three(given["mean"]), backbones.three(given["std"])
+        return Preprocessing(size=int(given["size"]), mean=mean, std=std)
+    except (KeyError, TypeError, ValueError) as error:
+        wanted = "a mapping with size, and mean and std of three numbers each"
+        raise UserError(f"teacher {config.name}: {config.model}: its preprocessing must be {wanted}") from error
+
+
+@torch.inference_mode()
+def _count_classes(config: TeacherConfig, module: nn.Module, preprocessing: Preprocessing) -> int:
+    """Asks the module itself, in evaluation mode, with one gray crop."""
+    module.eval()
+    side = preprocessing.size
+    gray = torch.full((1, 3, side, side), 128, dtype=torch.uint8)
+    try:
+        logits = module(backbones.normalise(gray, preprocessing, torch.float32))
+    except (AssertionError, RuntimeError, ValueError) as error:
+        raise UserError(f"teacher {config.name}: {config.model} does not take {side} pixels: {error}") from error
+    if getattr(module, "num_classes", None) == 0:
+        raise UserError(f"teacher {config.name}: {config.model} is a trunk without a classifier; name a teacher")
+    if not isinstance(logits, torch.Tensor) or logits.ndim != 2 or logits.shape[1] < 2:
+        raise UserError(f"teacher {config.name}: {config.model} must answer (B, C) logits of two or more classes")
+    return int(logits.shape[1])
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for package in ("repcon", "torch", "timm"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _saved_licence(model: str) -> str:
+    """The licence that `repcon teach` wrote into the folder, where the model is such a folder."""
+    folder = Path(model.removeprefix("local-dir:")).expanduser()
+    return str(backbones.saved_extra(folder).get("licence", "")) if folder.is_dir() else ""

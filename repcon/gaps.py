@@ -7,10 +7,12 @@ A row of k log-probabilities and T log-tails becomes k bytes, and one more per s
 - bytes 1 to k-1 are the differences of the falling log-probabilities in steps of 0.04 nat, each taken from the
   decoded value before it, so that errors stay within half a step. A difference above 253 steps (10.12 nat)
   saturates: the class then holds less than 4e-5 of the one before it, which bounds what the error can cost.
-The level of the first log-probability follows from the mass outside, so it needs no byte.
+The level of the first log-probability follows from the mass outside, so it needs no byte. Bytes are stored slot by
+slot, (width, rows), which compresses better than row by row and is what decoding wants.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
@@ -20,6 +22,7 @@ STEP_NAT = 0.04
 LARGEST = 253
 _ANGLE = np.pi / 2 / LARGEST
 _LEVELS = 1 << 14
+_FINE = 16  # the first log-probability is rounded to a sixteenth of a step
 
 
 def width(k: int, temperatures: Sequence[float]) -> int:
@@ -28,28 +31,26 @@ def width(k: int, temperatures: Sequence[float]) -> int:
 
 
 def encode(logp: np.ndarray, k: int, temperatures: Sequence[float]) -> np.ndarray:
-    """(..., k + T) float log-probabilities and log-tails to (..., width) uint8; rows that hold a NaN become poison."""
-    shape = logp.shape[:-1]
-    values = logp.reshape(-1, logp.shape[-1]).astype(np.float32)
-    whole = not np.isnan(values).any()
-    missing = np.zeros(len(values), bool) if whole else np.isnan(values).any(1)
-    values[missing] = -1.0
-    codes = np.empty((len(values), width(k, temperatures)), np.uint8)
-    top = values[:, :k]
-    if 1.0 in temperatures:
-        tail = np.exp(values[:, k + temperatures.index(1.0)])
-        codes[:, 0] = _angle_code(tail, np.exp(top).sum(1))
-    else:
-        inside = np.exp(top).sum(1).clip(max=1.0)
-        codes[:, 0] = _angle_code(1.0 - inside, inside)
-    _encode_gaps(top, codes)
-    others = [(i, t) for i, t in enumerate(temperatures) if t != 1.0]
-    for column, (i, t) in enumerate(others, start=k):
+    """(m, r, k + T) float log-probabilities and log-tails to (m, width, r) uint8; rows with a NaN become poison."""
+    slots = np.moveaxis(logp.astype(np.float32), -1, 0).copy()
+    missing = np.isnan(slots).any(0)
+    slots[:, missing] = -1.0
+    top, tails = slots[:k], slots[k:]
+    codes = np.empty((width(k, temperatures), *missing.shape), np.uint8)
+    inside = np.exp(top).sum(0)
+    outside = np.exp(tails[temperatures.index(1.0)]) if 1.0 in temperatures else (1.0 - inside).clip(min=0.0)
+    codes[0] = _angle_code(outside, inside)
+    reached = np.zeros(missing.shape, np.int32)
+    for slot in range(1, k):
+        wanted = np.rint((top[0] - top[slot]) / STEP_NAT).clip(max=_LEVELS - 1).astype(np.int32)
+        codes[slot] = (wanted - reached).clip(0, LARGEST)
+        reached += codes[slot]
+    warm = [(tail, t) for tail, t in zip(tails, temperatures, strict=True) if t != 1.0]
+    for slot, (tail, t) in enumerate(warm, start=k):
         # Relative to the first class: at low temperatures p^(1/t) itself would leave the range of float32.
-        tail = np.exp(values[:, k + i] - top[:, 0] / t)
-        codes[:, column] = _angle_code(tail, np.exp((top - top[:, :1]) / t).sum(1))
-    codes[missing] = POISON
-    return codes.reshape(*shape, -1)
+        codes[slot] = _angle_code(np.exp(tail - top[0] / t), np.exp((top - top[0]) / t).sum(0))
+    codes[:, missing] = POISON
+    return np.ascontiguousarray(np.moveaxis(codes, 0, 1))
 
 
 def _angle_code(outside: np.ndarray, inside: np.ndarray) -> np.ndarray:
@@ -57,51 +58,69 @@ def _angle_code(outside: np.ndarray, inside: np.ndarray) -> np.ndarray:
     return np.rint(np.arcsin(np.sqrt(share)) / _ANGLE).astype(np.uint8)
 
 
-def _encode_gaps(top: np.ndarray, codes: np.ndarray) -> None:
-    reached = np.zeros(len(top), np.int32)
-    for column in range(1, top.shape[1]):
-        wanted = np.rint((top[:, 0] - top[:, column]) / STEP_NAT)
-        gap = (np.minimum(wanted, _LEVELS - 1) - reached).clip(0, LARGEST).astype(np.int32)
-        codes[:, column] = gap
-        reached += gap
-
-
 def decode(codes: np.ndarray, k: int, classes: int, temperatures: tuple[float, ...], out: np.ndarray) -> None:
-    """(R, width) uint8 to (R, k + T) float16 in `out`; poison becomes NaN. With k = classes the log-tails are -inf."""
-    columns = np.ascontiguousarray(codes.T)
-    level_of, power_of, odds_of = _tables(temperatures)
-    rows = len(codes)
-    reached = np.zeros(rows, np.int32)
-    levels = [reached]
-    for column in range(1, k):
-        levels.append(np.minimum(levels[-1] + columns[column], _LEVELS - 1))
+    """(width, R) uint8 to (R, k + T) float16 in `out`; poison becomes NaN. With k = classes the log-tails are -inf."""
+    tables = _tables(temperatures)
+    rows = codes.shape[1]
+    levels = np.zeros((k, rows), np.intp)
+    for slot in range(1, k):
+        np.add(levels[slot - 1], codes[slot], out=levels[slot])
+    sums = {t: _sum_of(power, levels) for t, power in tables.power.items()}
     whole = k == classes
-    sums = {t: sum((power_of[t][level] for level in levels), start=np.zeros(rows, np.float32)) for t in power_of}
-    outside = odds_of[columns[0]] if not whole else np.zeros(rows, np.float32)
-    # inside = 1 / (1 + odds), and inside = exp(first) * sum of exp(level - first)
-    first = -np.log1p(outside) - np.log(sums[1.0])
-    for column, level in enumerate(levels):
-        out[:, column] = first + level_of[level]
+    # exp(first) * sum of exp(level - first) = 1 - m
+    first = -np.log(sums[1.0]) + (0.0 if whole else tables.log_inside[codes[0]])
+    levels *= _FINE
+    levels += np.rint(first * (-_FINE / STEP_NAT)).astype(np.intp)
+    decoded = np.empty((k, rows), np.float16)
+    np.take(tables.level, levels, mode="clip", out=decoded)
+    out[:, :k] = decoded.T
     spare = k
-    for i, t in enumerate(temperatures):
-        share = columns[0] if t == 1.0 else columns[spare]
+    for place, t in enumerate(temperatures, start=k):
+        if whole:
+            out[:, place] = -np.inf
+        elif t == 1.0:
+            out[:, place] = tables.log_outside[codes[0]]
+        else:
+            out[:, place] = np.log(sums[t]) + tables.log_odds[codes[spare]] + first / t
         spare += t != 1.0
-        out[:, k + i] = -np.inf if whole else np.log(odds_of[share] * sums[t]) + first / t
-    if columns[0].max(initial=0) == POISON:
-        out[columns[0] == POISON] = np.nan
+    if codes[0].max(initial=0) == POISON:
+        out[codes[0] == POISON] = np.nan
+
+
+def _sum_of(table: np.ndarray, levels: np.ndarray) -> np.ndarray:
+    total, term = np.zeros(levels.shape[1], np.float32), np.empty(levels.shape[1], np.float32)
+    for level in levels:
+        total += np.take(table, level, mode="clip", out=term)
+    return total
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Tables:
+    level: np.ndarray
+    """Log-probability by level, in sixteenths of a step: float16."""
+    power: dict[float, np.ndarray]
+    """Per temperature, p^(1/t) relative to the first class by level, in steps."""
+    log_inside: np.ndarray
+    """log(1 - m) by angle code, and below log m and log(m / (1 - m))."""
+    log_outside: np.ndarray
+    log_odds: np.ndarray
 
 
 @lru_cache(maxsize=16)
-def _tables(temperatures: tuple[float, ...]) -> tuple[np.ndarray, dict[float, np.ndarray], np.ndarray]:
-    """Log-probability by level, p^(1/t) by level, and odds m / (1 - m) by angle code; all float32."""
-    level_of = -STEP_NAT * np.arange(_LEVELS)
-    power_of = {t: np.exp(level_of / t).astype(np.float32) for t in {1.0, *temperatures}}
+def _tables(temperatures: tuple[float, ...]) -> _Tables:
+    levels = -STEP_NAT * np.arange(_LEVELS)
     angle = np.arange(256) * _ANGLE
-    # The ends stand for all that rounds to them: half of the half step, so that no tail is decoded as impossible.
+    # The ends stand for all that rounds to them: half of the half step, so that nothing is decoded as impossible.
     angle[0], angle[LARGEST:] = _ANGLE / 4, np.pi / 2 - _ANGLE / 4
-    return level_of.astype(np.float32), power_of, (np.tan(angle) ** 2).astype(np.float32)
+    return _Tables(
+        level=(-STEP_NAT / _FINE * np.arange(_LEVELS * _FINE)).astype(np.float16),
+        power={t: np.exp(levels / t).astype(np.float32) for t in {1.0, *temperatures}},
+        log_inside=np.log(np.cos(angle) ** 2).astype(np.float32),
+        log_outside=np.log(np.sin(angle) ** 2).astype(np.float16),
+        log_odds=np.log(np.tan(angle) ** 2).astype(np.float32),
+    )
 
 
 def saturated(codes: np.ndarray, k: int) -> int:
-    """How many gaps are at the largest step, and so may stand for a larger one."""
-    return int((codes[..., 1:k] == LARGEST).sum())
+    """How many gaps of (..., width, R) codes are at the largest step, and so may stand for a larger one."""
+    return int((codes[..., 1:k, :] == LARGEST).sum())

@@ -15,10 +15,11 @@ from repcon.errors import UserError
 from repcon.store_commit import check_metadata, commit, complete, require_same, require_same_section
 from repcon.store_files import Files, open_files
 from repcon.store_layout import (
+    BOX,
+    FLIP,
     HeadInfo,
     Layout,
     Unit,
-    box_layouts,
     head_layouts,
     heads_of,
     shard_name,
@@ -162,7 +163,7 @@ class LabelStore:
         blocks: list[tuple[Layout, np.ndarray]] = []
         if unit.writes_boxes:
             _check_shapes(unit.name, {"boxes": (boxes, (*shape, 4)), "flips": (flips, shape)})
-            blocks += zip(box_layouts(), (boxes, flips), strict=True)
+            blocks += [(BOX, boxes), (FLIP, flips)]
         for name in unit.heads:
             blocks += _label_blocks(self.manifest, unit, self.heads[name], *labels[name], absent)
         written = {}
@@ -186,7 +187,7 @@ class LabelStore:
         return slab_bytes(self.manifest, self._chosen(heads), self.images)
 
     def slab(self, crop: int, heads: Iterable[str] | None = None, out: Slab | None = None) -> Slab:
-        """Decodes one crop of all images, into the arrays of `out` where given. UserError names the place of any damage."""
+        """Decodes one crop of all images, into `out` where given. A UserError names the place of any damage."""
         chosen = self._chosen(heads)
         self._reader.require(crop, chosen)
         target = out or empty_slab(self.manifest, chosen, self.images)

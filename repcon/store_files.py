@@ -76,6 +76,7 @@ class LocalFiles:
     def __init__(self, root: Path) -> None:
         self.root = str(root)
         self._root = root
+        self._checked: dict[str, Path] = {}
 
     def read(self, name: str, start: int = 0, length: int | None = None) -> bytes:
         descriptor = os.open(self._inside(name), os.O_RDONLY | os.O_CLOEXEC)
@@ -120,10 +121,13 @@ class LocalFiles:
                 left.unlink()
 
     def _inside(self, name: str) -> Path:
-        path = self._root / safe(name) if name else self._root
-        if name and not os.path.realpath(path).startswith(os.path.realpath(self._root) + os.sep):
-            raise UserError(f"{path} is a link that leads out of {self._root}; a store holds its own files only")
-        return path
+        """Where the file lies. A name is checked once: `realpath` costs more than a read."""
+        if name not in self._checked:
+            path = self._root / safe(name) if name else self._root
+            if name and not os.path.realpath(path).startswith(os.path.realpath(self._root) + os.sep):
+                raise UserError(f"{path} is a link that leads out of {self._root}; a store holds its own files only")
+            self._checked[name] = path
+        return self._checked[name]
 
 
 def _make_folders(folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
@@ -35,12 +36,22 @@ class Unit:
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """One array: `(crops, images, width)`, or `(crops, images)` where width is 0."""
+    """One array: (crops, images, width), (crops, width, images) where slots come first, or (crops, images)."""
 
     path: str
     width: int
+    """Values per crop; 0 for an array without slots."""
     dtype: np.dtype
     fill: int | float
+    shuffle: Literal["shuffle", "bitshuffle"]
+    """What serves the compressor best: bits for numbers that use an odd number of them, bytes otherwise."""
+    slots_first: bool = False
+
+    def shape(self, crops: int, images: int) -> tuple[int, ...]:
+        """The array's shape, or a chunk's or shard's of so many crops and images."""
+        if self.slots_first:
+            return crops, self.width, images
+        return (crops, images, self.width) if self.width else (crops, images)
 
     @property
     def bytes_per_row(self) -> int:
@@ -55,28 +66,27 @@ def heads_of(manifest: Manifest) -> dict[str, HeadInfo]:
     }
 
 
-def box_layouts() -> tuple[Layout, Layout]:
-    """The arrays of boxes and flips."""
-    return (
-        Layout("crops/box", 4, np.dtype("<u2"), 65_535),
-        Layout("crops/flip", 0, np.dtype("u1"), 255),
-    )
+BOX = Layout("crops/box", 4, np.dtype("<u2"), 65_535, "shuffle")
+FLIP = Layout("crops/flip", 0, np.dtype("u1"), 255, "bitshuffle")
 
 
 def head_layouts(manifest: Manifest, head: HeadInfo) -> tuple[Layout, Layout]:
     """The arrays of ids and of values."""
     ids = np.dtype(id_dtype(head.classes)).newbyteorder("<")
-    folder = f"heads/{head.name}"
+    folder, poison = f"heads/{head.name}", int(np.iinfo(ids).max)
+    # Ids of up to 256 classes fill one byte, whose Huffman code zstd finds; lz4 has none, and wider ids straddle two.
+    by_bits = manifest.codec == "lz4" or head.classes > 256
+    ids_layout = Layout(f"{folder}/ids", head.k, ids, poison, "bitshuffle" if by_bits else "shuffle")
     if manifest.values == "gaps8":
-        values = Layout(f"{folder}/gaps", gaps.width(head.k, head.temperatures), np.dtype("u1"), gaps.POISON)
-    else:
-        values = Layout(f"{folder}/logp", head.k + len(head.temperatures), np.dtype("<f2"), float("nan"))
-    return Layout(f"{folder}/ids", head.k, ids, int(np.iinfo(ids).max)), values
+        width = gaps.width(head.k, head.temperatures)
+        return ids_layout, Layout(f"{folder}/gaps", width, np.dtype("u1"), gaps.POISON, "bitshuffle", slots_first=True)
+    width = head.k + len(head.temperatures)
+    return ids_layout, Layout(f"{folder}/logp", width, np.dtype("<f2"), float("nan"), "shuffle")
 
 
 def layouts_of(manifest: Manifest) -> Iterator[Layout]:
     """Every array of the store."""
-    yield from box_layouts()
+    yield from (BOX, FLIP)
     for head in heads_of(manifest).values():
         yield from head_layouts(manifest, head)
 
@@ -114,5 +124,6 @@ def part_of(manifest: Manifest, head: str | None, crop: int) -> int:
 
 def shard_name(manifest: Manifest, layout: Layout, crop: int, row: int) -> str:
     """The file that holds this crop of this image, by Zarr's default chunk keys."""
-    place = f"{layout.path}/c/{crop // manifest.crops_per_shard}/{row // manifest.rows_per_shard}"
-    return f"{place}/0" if layout.width else place
+    depth, rows = crop // manifest.crops_per_shard, row // manifest.rows_per_shard
+    place = f"{depth}/0/{rows}" if layout.slots_first else f"{depth}/{rows}/0" if layout.width else f"{depth}/{rows}"
+    return f"{layout.path}/c/{place}"

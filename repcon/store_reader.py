@@ -17,13 +17,14 @@ import numpy as np
 from repcon import gaps
 from repcon.errors import UserError
 from repcon.store_files import Files, LocalFiles
-from repcon.store_layout import HeadInfo, Layout, Unit, box_layouts, head_layouts, part_of, shard_name, unit_at
+from repcon.store_layout import BOX, FLIP, HeadInfo, Layout, Unit, head_layouts, heads_of, part_of, shard_name, unit_at
 from repcon.store_manifest import Manifest
 from repcon.store_markers import Marker, Markers, ShardFile
 from repcon.store_slabs import Slab
 
 _INDEX_ENTRY_BYTES, _CRC_BYTES, _BLOSC_HEADER_BYTES = 16, 4, 16
 _ABSENT = np.uint64(2**64 - 1)
+_INFINITY_BITS = 0x7C00  # of float16; as integers, what is above it and positive is NaN
 _REMEDY = "restore the file from a copy, or delete the unit's marker in done/ and run `repcon precompute` again"
 
 
@@ -39,6 +40,7 @@ class ShardReader:
 
     def __init__(self, files: Files, manifest: Manifest, markers: Markers) -> None:
         self._files, self._manifest, self._markers = files, manifest, markers
+        self._layouts = {head.name: head_layouts(manifest, head) for head in heads_of(manifest).values()}
         self._indexes: dict[str, np.ndarray] = {}
         self._lock = threading.Lock()
         # Locally the threads decompress; over a network they wait.
@@ -58,8 +60,7 @@ class ShardReader:
             jobs.append((self._boxes, (crop, part, out.boxes[place], out.flips[place])))
             for head in heads:
                 ids, logp = out.labels[head.name]
-                jobs.append((self._ids, (head, crop, part, ids[place])))
-                jobs.append((self._values, (head, crop, part, logp[place])))
+                jobs.append((self._labels, (head, crop, part, ids[place], logp[place])))
         with ThreadPoolExecutor(self._threads, thread_name_prefix="repcon-shards") as pool:
             running = [pool.submit(job, *arguments) for job, arguments in jobs]
         for job in running:
@@ -78,31 +79,29 @@ class ShardReader:
                 start = stop
 
     def _boxes(self, crop: int, rows: range, boxes: np.ndarray, flips: np.ndarray) -> None:
-        box, flip = box_layouts()
-        unit = unit_at(self._manifest, part_of(self._manifest, None, crop), crop, rows.start)
-        self._decode(box, unit, crop, rows, boxes)
-        self._decode(flip, unit, crop, rows, flips)
-        if flips.max(initial=0) > 1 or boxes[:, 2:].max(initial=0) == box.fill or not boxes[:, 2:].all():
-            raise self._poisoned(box, crop, rows)
+        unit = self._unit(None, crop, rows)
+        self._rows(BOX, unit, crop, rows, boxes)
+        self._rows(FLIP, unit, crop, rows, flips)
+        if flips.max(initial=0) > 1 or (boxes.max(initial=0) == BOX.fill and (boxes == BOX.fill).all(1).any()):
+            raise self._poisoned(BOX, crop, rows)
 
-    def _ids(self, head: HeadInfo, crop: int, rows: range, out: np.ndarray) -> None:
-        layout, _ = head_layouts(self._manifest, head)
-        unit = unit_at(self._manifest, part_of(self._manifest, head.name, crop), crop, rows.start)
-        self._decode(layout, unit, crop, rows, out)
-        if out.max(initial=0) >= head.classes:
-            self._allow(unit, (out >= head.classes).any(1), layout, crop, rows)
-
-    def _values(self, head: HeadInfo, crop: int, rows: range, out: np.ndarray) -> None:
-        _, layout = head_layouts(self._manifest, head)
-        unit = unit_at(self._manifest, part_of(self._manifest, head.name, crop), crop, rows.start)
+    def _labels(self, head: HeadInfo, crop: int, rows: range, ids: np.ndarray, logp: np.ndarray) -> None:
+        id_layout, value_layout = self._layouts[head.name]
+        unit = self._unit(head.name, crop, rows)
+        self._rows(id_layout, unit, crop, rows, ids)
+        if ids.max(initial=0) >= head.classes:
+            self._allow(unit, (ids >= head.classes).any(1), id_layout, crop, rows)
         if self._manifest.values == "gaps8":
-            codes = np.empty((len(rows), layout.width), np.uint8)
-            self._decode(layout, unit, crop, rows, codes)
-            gaps.decode(codes, head.k, head.classes, head.temperatures, out)
+            first = rows.start - unit.rows.start
+            codes = self._chunk(value_layout, unit, crop)[:, first : first + len(rows)]
+            gaps.decode(codes, head.k, head.classes, head.temperatures, logp)
         else:
-            self._decode(layout, unit, crop, rows, out)
-        if (out.view(np.uint16) & 0x7FFF).max(initial=0) > 0x7C00:
-            self._allow(unit, np.isnan(out).any(1), layout, crop, rows)
+            self._rows(value_layout, unit, crop, rows, logp)
+        if logp.view(np.int16).max(initial=0) > _INFINITY_BITS:
+            self._allow(unit, np.isnan(logp).any(1), value_layout, crop, rows)
+
+    def _unit(self, head: str | None, crop: int, rows: range) -> Unit:
+        return unit_at(self._manifest, part_of(self._manifest, head, crop), crop, rows.start)
 
     def _allow(self, unit: Unit, poisoned: np.ndarray, layout: Layout, crop: int, rows: range) -> None:
         """Poison is right only where the marker lists the row as missing."""
@@ -115,24 +114,27 @@ class ShardReader:
         where = f"{self._files.root}/{name}: crop {crop} of rows {rows.start} to {rows.stop - 1}"
         return UserError(f"{where} holds values that were never written; {_REMEDY}")
 
-    def _decode(self, layout: Layout, unit: Unit, crop: int, rows: range, out: np.ndarray) -> None:
-        """Decompresses one crop's chunk of one shard into `out`, by way of a buffer where only a part is wanted."""
-        name = shard_name(self._manifest, layout, crop, rows.start)
+    def _rows(self, layout: Layout, unit: Unit, crop: int, rows: range, out: np.ndarray) -> None:
+        """Rows of one chunk, decompressed straight into `out` where they are all of it."""
+        if len(rows) == self._manifest.rows_per_shard:
+            self._chunk(layout, unit, crop, out)
+        else:
+            first = rows.start - unit.rows.start
+            out[:] = self._chunk(layout, unit, crop)[first : first + len(rows)]
+
+    def _chunk(self, layout: Layout, unit: Unit, crop: int, out: np.ndarray | None = None) -> np.ndarray:
+        """One crop's chunk of the unit's shard, decompressed into `out` or a new array."""
+        name = shard_name(self._manifest, layout, crop, unit.rows.start)
         payload = self._payload(name, self._markers.get(unit), crop % self._manifest.crops_per_shard)
-        rows_per_shard = self._manifest.rows_per_shard
-        wanted = rows_per_shard * layout.bytes_per_row
         sizes = payload[:_BLOSC_HEADER_BYTES].view("<u4")
-        if len(sizes) < 4 or sizes[1] != wanted or sizes[3] != len(payload):
+        if sizes[1] != self._manifest.rows_per_shard * layout.bytes_per_row or sizes[3] != len(payload):
             raise self._damaged(name, "its compressed data do not have the length of a chunk")
-        whole = len(rows) == rows_per_shard and out.flags.c_contiguous
-        target = out if whole else np.empty((rows_per_shard, *out.shape[1:]), layout.dtype)
+        target = np.empty(layout.shape(1, self._manifest.rows_per_shard)[1:], layout.dtype) if out is None else out
         try:
             numcodecs.blosc.decompress(payload, target)
         except (RuntimeError, ValueError) as error:
             raise self._damaged(name, f"it does not decompress ({error})") from error
-        if not whole:
-            first = rows.start % rows_per_shard
-            out[:] = target[first : first + len(rows)]
+        return target
 
     def _payload(self, name: str, marker: Marker, chunk: int) -> np.ndarray:
         """The chunk's compressed bytes, after index, checksum and marker have been found to agree."""

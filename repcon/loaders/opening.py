@@ -57,7 +57,9 @@ def _open(kind: str, pack: "Pack", sides: tuple[int, ...], workers: int, device:
         from repcon.loaders.threads import ThreadsLoader
 
         return ThreadsLoader(pack, sides, workers=workers, device=device)
-    raise UserError(f"loader {kind}: not built yet")
+    from repcon.loaders.dali import open_dali
+
+    return open_dali(pack, sides, workers=workers, device=device)
 
 
 @cache

@@ -1,16 +1,20 @@
 """What the CPU loaders share: a thread pool that fills batches in order, a few of them ahead of the consumer."""
 
 import os
+import queue
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import suppress
+from contextlib import contextmanager, suppress
+from typing import Generic, TypeVar
 
 import numpy as np
 import torch
 
 from repcon.loaders import CropBatch, Request
 from repcon.loaders.buffers import Buffers
+
+Tool = TypeVar("Tool")
 
 AHEAD_BATCHES = 3
 """Batches that are in work while the consumer holds one; memory stays flat at this many."""
@@ -36,9 +40,9 @@ class BatchPool:
         self.workers = workers or cores()
         self._threads = ThreadPoolExecutor(self.workers, thread_name_prefix="repcon-loader")
 
-    def shares(self, length: int) -> list[range]:
+    def shares(self, length: int, largest: int = 8) -> list[range]:
         """`range(length)` in pieces: small enough to balance the threads, large enough to hide their cost."""
-        step = max(1, min(8, -(-length // (4 * self.workers))))
+        step = max(1, min(largest, -(-length // (2 * self.workers))))
         return [range(start, min(start + step, length)) for start in range(0, length, step)]
 
     def run(
@@ -75,3 +79,26 @@ class BatchPool:
     def close(self) -> None:
         """Ends the threads after the jobs in work."""
         self._threads.shutdown(wait=True, cancel_futures=True)
+
+
+class Spares(Generic[Tool]):
+    """What a job needs for itself, such as a decoder or scratch memory: built where none is free, then kept."""
+
+    def __init__(self, build: Callable[[], Tool]) -> None:
+        self._build = build
+        self._free: queue.SimpleQueue[Tool] = queue.SimpleQueue()
+
+    @contextmanager
+    def one(self) -> Iterator[Tool]:
+        """A tool for one thread. Where the block raises, it is not taken back: it may be broken."""
+        try:
+            tool = self._free.get_nowait()
+        except queue.Empty:
+            tool = self._build()
+        yield tool
+        self._free.put(tool)
+
+    def close(self) -> None:
+        """Lets all that are free go."""
+        while not self._free.empty():
+            self._free.get_nowait()

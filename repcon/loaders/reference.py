@@ -52,6 +52,7 @@ class ReferenceLoader:
     def batches(self, requests: Iterable[Request]) -> Iterator[CropBatch]:
         """See `Loader.batches`."""
         for request in requests:
+            check_boxes(self._pack, request)
             batch = empty_batch(request, self._sides, self._buffers)
             for i, row in enumerate(request.images):
                 self._fill(batch, request, i, int(row))
@@ -63,7 +64,7 @@ class ReferenceLoader:
             image = decode(data)
         except (OSError, ValueError, SyntaxError) as error:
             raise undecodable(self._pack, row, error) from error
-        check_boxes(self._pack, row, image.shape, request.boxes[i])
+        check_size(self._pack, row, image.shape)
         for j, (box, flip) in enumerate(zip(request.boxes[i], request.flips[i], strict=True)):
             for side, pixels in batch.pixels.items():
                 pixels[i * len(request.boxes[i]) + j] = crop(image, box, side, bool(flip))
@@ -79,13 +80,22 @@ def undecodable(pack: "Pack", row: int, error: object) -> UserError:
     )
 
 
-def check_boxes(pack: "Pack", row: int, shape: Sequence[int], boxes: np.ndarray) -> None:
-    """Raises UserError where a box is empty or leaves the image; `shape` is (height, width, ...), `boxes` (c, 4)."""
-    x, y, width, height = boxes.astype(np.int64).T
-    wrong = (width < 1) | (height < 1) | (x + width > shape[1]) | (y + height > shape[0])
+def check_boxes(pack: "Pack", request: Request) -> None:
+    """Raises UserError naming the first image whose boxes are empty or leave it."""
+    boxes = request.boxes.astype(np.int64)
+    size = np.asarray(pack.sizes)[request.images][:, None]
+    wrong = (boxes[..., 2:] < 1) | (boxes[..., :2] + boxes[..., 2:] > size)
     if wrong.any():
-        box = tuple(int(value) for value in boxes[int(wrong.argmax())])
+        i, j, _ = np.argwhere(wrong)[0]
+        row, box = int(request.images[i]), tuple(boxes[i, j].tolist())
         raise UserError(
             f"image {pack.keys[row]} (row {row} of the pack): box {box} (x, y, width, height) is not inside its "
-            f"{shape[1]}x{shape[0]} pixels; the boxes belong to another pack"
+            f"{size[i, 0, 0]} x {size[i, 0, 1]} pixels; the boxes belong to another pack"
         )
+
+
+def check_size(pack: "Pack", row: int, shape: Sequence[int]) -> None:
+    """Raises UserError where a decoded image, (height, width, ...), is not of the size that the pack's index has."""
+    width, height = (int(value) for value in pack.sizes[row])
+    if (height, width) != tuple(shape[:2]):
+        raise undecodable(pack, row, f"it is {shape[1]} x {shape[0]} pixels, the index says {width} x {height}")

@@ -14,7 +14,7 @@ import torch
 from repcon.loaders import CropBatch, Request
 from repcon.loaders.buffers import Buffers
 from repcon.loaders.pool import BatchPool, empty_batch
-from repcon.loaders.reference import check_boxes, undecodable
+from repcon.loaders.reference import check_boxes, check_size, undecodable
 
 if TYPE_CHECKING:
     from repcon.images import Pack
@@ -38,6 +38,7 @@ class ThreadsLoader:
         return self._pool.run(requests, self._begin)
 
     def _begin(self, request: Request) -> tuple[CropBatch, list[Callable[[], None]]]:
+        check_boxes(self._pack, request)
         batch = empty_batch(request, self._sides, self._buffers)
         shares = self._pool.shares(len(request.images))
         return batch, [partial(self._fill, batch, request, share) for share in shares]
@@ -50,7 +51,7 @@ class ThreadsLoader:
                 image = simplejpeg.decode_jpeg(data)
             except ValueError as error:
                 raise undecodable(self._pack, row, error) from error
-            check_boxes(self._pack, row, image.shape, request.boxes[i])
+            check_size(self._pack, row, image.shape)
             cut(image, request, i, batch.pixels)
 
     def close(self) -> None:

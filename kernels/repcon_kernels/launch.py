@@ -1,0 +1,98 @@
+"""Launches the Triton kernels. Importing this imports Triton."""
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import Tensor
+from triton.runtime.jit import JITFunction
+
+from repcon_kernels import kernel, scale
+from repcon_kernels.heads import TAILS, HeadSpec
+from repcon_kernels.plan import plan
+from repcon_kernels.tickets import tickets
+
+SCALE_BLOCK = 1024
+SCALE_PROGRAMS = 1024
+"""Programs of the scaling kernel: enough to fill a device, few enough that leaving memory alone costs one launch."""
+
+
+def multi_head_kl(
+    logits: Tensor,
+    gradient: Tensor | None,
+    heads: Sequence[HeadSpec],
+    ids: Sequence[Tensor],
+    logp: Sequence[Tensor],
+    rows: Tensor | None,
+    weights: Tensor,
+    tail: str,
+    loss_scale: float,
+    gradient_scale: float,
+) -> Tensor:
+    """As `sparse.multi_head_kl`, for float32, bfloat16 and float16 logits: one launch."""
+    batch, columns = logits.shape
+    layout = plan(tuple(heads), columns, tuple(head_logp.shape[1] for head_logp in logp))
+    in_place = gradient is not None and gradient.data_ptr() == logits.data_ptr()
+    target = torch.empty_like(logits) if in_place and layout.chunked else gradient
+    losses = torch.empty(len(heads), dtype=torch.float32, device=logits.device)
+    programs = layout.programs(batch)
+    partials = torch.empty(programs, dtype=torch.float32, device=logits.device)
+    order = [number for number, *_ in layout.heads]
+    with _on(logits.device):
+        kernel.multi_head_kl[(programs,)](
+            logits,
+            logits if target is None else target,
+            losses,
+            partials,
+            tickets(logits.device, len(heads)),
+            weights if rows is None else rows,
+            weights,
+            tuple(ids[number] for number in order),
+            tuple(logp[number] for number in order),
+            tuple(float(heads[number].temperature) for number in order),
+            batch,
+            ids[0].shape[0],
+            loss_scale,
+            gradient_scale,
+            HEADS=layout.heads,
+            GROUPS=layout.groups,
+            COLUMNS=columns,
+            HAS_ROWS=rows is not None,
+            TAIL=TAILS.index(tail),
+            GRADIENT=gradient is not None,
+            IN_PLACE=in_place,
+            num_warps=layout.warps,
+        )
+    if gradient is not None and target is not None:
+        if target is not gradient:
+            gradient.copy_(target)
+        if heads[0].start > 0:
+            gradient[:, : heads[0].start] = 0
+    return losses
+
+
+def scale_heads(gradient: Tensor, factors: Tensor, factor_scale: float, starts: Sequence[int]) -> None:
+    """gradient[:, head] *= factors[head] x factor_scale in place, without asking the device for the factors."""
+    batch, columns = gradient.shape
+    stops = [*starts[1:], columns]
+    with _on(gradient.device):
+        scale.scale_heads[(min(batch, SCALE_PROGRAMS),)](
+            gradient,
+            factors,
+            batch,
+            factors.stride(0),
+            factor_scale,
+            SPANS=tuple((start, stop - start) for start, stop in zip(starts, stops, strict=True)),
+            COLUMNS=columns,
+            BLOCK=SCALE_BLOCK,
+        )
+
+
+def interpreted() -> bool:
+    """Whether TRITON_INTERPRET was set when the kernels were defined: then they run on the CPU, in numpy."""
+    return not isinstance(kernel.multi_head_kl, JITFunction)
+
+
+def _on(device: torch.device) -> AbstractContextManager:
+    """Triton launches on the current device, which need not be the tensors'."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()

@@ -1,0 +1,71 @@
+"""How heads are cut into tiles and groups: plain Python, apart from the kernel so that no Triton is needed to test it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+from repcon_kernels.heads import HeadSpec, widths
+
+TILES = ((1024, 1024, 4), (2048, 2048, 4), (4096, 4096, 8))
+"""(widest head up to, elements of a tile, warps). Wider heads are streamed in tiles of the last row's size: several
+programs then share a multiprocessor, and one loads while another computes."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """The kernel's compile-time arguments; one compilation for each."""
+
+    heads: tuple[tuple[int, ...], ...]
+    """In the order of the groups: (number, start, classes, width, k, columns of logp, column of the tail)."""
+    groups: tuple[tuple[int, ...], ...]
+    """(first head, head after the last, ROWS, BLOCK, K_BLOCK, STREAMED, CHUNKED), widest first."""
+    warps: int
+
+    @property
+    def chunked(self) -> bool:
+        """Whether some head's k does not fit in a tile; its gradient cannot be written over the logits."""
+        return any(group[6] for group in self.groups)
+
+    def programs(self, batch: int) -> int:
+        """How many programs a launch has."""
+        return sum((high - low) * -(-batch // rows) for low, high, rows, *_ in self.groups)
+
+
+@lru_cache(maxsize=64)
+def plan(heads: tuple[HeadSpec, ...], columns: int, logp_columns: tuple[int, ...]) -> Plan:
+    """Groups heads by their padded shapes; a tile holds as many rows as fill it."""
+    spans = widths(heads, columns)
+    _, tile, warps = next((row for row in TILES if max(spans) <= row[0]), TILES[-1])
+    shapes = {number: _shape(span, head.k, tile, warps) for number, (head, span) in enumerate(zip(heads, spans, strict=True))}
+    order = sorted(shapes, key=lambda number: (-shapes[number][1], not shapes[number][3], shapes[number], number))
+    table = tuple(
+        (
+            number,
+            heads[number].start,
+            heads[number].classes,
+            spans[number],
+            heads[number].k,
+            logp_columns[number],
+            heads[number].k + heads[number].tail_column,
+        )
+        for number in order
+    )
+    return Plan(heads=table, groups=_groups([shapes[number] for number in order]), warps=warps)
+
+
+def _shape(width: int, k: int, tile: int, warps: int) -> tuple[int, int, int, bool, bool]:
+    """(ROWS, BLOCK, K_BLOCK, STREAMED, CHUNKED) of a head."""
+    block = min(_power_of_two(max(width, 16)), tile)
+    k_block = min(_power_of_two(k), block)
+    return min(tile // block, warps), block, k_block, width > block, k > k_block
+
+
+def _groups(shapes: Sequence[tuple[int, int, int, bool, bool]]) -> tuple[tuple[int, ...], ...]:
+    """Runs of equal shapes."""
+    starts = [i for i, shape in enumerate(shapes) if i == 0 or shape != shapes[i - 1]]
+    return tuple((low, high, *shapes[low]) for low, high in zip(starts, [*starts[1:], len(shapes)], strict=True))
+
+
+def _power_of_two(number: int) -> int:
+    """The smallest that is at least `number`."""
+    return 1 << (number - 1).bit_length()

@@ -1,0 +1,102 @@
+"""Triton functions over the columns of a tile of rows: (R,) are rows, (R, BLOCK) rows by columns.
+
+A row of at most BLOCK columns stays in registers between `statistics` and `write_rows`; a longer one is STREAMED, BLOCK
+columns at a time, once for each of the two. `tile` is (pointers to the rows' first logit (R,), whether the row exists
+(R,), classes, width, rate), see `kernel`.
+"""
+
+import triton
+import triton.language as tl
+
+LOG2_E = tl.constexpr(1.4426950408889634)
+LOWEST = tl.constexpr(-1e30)
+"""Stands for -inf where arithmetic has to stay finite."""
+
+
+@triton.jit
+def load_columns(tile, column):
+    """(R, BLOCK) float32 logits; LOWEST where they are -inf and past the head's classes. NaN stays NaN."""
+    rows, live, classes, width, _ = tile
+    mask = live[:, None] & (column < width)[None, :]
+    z = tl.load(rows[:, None] + column[None, :], mask=mask, other=0.0).to(tl.float32)
+    return tl.where((column >= classes)[None, :] | (z < LOWEST), LOWEST, z)
+
+
+@triton.jit
+def statistics(z, tile, BLOCK: tl.constexpr, STREAMED: tl.constexpr, TOTAL: tl.constexpr):
+    """Per row (R,): the largest logit, the sum of 2^((z - largest) x rate), and (where TOTAL) the sum of the logits.
+
+    `z` (R, BLOCK) are the first columns.
+    """
+    _, live, classes, _, rate = tile
+    total = tl.zeros(live.shape, tl.float32)
+    if TOTAL:
+        total += tl.sum(tl.where((tl.arange(0, BLOCK) < classes)[None, :], z, 0.0), axis=1)
+    if STREAMED:
+        tops = z
+        masses = tl.full(z.shape, 1.0, tl.float32)
+        for start in range(BLOCK, classes, BLOCK):
+            column = start + tl.arange(0, BLOCK)
+            z = load_columns(tile, column)
+            # One exponential brings either the old sum or the new term to the larger of both maxima.
+            smaller = tl.exp2(-tl.abs(z - tops) * rate)
+            masses = tl.where(z > tops, masses * smaller + 1.0, masses + smaller)
+            tops = tl.maximum(tops, z)
+            if TOTAL:
+                total += tl.sum(tl.where((column < classes)[None, :], z, 0.0), axis=1)
+        top = tl.max(tops, axis=1)
+        mass = tl.sum(masses * tl.exp2((tops - top[:, None]) * rate), axis=1)
+    else:
+        top = tl.max(z, axis=1)
+        mass = tl.sum(tl.exp2((z - top[:, None]) * rate), axis=1)
+    return top, mass, total
+
+
+@triton.jit
+def outside(z, tile, id_rows, labelled, k, BLOCK: tl.constexpr, STREAMED: tl.constexpr):
+    """`statistics` of the columns outside S alone, term by term: (largest logit, sum relative to it).
+
+    The ids are read once more, one at a time, and each is looked for among the columns.
+    """
+    _, _, classes, _, rate = tile
+    z = drop_labels(z, id_rows, labelled, tl.arange(0, BLOCK), k)
+    top = tl.max(z, axis=1)
+    mass = tl.sum(tl.exp2((z - top[:, None]) * rate), axis=1)
+    if STREAMED:
+        for start in range(BLOCK, classes, BLOCK):
+            column = start + tl.arange(0, BLOCK)
+            z = drop_labels(load_columns(tile, column), id_rows, labelled, column, k)
+            higher = tl.maximum(top, tl.max(z, axis=1))
+            terms = tl.sum(tl.exp2((z - higher[:, None]) * rate), axis=1)
+            mass = mass * tl.exp2((top - higher) * rate) + terms
+            top = higher
+    return top, tl.where(top <= LOWEST, 0.0, mass)
+
+
+@triton.jit
+def drop_labels(z, id_rows, labelled, column, k):
+    """`z` (R, BLOCK) with LOWEST in the columns of S."""
+    for j in range(0, k):
+        label = tl.load(id_rows + j, mask=labelled, other=0).to(tl.int32)
+        z = tl.where(column[None, :] == label[:, None], LOWEST, z)
+    return z
+
+
+@triton.jit
+def write_rows(z, tile, g_rows, top, factor, even, BLOCK: tl.constexpr, STREAMED: tl.constexpr):
+    """Stores factor x 2^((z - top) x rate) - even in the head's columns, and 0 in the free ones after them."""
+    if STREAMED:
+        for start in range(0, tile[3], BLOCK):
+            column = start + tl.arange(0, BLOCK)
+            _store(load_columns(tile, column), tile, g_rows, column, top, factor, even)
+    else:
+        _store(z, tile, g_rows, tl.arange(0, BLOCK), top, factor, even)
+
+
+@triton.jit
+def _store(z, tile, g_rows, column, top, factor, even):
+    _, live, classes, width, rate = tile
+    value = factor[:, None] * tl.exp2((z - top[:, None]) * rate) - even[:, None]
+    value = tl.where((column < classes)[None, :], value, 0.0)
+    mask = live[:, None] & (column < width)[None, :]
+    tl.store(g_rows[:, None] + column[None, :], value.to(g_rows.dtype.element_ty), mask=mask)

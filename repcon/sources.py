@@ -97,9 +97,7 @@ def _folder(root: Path, scan: Scan) -> None:
         scan.left_out.append((str(error.filename)[start:] + "/", f"cannot be read: {error.strerror}"))
 
     for parent, folders, files in os.walk(root, onerror=lost, followlinks=True):
-        fresh = [name for name in sorted(folders) if os.path.realpath(os.path.join(parent, name)) not in seen]
-        seen.update(os.path.realpath(os.path.join(parent, name)) for name in fresh)
-        folders[:] = fresh
+        folders[:] = [name for name in sorted(folders) if _first(os.path.join(parent, name), seen)]
         for file in sorted(files):
             path = os.path.join(parent, file)
             name = path[start:]
@@ -107,6 +105,14 @@ def _folder(root: Path, scan: Scan) -> None:
                 add_tar(Path(path), name, scan)
             else:
                 _file(path, name, scan)
+
+
+def _first(folder: str, seen: set[str]) -> bool:
+    """Whether the folder is new, by its real path; it is not new again."""
+    real = os.path.realpath(folder)
+    new = real not in seen
+    seen.add(real)
+    return new
 
 
 def _file(path: str, name: str, scan: Scan) -> None:

@@ -13,19 +13,40 @@ if TYPE_CHECKING:
     from repcon.images import Pack
     from repcon.loaders import Loader
 
-HOW_TO_GET = {
-    "dali": "DALI is not installed (Linux only): pip install 'repcon[dali]'",
-    "ffcv": "FFCV is not installed (Linux only): run `make ffcv`, or tools/install-ffcv with your Python",
+_LIBRARIES = {
+    "reference": ("PIL",),
+    "torch": ("simplejpeg",),
+    "dali": ("nvidia.dali", "numba"),
+    "ffcv": ("ffcv", "numba"),
 }
-_MODULES = {"reference": "PIL", "torch": "simplejpeg", "dali": "nvidia.dali", "ffcv": "ffcv"}
+_HOW_TO_GET = {
+    "dali": "on Linux: pip install 'repcon[dali]'",
+    "ffcv": "on Linux: run `make ffcv`, or tools/install-ffcv with the Python that runs repcon",
+}
 
 
 def installed(kind: str) -> bool:
-    """Whether the loader's library can be imported here."""
-    try:
-        return find_spec(_MODULES[kind]) is not None
-    except ModuleNotFoundError:
-        return False
+    """Whether the loader's libraries are here."""
+    return not _missing(kind)
+
+
+def require(kind: str) -> None:
+    """Raises UserError, saying how to get it, where the loader is unknown or its libraries are not installed."""
+    if kind not in _LIBRARIES:
+        raise UserError(f"loader {kind}: unknown; choose auto, {', '.join(_LIBRARIES)}")
+    if missing := _missing(kind):
+        how = _HOW_TO_GET.get(kind, f"pip install {' '.join(missing)}")
+        raise UserError(f"loader {kind}: {' and '.join(missing)} not installed; {how}")
+
+
+def _missing(kind: str) -> list[str]:
+    def found(library: str) -> bool:
+        try:
+            return find_spec(library) is not None
+        except ModuleNotFoundError:
+            return False
+
+    return [library for library in _LIBRARIES[kind] if not found(library)]
 
 
 def open_loader(kind: str, pack: "Pack", sizes: Sequence[int], *, workers: int = 0, device: str = "cpu") -> "Loader":
@@ -40,10 +61,7 @@ def open_loader(kind: str, pack: "Pack", sizes: Sequence[int], *, workers: int =
         raise UserError(f"loader {kind}: sizes {list(sizes)} must be one or more sides in pixels, each at least 1")
     if kind == "auto":
         kind = _choose(device.startswith("cuda"))
-    if kind not in _MODULES:
-        raise UserError(f"loader {kind}: unknown; choose auto, {', '.join(_MODULES)}")
-    if not installed(kind):
-        raise UserError(f"loader {kind}: {HOW_TO_GET.get(kind, f'{_MODULES[kind]} is not installed')}")
+    require(kind)
     return _open(kind, pack, sides, workers, device)
 
 
@@ -57,6 +75,10 @@ def _open(kind: str, pack: "Pack", sides: tuple[int, ...], workers: int, device:
         from repcon.loaders.threads import ThreadsLoader
 
         return ThreadsLoader(pack, sides, workers=workers, device=device)
+    if kind == "ffcv":
+        from repcon.loaders.ffcv import FfcvLoader
+
+        return FfcvLoader(pack, sides, workers=workers, device=device)
     from repcon.loaders.dali import open_dali
 
     return open_dali(pack, sides, workers=workers, device=device)

@@ -162,7 +162,9 @@ class LabelStore:
             raise UserError(f"unit {unit.name}: labels of {sorted(labels)}, but it is made of {sorted(unit.heads)}")
         blocks: list[tuple[Layout, np.ndarray]] = []
         if unit.writes_boxes:
-            _check_shapes(unit.name, {"boxes": (boxes, (*shape, 4)), "flips": (flips, shape)})
+            _check_shapes(f"unit {unit.name}", {"boxes": (boxes, (*shape, 4)), "flips": (flips, shape)})
+            if not boxes[..., 2:].all():
+                raise UserError(f"unit {unit.name}: holds boxes without an area")
             blocks += [(BOX, boxes), (FLIP, flips)]
         for name in unit.heads:
             blocks += _label_blocks(self.manifest, unit, self.heads[name], *labels[name], absent)

@@ -120,7 +120,7 @@ class _Trainer:
         order = self._order(number)
         crops = plan(self.config.crop, self.pack.hashes, self.pack.sizes, [number])
         losses, hits, seen = 0.0, 0, 0
-        for batch in self.loader.batches(order.requests(crops.boxes, crops.flips)):
+        for batch in self.loader.batches(order.requests(list(crops.boxes), list(crops.flips))):
             labels = self.classes[batch.images].to(self.device)
             loss, logits = self._step(batch.pixels[self.preprocessing.size], labels)
             if not np.isfinite(loss):

@@ -60,7 +60,8 @@ def linear_probe(train: np.ndarray, labels: np.ndarray, test: np.ndarray, seed: 
     c = choose_c(standard, labels, seed)
     model = LogisticRegression(C=c, max_iter=PROBE_ITERATIONS, tol=1e-3)
     converged = _fit(model, standard, labels)
-    return Probe(predicted=model.predict(((test - mean) / scale).astype(np.float32)), c=c, converged=converged)
+    predicted = np.asarray(model.predict(((test - mean) / scale).astype(np.float32)))
+    return Probe(predicted=predicted, c=c, converged=converged)
 
 
 def choose_c(train: np.ndarray, labels: np.ndarray, seed: int) -> float:
@@ -76,7 +77,7 @@ def choose_c(train: np.ndarray, labels: np.ndarray, seed: int) -> float:
     for c in PROBE_C:
         model.set_params(C=c)
         _fit(model, train[fitted], labels[fitted])
-        accuracy = float((model.predict(train[held]) == labels[held]).mean())
+        accuracy = float(np.mean(model.predict(train[held]) == labels[held]))
         if accuracy > best_accuracy:
             best, best_accuracy = c, accuracy
     return best

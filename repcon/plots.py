@@ -114,7 +114,7 @@ def _whiskers(value: Interval) -> tuple[float, float]:
 
 
 def bars(name: str, title: str, rows: Sequence[Bar], x: str) -> str:
-    """Horizontal bars with their values at the end, whiskers where known, and each one's limit as a line across."""
+    """Horizontal bars with their values beside them, whiskers where known, and each one's limit as a line across."""
     figure, axes = _figure(0.75 + 0.22 * len(rows))
     with styled():
         values = [row.value for row in rows]
@@ -126,12 +126,13 @@ def bars(name: str, title: str, rows: Sequence[Bar], x: str) -> str:
                 axes.plot([row.low, row.high], [place, place], color=INK, linewidth=1.1)
             if math.isfinite(row.limit):
                 axes.plot([row.limit, row.limit], [place - 0.42, place + 0.42], color=SERIES[1], linewidth=1.8)
-            end = max(row.value, row.high if math.isfinite(row.high) else row.value)
-            axes.annotate(f"{row.value:.3g}", (end, place), (4, 0), textcoords="offset points", va="center", fontsize=8)
+            axes.annotate(
+                f"{row.value:.3g}", (1.02, place), xycoords=("axes fraction", "data"), va="center", fontsize=8
+            )
         axes.set_yticks(range(len(rows)), [_short(row.label) for row in rows])
         axes.tick_params(axis="y", length=0)
         axes.grid(axis="y", visible=False)
-        axes.set(ylim=(len(rows) - 0.45, -0.55), xlim=(min(0, *values), reach * 1.16), xlabel=x)
+        axes.set(ylim=(len(rows) - 0.45, -0.55), xlim=(min(0, *values), reach * 1.04), xlabel=x)
         _finish(figure, axes, title, 1)
         return svg(figure, name, f"{title}: {x}, " + ", ".join(f"{row.label} {row.value:.3g}" for row in rows))
 

@@ -95,7 +95,9 @@ def _others(sources: Sequence[Source]) -> list[Section]:
         )
         if source.figures and not shown:
             by_kind.setdefault(source.kind, {})[source.name] = source.figures
-    return [Section(title=f"Command {kind}", tables=(side_by_side("", held),)) for kind, held in by_kind.items()]
+    return [
+        Section(title=f"Results of repcon {kind}", tables=(side_by_side("", held),)) for kind, held in by_kind.items()
+    ]
 
 
 def _settings(sources: Sequence[Source]) -> list[Section]:
@@ -142,7 +144,7 @@ def _environment(sources: Sequence[Source]) -> list[Section]:
     held = {"everywhere" if len(columns) == 1 else ", ".join(names): facts for names, facts in columns.values()}
     machines = side_by_side("", held)
     runs = table("", ("name", "kind", "command", "started"), commands)
-    return [Section(title="Environment", tables=(runs,), more=(replace(machines, title="Machines and versions"),))]
+    return [Section(title="Environment", tables=(runs, replace(machines, title="Machines and versions")))]
 
 
 def html(report: Report) -> str:
@@ -158,7 +160,7 @@ def markdown(report: Report) -> str:
 
 def _templates(*, escaped: bool) -> Any:
     from jinja2 import Environment, PackageLoader, StrictUndefined
-    from markupsafe import Markup
+    from markupsafe import Markup, escape
 
     environment = Environment(
         loader=PackageLoader("repcon"),
@@ -170,6 +172,7 @@ def _templates(*, escaped: bool) -> Any:
     environment.filters |= {
         "plain": plain,
         "variables": lambda theme: Markup(variables(theme)),
+        "breakable": lambda text: escape(text).replace("_", Markup("_<wbr>")).replace("/", Markup("/<wbr>")),
         "picture": lambda plot: Markup(plot.svg),
     }
     return environment

@@ -82,8 +82,9 @@ def _speed(runs: Mapping[str, Source]) -> list[Plot]:
     rate, waiting = {}, {}
     for name, source in runs.items():
         steps = source.of("step")
-        rate[name] = _points([(_minutes(line), line.get("images_per_second")) for line in steps])
-        waiting[name] = _points([(_minutes(line), _waiting(line)) for line in steps])
+        minutes = _minutes(steps)
+        rate[name] = _points(list(zip(minutes, (line.get("images_per_second") for line in steps), strict=True)))
+        waiting[name] = _points(list(zip(minutes, map(_waiting, steps), strict=True)))
     return [
         _lines(key, title, held, "minutes", unit, places=places, from_zero=True)
         for key, title, held, unit in (
@@ -94,16 +95,24 @@ def _speed(runs: Mapping[str, Source]) -> list[Plot]:
     ]
 
 
-def _minutes(line: Mapping[str, Any]) -> float | None:
-    seconds = line.get("seconds")
-    return seconds / 60 if is_number(seconds) else None
+def _minutes(lines: Sequence[Mapping[str, Any]]) -> list[float]:
+    """Time in the run; a run that was resumed counts from zero again, and here goes on where it was."""
+    minutes: list[float] = []
+    before = last = 0.0
+    for line in lines:
+        given = line.get("seconds")
+        seconds = float(given) if is_number(given) else last
+        before += last if seconds < last else 0.0
+        last = seconds
+        minutes.append((before + seconds) / 60)
+    return minutes
 
 
 def _waiting(line: Mapping[str, Any]) -> float | None:
     data, step = line.get("data_seconds"), line.get("step_seconds")
-    if not (is_number(data) and is_number(step)) or data + step <= 0:
-        return None
-    return 100 * data / (data + step)
+    if is_number(data) and is_number(step) and data + step > 0:
+        return 100 * data / (data + step)
+    return None
 
 
 def _agreement(runs: Mapping[str, Source]) -> list[Plot]:
@@ -114,10 +123,7 @@ def _agreement(runs: Mapping[str, Source]) -> list[Plot]:
         lines = source.of("validation")
         for head in dict.fromkeys(head for line in lines for head in _mapping(line.get("heads"))):
             label = head if len(runs) == 1 else f"{name}: {head}"
-            held = [
-                (line.get("epoch"), _mapping(_mapping(line.get("heads")).get(head)).get("agreement")) for line in lines
-            ]
-            agreement[label] = _points([(epoch, 100 * value if is_number(value) else None) for epoch, value in held])
+            agreement[label] = _points([(line.get("epoch"), _agreed(line, head)) for line in lines])
         neighbours[name] = _points([(line.get("epoch"), line.get("knn")) for line in lines])
     return [
         _lines(key, title, held, "epoch", unit, points=True)
@@ -127,6 +133,11 @@ def _agreement(runs: Mapping[str, Source]) -> list[Plot]:
         )
         if any(xs for xs, _ in held.values())
     ]
+
+
+def _agreed(line: Mapping[str, Any], head: str) -> float | None:
+    share = _mapping(_mapping(line.get("heads")).get(head)).get("agreement")
+    return 100 * share if is_number(share) else None
 
 
 def teachers(sources: Sequence[Source]) -> list[Section]:

@@ -1,6 +1,7 @@
 """Figures as tables: flattened, written with their units, and runs side by side."""
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeGuard
@@ -18,6 +19,8 @@ class Cell:
     """One cell; `mark` is `better`, `worse`, `higher` or `lower`, shown as a word so that colour is not needed."""
 
     text: str
+    detail: str = ""
+    """Shown smaller, on a line of its own."""
     mark: str = ""
 
 
@@ -102,7 +105,7 @@ def words(name: str, value: Any) -> str:
 def _number(name: str, value: float) -> str:
     if not math.isfinite(value):
         return "-" if math.isnan(value) else "∞" if value > 0 else "-∞"
-    if name.endswith(("_bytes", "bytes")) or "_bytes_" in name:
+    if re.search(r"(^|_)bytes($|_)", name.rpartition(" / ")[2]):
         return size(value)
     if name.endswith("seconds"):
         return duration(value)

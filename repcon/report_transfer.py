@@ -50,7 +50,7 @@ def _transfer(source: Source, number: int, *, several: bool) -> Section:
         for name in trunks
     ]
     titles = [METRICS.get(metric, metric) for metric in metrics]
-    note = f"95 % intervals. In brackets the paired difference to {baseline}, in points." if differences else ""
+    note = f"95 % intervals. Below each, the paired difference to {baseline} in points." if differences else ""
     drawn = [_dots(f"transfer{number}", "Accuracy", trunks, metrics, "accuracy (%)")]
     if any(differences.values()):
         title = f"Difference to {baseline}"
@@ -82,7 +82,7 @@ def _with_difference(value: Interval | None, difference: Interval | None) -> Cel
     if difference is None:
         return Cell(text=text)
     sure = "better" if difference.low > 0 else "worse" if difference.high < 0 else ""
-    return Cell(text=f"{text} ({difference.mean:+.1f} ± {_half(difference):.1f})", mark=sure)
+    return Cell(text=text, detail=f"{difference.mean:+.1f} ± {_half(difference):.1f}", mark=sure)
 
 
 def _half(value: Interval) -> float:

@@ -70,7 +70,7 @@ def write_train(out: Path, pack: str, store: str, heads: list[str], *, seed: int
     for step in range(1, steps + 1):
         loss = {head: 3 * np.exp(-step / (20 + 9 * i)) + generator.random() / 9 for i, head in enumerate(heads)}
         timing = {"data_seconds": 0.02 + generator.random() / 90, "step_seconds": 0.2, "images_per_second": 290 + step}
-        run.log("step", step=step, loss=loss, lr=1e-3, **timing)
+        run.log("step", seconds=step * 0.23, step=step, loss=loss, lr=1e-3, **timing)
         if step % 20 == 0:
             figures = {head: {"agreement": 0.4 + step / 200, "kl": 0.4} for head in heads}
             run.log("validation", step=step, epoch=step // 20, heads=figures, knn=50.0 + step / 9)
@@ -151,7 +151,7 @@ class Page(HTMLParser):
         self.tags.add(tag)
         self.attributes += attrs
         self.ids += [value or "" for name, value in attrs if name == "id"]
-        if tag not in ("meta", "img", "path", "use", "rect"):
+        if tag not in ("meta", "img", "path", "use", "rect", "wbr"):
             self.open.append(tag)
 
     def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
@@ -185,8 +185,8 @@ def test_no_markup_from_data_becomes_markup(pages: tuple[str, str, Path]) -> Non
     assert not [name for name, _ in page.attributes if name.startswith("on")]
     assert page.tags <= {
         "html", "head", "meta", "title", "style", "body", "header", "main", "nav", "section", "article", "figure", "h1",
-        "h2", "h3", "p", "a", "ul", "ol", "li", "div", "span", "img", "table", "thead", "tbody", "tr", "th", "td",
-        "details", "summary", "svg", "g", "path", "defs", "use", "text", "tspan", "clippath", "rect",
+        "h2", "h3", "p", "a", "ul", "ol", "li", "div", "span", "img", "wbr", "table", "thead", "tbody", "tr", "th",
+        "td", "details", "summary", "svg", "g", "path", "defs", "use", "text", "tspan", "clippath", "rect",
     }  # fmt: skip
     assert page.unbalanced == []
     assert page.open == []
@@ -289,6 +289,7 @@ def test_figures_are_joined_with_their_intervals_and_flattened() -> None:
     ("name", "value", "shown"),
     [
         ("memory_bytes", 1_234_567, "1.23 MB"),
+        ("megabytes", 10.7, "10.7"),
         ("step_seconds", 0.0412, "41.2 ms"),
         ("seconds", 251.2, "4 min 11 s"),
         ("seconds", 7500.0, "2 h 5 min"),
@@ -345,7 +346,8 @@ def test_figures_of_no_known_shape_go_into_a_table(tmp_path: Path) -> None:
     run.finish({"trunks": ["a"], "answer": 42})
     html, markdown = make(tmp_path / "out", tmp_path / "figures.json", tmp_path / "evaluate")
     assert "| answer | 42 |" in markdown
-    assert "x / y" in html
+    assert "| x / y |" in markdown
+    assert "x /<wbr> y" in html
 
 
 def test_consolidation_records_show_margins_and_domains(tmp_path: Path) -> None:

@@ -119,7 +119,7 @@ def _tail_column(head: HeadConfig, stored: HeadInfo, tail: Tail) -> int:
     for column, temperature in enumerate(stored.temperatures):
         if math.isclose(temperature, head.temperature, rel_tol=1e-6):
             return column
-    if tail == "renormalise" or stored.k == stored.classes:
+    if tail == "renormalise":
         return 0
     raise UserError(
         f"head {head.name!r}: temperature {head.temperature:g} is not among those whose tails the store holds "

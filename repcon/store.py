@@ -38,10 +38,21 @@ from repcon.store_manifest import (
 )
 from repcon.store_markers import Markers, shard_file
 from repcon.store_reader import ShardReader, chunk_crcs
-from repcon.store_slabs import NodeSlabs, Slab, Window, ahead, empty_slab, memory_available, slab_bytes, window_plan
+from repcon.store_shared import shared_tables
+from repcon.store_slabs import (
+    Slab,
+    Tables,
+    Window,
+    ahead,
+    empty_tables,
+    memory_available,
+    ranges,
+    table_bytes,
+    window_plan,
+)
 from repcon.store_zarr import encode_shard
 
-__all__ = ["HeadInfo", "LabelStore", "Slab", "StoreSpec", "TeacherSection", "Unit", "Window"]
+__all__ = ["HeadInfo", "LabelStore", "Slab", "StoreSpec", "Tables", "TeacherSection", "Unit", "Window"]
 
 
 class LabelStore:
@@ -186,13 +197,13 @@ class LabelStore:
 
     def slab_bytes(self, heads: Iterable[str] | None = None) -> int:
         """Memory that one slab takes."""
-        return slab_bytes(self.manifest, self._chosen(heads), self.images)
+        return table_bytes(self.manifest, self._chosen(heads), self.images)
 
     def slab(self, crop: int, heads: Iterable[str] | None = None, out: Slab | None = None) -> Slab:
         """Decodes one crop of all images, into `out` where given. A UserError names the place of any damage."""
         chosen = self._chosen(heads)
         self._reader.require(crop, chosen)
-        target = out or empty_slab(self.manifest, chosen, self.images)
+        target = out or empty_tables(self.manifest, chosen, [crop], self.images).slab(0)
         return self._reader.read(crop, [range(self.images)], target, chosen)
 
     def slabs(self, crops: Iterable[int], heads: Iterable[str] | None = None) -> Iterator[Slab]:
@@ -200,12 +211,25 @@ class LabelStore:
         names = [head.name for head in self._chosen(heads)]
         return ahead(lambda crop: self.slab(crop, names), crops)
 
-    def node_slabs(self, heads: Iterable[str] | None = None) -> NodeSlabs:
-        """Slabs of which a node's processes hold one copy together, in shared memory."""
+    def tables(self, crops: Sequence[int], heads: Iterable[str] | None = None, *, shared: bool = False) -> Tables:
+        """Several crops of all images, decoded one after the other into one array per kind.
+
+        With `shared` the processes of a node that ask for the same crops and heads hold one copy, in shared memory;
+        it is given back when the last of them has let go of its `Tables`.
+        """
         chosen = self._chosen(heads)
-        names = [head.name for head in chosen]
-        identity = f"{self.url} {self.fingerprint}"
-        return NodeSlabs(self.manifest, chosen, identity, lambda crop, out: self.slab(crop, names, out))
+        for crop in crops:
+            self._reader.require(crop, chosen)
+
+        def decode(tables: Tables) -> None:
+            for place, crop in enumerate(crops):
+                self._reader.read(crop, [range(self.images)], tables.slab(place), chosen)
+
+        if shared:
+            return shared_tables(self.manifest, chosen, crops, f"{self.url} {self.fingerprint}", decode)
+        tables = empty_tables(self.manifest, chosen, crops, self.images)
+        decode(tables)
+        return tables
 
     def windows(
         self, crop: int, heads: Iterable[str] | None = None, *, seed: int, memory_bytes: int = 0
@@ -215,18 +239,15 @@ class LabelStore:
         `memory_bytes` is what labels may take in all, 0 half of what is free now. Shuffle rows within each window.
         """
         chosen = self._chosen(heads)
+        self._reader.require(crop, chosen)
         budget = memory_bytes or memory_available() // 2
-        per_row = slab_bytes(self.manifest, chosen, 1)
-        plan = window_plan(self.images, self.manifest.rows_per_shard, per_row, budget, seed)
+        per_row = table_bytes(self.manifest, chosen, 1)
 
         def decode(rows: np.ndarray) -> Window:
-            ends = np.flatnonzero(np.diff(rows) != 1)
-            starts, stops = rows[[0, *(ends + 1)]], rows[[*ends, len(rows) - 1]] + 1
-            pieces = [range(int(start), int(stop)) for start, stop in zip(starts, stops, strict=True)]
-            slab = self._reader.read(crop, pieces, empty_slab(self.manifest, chosen, len(rows)), chosen)
-            return Window(rows=rows, slab=slab)
+            slab = empty_tables(self.manifest, chosen, [crop], len(rows)).slab(0)
+            return Window(rows=rows, slab=self._reader.read(crop, ranges(rows), slab, chosen))
 
-        return ahead(decode, plan)
+        return ahead(decode, window_plan(self.images, self.manifest.rows_per_shard, per_row, budget, seed))
 
     def _chosen(self, heads: Iterable[str] | None) -> list[HeadInfo]:
         names = list(self.heads) if heads is None else list(heads)

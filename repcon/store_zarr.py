@@ -6,13 +6,12 @@ hashes then cost no second reading. Same input, same bytes.
 
 import json
 from collections.abc import Iterator
-from typing import Any
 
 import numcodecs.blosc
 import numpy as np
 import zarr
 from zarr.codecs import BloscCodec, Crc32cCodec
-from zarr.core.buffer import Buffer, default_buffer_prototype
+from zarr.core.buffer import Buffer
 from zarr.storage import MemoryStore
 
 from repcon.store_layout import Layout, layouts_of
@@ -41,11 +40,30 @@ _GROUP = (json.dumps({"attributes": {}, "zarr_format": 3, "node_type": "group"},
 def array_metadata(manifest: Manifest, layout: Layout) -> bytes:
     """The array's `zarr.json`: chunks of one crop, shards of several, every chunk present and with its crc32c."""
     held: dict[str, Buffer] = {}
+    _create(manifest, layout, held)
+    return held["zarr.json"].to_bytes()
+
+
+def encode_shard(manifest: Manifest, layout: Layout, name: str, crop: int, row: int, block: np.ndarray) -> bytes:
+    """The bytes of the file `name`, the shard whose first element is (crop, row); `block` fills it whole.
+
+    `block` has the shape that the layout gives for its crops and images.
+    """
+    held: dict[str, Buffer] = {}
+    array = _create(manifest, layout, held)
+    images = block.shape[2 if layout.slots_first else 1]
+    place = (slice(None), slice(row, row + images)) if layout.slots_first else (slice(row, row + images),)
+    array[(slice(crop, crop + len(block)), *place)] = block
+    return held[name.removeprefix(f"{layout.path}/")].to_bytes()
+
+
+def _create(manifest: Manifest, layout: Layout, held: dict[str, Buffer]) -> zarr.Array:
+    """The array, empty, with its files in `held`."""
     codec, rows = manifest.codec, manifest.rows_per_shard
     blosc = BloscCodec(cname=codec, clevel=_LEVELS[codec], shuffle=layout.shuffle, blocksize=_BLOCK_BYTES)
     names = ("crop", "slot", "image") if layout.slots_first else ("crop", "image", "slot")
     shape = layout.shape(manifest.crops, manifest.images)
-    zarr.create_array(
+    return zarr.create_array(
         MemoryStore(held),
         shape=shape,
         chunks=layout.shape(1, rows),
@@ -55,21 +73,6 @@ def array_metadata(manifest: Manifest, layout: Layout) -> bytes:
         filters=None,
         compressors=[blosc, Crc32cCodec()],
         dimension_names=names[: len(shape)],
+        # Chunks that are all poison are written too: a chunk that is absent is damage.
+        config={"write_empty_chunks": True},
     )
-    return held["zarr.json"].to_bytes()
-
-
-def encode_shard(manifest: Manifest, layout: Layout, name: str, crop: int, row: int, block: np.ndarray) -> bytes:
-    """The bytes of the file `name`, the shard whose first element is (crop, row); `block` fills it whole.
-
-    `block` has the shape that the layout gives for its crops and images.
-    """
-    metadata = default_buffer_prototype().buffer.from_bytes(array_metadata(manifest, layout))
-    held: dict[str, Buffer] = {"zarr.json": metadata}
-    # Chunks that are all poison are written too: a chunk that is absent is damage.
-    settings: dict[str, Any] = {"write_empty_chunks": True}
-    array = zarr.open_array(MemoryStore(held), mode="r+", config=settings)
-    images = block.shape[2 if layout.slots_first else 1]
-    place = (slice(None), slice(row, row + images)) if layout.slots_first else (slice(row, row + images),)
-    array[(slice(crop, crop + len(block)), *place)] = block
-    return held[name.removeprefix(f"{layout.path}/")].to_bytes()

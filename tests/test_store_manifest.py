@@ -72,16 +72,19 @@ def test_unknown_and_missing_keys_are_named():
         read_manifest(seal(values), "m")
 
 
+BOTH = ("wide", "small")
+
+
 @pytest.mark.parametrize(
     "parts",
     [
         (),
         (Part(heads=("wide",), crops=(0, 4), boxes=True),),
-        (Part(heads=("wide", "small"), crops=(0, 4), boxes=False),),
-        (Part(heads=("wide", "small"), crops=(0, 8), boxes=True),),
+        (Part(heads=BOTH, crops=(0, 4), boxes=False),),
+        (Part(heads=BOTH, crops=(0, 8), boxes=True),),
         (
-            Part(heads=("wide", "small"), crops=(0, 2), boxes=True),
-            Part(heads=("wide", "small"), crops=(2, 4), boxes=True),
+            Part(heads=BOTH, crops=(0, 2), boxes=True),
+            Part(heads=BOTH, crops=(2, 4), boxes=True),
         ),
         (Part(heads=("wide", "small", "more"), crops=(0, 4), boxes=True),),
     ],

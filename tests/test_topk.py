@@ -41,9 +41,7 @@ def test_a_small_head_is_stored_whole_and_its_tail_is_nothing():
     torch.testing.assert_close(logp[:, :3].exp().sum(1), torch.ones(4))
 
 
-@pytest.mark.parametrize(
-    "values", [[0.0, -0.0, 0.0, 1.0, 1.0], [-3.0, -3.0, -3.0, -3.0, -3.0], [2.0, -0.0, 0.0, -1.0, 2.0]]
-)
+@pytest.mark.parametrize("values", [[0.0, -0.0, 0.0, 1.0, 1.0], [-3.0] * 5, [2.0, -0.0, 0.0, -1.0, 2.0]])
 def test_equal_logits_go_to_the_lower_id_first(values):
     ids, _ = topk.encode(torch.tensor([values]), 4, (1.0,))
     wanted = sorted(range(5), key=lambda i: (-values[i], i))[:4]

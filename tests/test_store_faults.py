@@ -1,0 +1,323 @@
+"""What may happen to a store, with a fixed seed: kills, flipped bytes, races, full disks, lost and swapped files."""
+
+import contextlib
+import multiprocessing
+import os
+import pickle
+import random
+import shutil
+import subprocess
+import time
+from pathlib import Path
+
+import google_crc32c
+import numpy as np
+import pytest
+from store_builder import create_and_fill, expected, fill, section, snapshot, spec, write
+
+from repcon.errors import UserError
+from repcon.store import LabelStore
+from repcon.store_files import LocalFiles
+from repcon.store_manifest import seal, unseal
+
+# One server imports everything once; each writer is a fork of it, so that kills land in the writing.
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["repcon.store"])
+
+
+@pytest.fixture
+def store(tmp_path) -> LabelStore:
+    return fill(LabelStore.create(str(tmp_path / "labels.zarr"), spec()))
+
+
+def read_everything(url: str, heads: list[str] | None = None, crops: int = 4) -> None:
+    store = LabelStore.open(url)
+    for slab in store.slabs(range(crops), heads):
+        for name, (ids, logp) in slab.labels.items():
+            wanted_ids, wanted_logp = expected(store, slab.crop, name)
+            np.testing.assert_array_equal(ids, wanted_ids)
+            np.testing.assert_array_equal(logp, wanted_logp)
+
+
+def test_ten_kills_lose_nothing_and_the_end_is_byte_identical(tmp_path):
+    facts = {"images": 600, "rows_per_shard": 10}
+    create_and_fill(str(tmp_path / "whole"), **facts)
+    generator, url = random.Random(4), str(tmp_path / "killed")
+    progress = []
+    for _ in range(10):
+        process = CONTEXT.Process(target=create_and_fill, args=(url,), kwargs=facts)
+        process.start()
+        time.sleep(generator.uniform(0.05, 0.6))
+        process.kill()
+        process.join()
+        if (tmp_path / "killed" / "manifest.json").exists():
+            left = len(LabelStore.open(url).unfinished())
+            assert not progress or left <= progress[-1]
+            progress.append(left)
+    assert len(set(progress)) >= 2  # the kills fell into the writing
+    create_and_fill(url, **facts)
+    assert snapshot(tmp_path / "killed") == snapshot(tmp_path / "whole")
+
+
+def test_racing_writers_of_the_same_units_lose_nothing(tmp_path):
+    create_and_fill(str(tmp_path / "alone"))
+    writers = [CONTEXT.Process(target=create_and_fill, args=(str(tmp_path / "raced"),)) for _ in range(3)]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
+    assert [writer.exitcode for writer in writers] == [0, 0, 0]
+    assert snapshot(tmp_path / "raced") == snapshot(tmp_path / "alone")
+
+
+KINDS = {
+    "shard data": ("heads/wide/logp/c/0/1/0", 0.3),
+    "ids data": ("heads/small/ids/c/0/0/0", 0.3),
+    "boxes": ("crops/box/c/0/2/0", 0.3),
+    "shard index": ("heads/wide/ids/c/0/1/0", 0.999),
+    "zarr.json": ("heads/wide/ids/zarr.json", 0.5),
+    "group's zarr.json": ("zarr.json", 0.5),
+    "manifest": ("manifest.json", 0.5),
+    "marker": ("done/part-0-crop-0-row-40.json", 0.5),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_one_flipped_byte_is_found_and_its_place_named(store, kind):
+    name, share = KINDS[kind]
+    path, generator = Path(store.url) / name, random.Random(kind)
+    whole = path.read_bytes()
+    places = [int(share * len(whole)), *(generator.randrange(len(whole)) for _ in range(12))]
+    for place in places:
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ (1 << generator.randrange(8))]) + whole[place + 1 :])
+        with pytest.raises(UserError) as caught:
+            read_everything(store.url)
+        assert name in str(caught.value)
+    path.write_bytes(whole)
+    read_everything(store.url)
+
+
+def test_every_single_byte_of_a_shard_counts(tmp_path):
+    store = fill(LabelStore.create(str(tmp_path / "s"), spec(images=6, crops=1)))
+    path = Path(store.url) / "heads/small/ids/c/0/0/0"
+    whole = path.read_bytes()
+    for place in range(len(whole)):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 0x10]) + whole[place + 1 :])
+        with pytest.raises(UserError, match="heads/small/ids/c/0/0/0"):
+            pickle.loads(pickle.dumps(store)).slab(0, ["small"])
+
+
+@pytest.mark.parametrize("damage", ["deleted", "empty", "shortened", "lengthened"])
+@pytest.mark.parametrize("name", ["heads/wide/logp/c/0/1/0", "crops/flip/c/0/1"])
+def test_a_lost_or_cut_shard_is_found_and_written_again(store, name, damage):
+    path, before = Path(store.url) / name, snapshot(Path(store.url))
+    whole = path.read_bytes()
+    {
+        "deleted": path.unlink,
+        "empty": lambda: path.write_bytes(b""),
+        "shortened": lambda: path.write_bytes(whole[:-1]),
+        "lengthened": lambda: path.write_bytes(whole + b"\0"),
+    }[damage]()
+    with pytest.raises(UserError, match=name):
+        read_everything(store.url)
+    again = LabelStore.create(store.url, spec())
+    assert [unit.name for unit in again.unfinished()] == ["part-0-crop-0-row-40"]
+    fill(again)
+    read_everything(store.url)
+    assert snapshot(Path(store.url)) == before
+
+
+def test_a_deleted_marker_means_unfinished(store):
+    (Path(store.url) / "done/part-0-crop-0-row-0.json").unlink()
+    with pytest.raises(UserError, match=r"part-0-crop-0-row-0\.json: no such marker"):
+        read_everything(store.url)
+
+
+def test_a_damaged_marker_is_named_and_its_unit_written_again(store):
+    path = Path(store.url) / "done/part-0-crop-0-row-0.json"
+    before = path.read_bytes()
+    path.write_bytes(before[:-20])
+    assert [unit.name for unit in LabelStore.open(store.url).unfinished()] == ["part-0-crop-0-row-0"]
+    fill(LabelStore.create(store.url, spec()))
+    assert path.read_bytes() == before
+
+
+def test_shards_that_changed_places_are_found(tmp_path):
+    store = fill(LabelStore.create(str(tmp_path / "s"), spec(images=80, crops=1)))
+    one, other = (Path(store.url) / f"crops/flip/c/0/{row}" for row in (0, 1))
+    left, right = one.read_bytes(), other.read_bytes()
+    assert len(left) == len(right)  # no length gives it away, and their own checksums are right
+    one.write_bytes(right)
+    other.write_bytes(left)
+    with pytest.raises(UserError, match="not the one that was written"):
+        LabelStore.open(store.url).slab(0)
+
+
+def test_markers_that_changed_places_are_found(store):
+    one, other = (Path(store.url) / f"done/part-0-crop-0-row-{row}.json" for row in (0, 40))
+    left, right = one.read_bytes(), other.read_bytes()
+    one.write_bytes(right)
+    other.write_bytes(left)
+    with pytest.raises(UserError, match="the marker is that of unit"):
+        read_everything(store.url)
+
+
+def test_another_version_of_the_format_is_refused(store):
+    path = Path(store.url) / "manifest.json"
+    path.write_bytes(seal(unseal(path.read_bytes(), "m") | {"version": 2}))
+    for act in (lambda: LabelStore.open(store.url), lambda: LabelStore.create(store.url, spec())):
+        with pytest.raises(UserError, match="format version 2; this repcon reads version 1"):
+            act()
+
+
+class Quota(LocalFiles):
+    """A file system that is full after some bytes."""
+
+    left = 0
+
+    def write(self, name: str, data: bytes) -> None:
+        Quota.left -= len(data)
+        with full_disk() if Quota.left < 0 else contextlib.nullcontext():
+            super().write(name, data)
+
+
+@contextlib.contextmanager
+def full_disk():
+    def fsync(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    held, os.fsync = os.fsync, fsync
+    try:
+        yield
+    finally:
+        os.fsync = held
+
+
+@pytest.mark.parametrize("room", [100, 5_000, 20_000, 22_000])
+def test_a_full_disk_stops_with_one_message_and_goes_on_when_there_is_room(tmp_path, monkeypatch, room):
+    create_and_fill(str(tmp_path / "roomy"))
+    monkeypatch.setattr("repcon.store.open_files", lambda url: Quota(Path(url)))
+    Quota.left = room
+    with pytest.raises(UserError, match=r"the disk is full .* make room"):
+        create_and_fill(str(tmp_path / "full"))
+    Quota.left = 10**9
+    create_and_fill(str(tmp_path / "full"))
+    assert snapshot(tmp_path / "full") == snapshot(tmp_path / "roomy")
+
+
+def test_a_really_full_file_system(tmp_path):
+    folder = tmp_path / "small"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=60k", "none", str(folder)]
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("this user may not mount a small tmpfs")
+    try:
+        with pytest.raises(UserError, match="the disk is full"):
+            create_and_fill(str(folder / "s"))
+        assert all(path.suffix != ".tmp" for path in folder.rglob("*"))
+        subprocess.run(["mount", "-o", "remount,size=4m", str(folder)], check=True)
+        create_and_fill(str(folder / "s"))
+        read_everything(str(folder / "s"))
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+class Cut(Exception):
+    pass
+
+
+@pytest.mark.parametrize("change", ["create", "teacher", "crops"])
+def test_a_change_cut_short_at_any_write_leaves_a_store_that_reads_and_completes(tmp_path, monkeypatch, change):
+    def act(url: str) -> None:
+        store = LabelStore.create(url, spec())
+        if change == "teacher":
+            store.append_teachers([section("third", 10)])
+        if change == "crops":
+            store.append_crops(8)
+
+    if change != "create":
+        create_and_fill(str(tmp_path / "before"))
+    act(str(shutil.copytree(tmp_path / "before", tmp_path / "whole") if change != "create" else tmp_path / "whole"))
+    honest_write = LocalFiles.write
+    for cut_at in range(40):
+        url = str(tmp_path / f"cut-{cut_at}")
+        if change != "create":
+            shutil.copytree(tmp_path / "before", url)
+        written = []
+
+        def write_or_die(self, name, data, written=written, cut_at=cut_at):
+            if len(written) == cut_at:
+                raise Cut
+            written.append(name)
+            honest_write(self, name, data)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(LocalFiles, "write", write_or_die)
+            try:
+                act(url)
+                break
+            except Cut:
+                pass
+        if change != "create":
+            assert np.array_equal(
+                LabelStore.open(url).slab(1).flips, LabelStore.open(str(tmp_path / "before")).slab(1).flips
+            )
+        act(url)
+        assert snapshot(Path(url)) == snapshot(tmp_path / "whole")
+    assert 5 < cut_at < 39
+
+
+def test_a_strangers_store_cannot_ask_for_impossible_sizes(store):
+    path = Path(store.url) / "manifest.json"
+    values = unseal(path.read_bytes(), "m")
+    for changes in ({"images": 10**18}, {"crops": 10**9}, {"k": 10**9}, {"rows_per_shard": 2**40}):
+        path.write_bytes(seal(values | changes))
+        with pytest.raises(UserError, match=next(iter(changes))):
+            LabelStore.open(store.url)
+    path.write_bytes(seal(values | {"images": 2**33, "rows_per_shard": 2**20}))
+    with pytest.raises(UserError):  # the markers of all those units are not there, and nothing was allocated
+        LabelStore.open(store.url).slab(0)
+
+
+def test_a_strangers_store_cannot_lead_out_of_its_folder(store, tmp_path):
+    outside = tmp_path / "outside"
+    target = Path(store.url) / "heads/wide/ids/c/0/0/0"
+    target.rename(outside)
+    target.symlink_to(outside)
+    with pytest.raises(UserError, match="leads out"):
+        read_everything(store.url)
+    path = Path(store.url) / "manifest.json"
+    values = unseal(path.read_bytes(), "m")
+    path.write_bytes(seal(values | {"metadata": values["metadata"] | {"../../etc/passwd": "0" * 64}}))
+    with pytest.raises(UserError, match="not one that a store may use"):
+        LabelStore.open(store.url)
+
+
+def test_a_chunk_that_claims_another_size_is_refused_before_it_is_decoded(store):
+    """A forged shard with right checksums everywhere, whose compressed data claim to be larger than a chunk."""
+    name = "heads/small/ids/c/0/0/0"
+    path, marker = Path(store.url) / name, Path(store.url) / "done/part-0-crop-0-row-0.json"
+    shard = bytearray(path.read_bytes())
+    offset, length = np.frombuffer(shard[-68:-52], "<u8")
+    chunk = shard[int(offset) : int(offset + length)]
+    for field, value in ((4, 2**31), (12, 2**20)):  # the length it unpacks to; the length it has
+        forged = bytearray(chunk)
+        forged[field : field + 4] = value.to_bytes(4, "little")
+        crc = google_crc32c.value(bytes(forged[:-4]))
+        forged[-4:] = crc.to_bytes(4, "little")
+        path.write_bytes(bytes(shard[: int(offset)] + forged + shard[int(offset + length) :]))
+        values = unseal(marker.read_bytes(), "m")
+        values["files"][name]["crc32c"][0] = crc
+        marker.write_bytes(seal(values))
+        with pytest.raises(UserError, match="do not have the length of a chunk"):
+            LabelStore.open(store.url).slab(0)
+
+
+def test_poison_in_a_finished_unit_is_not_served(store):
+    """A whole unit of fill values with right checksums, as a tool other than repcon might leave it."""
+    unit = store.units()[1]
+    write(store, unit, list(unit.rows))
+    path = Path(store.url) / f"done/{unit.name}.json"
+    path.write_bytes(seal(unseal(path.read_bytes(), "m") | {"missing": []}))
+    with pytest.raises(UserError, match="never written"):
+        LabelStore.open(store.url).slab(0)

@@ -13,7 +13,6 @@ from typing import Any
 from repcon import config, student
 from repcon.checkpoint import Checkpoints, flat
 from repcon.config import HeadConfig, TrainConfig
-from repcon.errors import UserError
 from repcon.feed import Feed
 from repcon.images import Pack
 from repcon.processes import Stop, Team, join
@@ -51,14 +50,7 @@ def run(settings: TrainConfig) -> dict[str, Any]:
 
 def _heads(heads: tuple[HeadConfig, ...], store: LabelStore) -> tuple[HeadConfig, ...]:
     """The recipe's heads; all of the store's where it names none."""
-    if not heads:
-        return tuple(HeadConfig(name=name) for name in store.heads)
-    for head in heads:
-        if head.name not in store.heads:
-            raise UserError(f"heads: the store has no head {head.name!r}; it has {', '.join(store.heads)}")
-    if len({head.name for head in heads}) < len(heads):
-        raise UserError("heads: a head is named twice; give each one entry")
-    return heads
+    return heads or tuple(HeadConfig(name=name) for name in store.heads)
 
 
 def _identity(settings: TrainConfig, pack: Pack, store: LabelStore) -> dict[str, Any]:

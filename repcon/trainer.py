@@ -28,6 +28,9 @@ class Trainer:
     def __init__(self, settings: TrainConfig, store: LabelStore, feed: Feed, team: Team) -> None:
         torch.manual_seed(settings.seed)
         self.settings, self.feed, self.team = settings, feed, team
+        self.loss = HeadsLoss(
+            store.heads, settings.heads, tail=settings.tail, implementation=settings.loss, device=team.device
+        )
         self.student = student.build(
             settings.trunk,
             {head.name: store.heads[head.name] for head in settings.heads},
@@ -39,9 +42,6 @@ class Trainer:
             freeze_norm=settings.freeze_norm,
         ).to(device=team.device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         self.preprocessing = backbones.preprocessing(self.student.trunk, settings.size)
-        self.loss = HeadsLoss(
-            store.heads, settings.heads, tail=settings.tail, implementation=settings.loss, device=team.device
-        )
         self.validation = Validation(settings, store, self.preprocessing, team)
         self.updates = Updates(
             self.student,

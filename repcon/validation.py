@@ -53,7 +53,7 @@ class Agreement:
     def measure(
         self, student: Student, answer: Callable[[torch.Tensor], torch.Tensor], batches: Iterable[Batch]
     ) -> dict[str, dict[str, float]]:
-        """{head: {"agreement": share, "kl": nats}} over the whole team's batches; student must be in eval mode."""
+        """{head: {"agreement": share, "kl": nats}} over the team's batches, {} without any; student in eval mode."""
         sums = torch.zeros(2 * len(self._heads) + 1)
         for batch in batches:
             logits = answer(batch.pixels).float()
@@ -62,7 +62,9 @@ class Agreement:
             same = [self._same(student, logits, batch, head.name) for head in self._heads]
             sums += torch.cat([kl, torch.stack(same).cpu().float(), torch.tensor([float(rows)])])
         sums = self._team.total(sums)
-        rows = max(float(sums[-1]), 1.0)
+        rows = float(sums[-1])
+        if not rows:
+            return {}
         return {
             head.name: {
                 "agreement": float(sums[len(self._heads) + h]) / rows,

@@ -42,7 +42,7 @@ def shown(order: Order, start: int = 0) -> list[list[tuple[int, int]]]:
 @given(
     images=st.integers(40, 200),
     crops=st.integers(1, 4),
-    batch_size=st.integers(12, 40),
+    batch_size=st.integers(24, 60),
     window=st.sampled_from([0, 4, 7]),
     world=st.integers(1, 3),
     epoch=st.integers(0, 3),

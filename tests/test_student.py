@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
-from training_case import section
+from training_case import one_thread, section  # noqa: F401
 
 from repcon import backbones, student
 from repcon.backbones import timm

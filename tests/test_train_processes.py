@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from test_train import losses, newest
-from training_case import CROPS, make_case, settings
+from training_case import CROPS, make_case, one_thread, settings  # noqa: F401
 
 from repcon import config, train
 from repcon.config import TrainConfig

@@ -1,13 +1,15 @@
 """A tiny pack with a label store of two colour teachers, for the tests of training."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
-from repcon.images import Pack, open_or_pack
 
 from repcon import crops, topk
 from repcon.config import CropConfig, HeadConfig, OptimConfig, TrainConfig
+from repcon.images import Pack, open_or_pack
 from repcon.loaders import Request, open_loader
 from repcon.store import LabelStore, StoreSpec, TeacherSection
 
@@ -15,6 +17,15 @@ SIZE = 32
 CROPS = 4
 K = 4
 CLASSES = {"colours": 6, "tones": 3}
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Models this small lose by threads, and on a busy machine every parallel region waits for its slowest one."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def colour_logits(pixels: torch.Tensor, classes: int) -> torch.Tensor:

@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 
 from repcon_kernels.labels import compare_all, load_labels, scatter_all, teacher_mass
-from repcon_kernels.rows import LOG2_E, LOWEST, load_columns, outside, statistics, write_rows
+from repcon_kernels.rows import LOG2_E, LOWEST, clean, load_columns, outside, statistics, write_rows
 
 BUCKET = tl.constexpr(0)
 UNIFORM = tl.constexpr(2)
@@ -142,7 +142,7 @@ def _tile(
     if TAIL == BUCKET or TAIL == UNIFORM:
         log_tail = tl.load(stored[2] + tail_column, mask=stored[3], other=0.0).to(tl.float32)
         log_tail = tl.where(log_tail < LOWEST, LOWEST, log_tail)
-    z = load_columns(tile, tl.arange(0, BLOCK))
+    z = clean(load_columns(tile, tl.arange(0, BLOCK)), tile, tl.arange(0, BLOCK))
     top, mass, total = statistics(z, tile, BLOCK, STREAMED, TAIL == UNIFORM)
     student = (top, tl.log(mass))
     log_mass = teacher_mass(labels[1], log_tail, stored, K_BLOCK, CHUNKED)

@@ -9,7 +9,7 @@ from triton.runtime.jit import JITFunction
 
 from repcon_kernels import kernel, scale
 from repcon_kernels.heads import TAILS, HeadSpec
-from repcon_kernels.plan import plan
+from repcon_kernels.plan import REGISTERS, plan
 from repcon_kernels.tickets import tickets
 
 SCALE_BLOCK = 1024
@@ -62,6 +62,7 @@ def multi_head_kl(
             GRADIENT=gradient is not None,
             IN_PLACE=in_place,
             num_warps=layout.warps,
+            **({"maxnreg": REGISTERS} if torch.version.cuda else {}),
         )
     if gradient is not None and target is not None:
         if target is not gradient:

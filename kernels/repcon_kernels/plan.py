@@ -6,9 +6,11 @@ from functools import lru_cache
 
 from repcon_kernels.heads import HeadSpec, widths
 
-TILES = ((1024, 1024, 4), (2048, 2048, 4), (4096, 4096, 8))
-"""(widest head up to, elements of a tile, warps). Wider heads are streamed in tiles of the last row's size: several
-programs then share a multiprocessor, and one loads while another computes."""
+TILES = ((1024, 1024, 4), (2048, 2048, 8), (4096, 4096, 8), (65536, 2048, 8))
+"""(widest head up to, elements of a tile, warps). A head wider than its tile is streamed: several programs share a
+multiprocessor, and one loads while another computes."""
+REGISTERS = 64
+"""Per thread, at most: the second look at a row that few rows need would otherwise halve the programs that run at once."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,11 +15,16 @@ LOWEST = tl.constexpr(-1e30)
 
 @triton.jit
 def load_columns(tile, column):
+    """(R, BLOCK) logits as they are stored; anything past the head's width."""
+    rows, live, _, width, _ = tile
+    return tl.load(rows[:, None] + column[None, :], mask=live[:, None] & (column < width)[None, :], other=0.0)
+
+
+@triton.jit
+def clean(raw, tile, column):
     """(R, BLOCK) float32 logits; LOWEST where they are -inf and past the head's classes. NaN stays NaN."""
-    rows, live, classes, width, _ = tile
-    mask = live[:, None] & (column < width)[None, :]
-    z = tl.load(rows[:, None] + column[None, :], mask=mask, other=0.0).to(tl.float32)
-    return tl.where((column >= classes)[None, :] | (z < LOWEST), LOWEST, z)
+    z = raw.to(tl.float32)
+    return tl.where((column >= tile[2])[None, :] | (z < LOWEST), LOWEST, z)
 
 
 @triton.jit
@@ -35,9 +40,11 @@ def statistics(z, tile, BLOCK: tl.constexpr, STREAMED: tl.constexpr, TOTAL: tl.c
     if STREAMED:
         tops = z
         masses = tl.full(z.shape, 1.0, tl.float32)
+        ahead = load_columns(tile, BLOCK + tl.arange(0, BLOCK))
         for start in range(BLOCK, classes, BLOCK):
             column = start + tl.arange(0, BLOCK)
-            z = load_columns(tile, column)
+            z = clean(ahead, tile, column)
+            ahead = load_columns(tile, BLOCK + column)
             # One exponential brings either the old sum or the new term to the larger of both maxima.
             smaller = tl.exp2(-tl.abs(z - tops) * rate)
             masses = tl.where(z > tops, masses * smaller + 1.0, masses + smaller)
@@ -65,7 +72,7 @@ def outside(z, tile, id_rows, labelled, k, BLOCK: tl.constexpr, STREAMED: tl.con
     if STREAMED:
         for start in range(BLOCK, classes, BLOCK):
             column = start + tl.arange(0, BLOCK)
-            z = drop_labels(load_columns(tile, column), id_rows, labelled, column, k)
+            z = drop_labels(clean(load_columns(tile, column), tile, column), id_rows, labelled, column, k)
             higher = tl.maximum(top, tl.max(z, axis=1))
             terms = tl.sum(tl.exp2((z - higher[:, None]) * rate), axis=1)
             mass = mass * tl.exp2((top - higher) * rate) + terms
@@ -76,7 +83,7 @@ def outside(z, tile, id_rows, labelled, k, BLOCK: tl.constexpr, STREAMED: tl.con
 @triton.jit
 def drop_labels(z, id_rows, labelled, column, k):
     """`z` (R, BLOCK) with LOWEST in the columns of S."""
-    for j in range(0, k):
+    for j in tl.range(0, k, loop_unroll_factor=1):
         label = tl.load(id_rows + j, mask=labelled, other=0).to(tl.int32)
         z = tl.where(column[None, :] == label[:, None], LOWEST, z)
     return z
@@ -86,9 +93,12 @@ def drop_labels(z, id_rows, labelled, column, k):
 def write_rows(z, tile, g_rows, top, factor, even, BLOCK: tl.constexpr, STREAMED: tl.constexpr):
     """Stores factor x 2^((z - top) x rate) - even in the head's columns, and 0 in the free ones after them."""
     if STREAMED:
+        ahead = load_columns(tile, tl.arange(0, BLOCK))
         for start in range(0, tile[3], BLOCK):
             column = start + tl.arange(0, BLOCK)
-            _store(load_columns(tile, column), tile, g_rows, column, top, factor, even)
+            z = clean(ahead, tile, column)
+            ahead = load_columns(tile, BLOCK + column)
+            _store(z, tile, g_rows, column, top, factor, even)
     else:
         _store(z, tile, g_rows, tl.arange(0, BLOCK), top, factor, even)
 

@@ -48,7 +48,7 @@ class PackConfig:
     """Of images that have to be re-encoded; baseline RGB JPEGs keep their bytes."""
     shard_megabytes: int = 256
     workers: int = 0
-    """Processes that read and encode; 0 takes one per core."""
+    """Threads that read and encode; 0 takes one per core."""
     ffcv: bool = False
     """Also write `images.beton` for FFCV, with the same JPEG bytes."""
 

@@ -255,3 +255,15 @@ def test_the_command(picture_folder: Path, tmp_path: Path, capsys: pytest.Captur
     assert "max_side = 90" in (tmp_path / "out/config.toml").read_text()
     assert cli.main(["pack", str(tmp_path / "nothing"), str(tmp_path / "other")]) == 1
     assert not (tmp_path / "other").exists()
+
+
+def test_a_beton_is_made_of_the_same_pack(picture_folder: Path, tmp_path: Path) -> None:
+    pytest.importorskip("ffcv", reason="FFCV is not installed", exc_type=ImportError)
+    out = tmp_path / "out"
+    plain = images.run(PackConfig(source=str(picture_folder), out=str(out)))
+    assert not (out / "images.beton").exists()
+    again = images.run(PackConfig(source=str(picture_folder), out=str(out), ffcv=True))
+    assert again["fingerprint"] == plain["fingerprint"]
+    beton = (out / "images.beton").read_bytes()
+    assert all(Pack.open(out).read(image) in beton for image in range(32))
+    assert not list(out.glob(".*"))

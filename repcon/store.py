@@ -10,17 +10,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 
-from repcon import gaps
 from repcon.errors import UserError
+from repcon.store_blocks import box_blocks, label_blocks
 from repcon.store_commit import check_metadata, commit, complete, require_same, require_same_section
 from repcon.store_files import Files, open_files
 from repcon.store_layout import (
-    BOX,
-    FLIP,
     HeadInfo,
-    Layout,
     Unit,
-    head_layouts,
     heads_of,
     shard_name,
     units_of,
@@ -167,18 +163,12 @@ class LabelStore:
         float16. `missing` are rows of the store whose image could not be decoded: their labels become poison.
         Raises UserError on labels that no reader could trust (NaN, ids out of range, wrong shapes) and on a full disk.
         """
-        shape = (len(unit.crops), len(unit.rows))
         absent = np.isin(np.arange(unit.rows.start, unit.rows.stop), np.asarray(missing, np.int64))
         if set(labels) != set(unit.heads):
             raise UserError(f"unit {unit.name}: labels of {sorted(labels)}, but it is made of {sorted(unit.heads)}")
-        blocks: list[tuple[Layout, np.ndarray]] = []
-        if unit.writes_boxes:
-            _check_shapes(f"unit {unit.name}", {"boxes": (boxes, (*shape, 4)), "flips": (flips, shape)})
-            if not boxes[..., 2:].all():
-                raise UserError(f"unit {unit.name}: holds boxes without an area")
-            blocks += [(BOX, boxes), (FLIP, flips)]
+        blocks = box_blocks(unit, boxes, flips) if unit.writes_boxes else []
         for name in unit.heads:
-            blocks += _label_blocks(self.manifest, unit, self.heads[name], *labels[name], absent)
+            blocks += label_blocks(self.manifest, unit, self.heads[name], *labels[name], absent)
         written = {}
         for layout, block in blocks:
             place = shard_name(self.manifest, layout, unit.crops.start, unit.rows.start)
@@ -194,6 +184,22 @@ class LabelStore:
         for place, crop in enumerate(crops):
             self._reader.read(crop, [rows], Slab(crop=crop, boxes=boxes[place], flips=flips[place], labels={}), [])
         return boxes, flips
+
+    def part(self, crop: int, rows: range, heads: Iterable[str] | None = None) -> Slab:
+        """Some neighbouring rows of one crop; those of whole shards cost least. Needs no more than these finished."""
+        chosen = self._chosen(heads)
+        slab = empty_tables(self.manifest, chosen, [crop], len(rows)).slab(0)
+        return self._reader.read(crop, [rows], slab, chosen)
+
+    def shard_bytes(self) -> dict[str, int]:
+        """Bytes of every array's finished shards, by the array's path."""
+        sizes: dict[str, int] = {}
+        for unit in units_of(self.manifest):
+            if self.is_done(unit):
+                for name, shard in self._markers.get(unit).files.items():
+                    array = "/".join(name.split("/")[: 3 if name.startswith("heads/") else 2])
+                    sizes[array] = sizes.get(array, 0) + shard.bytes
+        return sizes
 
     def slab_bytes(self, heads: Iterable[str] | None = None) -> int:
         """Memory that one slab takes."""
@@ -255,38 +261,3 @@ class LabelStore:
         if unknown:
             raise UserError(f"{self.url}: no head {', '.join(unknown)}; it holds {', '.join(self.heads)}")
         return [self.heads[name] for name in names]
-
-
-def _label_blocks(
-    manifest: Manifest, unit: Unit, head: HeadInfo, ids: np.ndarray, logp: np.ndarray, absent: np.ndarray
-) -> list[tuple[Layout, np.ndarray]]:
-    """One head's ids and values as they are stored, after checks; rows that are absent become poison."""
-    shape, place = (len(unit.crops), len(unit.rows)), f"unit {unit.name}, head {head.name}"
-    columns = head.k + len(head.temperatures)
-    _check_shapes(place, {"ids": (ids, (*shape, head.k)), "logp": (logp, (*shape, columns))})
-    _check_labels(place, head, ids[:, ~absent], logp[:, ~absent])
-    id_layout, value_layout = head_layouts(manifest, head)
-    ids = np.where(absent[:, None], id_layout.fill, ids).astype(id_layout.dtype)
-    values = np.where(absent[:, None], np.float16("nan"), logp.astype(np.float16))
-    if manifest.values == "gaps8":
-        values = gaps.encode(values, head.k, head.temperatures)
-    return [(id_layout, ids), (value_layout, values)]
-
-
-def _check_shapes(place: str, arrays: Mapping[str, tuple[np.ndarray, tuple[int, ...]]]) -> None:
-    for name, (array, wanted) in arrays.items():
-        if array.shape != wanted:
-            raise UserError(f"{place}: {name} has shape {array.shape} instead of {wanted}")
-
-
-def _check_labels(place: str, head: HeadInfo, ids: np.ndarray, logp: np.ndarray) -> None:
-    """Refuses what must not be stored: NaN, infinite or rising log-probabilities, ids out of range."""
-    if ids.size == 0:
-        return
-    if not np.issubdtype(ids.dtype, np.integer) or ids.min() < 0 or ids.max() >= head.classes:
-        raise UserError(f"{place}: ids must be integers from 0 to {head.classes - 1}, not {ids.min()} to {ids.max()}")
-    values = logp.astype(np.float32)
-    if np.isnan(values).any() or not np.isfinite(values[..., : head.k]).all():
-        raise UserError(f"{place}: NaN or infinite log-probabilities: the teacher overflows; try precision fp32")
-    if (np.diff(values[..., : head.k]) > 0).any():
-        raise UserError(f"{place}: log-probabilities must fall from the first to the last")

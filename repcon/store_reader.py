@@ -90,7 +90,7 @@ class ShardReader:
         unit = self._unit(head.name, crop, rows)
         self._rows(id_layout, unit, crop, rows, ids)
         if ids.max(initial=0) >= head.classes:
-            self._allow(unit, (ids >= head.classes).any(1), id_layout, crop, rows)
+            self._allow(unit, np.flatnonzero((ids >= head.classes).any(1)), id_layout, crop, rows)
         if self._manifest.values == "gaps8":
             first = rows.start - unit.rows.start
             codes = self._chunk(value_layout, unit, crop)[:, first : first + len(rows)]
@@ -98,15 +98,14 @@ class ShardReader:
         else:
             self._rows(value_layout, unit, crop, rows, logp)
         if logp.view(np.int16).max(initial=0) > _INFINITY_BITS:
-            self._allow(unit, np.isnan(logp).any(1), value_layout, crop, rows)
+            self._allow(unit, np.flatnonzero(np.isnan(logp).any(1)), value_layout, crop, rows)
 
     def _unit(self, head: str | None, crop: int, rows: range) -> Unit:
         return unit_at(self._manifest, part_of(self._manifest, head, crop), crop, rows.start)
 
     def _allow(self, unit: Unit, poisoned: np.ndarray, layout: Layout, crop: int, rows: range) -> None:
         """Poison is right only where the marker lists the row as missing."""
-        found = np.flatnonzero(poisoned) + rows.start
-        if not set(found.tolist()) <= set(self._markers.get(unit).missing):
+        if not {int(row) + rows.start for row in poisoned} <= set(self._markers.get(unit).missing):
             raise self._poisoned(layout, crop, rows)
 
     def _poisoned(self, layout: Layout, crop: int, rows: range) -> UserError:

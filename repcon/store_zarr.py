@@ -15,14 +15,14 @@ from zarr.core.buffer import Buffer
 from zarr.storage import MemoryStore
 
 from repcon.store_layout import Layout, layouts_of
-from repcon.store_manifest import Manifest
+from repcon.store_manifest import Codec, Manifest
 
 # Chunks are encoded and decoded in parallel by threads of their own; blosc's shared pool would serialise them.
 numcodecs.blosc.use_threads = False
 
 # Blocks of 256 KiB, half a chunk of ids: 4 % smaller than blosc's own choice at the same speed, and faster to decode.
-_BLOCK_BYTES = 2**18
-_LEVELS = {"zstd": 3, "lz4": 5}
+BLOCK_BYTES = 2**18
+LEVELS = {"zstd": 3, "lz4": 5}
 
 
 def metadata_of(manifest: Manifest) -> Iterator[tuple[str, bytes]]:
@@ -57,10 +57,17 @@ def encode_shard(manifest: Manifest, layout: Layout, name: str, crop: int, row: 
     return held[name.removeprefix(f"{layout.path}/")].to_bytes()
 
 
+def compressed_bytes(codec: Codec, layout: Layout, chunk: np.ndarray) -> int:
+    """What one chunk's array takes in a store, without its share of the shard's index."""
+    shuffle = {"shuffle": numcodecs.blosc.SHUFFLE, "bitshuffle": numcodecs.blosc.BITSHUFFLE}[layout.shuffle]
+    data = np.ascontiguousarray(chunk, layout.dtype)
+    return len(numcodecs.blosc.compress(data, codec.encode(), LEVELS[codec], shuffle, BLOCK_BYTES)) + 4
+
+
 def _create(manifest: Manifest, layout: Layout, held: dict[str, Buffer]) -> zarr.Array:
     """The array, empty, with its files in `held`."""
     codec, rows = manifest.codec, manifest.rows_per_shard
-    blosc = BloscCodec(cname=codec, clevel=_LEVELS[codec], shuffle=layout.shuffle, blocksize=_BLOCK_BYTES)
+    blosc = BloscCodec(cname=codec, clevel=LEVELS[codec], shuffle=layout.shuffle, blocksize=BLOCK_BYTES)
     names = ("crop", "slot", "image") if layout.slots_first else ("crop", "image", "slot")
     shape = layout.shape(manifest.crops, manifest.images)
     return zarr.create_array(

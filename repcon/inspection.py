@@ -1,0 +1,108 @@
+"""`repcon inspect`: what a store holds, how small it is, and what its truncation to the top k costs."""
+
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from rich.markup import escape
+from rich.table import Table
+
+from repcon.config import InspectConfig
+from repcon.record import console
+from repcon.store import LabelStore
+from repcon.store_figures import figures
+from repcon.truncation import truncation
+
+__all__ = ["run", "truncation"]
+
+
+def run(config: InspectConfig) -> dict[str, Any]:
+    """Prints the tables, writes the page where `html` names one, and gives the figures."""
+    store = LabelStore.open(config.store)
+    found = figures(store)
+    show(store, found)
+    if config.html:
+        _write_page(Path(config.html), f"Labels in {Path(config.store).name}", found)
+        console.print(f"page: [bold]{escape(config.html)}[/]", soft_wrap=True)
+    return found
+
+
+def show(store: LabelStore, found: dict[str, Any]) -> None:
+    """The tables."""
+    recipe = ", ".join(f"{name} {value}" for name, value in found["crop_recipe"].items())
+    facts = Table(box=None, show_header=False, title=escape(store.url), title_justify="left", title_style="bold")
+    facts.add_row("images", f"{found['images']:,}" + (f" ({found['missing']} missing)" if found["missing"] else ""))
+    facts.add_row("crops per image", f"{found['crops']}   [dim]{escape(recipe)}[/]")
+    facts.add_row("units finished", f"{found['units_finished']} of {found['units']}")
+    facts.add_row("size", f"{found['bytes'] / 2**20:,.1f} MiB in {found['codec']}, values as {found['values']}")
+    boxes = f"{found['box_bytes_per_crop']:.1f} of them boxes"
+    facts.add_row("bytes per crop", f"{found['bytes_per_crop']:.1f} ({boxes}), {found['compression']:.2f} x smaller")
+    facts.add_row("temperatures", ", ".join(f"{value:g}" for value in found["temperatures"]))
+    console.print(facts)
+    console.print(_heads(found))
+    if found["sampled_crops"]:
+        console.print(_losses(found))
+        console.print(_encodings(found))
+    for pair, values in found["agreement"].items():
+        same = f", the same class on {values['same_class']:.1%}" if "same_class" in values else ""
+        console.print(f"[dim]agreement[/] {escape(pair)}: mutual information {values['mutual_information']:.2f}{same}")
+    console.print(f"[dim]labels looked at: {found['sampled_crops']:,} crops; KL in nat at temperature 1[/]")
+
+
+def _heads(found: dict[str, Any]) -> Table:
+    table = Table("teacher", title="Teachers", title_justify="left")
+    for column in ("classes", "k", "B/crop", "top-1 p", "mass in k", "entropy", "on top"):
+        table.add_column(column, justify="right")
+    for name, head in found["heads"].items():
+        labels = ["-"] * 4
+        if "mass" in head:
+            labels = [f"{head['top1_probability']:.3f}", f"{head['mass']:.4f}", f"{head['entropy_nat']:.2f}"]
+            labels.append(f"{head['classes_on_top']:,}")
+        title = f"{escape(name)}\n[dim]{escape(head['architecture'])}[/]"
+        table.add_row(title, f"{head['classes']:,}", str(head["k"]), f"{head['bytes_per_crop']:.1f}", *labels)
+    return table
+
+
+def _losses(found: dict[str, Any]) -> Table:
+    """Mean KL lost and mass kept by a smaller k."""
+    heads = found["heads"]
+    largest = max(head["k"] for head in heads.values())
+    ks = sorted({k for k in (1, 2, 4, 8, 16, 32, 64, 128, 256, largest) if k <= largest})
+    table = Table("teacher", title="KL lost by a smaller k (mass kept)", title_justify="left")
+    for k in ks:
+        table.add_column(f"k={k}", justify="right")
+    for name, head in heads.items():
+        pairs = zip(head.get("kl_by_k", ()), head.get("mass_by_k", ()), strict=True)
+        cells = [f"{lost:.4f}\n[dim]({mass:.3f})[/]" for lost, mass in pairs]
+        table.add_row(escape(name), *(cells[k - 1] if k <= len(cells) else "" for k in ks))
+    return table
+
+
+def _encodings(found: dict[str, Any]) -> Table:
+    """Size and loss of both encodings of the values, whichever the store has."""
+    table = Table("teacher", "values", title="Encodings of these rows", title_justify="left")
+    for column in ("B/crop", "mean KL", "worst KL", "saturated"):
+        table.add_column(column, justify="right")
+    for name, head in found["heads"].items():
+        for values, held in head.get("encodings", {}).items():
+            mark = " (here)" if values == found["values"] else ""
+            lost = ["unknown" if held[key] is None else f"{held[key]:.1e}" for key in ("kl", "kl_worst")]
+            cells = (f"{held['bytes_per_crop']:.1f}", *lost, f"{held['saturated']:.1%}")
+            table.add_row(escape(name), values + mark, *cells)
+    return table
+
+
+def _write_page(path: Path, title: str, found: dict[str, Any]) -> None:
+    # Imported here: matplotlib and the templates are for pages only.
+    from repcon import report
+    from repcon.inspection_sections import sections
+    from repcon.report_sources import Source
+
+    made = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())
+    source = Source(path=path, name=title, kind="store", figures=found)
+    page = report.Report(title=title, made=made, sources=(source,), sections=tuple(sections(found)), notes=())
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(report.html(page), encoding="utf-8")
+    os.replace(temporary, path)

@@ -1,0 +1,47 @@
+import re
+
+import pytest
+from store_builder import fill, section, spec
+
+from repcon import inspection
+from repcon.config import InspectConfig
+from repcon.errors import UserError
+from repcon.record import console
+from repcon.store import LabelStore
+
+
+def shown(config: InspectConfig) -> str:
+    with console.capture() as capture:
+        inspection.run(config)
+    return capture.get()
+
+
+@pytest.mark.parametrize("values", ["float16", "gaps8"])
+def test_the_tables_name_teachers_sizes_and_losses(tmp_path, values):
+    fill(LabelStore.create(str(tmp_path / "s"), spec(values=values)))
+    text = shown(InspectConfig(store=str(tmp_path / "s")))
+    for words in ("wide", "small", "resnet10t", "bytes per crop", "k=4", "gaps8", "mutual information", "3 of 3"):
+        assert words in text
+    assert max(len(line) for line in text.splitlines()) <= 80 or str(tmp_path) in text
+
+
+def test_the_page_is_self_contained_and_shows_names_as_text(tmp_path):
+    odd = section("small", 4, classes=("<script>alert(1)</script>", "b", "c", "[bold]d"), architecture="[red]x[/]")
+    fill(LabelStore.create(str(tmp_path / "s"), spec(teachers=(odd,))))
+    page = tmp_path / "new" / "page.html"
+    text = shown(InspectConfig(store=str(tmp_path / "s"), html=str(page)))
+    assert "[red]x[/]" in text
+    html = page.read_text()
+    assert html.count("<svg") == 4 and "<script" not in html
+    assert not re.search(r'(src|href)="(?!#|data:)', html)
+
+
+def test_an_unfinished_store_is_shown(tmp_path):
+    LabelStore.create(str(tmp_path / "s"), spec())
+    page = str(tmp_path / "page.html")
+    assert "0 of 3" in shown(InspectConfig(store=str(tmp_path / "s"), html=page))
+
+
+def test_no_store_is_the_users_mistake(tmp_path):
+    with pytest.raises(UserError, match="no label store here"):
+        inspection.run(InspectConfig(store=str(tmp_path)))

@@ -1,4 +1,4 @@
-"""The command line: `repcon COMMAND [--recipe FILE] [--json FILE] [flags]`, each command imported only when asked for."""
+"""The command line: `repcon COMMAND [--recipe FILE] [--json FILE] [flags]`; a command is imported when asked for."""
 
 import dataclasses
 import importlib
@@ -14,6 +14,7 @@ from rich.table import Table
 
 from repcon import config
 from repcon.errors import UserError
+from repcon.memory import keep_freed_memory
 from repcon.record import console
 
 COMMANDS: dict[str, tuple[type, str]] = {
@@ -51,6 +52,7 @@ def _command(name: str, words: list[str]) -> int:
     kind, module = COMMANDS[name]
     recipe, json_path = _take(words, "--recipe"), _take(words, "--json")
     settings = _settings(name, kind, words, recipe)
+    keep_freed_memory()
     try:
         figures = importlib.import_module(module).run(settings)
     except UserError as error:

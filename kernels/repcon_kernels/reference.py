@@ -58,8 +58,7 @@ def head_kl(logits: Tensor, ids: Tensor, logp: Tensor, head: HeadSpec, tail: str
     if tail != "renormalise" and head.k < head.classes:
         outside = torch.ones_like(log_q, dtype=torch.bool).scatter(1, ids, False)
         if tail == "bucket":
-            log_q_tail = log_q.masked_fill(~outside, -torch.inf).logsumexp(dim=1)
-            rows = rows + kl_terms(log_p_tail, log_q_tail.clamp(min=LOG_TAIL_FLOOR))
+            rows = rows + kl_terms(log_p_tail, log_sum(log_q, outside).clamp(min=LOG_TAIL_FLOOR))
         else:
             log_p_each = log_p_tail - math.log(head.classes - head.k)
             terms = kl_terms(log_p_each[:, None].expand_as(log_q), log_q)
@@ -76,6 +75,13 @@ def teacher(logp: Tensor, head: HeadSpec, tail: str) -> tuple[Tensor, Tensor]:
         log_tail = logp[:, head.k + head.tail_column]
     log_mass = torch.cat([log_u, log_tail[:, None]], dim=1).logsumexp(dim=1)
     return log_u - log_mass[:, None], log_tail - log_mass
+
+
+def log_sum(log_q: Tensor, chosen: Tensor) -> Tensor:
+    """log of the sum of exp(log_q) over the chosen columns, by rows; -inf without gradient where all of them are -inf."""
+    terms = log_q.masked_fill(~chosen, -torch.inf)
+    empty = terms.amax(dim=1) == -torch.inf
+    return terms.masked_fill(empty[:, None], 0).logsumexp(dim=1).masked_fill(empty, -torch.inf)
 
 
 def kl_terms(log_p: Tensor, log_q: Tensor) -> Tensor:

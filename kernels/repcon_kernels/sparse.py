@@ -57,7 +57,7 @@ def _head(
     log_p, log_p_tail = _teacher(logp, head, tail)
     scaled = logits.gather(1, ids).to(logp.dtype) / head.temperature
     if head.k == head.classes:
-        log_q = scaled - scaled.logsumexp(dim=1, keepdim=True)
+        log_q = scaled.log_softmax(dim=1)
         if gradient is not None:
             gradient.scatter_(1, ids, ((log_q.exp() - log_p.exp()) * scale).to(gradient.dtype))
         return _kl_terms(log_p, log_q).sum(dim=1, keepdim=True)
@@ -65,24 +65,29 @@ def _head(
     fits = gradient is not None and gradient.dtype == logp.dtype
     buffer = gradient if fits else torch.empty_like(logits, dtype=logp.dtype)
     rest = _rest(logits, buffer, ids, head.temperature, tail == "uniform")
-    log_total = torch.logaddexp(rest.log_mass, scaled.logsumexp(dim=1, keepdim=True))
+    # Relative to the row's largest, so that large logits lose no digits.
+    peak = torch.maximum(rest.top, scaled.amax(dim=1, keepdim=True))
+    scaled -= peak
+    log_rest = rest.top - peak + rest.mass.log()
+    log_total = torch.logaddexp(log_rest, scaled.logsumexp(dim=1, keepdim=True))
     log_q = scaled - log_total
     row_losses = _kl_terms(log_p, log_q).sum(dim=1, keepdim=True)
     # Outside S the gradient is matched x q - pull x (q within the rest) - even; inside it is matched x q - p.
     p_tail = log_p_tail.exp()
     if rest.total is None:
-        log_q_tail = rest.log_mass - log_total
+        log_q_tail = log_rest - log_total
         row_losses += _kl_terms(log_p_tail, log_q_tail.clamp(min=LOG_TAIL_FLOOR))
         pull, even = p_tail.masked_fill(log_q_tail <= LOG_TAIL_FLOOR, 0), None
         matched = 1 - p_tail + pull
     else:
         outside = head.classes - head.k
-        mean_log_q = (rest.total - scaled.sum(dim=1, keepdim=True)) / outside - log_total
+        mean_log_q = rest.total / outside - peak - log_total
         row_losses += _kl_terms(log_p_tail - math.log(outside), mean_log_q) * outside
         pull, even, matched = torch.zeros_like(p_tail), p_tail / outside, torch.ones_like(p_tail)
     if gradient is not None:
         tiny = torch.finfo(buffer.dtype).tiny
-        buffer.mul_((matched * (rest.top - log_total).exp() - pull / rest.mass.clamp(min=tiny)) * scale)
+        factor = matched * (rest.top - peak - log_total).exp() - pull / rest.mass.clamp(min=tiny)
+        buffer.mul_(factor * scale)
         if even is not None:
             buffer.sub_(even * scale)
         buffer.scatter_(1, ids, (matched * log_q.exp() - log_p.exp()) * scale)
@@ -92,12 +97,10 @@ def _head(
 
 
 class _Rest(NamedTuple):
-    """The classes outside S, by rows (B, 1): their largest z/t, the sum of exp(z/t - top), its log with top, and the
-    sum of z/t over ALL classes where asked for."""
+    """The classes outside S, by rows (B, 1): their largest z/t, the sum of exp(z/t - top), the sum of z/t if asked for."""
 
     top: Tensor
     mass: Tensor
-    log_mass: Tensor
     total: Tensor | None
 
 
@@ -106,12 +109,11 @@ def _rest(logits: Tensor, buffer: Tensor, ids: Tensor, temperature: float, with_
     buffer.copy_(logits)
     if temperature != 1:
         buffer.div_(temperature)
-    total = buffer.sum(dim=1, keepdim=True) if with_total else None
+    total = buffer.scatter_(1, ids, 0).sum(dim=1, keepdim=True) if with_total else None
     buffer.scatter_(1, ids, -torch.inf)
     # Were all of them -inf, a finite maximum makes their exponentials 0 instead of NaN.
     top = buffer.amax(dim=1, keepdim=True).clamp_(min=torch.finfo(buffer.dtype).min)
-    mass = buffer.sub_(top).exp_().sum(dim=1, keepdim=True)
-    return _Rest(top, mass, top + mass.log(), total)
+    return _Rest(top, buffer.sub_(top).exp_().sum(dim=1, keepdim=True), total)
 
 
 def _teacher(logp: Tensor, head: HeadSpec, tail: str) -> tuple[Tensor, Tensor]:

@@ -1,14 +1,15 @@
 """The report's sections on labels: what a store holds, what its truncation costs, and a sheet of crops."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from repcon import report_crops
 from repcon.errors import UserError
-from repcon.report_sections import Section
+from repcon.report_sections import Section, over_time
 from repcon.report_sources import Source
-from repcon.report_tables import Table, side_by_side, table, words
+from repcon.report_tables import Table, is_number, side_by_side, table, words
 from repcon.store import LabelStore
 
 
@@ -53,10 +54,8 @@ def labels(sources: Sequence[Source]) -> tuple[list[Section], list[str]]:
     """The sections, and notes on stores that could not be shown (moved, unfinished, of another pack)."""
     sections: list[Section] = []
     notes: list[str] = []
-    runs = {source.name: source for source in sources if source.kind == "precompute" and source.figures}
-    if runs:
-        tables = (side_by_side("", {name: source.figures for name, source in runs.items()}),)
-        sections.append(Section(title="Precomputing the labels", tables=tables))
+    if runs := {source.name: source for source in sources if source.kind == "precompute"}:
+        sections.append(_precompute(runs))
     found = places(sources)
     for number, place in enumerate(found):
         name = f": {Path(place.store).name}" if len(found) > 1 else ""
@@ -68,6 +67,28 @@ def labels(sources: Sequence[Source]) -> tuple[list[Section], list[str]]:
             else:
                 sections += [section] if section else []
     return sections, notes
+
+
+def _precompute(runs: Mapping[str, Source]) -> Section:
+    lines = {
+        name: [line for line in source.events if line.get("event") in ("progress", "unit")]
+        for name, source in runs.items()
+    }
+    drawn = over_time(
+        lines,
+        [
+            ("crops", "Throughput of precompute", "crops per second", lambda line: line.get("crops_per_second")),
+            ("teachers-waited", "Teachers waiting", "% of the time", _waited),
+        ],
+    )
+    figures = {name: source.figures for name, source in runs.items() if source.figures}
+    tables = (side_by_side("", figures),) if figures else ()
+    return Section(title="Precomputing the labels", plots=tuple(drawn), tables=tables)
+
+
+def _waited(line: Mapping[str, Any]) -> float | None:
+    share = line.get("waited_share")
+    return 100 * share if is_number(share) else None
 
 
 def _sheet(place: Place, name: str, number: int) -> Section | None:

@@ -1,7 +1,7 @@
 """The report's sections on training: students and task teachers, over time and side by side."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,7 +47,8 @@ def training(sources: Sequence[Source]) -> list[Section]:
         "Losses are in nat, weighted and scaled by the squared temperature as they are trained on; lines are means of "
         "equal parts of the run, the shade is their range. Waiting is the share of a step spent on data."
     )
-    drawn = [*_losses(runs), *_speed(runs), *_agreement(runs)]
+    steps = {name: source.of("step") for name, source in runs.items()}
+    drawn = [*_losses(runs), *over_time(steps, SPEED), *_agreement(runs)]
     figures = {name: _brief(source.figures) for name, source in runs.items()}
     tables = (side_by_side("", figures),) if any(figures.values()) else ()
     return [Section(title="Training", lead=lead, plots=tuple(drawn), tables=tables)]
@@ -77,22 +78,21 @@ def _losses(runs: Mapping[str, Source]) -> list[Plot]:
     ]
 
 
-def _speed(runs: Mapping[str, Source]) -> list[Plot]:
+def over_time(
+    runs: Mapping[str, Sequence[Mapping[str, Any]]],
+    wanted: Sequence[tuple[str, str, str, Callable[[Mapping[str, Any]], Any]]],
+) -> list[Plot]:
+    """A plot for each wanted (name, title, unit, figure of a line) over the minutes of the runs' lines."""
     places = {name: number for number, name in enumerate(runs)}
-    rate, waiting = {}, {}
-    for name, source in runs.items():
-        steps = source.of("step")
-        minutes = _minutes(steps)
-        rate[name] = _points(list(zip(minutes, (line.get("images_per_second") for line in steps), strict=True)))
-        waiting[name] = _points(list(zip(minutes, map(_waiting, steps), strict=True)))
-    return [
-        _lines(key, title, held, "minutes", unit, places=places, from_zero=True)
-        for key, title, held, unit in (
-            ("throughput", "Throughput", rate, "images per second"),
-            ("waiting", "Waiting for data", waiting, "% of the step"),
-        )
-        if any(xs for xs, _ in held.values())
-    ]
+    minutes = {name: _minutes(lines) for name, lines in runs.items()}
+    drawn: list[Plot] = []
+    for key, title, unit, figure in wanted:
+        held = {
+            name: _points(list(zip(minutes[name], map(figure, lines), strict=True))) for name, lines in runs.items()
+        }
+        if any(len(xs) > 1 for xs, _ in held.values()):
+            drawn.append(_lines(key, title, held, "minutes", unit, places=places, from_zero=True))
+    return drawn
 
 
 def _minutes(lines: Sequence[Mapping[str, Any]]) -> list[float]:
@@ -138,6 +138,12 @@ def _agreement(runs: Mapping[str, Source]) -> list[Plot]:
 def _agreed(line: Mapping[str, Any], head: str) -> float | None:
     share = _mapping(_mapping(line.get("heads")).get(head)).get("agreement")
     return 100 * share if is_number(share) else None
+
+
+SPEED = (
+    ("throughput", "Throughput", "images per second", lambda line: line.get("images_per_second")),
+    ("waiting", "Waiting for data", "% of the step", _waiting),
+)
 
 
 def teachers(sources: Sequence[Source]) -> list[Section]:

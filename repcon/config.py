@@ -135,11 +135,15 @@ class VerifyConfig:
     """The pack; needed for the re-run of the teachers."""
     sample: int = 64
     """Crops that are recomputed; 0 leaves the re-run out."""
-    loaders: tuple[LoaderKind, ...] = ("reference",)
+    loaders: tuple[LoaderKind, ...] = ("auto",)
+    """Decoders of the re-run; `auto` takes the reference and every other that is installed."""
     max_kl: float = 0.01
     """Mean KL in nat between stored and recomputed labels above which the check fails."""
     min_agreement: float = 0.99
     """Top-1 agreement below which the check fails."""
+    code: tuple[str, ...] = ()
+    """Teachers of the form `module:function` that may run here; a store's own word is not enough to run code."""
+    device: Device = "auto"
     seed: int = 0
 
 

@@ -19,6 +19,7 @@ from repcon.store_layout import (
     Unit,
     heads_of,
     shard_name,
+    shards_of,
     units_of,
 )
 from repcon.store_manifest import (
@@ -156,8 +157,8 @@ class LabelStore:
         flips: np.ndarray,
         labels: Mapping[str, tuple[np.ndarray, np.ndarray]],
         missing: Sequence[int] = (),
-    ) -> None:
-        """Writes a unit of m crops by r images: shards, fsync, then the marker.
+    ) -> int:
+        """Writes a unit of m crops by r images: shards, fsync, then the marker; gives the shards' bytes.
 
         boxes (m, r, 4) uint16, flips (m, r) uint8, labels per head: ids (m, r, k) integers and logp (m, r, k + T)
         float16. `missing` are rows of the store whose image could not be decoded: their labels become poison.
@@ -176,6 +177,7 @@ class LabelStore:
             self._files.write(place, data)
             written[place] = shard_file(data, chunk_crcs(data, self.manifest.crops_per_shard))
         self._markers.put(unit, tuple(int(row) + unit.rows.start for row in np.flatnonzero(absent)), written)
+        return sum(shard.bytes for shard in written.values())
 
     def boxes(self, crops: range, rows: range) -> tuple[np.ndarray, np.ndarray]:
         """Stored boxes (m, r, 4) uint16 and flips (m, r) uint8."""
@@ -200,6 +202,23 @@ class LabelStore:
                     array = "/".join(name.split("/")[: 3 if name.startswith("heads/") else 2])
                     sizes[array] = sizes.get(array, 0) + shard.bytes
         return sizes
+
+    def damage(self, unit: Unit) -> list[str]:
+        """What is wrong with the unit's marker and files, each by its sha256; empty for a finished, intact unit."""
+        try:
+            marker = self._markers.get(unit)
+        except UserError as error:
+            return [str(error)]
+        listed = set(marker.files) ^ set(shards_of(self.manifest, unit))
+        wrong = [f"{self.url}/{name}: the marker of {unit.name} and the layout do not agree on it" for name in listed]
+        for name, shard in marker.files.items():
+            try:
+                data = self._files.read(name) if self._files.size(name) == shard.bytes else b""
+            except OSError:
+                data = b""
+            if shard_file(data, ()).sha256 != shard.sha256:
+                wrong.append(f"{self.url}/{name}: not what was written (its sha256 is not the marker's)")
+        return wrong
 
     def slab_bytes(self, heads: Iterable[str] | None = None) -> int:
         """Memory that one slab takes."""

@@ -132,3 +132,11 @@ def shard_name(manifest: Manifest, layout: Layout, crop: int, row: int) -> str:
     depth, rows = crop // manifest.crops_per_shard, row // manifest.rows_per_shard
     place = f"{depth}/0/{rows}" if layout.slots_first else f"{depth}/{rows}/0" if layout.width else f"{depth}/{rows}"
     return f"{layout.path}/c/{place}"
+
+
+def shards_of(manifest: Manifest, unit: Unit) -> list[str]:
+    """The files that a unit writes."""
+    heads = heads_of(manifest)
+    arrays = [layout for name in unit.heads for layout in head_layouts(manifest, heads[name])]
+    arrays += [BOX, FLIP] if unit.writes_boxes else []
+    return [shard_name(manifest, layout, unit.crops.start, unit.rows.start) for layout in arrays]

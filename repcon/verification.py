@@ -1,0 +1,150 @@
+"""`repcon verify`: is this store whole, are its labels possible, and do its teachers still give them?
+
+Everything is looked at before the verdict: one damaged shard does not hide another.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from rich.markup import escape
+from rich.table import Table
+
+from repcon.config import VerifyConfig
+from repcon.errors import UserError
+from repcon.images import Pack
+from repcon.record import console, progress
+from repcon.rerun import rerun
+from repcon.store import LabelStore, Slab, Unit
+from repcon.store_layout import HeadInfo
+
+_SHOWN = 20
+_HALF_ULP = 2.0**-11
+"""Largest relative rounding error of float16."""
+_GAPS_LEVEL = 0.002
+"""What eight-bit values add to it: the first log-probability is a multiple of 0.0025 nat."""
+
+
+def run(config: VerifyConfig) -> dict[str, Any]:
+    """Checks files and labels, re-runs the teachers on a sample where `pack` is named; raises UserError on failure.
+
+    The error carries the same figures as a success gives.
+    """
+    store = LabelStore.open(config.store)
+    pack = Pack.open(config.pack) if config.pack else None
+    problems = _pack_problems(store, pack)
+    figures: dict[str, Any] = {"units": len(store.units()), "rows_checked": 0}
+    with progress() as bar:
+        task = bar.add_task("verify", total=figures["units"], unit="units", note="")
+        for unit in store.units():
+            found = store.damage(unit)
+            if not found:
+                figures["rows_checked"] += len(unit.crops) * len(unit.rows)
+                found = list(label_problems(store, unit, pack))
+            problems += found
+            bar.advance(task)
+    figures |= {"problems": problems, "missing": len(store.missing), "reruns": {}}
+    if pack is not None and config.sample and not problems:
+        figures["reruns"] = rerun(store, pack, config)
+        problems += _rerun_problems(figures["reruns"], config)
+        console.print(_reruns(figures["reruns"]))
+    figures["passed"] = not problems
+    for problem in problems[:_SHOWN]:
+        console.print(f"[red]wrong[/] {escape(problem)}", highlight=False, soft_wrap=True)
+    if problems:
+        more = f", the first {_SHOWN} are above" if len(problems) > _SHOWN else ""
+        raise UserError(f"{store.url}: {len(problems)} problems{more}; the first: {problems[0]}", figures=figures)
+    what = "structure, checksums and labels" + (", and the teachers' answers" if figures["reruns"] else "")
+    console.print(f"[green]sound[/]: {what} of {figures['rows_checked']:,} crops")
+    return figures
+
+
+def _pack_problems(store: LabelStore, pack: Pack | None) -> list[str]:
+    if pack is None or pack.fingerprint == store.manifest.pack_fingerprint:
+        return []
+    raise UserError(f"{store.url}: its labels belong to another pack's images; name the pack it was made from")
+
+
+def label_problems(store: LabelStore, unit: Unit, pack: Pack | None) -> Iterator[str]:
+    """What no teacher could have said, in a unit whose files are as they were written."""
+    present = ~np.isin(np.arange(unit.rows.start, unit.rows.stop), store.missing)
+    for crop in unit.crops:
+        try:
+            slab = store.part(crop, unit.rows, unit.heads)
+        except UserError as error:
+            yield str(error)
+            continue
+        place = f"{store.url}: crop {crop} of rows {unit.rows.start} to {unit.rows.stop - 1}"
+        if unit.writes_boxes and pack is not None:
+            yield from (
+                f"{place}: {what}" for what in _box_problems(slab, pack.sizes[unit.rows.start : unit.rows.stop])
+            )
+        for name in unit.heads:
+            ids, logp = (array[present] for array in slab.labels[name])
+            tolerance = _GAPS_LEVEL if store.manifest.values == "gaps8" else 0.0
+            yield from (f"{place}, {name}: {what}" for what in _head_problems(store.heads[name], ids, logp, tolerance))
+
+
+def _box_problems(slab: Slab, sizes: np.ndarray) -> Iterator[str]:
+    ends = slab.boxes[:, :2].astype(np.int64) + slab.boxes[:, 2:]
+    outside = (ends > sizes).any(1) | (slab.boxes[:, 2:] == 0).any(1)
+    if outside.any():
+        yield f"{outside.sum()} boxes reach out of their image or are empty"
+
+
+def _head_problems(head: HeadInfo, ids: np.ndarray, logp: np.ndarray, tolerance: float) -> Iterator[str]:
+    """Order, range, repetition and mass of one head's rows (R, k) and (R, k + T)."""
+    if not len(ids):
+        return
+    top = logp[:, : head.k].astype(np.float64)
+    if (ids >= head.classes).any() or not np.isfinite(top).all():
+        yield f"{((ids >= head.classes) | ~np.isfinite(top)).any(1).sum()} rows hold poison"
+        return
+    if (np.diff(np.sort(ids, 1)) == 0).any():
+        yield f"{(np.diff(np.sort(ids, 1)) == 0).any(1).sum()} rows name a class twice"
+    if (np.diff(top) > 0).any():
+        yield f"{(np.diff(top) > 0).any(1).sum()} rows are not by falling probability"
+    tails = logp[:, head.k :]
+    if np.isnan(tails).any() or (np.isneginf(tails).all(1) != (head.k == head.classes)).any():
+        yield f"rows have no tail, or one that {head.k} of {head.classes} classes cannot have"
+    yield from _mass_problems(head, top, tails.astype(np.float64), tolerance)
+
+
+def _mass_problems(head: HeadInfo, top: np.ndarray, tails: np.ndarray, tolerance: float) -> Iterator[str]:
+    """The probabilities of a row sum to one, within what float16 can say of logarithms."""
+    inside = np.exp(top)
+    bound = (inside * (-top * _HALF_ULP + tolerance)).sum(1) + 1e-4
+    known = 1.0 in head.temperatures
+    tail = tails[:, head.temperatures.index(1.0)] if known else np.full(len(top), -np.inf)
+    mass = inside.sum(1) + np.exp(tail)
+    bound += np.exp(tail) * np.where(np.isfinite(tail), -tail, 0.0) * _HALF_ULP
+    wrong = np.abs(mass - 1) > bound if known or head.k == head.classes else mass - 1 > bound
+    if wrong.any():
+        worst = np.abs(mass - 1).argmax()
+        yield f"the probabilities of {wrong.sum()} rows do not sum to one (the worst to {mass[worst]:.4f})"
+
+
+def _rerun_problems(reruns: dict[str, dict[str, dict[str, float]]], config: VerifyConfig) -> list[str]:
+    problems = []
+    for teacher, loaders in reruns.items():
+        for loader, figures in loaders.items():
+            place = f"teacher {teacher} through the {loader} loader"
+            # A comparison that NaN fails.
+            if not figures["kl"] <= config.max_kl:
+                problems.append(f"{place}: mean KL {figures['kl']:.2g} nat to what is stored, above {config.max_kl:g}")
+            if not figures["agreement"] >= config.min_agreement:
+                limit = f"below {config.min_agreement:.1%}"
+                problems.append(f"{place}: the same class as stored on {figures['agreement']:.1%}, {limit}")
+    return problems
+
+
+def _reruns(reruns: dict[str, dict[str, dict[str, float]]]) -> Table:
+    table = Table("teacher", "loader", title="Teachers again", title_justify="left")
+    for column in ("mean KL", "worst KL", "same class", "pixels off"):
+        table.add_column(column, justify="right")
+    for teacher, loaders in reruns.items():
+        for loader, figures in loaders.items():
+            off = f"{figures['pixel_difference']:.3f}" if "pixel_difference" in figures else "-"
+            cells = (f"{figures['kl']:.1e}", f"{figures['kl_worst']:.1e}", f"{figures['agreement']:.1%}", off)
+            table.add_row(escape(teacher), loader, *cells)
+    return table

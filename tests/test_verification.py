@@ -1,0 +1,208 @@
+import dataclasses
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from store_builder import boxes_of, fill, labels_of, spec, write
+
+from repcon import backbones, precompute, verification
+from repcon.backbones import Preprocessing
+from repcon.config import PrecomputeConfig, TeacherConfig, VerifyConfig
+from repcon.errors import UserError
+from repcon.images import open_or_pack
+from repcon.store import LabelStore
+from repcon.store_manifest import seal, unseal
+from repcon.verification import label_problems
+
+
+@pytest.fixture
+def store(tmp_path) -> LabelStore:
+    return fill(LabelStore.create(str(tmp_path / "labels.zarr"), spec()))
+
+
+def failure(url: str, **changes) -> UserError:
+    with pytest.raises(UserError) as caught:
+        verification.run(VerifyConfig(store=url, **changes))
+    assert caught.value.figures["passed"] is False
+    return caught.value
+
+
+@pytest.mark.parametrize("values", ["float16", "gaps8"])
+@pytest.mark.parametrize("temperatures", [(1.0, 2.0), (2.0,)])
+def test_a_sound_store_passes(tmp_path, values, temperatures):
+    store = fill(LabelStore.create(str(tmp_path / "s"), spec(values=values, temperatures=temperatures)))
+    figures = verification.run(VerifyConfig(store=store.url))
+    assert figures["passed"] and figures["rows_checked"] == 400 and figures["problems"] == []
+
+
+def test_missing_rows_are_no_problem(tmp_path):
+    store = LabelStore.create(str(tmp_path / "s"), spec())
+    for unit in store.units():
+        write(store, unit, [row for row in (3, 77) if row in unit.rows])
+    assert verification.run(VerifyConfig(store=store.url))["missing"] == 2
+
+
+def test_every_kind_of_damage_is_told_at_once(store):
+    root = Path(store.url)
+    (root / "heads/wide/ids/c/0/0/0").write_bytes(b"")
+    (root / "heads/small/logp/c/0/1/0").unlink()
+    (root / "done/part-0-crop-0-row-80.json").unlink()
+    error = failure(store.url)
+    problems = " ".join(error.figures["problems"])
+    assert len(error.figures["problems"]) == 3 and "3 problems" in str(error)
+    for name in ("heads/wide/ids/c/0/0/0", "heads/small/logp/c/0/1/0", "part-0-crop-0-row-80"):
+        assert name in problems
+
+
+def test_a_flipped_byte_that_no_reader_looks_at_is_found_by_its_hash(store):
+    path = Path(store.url) / "heads/wide/ids/c/0/0/0"
+    data = bytearray(path.read_bytes())
+    data.insert(len(data) - 68, 0)  # a byte between the chunks and the index
+    path.write_bytes(bytes(data))
+    assert "sha256" in str(failure(store.url))
+
+
+def test_a_marker_that_lists_other_files_is_found(store):
+    path = Path(store.url) / "done/part-0-crop-0-row-0.json"
+    values = unseal(path.read_bytes(), "m")
+    del values["files"]["crops/flip/c/0/0"]
+    path.write_bytes(seal(values))
+    assert "do not agree" in str(failure(store.url))
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda ids, logp: (np.where(np.arange(5) == 1, ids[..., :1], ids), logp), "name a class twice"),
+        (lambda ids, logp: (ids, logp - np.float16(0.5)), "do not sum to one"),
+        (lambda ids, logp: (ids, np.where(np.arange(7) >= 5, np.float16("-inf"), logp)), "tail"),
+    ],
+)
+def test_labels_that_no_teacher_gave_are_found(store, change, told):
+    """Written by a faulty program through the store's own door, with right checksums."""
+    unit = store.units()[1]
+    labels = labels_of(store, unit)
+    labels["wide"] = change(*labels["wide"])
+    store.write(unit, *boxes_of(unit), labels)
+    error = failure(store.url)
+    assert told in str(error) and "crop 0 of rows 40 to 79, wide" in str(error)
+
+
+def test_boxes_must_lie_in_their_images(store):
+    class Sizes:
+        sizes = np.full((100, 2), 300)
+
+    found = [what for unit in store.units() for what in label_problems(store, unit, Sizes())]  # pyright: ignore
+    assert found and all("boxes reach out of their image" in what for what in found)
+
+
+@pytest.fixture(scope="module")
+def real(tmp_path_factory, picture_folder) -> Path:
+    """A pack, two teachers in folders, and the store that `repcon precompute` made of them."""
+    root = tmp_path_factory.mktemp("real")
+    pack = open_or_pack(str(picture_folder), root / "cache")
+    for seed, classes in ((0, 5), (1, 30)):
+        torch.manual_seed(seed)
+        data = Preprocessing(size=32, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
+        model = backbones.create("test_resnet", num_classes=classes, pretrained=False)
+        names = tuple(f"class {number}" for number in range(classes))
+        backbones.save(model, root / f"teacher-{classes}", classes=names, preprocessing=data, extra={})
+    recipe = PrecomputeConfig(
+        pack=str(pack.url),
+        out=str(root / "labels.zarr"),
+        teachers=tuple(TeacherConfig(name=f"t{count}", model=str(root / f"teacher-{count}")) for count in (5, 30)),
+        crops=2,
+        k=8,
+        loader="reference",
+        batch_size=16,
+        device="cpu",
+    )
+    precompute.run(recipe)
+    (root / "pack").write_text(str(pack.url))
+    return root
+
+
+def config(real: Path, store: str = "", **changes) -> VerifyConfig:
+    facts = {
+        "store": store or str(real / "labels.zarr"),
+        "pack": (real / "pack").read_text(),
+        "sample": 12,
+        "device": "cpu",
+    }
+    return VerifyConfig(**(facts | {"loaders": ("reference", "torch")} | changes))
+
+
+def test_teachers_give_the_stored_answers_again_through_each_loader(real):
+    figures = verification.run(config(real))
+    assert figures["passed"] and set(figures["reruns"]) == {"t5", "t30"}
+    for loaders in figures["reruns"].values():
+        assert loaders["reference"]["kl"] < 1e-5 and loaders["reference"]["agreement"] == 1
+        assert loaders["torch"]["kl"] < 0.01 and loaders["torch"]["pixel_difference"] < 1
+
+
+def test_thresholds_decide(real):
+    with pytest.raises(UserError, match=r"mean KL .* above -1"):
+        verification.run(config(real, max_kl=-1.0))
+    with pytest.raises(UserError, match=r"through the reference loader: the same class .* below 110\.0%") as caught:
+        verification.run(config(real, min_agreement=1.1))
+    assert caught.value.figures["reruns"]["t5"]["reference"]["agreement"] == 1
+
+
+def test_labels_of_other_crops_are_found(real, tmp_path):
+    """Two images' labels have changed places, as labels that are indexed by position do."""
+    shutil.copytree(real / "labels.zarr", tmp_path / "shifted")
+    store = LabelStore.open(str(tmp_path / "shifted"))
+    (unit,) = store.units()
+    slabs = [store.slab(crop) for crop in unit.crops]
+    boxes, flips = np.stack([slab.boxes for slab in slabs]), np.stack([slab.flips for slab in slabs])
+    labels = {
+        name: tuple(np.roll(np.stack([slab.labels[name][part] for slab in slabs]), 1, axis=1) for part in (0, 1))
+        for name in store.heads
+    }
+    store.write(unit, boxes, flips, labels)
+    with pytest.raises(UserError, match=r"mean KL|the same class"):
+        verification.run(config(real, store.url, max_kl=1e-4, min_agreement=1.0, sample=32))
+
+
+def test_another_pack_is_refused(real, store):
+    with pytest.raises(UserError, match="another pack"):
+        verification.run(config(real, store.url))
+
+
+def test_other_weights_are_refused(real, tmp_path):
+    root = shutil.copytree(real, tmp_path / "copy")
+    path = root / "labels.zarr" / "manifest.json"
+    values = unseal(path.read_bytes(), "m")
+    values["teachers"][0]["weight_hash"] = "0" * 64
+    path.write_bytes(seal(values))
+    with pytest.raises(UserError, match=r"t5: .* is not the model that made the labels: weight_hash"):
+        verification.run(config(root, str(root / "labels.zarr")))
+
+
+def test_a_stores_own_word_runs_no_code(real, tmp_path, monkeypatch):
+    (tmp_path / "stranger.py").write_text("raise SystemExit('ran')\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    root = shutil.copytree(real, tmp_path / "copy")
+    path = root / "labels.zarr" / "manifest.json"
+    values = unseal(path.read_bytes(), "m")
+    values["teachers"][0]["model"] = "stranger:teacher"
+    path.write_bytes(seal(values))
+    with pytest.raises(UserError, match="stranger:teacher is a function"):
+        verification.run(config(root, str(root / "labels.zarr")))
+    with pytest.raises(SystemExit, match="ran"):
+        verification.run(config(root, str(root / "labels.zarr"), code=("stranger:teacher",)))
+
+
+def test_a_loader_that_is_named_must_be_there(real):
+    with pytest.raises(UserError, match="loader nonsense"):
+        verification.run(config(real, loaders=("nonsense",)))
+
+
+def test_without_a_sample_no_teacher_is_loaded(real):
+    assert verification.run(dataclasses.replace(config(real), sample=0))["reruns"] == {}
+
+
+def test_a_bigger_sample_than_images_takes_all(real):
+    assert verification.run(config(real, sample=1000, loaders=("torch",)))["passed"]

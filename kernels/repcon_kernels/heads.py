@@ -108,6 +108,8 @@ def validate_targets(
         raise ValueError(f"rows must be ({batch},) int64, not {describe(rows)}")
     for number, (head, head_ids, head_logp) in enumerate(zip(heads, ids, logp, strict=True)):
         _validate_labels(number, head, head_ids, head_logp, batch if rows is None else None, tail)
+    if len({len(part) for part in ids}) > 1:
+        raise ValueError(f"the heads' labels differ in their rows: {', '.join(str(len(part)) for part in ids)}")
     placed = [weights, *ids, *logp, *([] if rows is None else [rows])]
     if any(tensor.device != device for tensor in placed):
         raise ValueError(f"logits are on {device}, other tensors on {sorted({str(tensor.device) for tensor in placed})}")

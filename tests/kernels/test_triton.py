@@ -90,10 +90,11 @@ def test_every_column_is_written_and_nothing_else(device: str) -> None:
     assert_meets(case, "bucket", losses.cpu(), gradient[1:6].cpu())
 
 
-def test_the_sum_does_not_depend_on_who_is_last(device: str) -> None:
-    case = make(41, [(1000, 16), (45, 7)]).to(device)
-    runs = [multi_head_kl(case.logits, case.heads, case.ids, case.logp, weights=case.weights, implementation="triton")]
-    runs += [multi_head_kl(case.logits, case.heads, case.ids, case.logp, weights=case.weights, implementation="triton")]
+def test_the_same_bits_every_time(device: str) -> None:
+    """Whichever program is the last to finish adds the partial sums in the same order."""
+    case = make(9, [(1000, 16), (45, 7)]).to(device)
+    arguments = case.logits, case.heads, case.ids, case.logp
+    runs = [multi_head_kl(*arguments, weights=case.weights, implementation="triton") for _ in range(2)]
     assert torch.equal(runs[0], runs[1])
 
 

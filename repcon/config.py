@@ -290,10 +290,12 @@ class DemoConfig:
     data: str = ""
     """A labelled image folder or tar of your own instead of the demo's drawings."""
     proxy: str = ""
-    """Unlabeled images to distil on, beside `--data`; empty uses the images of the other half of the classes."""
-    domain: Literal["animals", "food"] = "animals"
+    """Unlabeled images to distil on, beside `--data`; empty uses the teacher's half of them."""
+    domain: Literal["animals", "foods"] = "animals"
     size: int = 128
-    crops: int = 4
+    """Side of the pictures in pixels."""
+    crops: int = 2
+    """Crops per proxy image."""
     epochs: int = 4
     seed: int = 0
 

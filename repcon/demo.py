@@ -25,7 +25,7 @@ from repcon.config import (
     TrainConfig,
     dump,
 )
-from repcon.drawings import CATEGORIES, render
+from repcon.drawings import render
 from repcon.errors import UserError
 from repcon.images import Pack, class_rows
 from repcon.record import Run, console
@@ -34,6 +34,8 @@ GENERALIST = "package:efficientnet_lite0"
 FROZEN_BLOCKS = 5
 """The stem and the first five stages keep ImageNet's weights, which makes training on two cores a matter of minutes."""
 TEMPERATURE = 2.0
+PROXY = ("objects", "activities")
+"""The categories whose drawings serve as unlabeled images: nothing of either domain is among them."""
 
 
 def run(config: DemoConfig) -> dict[str, Any]:
@@ -70,8 +72,7 @@ def _pictures(config: DemoConfig, folder: Path) -> tuple[Path, Path, list[dict[s
         return *_own_pictures(config, folder), []
     _step("0/6  pictures: drawings from packages, rendered and packed")
     domain = render([config.domain], folder / "drawings" / config.domain)
-    others = [category for category in CATEGORIES if category != config.domain]
-    render(others, folder / "drawings" / "proxy")
+    render(PROXY, folder / "drawings" / "proxy")
     packs = folder / "packs"
     for name in (config.domain, "proxy"):
         images.run(PackConfig(source=str(folder / "drawings" / name), out=str(packs / name)))

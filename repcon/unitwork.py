@@ -24,6 +24,8 @@ class UnitWork:
         else:
             self.boxes, self.flips = store.boxes(unit.crops, unit.rows)
         shape = (len(unit.crops), len(unit.rows))
+        self.written_bytes = 0
+        """Of the unit's shards, once it is written."""
         self.missing: dict[int, str] = {}
         """Rows of the pack whose image could not be decoded, with the reason."""
         self._labels = {}
@@ -68,4 +70,4 @@ class UnitWork:
 
     def write(self) -> None:
         """Writes the finished unit into the store."""
-        self._store.write(self.unit, self.boxes, self.flips, self._labels, missing=sorted(self.missing))
+        self.written_bytes = self._store.write(self.unit, self.boxes, self.flips, self._labels, missing=sorted(self.missing))

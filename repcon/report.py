@@ -16,11 +16,11 @@ from repcon import report_benchmarks, report_labels, report_sections, report_tra
 from repcon.config import ReportConfig, dump
 from repcon.plot_style import DARK, LIGHT, standalone, variables
 from repcon.record import Run, console
-from repcon.report_sections import Section
+from repcon.report_sections import Plot, Section
 from repcon.report_sources import Source, read
 from repcon.report_tables import differing, flat, listing, side_by_side, table, words
 
-SHOWN_ELSEWHERE = ("demo", "teach", "train", "precompute", "benchmark", "figures", "store")
+SHOWN_ELSEWHERE = ("demo", "teach", "train", "precompute", "inspect", "benchmark", "figures", "store")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,14 +76,25 @@ def build(sources: Sequence[Source], title: str) -> Report:
 
 
 def _distinct(sections: Sequence[Section]) -> list[Section]:
-    """Headings are anchors: a second one of the same words gets a number."""
-    seen: dict[str, int] = {}
+    """Headings are anchors and plots are files: a second one of the same name gets a number."""
+    headings: dict[str, int] = {}
+    names: dict[str, int] = {}
     found: list[Section] = []
     for section in sections:
-        seen[section.id] = seen.get(section.id, 0) + 1
-        repeated = seen[section.id] > 1
-        found.append(replace(section, title=f"{section.title} ({seen[section.id]})") if repeated else section)
+        number = headings[section.id] = headings.get(section.id, 0) + 1
+        title = f"{section.title} ({number})" if number > 1 else section.title
+        found.append(replace(section, title=title, plots=tuple(_renamed(plot, names) for plot in section.plots)))
     return found
+
+
+def _renamed(plot: Plot, names: dict[str, int]) -> Plot:
+    """Its ids start with its name, and change with it."""
+    number = names[plot.name] = names.get(plot.name, 0) + 1
+    if number == 1:
+        return plot
+    name = f"{plot.name}-{number}"
+    svg = re.sub(rf'( id="|url\(#|href="#){re.escape(plot.name)}-', rf"\g<1>{name}-", plot.svg)
+    return replace(plot, name=name, svg=svg)
 
 
 def _others(sources: Sequence[Source]) -> list[Section]:

@@ -1,16 +1,17 @@
 """The report's sections on labels: what a store holds, what its truncation costs, and a sheet of crops."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from repcon import report_crops
+from repcon import inspection_sections, report_crops
 from repcon.errors import UserError
 from repcon.report_sections import Section, over_time
 from repcon.report_sources import Source
-from repcon.report_tables import Table, is_number, side_by_side, table, words
+from repcon.report_tables import is_number, side_by_side
 from repcon.store import LabelStore
+from repcon.store_figures import figures
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,15 +58,18 @@ def labels(sources: Sequence[Source]) -> tuple[list[Section], list[str]]:
     if runs := {source.name: source for source in sources if source.kind == "precompute"}:
         sections.append(_precompute(runs))
     found = places(sources)
-    for number, place in enumerate(found):
+    for place in found:
         name = f": {Path(place.store).name}" if len(found) > 1 else ""
-        for part in (_store, _sheet):
+        for part in (_sheet, _store):
             try:
-                section = part(place, name, number)
+                sections += part(place, name)
             except UserError as error:
                 notes.append(f"{part.__doc__} could not be shown: {error}")
-            else:
-                sections += [section] if section else []
+    for source in (source for source in sources if source.kind == "inspect"):
+        try:
+            sections += _titled(inspection_sections.sections(source.figures), f": {source.name}")
+        except (KeyError, TypeError, AttributeError) as error:
+            notes.append(f"{source.name}: not the figures of this version's `repcon inspect` ({error!r})")
     return sections, notes
 
 
@@ -81,8 +85,8 @@ def _precompute(runs: Mapping[str, Source]) -> Section:
             ("teachers-waited", "Teachers waiting", "% of the time", _waited),
         ],
     )
-    figures = {name: source.figures for name, source in runs.items() if source.figures}
-    tables = (side_by_side("", figures),) if figures else ()
+    ended = {name: source.figures for name, source in runs.items() if source.figures}
+    tables = (side_by_side("", ended),) if ended else ()
     return Section(title="Precomputing the labels", plots=tuple(drawn), tables=tables)
 
 
@@ -91,38 +95,23 @@ def _waited(line: Mapping[str, Any]) -> float | None:
     return 100 * share if is_number(share) else None
 
 
-def _sheet(place: Place, name: str, number: int) -> Section | None:
+def _sheet(place: Place, name: str) -> list[Section]:
     """A sheet of crops"""
     if not place.pack:
-        return None
+        return []
     pictured = tuple(report_crops.sheet(place.pack, place.store))
     lead = (
         "Stored crops, cut by the reference loader, beside what is stored for them: each teacher's three most probable "
         "classes. The frames on the left show where the crops lie in the image. Nothing here is computed anew."
     )
-    return Section(title=f"Crops and their labels{name}", lead=lead, sheet=pictured) if pictured else None
+    return [Section(title=f"Crops and their labels{name}", lead=lead, sheet=pictured)] if pictured else []
 
 
-def _teachers(store: LabelStore) -> Table:
-    """Where the labels come from."""
-    rows = [
-        [
-            section.name, section.architecture, section.model, words("", section.num_classes),
-            str(head.k), section.precision, section.weight_hash[:12], section.licence or "not stated",
-        ]
-        for head in store.heads.values() for section in [head.section]
-    ]  # fmt: skip
-    columns = ("teacher", "architecture", "model", "classes", "k", "precision", "weights", "licence")
-    return table("Teachers", columns, rows)
-
-
-def _store(place: Place, name: str, number: int) -> Section | None:
+def _store(place: Place, name: str) -> list[Section]:
     """What a store holds"""
-    store = LabelStore.open(place.store)
-    facts = [
-        ["images", words("", store.images)],
-        ["crops per image", words("", store.crops)],
-        ["units unfinished", words("", len(store.unfinished()))],
-        ["images that could not be decoded", words("", len(store.missing))],
-    ]
-    return Section(title=f"Labels{name}", tables=(table("", ("", ""), facts), _teachers(store)))
+    found = figures(LabelStore.open(place.store))
+    return _titled(inspection_sections.sections(found), name)
+
+
+def _titled(sections: Sequence[Section], name: str) -> list[Section]:
+    return [replace(section, title=f"{section.title}{name}") for section in sections]

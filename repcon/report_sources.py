@@ -12,7 +12,9 @@ from repcon.errors import UserError
 ENVIRONMENT = "env.json"
 RESULTS = "results.json"
 METRICS = "metrics.jsonl"
-STORE = "manifest.json"
+STORE = ("manifest.json", "zarr.json")
+INSPECTED = {"heads", "bytes_per_crop", "sampled_crops"}
+"""What tells the figures of `repcon inspect --json` from others."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,7 +24,7 @@ class Source:
     path: Path
     name: str
     kind: str
-    """The command (`train`, `evaluate`, ...), `benchmark`, `store`, or `figures` for a lone JSON file."""
+    """The command (`train`, `evaluate`, ...), `benchmark`, `store`, or `figures` for a JSON file of unknown ones."""
     config: Mapping[str, Any] = field(default_factory=dict)
     environment: Mapping[str, Any] = field(default_factory=dict)
     events: Sequence[Mapping[str, Any]] = ()
@@ -71,7 +73,7 @@ def _sources(path: Path) -> Iterator[Source]:
 def _folder(path: Path) -> Source | None:
     if (path / "command").is_file():
         return _run(path)
-    if (path / STORE).is_file():
+    if all((path / name).is_file() for name in STORE):
         return Source(path=path, name=path.name, kind="store")
     files = sorted(path.glob("*.json"))
     if not files:
@@ -107,10 +109,11 @@ def _json_file(path: Path) -> Source:
 
 def _benchmark(path: Path, figures: Mapping[str, Any]) -> Source:
     environment = figures.get("environment", {})
+    kind = "inspect" if figures.keys() >= INSPECTED else "benchmark" if environment else "figures"
     return Source(
         path=path,
         name=path.name,
-        kind="benchmark" if environment else "figures",
+        kind=kind,
         environment=environment if isinstance(environment, Mapping) else {},
         figures={name: value for name, value in figures.items() if name != "environment"},
     )

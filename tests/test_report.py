@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from repcon import images, report, report_sources, report_tables, topk
+from repcon import images, report, report_sources, report_tables, store_figures, topk
 from repcon.config import CropConfig, EvaluateConfig, PackConfig, ReportConfig, TeachConfig, TrainConfig, dump
 from repcon.crops import plan
 from repcon.errors import UserError
@@ -304,6 +304,21 @@ def test_figures_are_joined_with_their_intervals_and_flattened() -> None:
 )
 def test_figures_in_words(name: str, value: Any, shown: str) -> None:
     assert report_tables.words(name, value) == shown
+
+
+def test_figures_of_inspect_are_shown_as_inspect_does(world: Path, tmp_path: Path) -> None:
+    found = store_figures.figures(LabelStore.open(str(world / "labels.zarr")))
+    (tmp_path / "labels.json").write_text(json.dumps(found))
+    (tmp_path / "old.json").write_text(
+        json.dumps({"heads": {"a": {"mass": 1}}, "bytes_per_crop": 1, "sampled_crops": 1})
+    )
+    html, markdown = make(tmp_path / "out", tmp_path / "labels.json", tmp_path / "old.json", world / "labels.zarr")
+    assert "## Truncation: labels\n" in markdown
+    assert "old: not the figures of this version" in markdown
+    ids = Page(html).ids
+    assert len(ids) == len(set(ids))
+    plots = sorted(path.name for path in (tmp_path / "out" / "plots").glob("store-kl*"))
+    assert plots == ["store-kl-2.svg", "store-kl.svg"]
 
 
 def test_a_run_that_was_killed_is_reported_as_far_as_it_came(world: Path, tmp_path: Path) -> None:

@@ -179,11 +179,11 @@ class Labeller:
         return done
 
     def _write(self, work: UnitWork, finished: Callable[[Unit], None]) -> None:
-        work.write()
+        written_bytes = work.write()
         finished(work.unit)
         keys = self._bench.pack.keys
         missing = tuple((keys[row], reason) for row, reason in sorted(work.missing.items()))
-        self._report(Event(unit=work.unit.name, missing=missing, written_bytes=work.written_bytes))
+        self._report(Event(unit=work.unit.name, missing=missing, written_bytes=written_bytes))
 
     def _say(self, message: str) -> None:
         self._report(Event(note=message))

@@ -24,8 +24,6 @@ class UnitWork:
         else:
             self.boxes, self.flips = store.boxes(unit.crops, unit.rows)
         shape = (len(unit.crops), len(unit.rows))
-        self.written_bytes = 0
-        """Of the unit's shards, once it is written."""
         self.missing: dict[int, str] = {}
         """Rows of the pack whose image could not be decoded, with the reason."""
         self._labels = {}
@@ -68,6 +66,6 @@ class UnitWork:
             remedy = "try precision fp32, or look at its weights"
             raise UserError(f"teacher {name}: its answer is not a number (NaN or infinite) for {where}; {remedy}")
 
-    def write(self) -> None:
-        """Writes the finished unit into the store."""
-        self.written_bytes = self._store.write(self.unit, self.boxes, self.flips, self._labels, missing=sorted(self.missing))
+    def write(self) -> int:
+        """Writes the finished unit into the store; gives its bytes."""
+        return self._store.write(self.unit, self.boxes, self.flips, self._labels, missing=sorted(self.missing))

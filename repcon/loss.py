@@ -32,7 +32,7 @@ class HeadsLoss:
     tail: what is done with the classes that were not stored; "bucket" and "uniform" need the temperature's stored tail.
     implementation: "auto" takes "triton" on a GPU and "torch" elsewhere. What is taken is printed, once.
 
-    Raises UserError naming the head where it is not in the store, occurs twice, or cannot be trained at its temperature.
+    Raises UserError naming the head that is not in the store, occurs twice, or has a temperature without stored tail.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class HeadsLoss:
     def __call__(
         self, logits: Tensor, labels: Mapping[str, tuple[Tensor, Tensor]], rows: Tensor | None = None
     ) -> Tensor:
-        """(H,) float32, in the order of `names`: weight x temperature^2 x mean KL over the batch. Their sum is the loss.
+        """(H,) float32 in the order of `names`: weight x temperature^2 x mean KL over the batch. Sum them up.
 
         logits: (B, sum of classes), float32, bfloat16 or float16.
         labels: per head, ids (R, k) and log-probabilities with log-tails (R, k + T) as the store gives them.
@@ -77,7 +77,7 @@ class HeadsLoss:
 
 
 def choose(implementation: Implementation, device: torch.device) -> tuple[str, str]:
-    """(implementation, why): what `auto` means on this device. Raises UserError where Triton is asked for but missing."""
+    """(implementation, why): what `auto` means on this device. Raises UserError where Triton is asked for in vain."""
     installed = find_spec("triton") is not None
     if implementation == "triton" and not installed:
         raise UserError("loss: 'triton' was asked for, but the package is not installed: pip install triton")

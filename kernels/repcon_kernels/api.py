@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from repcon_kernels import linear, ops
+from repcon_kernels import linear
 from repcon_kernels.heads import HeadSpec, check_values, validate, validate_targets
 
 IMPLEMENTATIONS = ("torch", "triton", "reference")
@@ -78,8 +78,8 @@ def linear_kl(
 
     features: (B, D); weight: (columns, D); bias: (columns,) or None; all of one dtype, or as autocast makes them.
     chunk_rows: rows whose logits exist at a time; 0 takes as many as fill 64 MiB.
-    The others are as for `multi_head_kl`. `loss` () is the sum of `losses` and can be differentiated by features, weight
-    and bias; `losses` (H,) are for the record and cannot, since the heads' shares of the features' gradient are not kept.
+    The others are as for `multi_head_kl`. `loss` () is the sum of `losses` and can be differentiated by features,
+    weight and bias; `losses` (H,) are for the record and cannot, since the features' gradient is not kept by head.
     """
     kind = features.device.type
     if torch.is_autocast_enabled(kind):

@@ -50,7 +50,9 @@ class HeadSpec:
 def widths(heads: Sequence[HeadSpec], columns: int) -> list[int]:
     """Columns from each head's start to the next head's (the last one's: to the end): its classes and the free columns
     after them, whose gradient is zero. Heads are in the order of their columns."""
-    return [after - head.start for head, after in zip(heads, [*(head.start for head in heads[1:]), columns], strict=True)]
+    return [
+        after - head.start for head, after in zip(heads, [*(head.start for head in heads[1:]), columns], strict=True)
+    ]
 
 
 def validate_heads(heads: Sequence[HeadSpec], columns: int, tail: str) -> None:
@@ -112,12 +114,12 @@ def validate_targets(
         raise ValueError(f"the heads' labels differ in their rows: {', '.join(str(len(part)) for part in ids)}")
     placed = [weights, *ids, *logp, *([] if rows is None else [rows])]
     if any(tensor.device != device for tensor in placed):
-        raise ValueError(f"logits are on {device}, other tensors on {sorted({str(tensor.device) for tensor in placed})}")
+        raise ValueError(
+            f"logits are on {device}, other tensors on {sorted({str(tensor.device) for tensor in placed})}"
+        )
 
 
-def _validate_labels(
-    number: int, head: HeadSpec, ids: Tensor, logp: Tensor, batch: int | None, tail: str
-) -> None:
+def _validate_labels(number: int, head: HeadSpec, ids: Tensor, logp: Tensor, batch: int | None, tail: str) -> None:
     """`batch` is the number of rows that the labels must have; None where they are gathered by row number."""
     if ids.ndim != 2 or ids.shape[1] != head.k or ids.dtype not in ID_DTYPES or not ids.is_contiguous():
         raise ValueError(
@@ -144,7 +146,9 @@ def check_values(heads: Sequence[HeadSpec], ids: Sequence[Tensor], rows: Tensor 
         if rows is not None:
             low, high = int(rows.min()), int(rows.max())
             if low < 0 or high >= head_ids.shape[0]:
-                raise ValueError(f"head {number}: rows {low} to {high} were asked for; the slab has {head_ids.shape[0]}")
+                raise ValueError(
+                    f"head {number}: rows {low} to {high} were asked for; the slab has {head_ids.shape[0]}"
+                )
         used = gather_ids(head_ids, rows)
         low, high = int(used.min()), int(used.max())
         if low < 0 or high >= head.classes:

@@ -7,6 +7,8 @@ nor a table of addresses in device memory (which a CUDA graph would have to copy
 Exponentials over columns are 2^((z - top) x rate) with rate = log2(e) / t: the subtraction, in which large logits would
 lose their digits, comes first and is exact. All else is in nats and in float32.
 """
+# pyright: reportGeneralTypeIssues=false, reportArgumentType=false
+# (Triton's types describe its compiler; the language that it reads is another.)
 
 import triton
 import triton.language as tl
@@ -15,13 +17,14 @@ from repcon_kernels.labels import compare_all, load_labels, scatter_all, teacher
 from repcon_kernels.rows import LOG2_E, LOWEST, clean, load_columns, outside, statistics, write_rows
 
 BUCKET = tl.constexpr(0)
+RENORMALISE = tl.constexpr(1)
 UNIFORM = tl.constexpr(2)
 TINY = tl.constexpr(1e-30)
 FLOOR = tl.constexpr(-1e6)
 """LOG_TAIL_FLOOR of `heads`."""
 TRUSTED = tl.constexpr(8.0)
-"""The student's tail is taken as total - sum over S. Its error of about 2e-7 enters the loss times p_tail / q_tail; where
-that ratio exceeds this, the tail is summed term by term: a second look at the row, for the rows that need it."""
+"""The student's tail is taken as total - sum over S. Its error of about 2e-7 enters the loss times p_tail / q_tail;
+where that ratio exceeds this, the tail is summed term by term: a second look at the row, for the rows that need it."""
 REDUCE = tl.constexpr(1024)
 """Partial losses that the last program of a head adds at a time."""
 
@@ -139,7 +142,7 @@ def _tile(
     # The labels' loads go first: the logits of S wait for them.
     labels = load_labels(stored, tl.arange(0, K_BLOCK))
     log_tail = tl.full(scale.shape, LOWEST, tl.float32)
-    if TAIL == BUCKET or TAIL == UNIFORM:
+    if TAIL != RENORMALISE:
         log_tail = tl.load(stored[2] + tail_column, mask=stored[3], other=0.0).to(tl.float32)
         log_tail = tl.where(log_tail < LOWEST, LOWEST, log_tail)
     z = clean(load_columns(tile, tl.arange(0, BLOCK)), tile, tl.arange(0, BLOCK))

@@ -4,6 +4,8 @@ Up to K_BLOCK classes stay in registers; more are CHUNKED: the first K_BLOCK sta
 pass. `stored` is (pointers to the rows' first logit, first id, first log-probability (R,), whether the row has labels
 (R,), classes, k, 1 / t); `student` is (largest logit, log of the sum relative to it) (R,).
 """
+# pyright: reportGeneralTypeIssues=false, reportArgumentType=false
+# (Triton's types describe its compiler; the language that it reads is another.)
 
 import triton
 import triton.language as tl
@@ -74,7 +76,7 @@ def compare_all(labels, stored, log_mass, student, K_BLOCK: tl.constexpr, CHUNKE
 def scatter_all(
     labels, p, q, stored, log_mass, student, g_rows, matched, scale, K_BLOCK: tl.constexpr, CHUNKED: tl.constexpr
 ):
-    """Stores (matched x q - p) x scale at the columns of S. Where CHUNKED, the gradient must not lie over the logits."""
+    """Stores (matched x q - p) x scale at the columns of S. CHUNKED, the gradient must not lie over the logits."""
     _scatter(labels, p, q, g_rows, matched, scale)
     if CHUNKED:
         for start in range(K_BLOCK, stored[5], K_BLOCK):

@@ -1,7 +1,8 @@
 """Launches the Triton kernels. Importing this imports Triton."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -39,7 +40,7 @@ def multi_head_kl(
     partials = torch.empty(programs, dtype=torch.float32, device=logits.device)
     order = [number for number, *_ in layout.heads]
     with _on(logits.device):
-        kernel.multi_head_kl[(programs,)](
+        _kernel(kernel.multi_head_kl, programs)(
             logits,
             logits if target is None else target,
             losses,
@@ -77,7 +78,7 @@ def scale_heads(gradient: Tensor, factors: Tensor, factor_scale: float, starts: 
     batch, columns = gradient.shape
     stops = [*starts[1:], columns]
     with _on(gradient.device):
-        scale.scale_heads[(min(batch, SCALE_PROGRAMS),)](
+        _kernel(scale.scale_heads, min(batch, SCALE_PROGRAMS))(
             gradient,
             factors,
             batch,
@@ -87,6 +88,11 @@ def scale_heads(gradient: Tensor, factors: Tensor, factor_scale: float, starts: 
             COLUMNS=columns,
             BLOCK=SCALE_BLOCK,
         )
+
+
+def _kernel(function: Any, programs: int) -> Callable[..., Any]:
+    """What launches `programs` programs of a Triton function; its decorator's type does not say that it can."""
+    return function[(programs,)]
 
 
 def interpreted() -> bool:

@@ -1,5 +1,5 @@
-"""The operators that autograd, autocast and torch.compile see: one for the loss, one that writes over the logits, one for
-linear layer and loss, one that scales a gradient. Each takes the implementation by name and nothing is chosen for it.
+"""The operators that autograd, autocast and torch.compile see: the loss, the loss whose gradient lies over the logits,
+and the scaling of a gradient (`linear` adds the layer). Each takes the implementation by name and chooses none.
 
 The gradient is computed in the forward pass, as if the upstream gradient were 1; `scale_heads_` multiplies by the real
 one when it is known. Gradients in float16, where 1 / B of a probability would be lost, wait for that step without the
@@ -23,7 +23,9 @@ LABELS = (
 library = torch.library.Library("repcon_kernels", "DEF")
 library.define(f"multi_head_kl(Tensor logits, {LABELS}, bool with_gradient) -> (Tensor, Tensor)")
 library.define(f"multi_head_kl_(Tensor(a!) logits, {LABELS}) -> Tensor")
-library.define("scale_heads_(Tensor(a!) gradient, Tensor factors, float factor_scale, int[] starts, str implementation) -> ()")
+library.define(
+    "scale_heads_(Tensor(a!) gradient, Tensor factors, float factor_scale, int[] starts, str implementation) -> ()"
+)
 
 
 def implementation_module(implementation: str, logits: Tensor) -> Any:
@@ -61,7 +63,8 @@ def stored_scale(dtype: torch.dtype, batch: int) -> float:
     return float(1 << (int(batch).bit_length() - 1)) if dtype == torch.float16 else 1.0
 
 
-def _forward(logits, gradient, ids, logp, rows, weights, starts, classes, tail_columns, temperatures, tail, implementation):
+def _forward(logits: Tensor, gradient: Tensor | None, *labels: Any) -> Tensor:
+    ids, logp, rows, weights, starts, classes, tail_columns, temperatures, tail, implementation = labels
     batch = logits.shape[0]
     heads = head_specs(ids, starts, classes, tail_columns, temperatures)
     run = implementation_module(implementation, logits).multi_head_kl
@@ -94,14 +97,15 @@ def _scale(gradient: Tensor, factors: Tensor, factor_scale: float, starts: Seque
 
 
 def backward_gradient(ctx: Any, gradient: Tensor, factors: Tensor) -> Tensor:
-    """The stored gradient x the upstream `factors` (one for each of `ctx.starts`), over itself where nobody needs it again.
+    """The stored gradient x the upstream `factors`, one for each of `ctx.starts`; over itself unless needed again.
 
     Raises RuntimeError under create_graph=True: the stored gradient has no derivative.
     """
     if torch.is_grad_enabled():
         raise RuntimeError("multi_head_kl has no second derivative: call backward without create_graph=True")
     # A retained graph may be walked again with other upstream gradients.
-    kept = gradient.clone() if torch._C._autograd._get_current_graph_task_keep_graph() else gradient
+    retained = torch._C._autograd._get_current_graph_task_keep_graph()  # pyright: ignore[reportAttributeAccessIssue]
+    kept = gradient.clone() if retained else gradient
     torch.ops.repcon_kernels.scale_heads_(kept, factors, ctx.factor_scale, ctx.starts, ctx.implementation)
     return kept
 

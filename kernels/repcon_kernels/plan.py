@@ -1,4 +1,4 @@
-"""How heads are cut into tiles and groups: plain Python, apart from the kernel so that no Triton is needed to test it."""
+"""How heads are cut into tiles and groups: plain Python, apart from the kernel."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ TILES = ((1024, 1024, 4), (2048, 2048, 8), (4096, 4096, 8), (65536, 2048, 8))
 """(widest head up to, elements of a tile, warps). A head wider than its tile is streamed: several programs share a
 multiprocessor, and one loads while another computes."""
 REGISTERS = 64
-"""Per thread, at most: the second look at a row that few rows need would otherwise halve the programs that run at once."""
+"""Per thread, at most: the second look, which few rows need, would otherwise halve the programs that run at once."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,8 +38,10 @@ def plan(heads: tuple[HeadSpec, ...], columns: int, logp_columns: tuple[int, ...
     """Groups heads by their padded shapes; a tile holds as many rows as fill it."""
     spans = widths(heads, columns)
     _, tile, warps = next((row for row in TILES if max(spans) <= row[0]), TILES[-1])
-    shapes = {number: _shape(span, head.k, tile, warps) for number, (head, span) in enumerate(zip(heads, spans, strict=True))}
-    order = sorted(shapes, key=lambda number: (-shapes[number][1], not shapes[number][3], shapes[number], number))
+    shapes = [_shape(span, head.k, tile, warps) for head, span in zip(heads, spans, strict=True)]
+    order = sorted(
+        range(len(heads)), key=lambda number: (-shapes[number][1], not shapes[number][3], shapes[number], number)
+    )
     table = tuple(
         (
             number,

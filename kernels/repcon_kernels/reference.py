@@ -69,16 +69,15 @@ def head_kl(logits: Tensor, ids: Tensor, logp: Tensor, head: HeadSpec, tail: str
 def teacher(logp: Tensor, head: HeadSpec, tail: str) -> tuple[Tensor, Tensor]:
     """Tempered log-probabilities (B, k) and log-tail (B,); the tail is -inf where the mode leaves it out."""
     log_u = logp[:, : head.k] / head.temperature
-    if tail == "renormalise":
-        log_tail = torch.full_like(log_u[:, 0], -torch.inf)
-    else:
+    log_tail = torch.full_like(log_u[:, 0], -torch.inf)
+    if tail != "renormalise":
         log_tail = logp[:, head.k + head.tail_column]
     log_mass = torch.cat([log_u, log_tail[:, None]], dim=1).logsumexp(dim=1)
     return log_u - log_mass[:, None], log_tail - log_mass
 
 
 def log_sum(log_q: Tensor, chosen: Tensor) -> Tensor:
-    """log of the sum of exp(log_q) over the chosen columns, by rows; -inf without gradient where all of them are -inf."""
+    """log of the sum of exp(log_q) over the chosen columns, by rows; where all are -inf, -inf without gradient."""
     terms = log_q.masked_fill(~chosen, -torch.inf)
     empty = terms.amax(dim=1) == -torch.inf
     return terms.masked_fill(empty[:, None], 0).logsumexp(dim=1).masked_fill(empty, -torch.inf)

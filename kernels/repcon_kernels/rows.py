@@ -83,7 +83,7 @@ def outside(z, tile, id_rows, labelled, k, BLOCK: tl.constexpr, STREAMED: tl.con
 @triton.jit
 def drop_labels(z, id_rows, labelled, column, k):
     """`z` (R, BLOCK) with LOWEST in the columns of S."""
-    for j in tl.range(0, k, loop_unroll_factor=1):
+    for j in range(0, k):
         label = tl.load(id_rows + j, mask=labelled, other=0).to(tl.int32)
         z = tl.where(column[None, :] == label[:, None], LOWEST, z)
     return z

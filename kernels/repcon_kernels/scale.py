@@ -1,4 +1,6 @@
 """The Triton kernel that multiplies a gradient, head by head, by factors that only the device knows."""
+# pyright: reportGeneralTypeIssues=false, reportArgumentType=false
+# (Triton's types describe its compiler; the language that it reads is another.)
 
 import triton
 import triton.language as tl
@@ -15,7 +17,7 @@ def scale_heads(
     COLUMNS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """gradient[:, head] *= factors[head] x factor_scale, in place. A head whose factor is exactly 1 costs no traffic."""
+    """gradient[:, head] *= factors[head] x factor_scale, in place. A factor of exactly 1 costs no traffic."""
     for h in tl.static_range(len(SPANS)):
         factor = tl.load(factors + h * factor_stride).to(tl.float32) * factor_scale
         if factor != 1.0:

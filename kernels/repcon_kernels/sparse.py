@@ -53,7 +53,7 @@ def multi_head_kl(
 def _head(
     logits: Tensor, gradient: Tensor | None, ids: Tensor, logp: Tensor, head: HeadSpec, tail: str, scale: Tensor
 ) -> Tensor:
-    """KL of each row (B, 1). logits (B, C), ids (B, k) int64, logp (B, k + T); the gradient x scale goes to `gradient`."""
+    """KL of each row (B, 1). logits (B, C), ids (B, k) int64, logp (B, k + T); `gradient` gets the gradient x scale."""
     log_p, log_p_tail = _teacher(logp, head, tail)
     scaled = logits.gather(1, ids).to(logp.dtype) / head.temperature
     if head.k == head.classes:
@@ -62,42 +62,48 @@ def _head(
             gradient.scatter_(1, ids, ((log_q.exp() - log_p.exp()) * scale).to(gradient.dtype))
         return _kl_terms(log_p, log_q).sum(dim=1, keepdim=True)
 
-    fits = gradient is not None and gradient.dtype == logp.dtype
-    buffer = gradient if fits else torch.empty_like(logits, dtype=logp.dtype)
+    if gradient is not None and gradient.dtype == logp.dtype:
+        buffer = gradient
+    else:
+        buffer = torch.empty_like(logits, dtype=logp.dtype)
     rest = _rest(logits, buffer, ids, head.temperature, tail == "uniform")
     # Relative to the row's largest, so that large logits lose no digits.
     peak = torch.maximum(rest.top, scaled.amax(dim=1, keepdim=True))
-    scaled -= peak
     log_rest = rest.top - peak + rest.mass.log()
-    log_total = torch.logaddexp(log_rest, scaled.logsumexp(dim=1, keepdim=True))
-    log_q = scaled - log_total
-    row_losses = _kl_terms(log_p, log_q).sum(dim=1, keepdim=True)
-    # Outside S the gradient is matched x q - pull x (q within the rest) - even; inside it is matched x q - p.
-    p_tail = log_p_tail.exp()
-    if rest.total is None:
-        log_q_tail = log_rest - log_total
-        row_losses += _kl_terms(log_p_tail, log_q_tail.clamp(min=LOG_TAIL_FLOOR))
-        pull, even = p_tail.masked_fill(log_q_tail <= LOG_TAIL_FLOOR, 0), None
-        matched = 1 - p_tail + pull
-    else:
-        outside = head.classes - head.k
-        mean_log_q = rest.total / outside - peak - log_total
-        row_losses += _kl_terms(log_p_tail - math.log(outside), mean_log_q) * outside
-        pull, even, matched = torch.zeros_like(p_tail), p_tail / outside, torch.ones_like(p_tail)
+    log_total = torch.logaddexp(log_rest, (scaled - peak).logsumexp(dim=1, keepdim=True))
+    log_q = scaled - peak - log_total
+    tail_losses, pull, even, matched = _tail(log_p_tail, rest, log_rest - log_total, peak + log_total, head)
     if gradient is not None:
         tiny = torch.finfo(buffer.dtype).tiny
         factor = matched * (rest.top - peak - log_total).exp() - pull / rest.mass.clamp(min=tiny)
         buffer.mul_(factor * scale)
-        if even is not None:
+        if rest.total is not None:
             buffer.sub_(even * scale)
         buffer.scatter_(1, ids, (matched * log_q.exp() - log_p.exp()) * scale)
-        if not fits:
+        if buffer is not gradient:
             gradient.copy_(buffer)
-    return row_losses
+    return _kl_terms(log_p, log_q).sum(dim=1, keepdim=True) + tail_losses
+
+
+def _tail(
+    log_p_tail: Tensor, rest: "_Rest", log_q_tail: Tensor, log_total: Tensor, head: HeadSpec
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The tail's part of the loss, and (pull, even, matched), all (B, 1). With them the gradient is
+    matched x q - pull x (q within the rest) - even outside S, and matched x q - p inside."""
+    p_tail = log_p_tail.exp()
+    zero = torch.zeros_like(p_tail)
+    if rest.total is None:
+        losses = _kl_terms(log_p_tail, log_q_tail.clamp(min=LOG_TAIL_FLOOR))
+        pull = p_tail.masked_fill(log_q_tail <= LOG_TAIL_FLOOR, 0)
+        return losses, pull, zero, 1 - p_tail + pull
+    outside = head.classes - head.k
+    mean_log_q = rest.total / outside - log_total
+    losses = _kl_terms(log_p_tail - math.log(outside), mean_log_q) * outside
+    return losses, zero, p_tail / outside, torch.ones_like(p_tail)
 
 
 class _Rest(NamedTuple):
-    """The classes outside S, by rows (B, 1): their largest z/t, the sum of exp(z/t - top), the sum of z/t if asked for."""
+    """The classes outside S, by rows (B, 1): their largest z/t, the sum of exp(z/t - top), and of z/t if asked for."""
 
     top: Tensor
     mass: Tensor

@@ -1,7 +1,7 @@
-"""Where the Triton kernels run in these tests: on the GPU where there is one, else on the CPU in Triton's interpreter.
+"""Where the Triton kernels run in these tests: on the GPU where there is one, else in Triton's interpreter on the CPU.
 
-The interpreter has to be asked for before Triton's own library is imported. pytest reads this file before any other test
-module of a whole run; the variable is taken back at once, so that nothing else of the run sees it.
+The interpreter has to be asked for before Triton's own library is imported. In a whole run pytest reads this file
+before any test module; the variable is taken back at once, so that nothing else of the run sees it.
 """
 
 import os
@@ -17,8 +17,8 @@ if DEVICE == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
         raise pytest.UsageError("tests/kernels must be collected before what imports Triton: name it first, or alone")
     os.environ["TRITON_INTERPRET"] = "1"
     try:
-        import repcon_kernels.launch
-        import triton.experimental.gluon  # noqa: F401  # what a first launch imports, while it is asked to interpret
+        import repcon_kernels.launch  # noqa: F401
+        import triton.experimental.gluon  # noqa: F401  # else imported by a first launch, too late
     finally:
         del os.environ["TRITON_INTERPRET"]
 

@@ -60,9 +60,7 @@ def make(
     for number, (classes, k) in enumerate(shapes):
         column_of_tail = number % 2
         temperature = TEMPERATURES[column_of_tail]
-        heads.append(
-            HeadSpec(start=column, classes=classes, k=k, temperature=temperature, tail_column=column_of_tail)
-        )
+        heads.append(HeadSpec(start=column, classes=classes, k=k, temperature=temperature, tail_column=column_of_tail))
         head_ids, head_logp = stored(3 * torch.randn(label_rows, classes), k)
         ids.append(head_ids)
         logp.append(head_logp)
@@ -111,8 +109,8 @@ def compute(case: Case, tail: str, implementation: str, *, in_place: bool = Fals
 
 def assert_meets(case: Case, tail: str, losses: Tensor, gradient: Tensor) -> None:
     """No further from the float64 specification than twice the float32 specification is, and a band for rounding: 2^-20
-    of what a loss or gradient of order one is here, and two units in the gradient's last place: it is rounded when it is
-    stored and again when the upstream gradient comes, and Triton's interpreter cuts off where a GPU rounds."""
+    of what a loss or gradient of order one is here, and two units in the gradient's last place, which is rounded when
+    it is stored and again when the upstream gradient comes (Triton's interpreter cuts off where a GPU rounds)."""
     exact_losses, exact_gradient = specification(case, tail)
     coarse_losses, coarse_gradient = specification(case, tail, torch.float32)
     assert gradient.dtype == case.logits.dtype

@@ -27,8 +27,14 @@ FIRST, SECOND = CASE.heads
         ({"logits": CASE.logits[:0]}, "logits must be (B, C) floating point with B > 0, not (0, 50)"),
         ({"logits": CASE.logits.long()}, "int64"),
         ({"logits": CASE.logits.T.contiguous().T}, "logits must be contiguous, not of strides (1, 4)"),
-        ({"logits": CASE.logits[:, :49].contiguous()}, "head 1 takes the columns 30 to 50, which do not fit in 49 logits"),
-        ({"heads": (FIRST, replace(SECOND, start=29))}, "head 0 takes the columns 0 to 30, which overlap the next head's"),
+        (
+            {"logits": CASE.logits[:, :49].contiguous()},
+            "head 1 takes the columns 30 to 50, which do not fit in 49 logits",
+        ),
+        (
+            {"heads": (FIRST, replace(SECOND, start=29))},
+            "head 0 takes the columns 0 to 30, which overlap the next head's",
+        ),
         ({"heads": (SECOND, FIRST)}, "overlap"),
         ({"heads": ()}, "no heads were given"),
         ({"ids": CASE.ids[:1]}, "2 heads, but 1 tensors of ids and 2 of log-probabilities"),
@@ -97,5 +103,7 @@ def test_triton_says_what_it_does_not_take(device: str) -> None:
 
 
 def test_renormalise_needs_no_tail() -> None:
-    bare = replace(CASE, logp=tuple(part[:, : head.k].contiguous() for part, head in zip(CASE.logp, CASE.heads, strict=True)))
+    bare = replace(
+        CASE, logp=tuple(part[:, : head.k].contiguous() for part, head in zip(CASE.logp, CASE.heads, strict=True))
+    )
     torch.testing.assert_close(call(bare, tail="renormalise"), call(CASE, tail="renormalise"))

@@ -1,5 +1,5 @@
-"""The kernels go through Triton's compiler to machine code for a GPU that need not be there: the interpreter accepts more
-than the compiler does."""
+"""The kernels go through Triton's compiler to machine code for a GPU that need not be there: its interpreter accepts
+more than its compiler does."""
 
 import os
 import subprocess

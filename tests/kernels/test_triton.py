@@ -51,7 +51,9 @@ def test_labels_of_other_widths(device: str) -> None:
                 logp=tuple(part.to(logp) for part in case.logp),
             )
             check(changed, device)
-    mixed = replace(case, ids=(case.ids[0], case.ids[1].long().to(torch.uint32)), logp=(case.logp[0].float(), case.logp[1]))
+    mixed = replace(
+        case, ids=(case.ids[0], case.ids[1].long().to(torch.uint32)), logp=(case.logp[0].float(), case.logp[1])
+    )
     check(mixed, device)
 
 

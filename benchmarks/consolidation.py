@@ -1,0 +1,66 @@
+"""The paper's three findings on real photographs, through repcon's own commands.
+
+    python benchmarks/consolidation.py --data FOLDER            at most an hour on two cores
+    python benchmarks/consolidation.py --data FOLDER --short    two minutes: that it runs, no result
+    python benchmarks/consolidation.py --data FOLDER --long     224 pixels, more seeds, for a GPU
+
+For each seed and domain the classes are split at random: task teachers learn the first half, everything is measured
+on the second, which nothing here was trained on. Students of the generalist's own architecture are distilled on
+unlabeled images of other things. FOLDER holds the five tars of tools/photos.py (or set REPCON_DATA).
+
+finding_1   generalist - student of the task teacher alone: what distilling one task costs
+finding_2   student of task teacher and generalist - better of the two
+finding_3   the same for ONE student of all domains' teachers and the generalist; mean and worst domain
+
+All in points of linear-probe accuracy. A work folder that was stopped goes on where it was.
+"""
+
+import argparse
+import os
+import time
+from pathlib import Path
+
+import consolidation_summary as summary
+from consolidation_study import LONG, SHORT, USUAL, Protocol, Study
+
+from repcon.errors import UserError
+from repcon.record import console
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="The paper's three findings on real photographs.")
+    parser.add_argument("--data", default=os.environ.get("REPCON_DATA", ""), help="folder with the five tars")
+    parser.add_argument("--work", default="bench-run/consolidation", help="folder for packs, labels, models; resumed")
+    parser.add_argument("--seeds", help="for example 0,1,2")
+    parser.add_argument("--domains", help="for example birds,grocery")
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--short", action="store_true", help="two minutes, to see that it runs")
+    form.add_argument("--long", action="store_true", help="224 pixels and more seeds, on a GPU")
+    parser.add_argument("--json", help="write the figures here")
+    parser.add_argument("--record", action="store_true", help="add a folder to benchmarks/records")
+    arguments = parser.parse_args()
+    if not arguments.data:
+        raise UserError("no photographs: give --data FOLDER or set REPCON_DATA (tools/photos.py builds the folder)")
+    protocol = _protocol(arguments)
+    started = time.time()
+    study = Study(Path(arguments.data), Path(arguments.work) / protocol.name, protocol)
+    cells = study.run()
+    results = summary.summarise(cells, protocol, study.facts() | {"wall_seconds": round(time.time() - started)})
+    summary.show(results)
+    summary.write(results, study.work, record=arguments.record, json_path=arguments.json)
+
+
+def _protocol(arguments: argparse.Namespace) -> Protocol:
+    protocol = SHORT if arguments.short else LONG if arguments.long else USUAL
+    return protocol.changed(
+        seeds=tuple(int(seed) for seed in arguments.seeds.split(",")) if arguments.seeds else None,
+        domains=tuple(arguments.domains.split(",")) if arguments.domains else None,
+    )
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except UserError as error:
+        console.print(f"[bold red]error[/] {error}")
+        raise SystemExit(1) from None

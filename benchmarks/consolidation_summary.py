@@ -1,0 +1,189 @@
+"""The consolidation benchmark's table, findings, plot and record."""
+
+import shutil
+import time
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from consolidation_study import METHODS, Protocol
+from matplotlib.figure import Figure
+from rich.table import Table
+
+from repcon.intervals import over_draws
+from repcon.intervals import show as with_interval
+from repcon.record import console, environment, write_json
+
+METRICS = {"probe": "linear probe", "shot_1": "1-shot", "shot_5": "5-shot", "knn_5": "kNN 5"}
+Cells = Mapping[tuple[int, str], Mapping[str, Any]]
+
+
+def summarise(cells: Cells, protocol: Protocol, facts: Mapping[str, Any]) -> dict[str, Any]:
+    """One flat object: `<domain>_<method>_<metric>` and the findings, each with `_low`, `_high`, and the facts.
+
+    Accuracies are means over seeds, findings means over seeds and domains, in per cent and points; intervals are
+    Student's over those runs (95 %). Of a single run, accuracies have the bootstrap over test images, margins none.
+    """
+    figures: dict[str, Any] = {}
+    for domain in protocol.domains:
+        for method in METHODS:
+            for metric in METRICS:
+                runs = [
+                    cells[seed, domain]["trunks"].get(method, {}).get("metrics", {}).get(metric)
+                    for seed in protocol.seeds
+                ]
+                if all(runs):
+                    put(figures, f"{domain}_{method}_{metric}", runs)
+    for name, (method, rivals) in FINDINGS.items():
+        margins = {cell: _margin(results, method, rivals) for cell, results in cells.items()}
+        if all(margin is not None for margin in margins.values()):
+            _finding(figures, name, margins, protocol)
+    return figures | {"protocol": asdict(protocol), **facts, "environment": environment()}
+
+
+FINDINGS = {
+    "finding_1": ("generalist", ("task",)),
+    "finding_2": ("task_generalist", ("teacher", "generalist")),
+    "finding_3": ("tasks_generalist", ("teacher", "generalist")),
+    "finding_2_quarters": ("quarters_generalist", ("teacher_a", "teacher_b", "generalist")),
+    "generalist_head": ("task_generalist", ("task",)),
+    "generalist_head_of_tasks": ("tasks_generalist", ("tasks",)),
+    "task_heads": ("task_generalist", ("generalist_only",)),
+}
+"""Margins by name: the method, and the rivals of which the best in each run is subtracted."""
+
+
+def _margin(results: Mapping[str, Any], method: str, rivals: tuple[str, ...]) -> float | None:
+    trunks = results["trunks"]
+    if any(name not in trunks for name in (method, *rivals)):
+        return None
+    return accuracy(trunks[method]) - max(accuracy(trunks[rival]) for rival in rivals)
+
+
+def accuracy(trunk: Mapping[str, Any]) -> float:
+    """Linear probe, in per cent."""
+    return trunk["metrics"]["probe"]["mean"]
+
+
+def put(figures: dict[str, Any], name: str, runs: list[Mapping[str, float]]) -> None:
+    """Mean and interval of several runs' figures, or the single run's own interval."""
+    interval = runs[0] if len(runs) == 1 else over_draws(np.array([run["mean"] for run in runs]) / 100)
+    figures |= {name: interval["mean"], f"{name}_low": interval["low"], f"{name}_high": interval["high"]}
+
+
+def _finding(figures: dict[str, Any], name: str, margins: Mapping[tuple[int, str], float], protocol: Protocol) -> None:
+    interval = over_draws(np.array(list(margins.values())) / 100)
+    figures[name] = interval["mean"]
+    if len(margins) > 1:
+        figures |= {f"{name}_low": interval["low"], f"{name}_high": interval["high"]}
+    by_domain = {
+        domain: float(np.mean([margins[seed, domain] for seed in protocol.seeds])) for domain in protocol.domains
+    }
+    figures |= {f"{name}_{domain}": margin for domain, margin in by_domain.items()}
+    figures[f"{name}_worst"] = min(by_domain.values())
+
+
+def show(results: Mapping[str, Any]) -> None:
+    """The main table and the findings, in the terminal."""
+    protocol = results["protocol"]
+    grid = Table(
+        title=f"Transfer to the unseen half of the classes, %, {len(protocol['seeds'])} seeds (95 % intervals)"
+    )
+    grid.add_column("", style="bold")
+    for domain in protocol["domains"]:
+        for title in ("probe", "1-shot", "5-shot"):
+            grid.add_column(f"{domain}\n{title}", justify="right")
+    for method, title in METHODS.items():
+        row = [
+            _cell(results, f"{domain}_{method}_{metric}")
+            for domain in protocol["domains"]
+            for metric in ("probe", "shot_1", "shot_5")
+        ]
+        if any(row):
+            grid.add_row(title, *row)
+    console.print(grid)
+    for name, (method, rivals) in FINDINGS.items():
+        if name in results:
+            what = f"{METHODS[method]} - " + (" or ".join(METHODS[r] for r in rivals))
+            domains = ", ".join(f"{d} {results[f'{name}_{d}']:+.1f}" for d in protocol["domains"])
+            console.print(f"[bold]{name}[/] {_signed(results, name)} points ({domains})  [dim]{what}[/]")
+
+
+def _cell(results: Mapping[str, Any], name: str) -> str:
+    return with_interval(_interval(results, name)) if name in results else ""
+
+
+def _signed(results: Mapping[str, Any], name: str) -> str:
+    """A margin; of a single run it has no interval."""
+    if f"{name}_low" not in results:
+        return f"{results[name]:+.1f}"
+    return with_interval(_interval(results, name), signed=True)
+
+
+def _interval(results: Mapping[str, Any], name: str) -> dict[str, float]:
+    return {"mean": results[name], "low": results[f"{name}_low"], "high": results[f"{name}_high"]}
+
+
+def write(results: dict[str, Any], work: Path, *, record: bool, json_path: str | None) -> None:
+    """Results and plot into the work folder; the figures to `json_path`, a record into benchmarks/records."""
+    write_json(work / "results.json", results)
+    plot(results, work / "consolidation.svg")
+    if json_path:
+        write_json(Path(json_path), results)
+    if record:
+        device = "gpu" if results["environment"]["device"] != "cpu" else f"cpu-{results['environment']['cores']}-cores"
+        folder = Path(__file__).parent / "records" / f"{time.strftime('%Y-%m-%d')}-consolidation-{device}"
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in ("results.json", "consolidation.svg"):
+            shutil.copy(work / name, folder / name)
+        (folder / "table.md").write_text(markdown(results))
+        console.print(f"recorded in {folder}")
+
+
+def markdown(results: Mapping[str, Any]) -> str:
+    """The table and the findings for the README and the record."""
+    domains = results["protocol"]["domains"]
+    columns = [(domain, metric) for domain in domains for metric in ("probe", "shot_1", "shot_5", "knn_5")]
+    lines = [
+        "| | " + " | ".join(f"{domain}, {METRICS[metric]}" for domain, metric in columns) + " |",
+        "|---" * (len(columns) + 1) + "|",
+    ]
+    for method, title in METHODS.items():
+        row = [_cell(results, f"{domain}_{method}_{metric}") for domain, metric in columns]
+        if any(row):
+            lines.append(f"| {title} | " + " | ".join(row) + " |")
+    lines += [
+        "",
+        "| margin (points, linear probe) | mean | " + " | ".join(domains) + " |",
+        "|---" * (len(domains) + 2) + "|",
+    ]
+    for name in FINDINGS:
+        if name in results:
+            per_domain = " | ".join(f"{results[f'{name}_{domain}']:+.1f}" for domain in domains)
+            lines.append(f"| {name} | {_signed(results, name)} | {per_domain} |")
+    return "\n".join(lines) + "\n"
+
+
+def plot(results: Mapping[str, Any], path: Path) -> None:
+    """Linear-probe accuracy of every method, a panel per domain, with intervals."""
+    domains = results["protocol"]["domains"]
+    figure = Figure(figsize=(4.2 * len(domains) + 2.4, 4.4), layout="constrained")
+    panels = np.atleast_1d(figure.subplots(1, len(domains), sharey=True))
+    methods = [method for method in METHODS if any(f"{domain}_{method}_probe" in results for domain in domains)][::-1]
+    for axes, domain in zip(panels, domains, strict=True):
+        for place, method in enumerate(methods):
+            if f"{domain}_{method}_probe" not in results:
+                continue
+            value = _interval(results, f"{domain}_{method}_probe")
+            errors = [[value["mean"] - value["low"]], [value["high"] - value["mean"]]]
+            colour = "C7" if method.startswith(("generalist", "teacher")) and method != "generalist_only" else "C0"
+            axes.errorbar(value["mean"], place, xerr=errors, fmt="o", capsize=2, color=colour)
+        axes.axvline(results[f"{domain}_generalist_probe"], color="0.6", linewidth=0.8, linestyle="--")
+        axes.set_title(domain)
+        axes.set_xlabel("linear probe (%)")
+        axes.grid(axis="x", alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+    panels[0].set_yticks(range(len(methods)), [METHODS[method] for method in methods])
+    figure.savefig(path, metadata={"Date": None})

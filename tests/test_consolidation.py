@@ -1,0 +1,166 @@
+"""The consolidation benchmark leaks nothing: what is tested on reached no teacher, no proxy image and no student."""
+
+import io
+import json
+import sys
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import simplejpeg
+import torch
+from conftest import photograph
+
+from repcon import backbones
+from repcon.config import ClassSubset
+from repcon.errors import UserError
+from repcon.images import Pack, class_rows
+from repcon.store import LabelStore
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+import consolidation_data as data
+import consolidation_study as study
+import consolidation_summary as summary
+
+AERIAL = ("airplane", "beach", "forest", "harbor", "river", "runway", "freeway", "chaparral")
+
+
+def jpeg(seed: int) -> bytes:
+    return simplejpeg.encode_jpeg(photograph(seed, 48 + seed % 5, 44, hue=seed), quality=92)
+
+
+def write_tar(path: Path, files: dict[str, bytes]) -> None:
+    with tarfile.open(path, "w") as tar:
+        for name, content in files.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Five small tars with planted leaks: copies between and within sets, and a proxy class named like a domain's."""
+    root = tmp_path_factory.mktemp("photographs")
+    aerial = {f"{name}/{n}.jpg": jpeg(100 * c + n) for c, name in enumerate(AERIAL) for n in range(6)}
+    aerial["beach/again.jpg"] = aerial["airplane/0.jpg"]
+    birds = {
+        f"{name}/{n}.jpg": jpeg(2000 + 100 * c + n) for c, name in enumerate(("Blue_Jay", "Mallard")) for n in (0, 1)
+    }
+    grocery = {f"{name}/{n}.jpg": jpeg(3000 + 100 * c + n) for c, name in enumerate(("Lemon", "Leek")) for n in (0, 1)}
+    objects = {f"anchor/{n}.jpg": jpeg(4000 + n) for n in range(30)} | {"airplanes/0.jpg": jpeg(4500)}
+    objects |= {"anchor/copy.jpg": aerial["river/3.jpg"], "anchor/twice.jpg": objects["anchor/0.jpg"]}
+    imagenet = {"n01580077_jay/0.jpg": jpeg(5000), "n03000000_table/0.jpg": jpeg(5001)}
+    sets = {"aerial": aerial, "birds": birds, "grocery": grocery, "objects": objects, "imagenet": imagenet}
+    for name, files in sets.items():
+        write_tar(root / f"{name}.tar", files)
+    return root
+
+
+def contents(path: Path) -> dict[str, bytes]:
+    return {f"{folder}/{name}": content for folder, name, content in data.members(path)}
+
+
+def test_copies_and_classes_of_the_domains_leave_the_proxy(photographs: Path, tmp_path: Path):
+    counts = data.clean(photographs, tmp_path)
+    assert counts["images"] == {"birds": 4, "grocery": 4, "aerial": 48, "proxy": 31, "proxy_available": 31}
+    assert counts["dropped"] == {
+        "repeated_in_domains": 1,
+        "proxy_repeated": 1,
+        "proxy_in_domains": 1,
+        "proxy_named_images": 2,
+        "proxy_named_classes": ["airplanes", "n01580077_jay"],
+    }
+    proxy = contents(tmp_path / "proxy.tar")
+    for domain in data.DOMAINS:
+        assert set(contents(tmp_path / f"{domain}.tar").values()).isdisjoint(proxy.values())
+    assert not any("anchor" in name or "table" in name for name in proxy)  # No label survives in a name.
+
+
+def test_a_larger_proxy_holds_the_smaller_one(photographs: Path, tmp_path: Path):
+    few, more = tmp_path / "few", tmp_path / "more"
+    data.clean(photographs, few, 5)
+    data.clean(photographs, more, 20)
+    assert set(contents(few / "proxy.tar")) < set(contents(more / "proxy.tar"))
+
+
+@pytest.mark.parametrize(("one", "other", "alike"), [
+    ("n01580077_jay", "Blue_Jay", True), ("airplanes", "airplane", True), ("sea_cucumber", "Cucumber", True),
+    ("bass", "Brass_Band", False), ("n07749582_lemon", "Lemon", True), ("crab", "Crane", False),
+])  # fmt: skip
+def test_names_are_compared_by_words(one: str, other: str, alike: bool):
+    assert data.named_alike(one, {data.words(other)}) is alike
+
+
+def test_missing_photographs_are_named(tmp_path: Path):
+    with pytest.raises(UserError, match=r"birds\.tar.*photos\.py"):
+        data.clean(tmp_path, tmp_path / "out")
+
+
+@pytest.fixture(scope="module")
+def finished(photographs: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[study.Study, dict]:
+    """A whole study on one small domain, with timm's smallest network as the generalist."""
+    torch.manual_seed(0)
+    model = backbones.timm.create_model("test_efficientnet", num_classes=12)
+    generalist = tmp_path_factory.mktemp("generalist")
+    preprocessing = backbones.preprocessing(model, 32)
+    backbones.save(model, generalist, classes=[f"c{i}" for i in range(12)], preprocessing=preprocessing, extra={})
+    protocol = study.Protocol(
+        name="tiny", model=str(generalist), domains=("aerial",), seeds=(4,), proxy_images=24, size=32, epochs=1,
+        teacher_epochs=1, crops=2, freeze_blocks=1, batch_size=8, draws=3, device="cpu",
+    )  # fmt: skip
+    run = study.Study(photographs, tmp_path_factory.mktemp("work"), protocol)
+    return run, run.run()
+
+
+def test_no_downstream_class_or_image_reaches_a_teacher(finished: tuple[study.Study, dict]):
+    run, cells = finished
+    downstream = set(cells[4, "aerial"]["class_names"])
+    assert len(downstream) == 4
+    pack = run.pack("aerial")
+    tested = set(map(bytes, pack.hashes[class_rows(pack, ClassSubset(seed=4, start=0.5))[0]]))
+    folders = sorted(path for path in (run.work / "teachers").iterdir() if path.is_dir())
+    assert [folder.name for folder in folders] == ["aerial-4", "aerial-4-a", "aerial-4-b"]
+    for folder in folders:
+        taught = json.loads((folder / "results.json").read_text())["class_names"]
+        assert downstream.isdisjoint(taught)
+        rows = np.flatnonzero(np.isin(pack.labels, [pack.classes.index(name) for name in taught]))
+        assert tested.isdisjoint(map(bytes, pack.hashes[rows]))
+
+
+def test_no_downstream_image_reaches_the_proxy_and_so_no_student(finished: tuple[study.Study, dict]):
+    run, _ = finished
+    proxy, aerial = run.pack("proxy"), run.pack("aerial")
+    assert proxy.classes == () and (proxy.labels == -1).all()
+    assert set(map(bytes, proxy.hashes)).isdisjoint(map(bytes, aerial.hashes))
+    store = LabelStore.open(str(run.work / "labels.zarr"))
+    assert store.manifest.pack_fingerprint == proxy.fingerprint
+    assert set(store.heads) == {"generalist", "aerial-4", "aerial-4-a", "aerial-4-b"}
+
+
+def test_every_method_is_measured_and_summarised(finished: tuple[study.Study, dict], tmp_path: Path):
+    run, cells = finished
+    assert set(cells[4, "aerial"]["trunks"]) == set(study.METHODS)
+    results = summary.summarise(cells, run.protocol, run.facts())
+    trunks = cells[4, "aerial"]["trunks"]
+    best = max(summary.accuracy(trunks["teacher"]), summary.accuracy(trunks["generalist"]))
+    assert np.isclose(results["finding_2"], summary.accuracy(trunks["task_generalist"]) - best)
+    assert np.isclose(results["finding_1"], summary.accuracy(trunks["generalist"]) - summary.accuracy(trunks["task"]))
+    summary.show(results)
+    summary.write(results, tmp_path, record=False, json_path=str(tmp_path / "figures.json"))
+    assert json.loads((tmp_path / "figures.json").read_text())["finding_3_worst"] == results["finding_3_aerial"]
+    assert "student: task + generalist" in summary.markdown(results)
+
+
+def test_a_finished_study_does_nothing_twice_and_refuses_another_recipe(finished: tuple[study.Study, dict]):
+    run, cells = finished
+    again = study.Study(run.source, run.work, run.protocol)
+    assert again.run() == cells
+    with pytest.raises(UserError, match="other settings"):
+        study.Study(run.source, run.work, run.protocol.changed(epochs=2)).run()
+
+
+def test_packs_that_share_an_image_stop_the_study(finished: tuple[study.Study, dict]):
+    pack: Pack = finished[0].pack("proxy")
+    with pytest.raises(UserError, match="share 24 images"):
+        study.check_disjoint({"proxy": pack, "again": pack})

@@ -4,6 +4,9 @@ The file holds each image's JPEG as the pack has it, byte for byte, and the pack
 one field, so that a file made from another pack is refused.
 """
 
+# FFCV has no types, and may be missing where types are checked.
+# pyright: reportMissingImports=false, reportOptionalSubscript=false, reportAttributeAccessIssue=false
+
 import ctypes
 import os
 import weakref
@@ -101,17 +104,15 @@ def write(pack: "Pack", path: Path) -> None:
 
 def _write_images(pack: "Pack", writer: DatasetWriter) -> list[tuple[int, int, int]]:
     """All images, in the pack's order; gives FFCV's allocations: (image, position, bytes)."""
-    metadata = np.frombuffer(writer.metadata_sm.buf, dtype=writer.metadata_type, count=len(pack)).copy()
+    metadata = np.zeros(len(pack), dtype=writer.metadata_type)
     allocator = MemoryAllocator(writer.fname, writer.data_region_start, writer.page_size)
-    allocator.__enter__()  # gives no value, so `with` has nothing to bind
-    with progress() as display:
+    with allocator, progress() as display:
         task = display.add_task("writing for FFCV", total=len(pack), unit="images", note="")
         for image in range(len(pack)):
             width, height = (int(size) for size in pack.sizes[image])
             sample = ((pack.read(image), width, height),)
             handle_sample(sample, image, metadata.dtype.names, metadata, allocator, writer.fields)
             display.advance(task)
-    allocator.__exit__(None, None, None)
     writer.metadata_sm.buf[: metadata.nbytes] = metadata.tobytes()
     return allocator.allocations
 
@@ -139,7 +140,7 @@ class Beton:
     def jpeg(self, image: int) -> memoryview:
         """The image's bytes in the file."""
         start = int(self._positions[image])
-        return memoryview(self._context.state[0][start : start + int(self._lengths[image])])
+        return self._context.state[0][start : start + int(self._lengths[image])].data
 
     def decode(
         self, rows: np.ndarray, boxes: np.ndarray, flips: np.ndarray, outs: tuple[np.ndarray, ...], space: "Workspace"
@@ -173,9 +174,9 @@ class CropDecoder(SimpleRGBImageDecoder):
 
     def generate_code(self) -> Callable[..., int]:
         """The body that FFCV's compiler takes; see `Beton.decode`."""
-        read = self.memory_read
+        read: Any = self.memory_read
 
-        def decode(rows, boxes, flips, outs, metadata, storage, handle, pixels, row, line):  # type: ignore[no-untyped-def]
+        def decode(rows, boxes, flips, outs, metadata, storage, handle, pixels, row, line):
             for k in range(len(rows)):
                 field = metadata[rows[k]]
                 width, height = np.int64(field["width"]), np.int64(field["height"])

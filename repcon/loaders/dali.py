@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from nvidia.dali import Pipeline, fn, types
+from nvidia.dali import fn, types
+from nvidia.dali.pipeline import Pipeline
 
 from repcon.errors import UserError
 from repcon.loaders import CropBatch, Request
@@ -172,14 +173,16 @@ def _crop_graph(crops: int, sides: Sequence[int], *, threads: int, gpu: int | No
 
 def _decoded(jpegs: Any, device: str) -> Any:
     # jpeg_fancy_upsampling: the GPU's chroma as the CPU decoders interpolate it.
-    fancy = {"jpeg_fancy_upsampling": True} if device == "mixed" else {}
+    fancy: dict[str, Any] = {"jpeg_fancy_upsampling": True} if device == "mixed" else {}
     rgb = types.DALIImageType.RGB
     return fn.decoders.image(jpegs, device=device, output_type=rgb, adjust_orientation=False, **fancy)
 
 
 def _resized(regions: list[Any], flips: Any, side: int) -> Any:
     triangle = types.DALIInterpType.INTERP_TRIANGULAR
-    small = [fn.resize(region, size=[side, side], interp_type=triangle, antialias=True) for region in regions]
+    small: list[Any] = [
+        fn.resize(region, size=[side, side], interp_type=triangle, antialias=True) for region in regions
+    ]
     return fn.stack(*(fn.flip(crop, horizontal=flips[j]) for j, crop in enumerate(small)))
 
 

@@ -21,15 +21,12 @@ from repcon.errors import UserError
 from repcon.jpeg import content_hash
 from repcon.loaders import CropBatch, Request
 from repcon.loaders.buffers import Buffers
-from repcon.loaders.opening import require
+from repcon.loaders.opening import BETON, require
 from repcon.loaders.pool import BatchPool, Spares, empty_batch
 from repcon.loaders.reference import check_boxes, undecodable
 
 if TYPE_CHECKING:
     from repcon.images import Pack
-
-FILE = "images.beton"
-"""Beside the pack's index; `repcon pack --ffcv` writes it."""
 
 
 def write_beton(pack: "Pack", path: Path) -> None:
@@ -47,7 +44,7 @@ class FfcvLoader:
         if "://" in pack.url:
             raise UserError(f"{pack.url}: FFCV reads local files only; copy the pack here or use another loader")
         self._pack, self._sides, self._buffers = pack, tuple(sides), Buffers(device)
-        self._path = Path(pack.url, FILE)
+        self._path = Path(pack.url, BETON)
         self._beton = _ffcv().Beton(pack, self._path, self._sides)
         self._pool = BatchPool(workers)
         self._workspaces = Spares(self._beton.workspace)

@@ -6,6 +6,9 @@ Rows are mixed first (along memory, so the compiler's own vectors do), then colu
 and one lane of its neighbour make a vector of four.
 """
 
+# numba's intrinsics are called without their first parameter.
+# pyright: reportCallIssue=false
+
 from collections.abc import Sequence
 
 import numba
@@ -28,28 +31,28 @@ _VECTOR = ir.VectorType(ir.FloatType(), 4)
 
 @register_model(_Float4)
 class _Float4Model(models.PrimitiveModel):
-    def __init__(self, manager, kind) -> None:  # type: ignore[no-untyped-def]
+    def __init__(self, manager, kind) -> None:
         super().__init__(manager, kind, _VECTOR)
 
 
-def _address(context, builder, array_type, array, index):  # type: ignore[no-untyped-def]
+def _address(context, builder, array_type, array, index):
     data = context.make_array(array_type)(context, builder, array).data
     return builder.bitcast(builder.gep(data, [index]), _VECTOR.as_pointer())
 
 
 @intrinsic
-def _zero4(typing):  # type: ignore[no-untyped-def]
-    def build(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+def _zero4(typing):
+    def build(context, builder, signature, arguments):
         return ir.Constant(_VECTOR, [0.0] * 4)
 
     return _float4(), build
 
 
 @intrinsic
-def _mixed4(typing, total, array, index, weight):  # type: ignore[no-untyped-def]
+def _mixed4(typing, total, array, index, weight):
     """total + weight * array[index : index + 4]; no bounds are checked."""
 
-    def build(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+    def build(context, builder, signature, arguments):
         total, array, index, weight = arguments
         values = builder.load(_address(context, builder, signature.args[1], array, index), align=4)
         one = builder.insert_element(ir.Constant(_VECTOR, ir.Undefined), weight, ir.Constant(ir.IntType(32), 0))
@@ -61,10 +64,10 @@ def _mixed4(typing, total, array, index, weight):  # type: ignore[no-untyped-def
 
 
 @intrinsic
-def _store4(typing, array, index, values):  # type: ignore[no-untyped-def]
+def _store4(typing, array, index, values):
     """array[index : index + 4] = values; no bounds are checked."""
 
-    def build(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+    def build(context, builder, signature, arguments):
         array, index, values = arguments
         builder.store(values, _address(context, builder, signature.args[0], array, index), align=4)
         return context.get_dummy_value()
@@ -73,7 +76,7 @@ def _store4(typing, array, index, values):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(nogil=True, cache=True, error_model="numpy")
-def taps(length: int, side: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def taps(length, side):
     """For each of `side` output pixels: first input pixel, number of them, and their weights (side, widest)."""
     scale = length / side
     half = max(scale, 1.0)
@@ -95,7 +98,7 @@ def taps(length: int, side: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 @numba.njit(nogil=True, cache=True, error_model="numpy", fastmath=True)
-def _mix_rows(image, start, length, top, count, weights, row):  # type: ignore[no-untyped-def]
+def _mix_rows(image, start, length, top, count, weights, row):
     """row[:length] = sum over k < count of weights[k] * image[top + k, start : start + length], two rows at a time."""
     k = 0
     if count % 2:
@@ -114,7 +117,7 @@ def _mix_rows(image, start, length, top, count, weights, row):  # type: ignore[n
 
 
 @numba.njit(nogil=True, cache=True, error_model="numpy", fastmath=True)
-def _mix_columns(row, left, count, weights, flip, line):  # type: ignore[no-untyped-def]
+def _mix_columns(row, left, count, weights, flip, line):
     """line[3 * j :][:3] = the mixed pixel j, from left to right: a fourth lane is overwritten by its own pixel.
 
     Two and four weights, the cases of a box up to twice the output's width, are written out: a loop of unknown
@@ -138,7 +141,7 @@ def _mix_columns(row, left, count, weights, flip, line):  # type: ignore[no-unty
 
 
 @numba.njit(nogil=True, cache=True, error_model="numpy", fastmath=True)
-def _resize_into(image, box, flip, out, row, line):  # type: ignore[no-untyped-def]
+def _resize_into(image, box, flip, out, row, line):
     side = out.shape[0]
     x, y, width, height = np.int64(box[0]), np.int64(box[1]), np.int64(box[2]), np.int64(box[3])
     top, rows, row_weights = taps(height, side)
@@ -153,7 +156,7 @@ def _resize_into(image, box, flip, out, row, line):  # type: ignore[no-untyped-d
 
 
 @numba.njit(nogil=True, cache=True, error_model="numpy", fastmath=True)
-def cut_into(image, boxes, flips, outs, first, row, line):  # type: ignore[no-untyped-def]
+def cut_into(image, boxes, flips, outs, first, row, line):
     """Cuts every box out of one image, resizes it to every side, and writes it where it belongs.
 
     image (height, 3 * width) uint8; boxes (c, 4) uint16 x, y, width, height, inside the image; flips (c,) uint8;

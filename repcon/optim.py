@@ -15,6 +15,9 @@ from timm.optim import create_optimizer_v2  # pyright: ignore[reportPrivateImpor
 from timm.scheduler import create_scheduler_v2  # pyright: ignore[reportPrivateImportUsage]
 from timm.utils import ModelEmaV3  # pyright: ignore[reportPrivateImportUsage]
 
+FUSED = ("adam", "adamw", "sgd")
+"""torch's own optimisers that update all weights in one call: on two cores a tenth of a small model's step."""
+
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -102,7 +105,8 @@ def _optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
     if not any(p.requires_grad for p in model.parameters()):
         raise UserError("freeze_blocks: nothing is left to train; lower it")
     try:
-        return create_optimizer_v2(model, opt=config.name, lr=config.lr, weight_decay=config.weight_decay)
+        fused: dict[str, Any] = {"fused": True} if config.name in FUSED else {}
+        return create_optimizer_v2(model, opt=config.name, lr=config.lr, weight_decay=config.weight_decay, **fused)
     except (AssertionError, ValueError, KeyError) as error:
         raise UserError(f"optim.name {config.name!r}: timm makes no such optimiser here ({error})") from error
 

@@ -76,7 +76,7 @@ class Trainer:
             batches = self.feed.batches(part, start)
             for number, batch in enumerate(clock.timed(batches), start):
                 rate = self.updates.lr
-                losses = self._train(batch, part, number, guard)
+                losses = self.train_batch(batch, part, number, guard)
                 log.step(self.step, losses, batch.total, rate, clock)
                 if self._closes(part, number) and self._interrupted(part, number, checkpoints, log, stop):
                     guard.check()
@@ -95,7 +95,7 @@ class Trainer:
         with autocast(self.team.device, self.settings.precision):
             return model(images)
 
-    def _train(self, batch: Batch, part: int, number: int, guard: LossGuard) -> torch.Tensor:
+    def train_batch(self, batch: Batch, part: int, number: int, guard: LossGuard) -> torch.Tensor:
         """One batch; gives (H,) this process's part of its losses. Randomness is keyed by the step alone."""
         torch.manual_seed(_key(self.settings.seed, self.step, self.team))
         last = self._closes(part, number)

@@ -41,7 +41,7 @@ def losses(out: Path) -> list[tuple[int, dict[str, float]]]:
 
 def stop_after(steps: int, monkeypatch: pytest.MonkeyPatch, number: int = signal.SIGTERM) -> None:
     """Sends this process a real signal in the middle of the run."""
-    plain = Trainer._train
+    plain = Trainer.train_batch
     taken = 0
 
     def stopping(self: Trainer, *arguments: Any) -> torch.Tensor:
@@ -51,7 +51,7 @@ def stop_after(steps: int, monkeypatch: pytest.MonkeyPatch, number: int = signal
             os.kill(os.getpid(), number)
         return plain(self, *arguments)
 
-    monkeypatch.setattr(Trainer, "_train", stopping)
+    monkeypatch.setattr(Trainer, "train_batch", stopping)
 
 
 def test_the_loss_falls_and_everything_is_written(case: Path, tmp_path: Path) -> None:
@@ -126,7 +126,7 @@ def test_a_run_killed_between_checkpoints_repeats_its_steps(
     """What was logged after the last checkpoint is logged once, with the same figures."""
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     train.run(settings(case, whole))
-    plain = Trainer._train
+    plain = Trainer.train_batch
 
     def dies(self: Trainer, *arguments: Any) -> torch.Tensor:
         if self.step == 6:
@@ -134,7 +134,7 @@ def test_a_run_killed_between_checkpoints_repeats_its_steps(
         return plain(self, *arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "_train", dies)
+        patch.setattr(Trainer, "train_batch", dies)
         with pytest.raises(OSError, match="power cut"):
             train.run(settings(case, parts))
     assert losses(parts)[-1][0] == 6

@@ -18,7 +18,7 @@ from repcon.trainer import Trainer
 
 recipe, shown, stop_at = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
 torch.set_num_threads(1)
-plain = Trainer._train
+plain = Trainer.train_batch
 
 
 def writing(self: Trainer, batch: Any, *arguments: Any) -> torch.Tensor:
@@ -31,7 +31,7 @@ def writing(self: Trainer, batch: Any, *arguments: Any) -> torch.Tensor:
     return losses
 
 
-Trainer._train = writing
+Trainer.train_batch = writing
 try:
     train.run(config.load(TrainConfig, recipe))
 except KeyboardInterrupt:

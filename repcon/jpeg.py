@@ -77,18 +77,18 @@ def content_hash(data: bytes) -> bytes:
 
 def encode(data: bytes, max_side: int, quality: int) -> Encoded:
     """Gives the pack's JPEG of an image file's bytes. Raises Unusable with the reason."""
-    if data[:2] != b"\xff\xd8":
-        pixels, change = _decode(data)
-    else:
+    if data[:2] == b"\xff\xd8":
         header = read_header(data)
         _bound(header.width, header.height)
         if data.count(b"\xff\xda") > MAX_SCANS:
             raise Unusable(f"too many scans: more than {MAX_SCANS}, which could take minutes to decode")
-        change = _change(header, max_side)
-        pixels, damage = _decode_jpeg(data, header)
-        if not change and not damage:
+        decoded, damage = _decode_jpeg(data, header)
+        change = _change(header, max_side) or damage
+        if not change:
             return Encoded(data, header.width, header.height, content_hash(data), "")
-        change = change or damage
+        pixels = _decode(data)[0] if decoded is None else _upright(Image.fromarray(decoded), header.orientation)
+    else:
+        pixels, change = _decode(data)
     image = _shrink(pixels, max_side)
     try:
         jpeg = simplejpeg.encode_jpeg(np.ascontiguousarray(image), quality=quality, colorsubsampling="420")
@@ -195,20 +195,17 @@ def _bound(width: int, height: int) -> None:
         raise Unusable(f"too many pixels: {width} x {height}, of which at most {MAX_PIXELS:,} are decoded")
 
 
-def _decode_jpeg(data: bytes, header: Header) -> tuple[Image.Image, str]:
-    """The pixels, upright, and what was wrong with the file, if it did no harm to them."""
+def _decode_jpeg(data: bytes, header: Header) -> tuple[np.ndarray | None, str]:
+    """(height, width, 3) uint8, or None where Pillow has to decode; and what harmless damage the file has."""
     try:
-        space = "CMYK" if header.components == 4 else "RGB"
-        decoded = simplejpeg.decode_jpeg(data, colorspace=space, strict=True)
+        decoded = simplejpeg.decode_jpeg(data, colorspace="CMYK" if header.components == 4 else "RGB", strict=True)
     except ValueError as error:
         reason = str(error)
-        if not any(harmless in reason for harmless in _HARMLESS):
-            cut = "truncated" if "remature end" in reason else "damaged"
-            raise Unusable(f"{cut}: {reason}") from error
-        return _decode(data)[0], "harmless damage"
-    if header.components == 4:  # Pillow knows whether Adobe's inverted inks are meant
-        return _decode(data)[0], ""
-    return _upright(Image.fromarray(decoded), header.orientation), ""
+        if any(harmless in reason for harmless in _HARMLESS):
+            return None, "harmless damage"
+        raise Unusable(f"{'truncated' if 'remature end' in reason else 'damaged'}: {reason}") from error
+    # Pillow knows whether Adobe's inverted inks are meant.
+    return (None if header.components == 4 else decoded), ""
 
 
 def _decode(data: bytes) -> tuple[Image.Image, str]:

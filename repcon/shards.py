@@ -15,6 +15,7 @@ from repcon.pack_format import COLUMNS, KEY_TEXT, Columns, dump_index, load_inde
 from repcon.sources import Item
 
 BLOCK = 512
+_BLANK = tarfile.TarInfo().tobuf(tarfile.GNU_FORMAT)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -73,9 +74,7 @@ class Shard:
 
     def _member(self, name: str, data: bytes) -> int:
         """Gives the offset of the member's data. All but name and length is fixed, so equal input gives equal bytes."""
-        info = tarfile.TarInfo(name)
-        info.size = len(data)
-        header = info.tobuf(tarfile.GNU_FORMAT, "utf-8", "strict")
+        header = member_header(name, len(data))
         self._file.write(header)
         self._file.write(data)
         self._file.write(bytes(-len(data) % BLOCK))
@@ -113,6 +112,18 @@ class Shard:
             "key_end": np.cumsum([len(key) for key in self._keys]).astype("<i8"),
             KEY_TEXT: np.frombuffer(b"".join(self._keys), "|u1"),
         }
+
+
+def member_header(name: str, size: int) -> bytes:
+    """A member's GNU header. Short names are filled in here: tarfile's own bytes, in a fraction of its time."""
+    encoded = name.encode()
+    if len(encoded) > 100 or size >= 8**11:
+        info = tarfile.TarInfo(name)
+        info.size = size
+        return info.tobuf(tarfile.GNU_FORMAT, "utf-8", "strict")
+    before, after = encoded.ljust(100, b"\0") + _BLANK[100:124] + b"%011o\0" % size + _BLANK[136:148], _BLANK[156:]
+    checksum = sum(before) + sum(after) + 8 * ord(" ")
+    return before + b"%06o\0 " % checksum + after
 
 
 def assemble(parts: list[Part]) -> Columns:

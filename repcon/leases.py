@@ -16,7 +16,9 @@ import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Any
+
+from repcon.lease_files import open_claims
 
 BEAT_SECONDS = 5.0
 STALE_SECONDS = 45.0
@@ -29,7 +31,7 @@ class Leases:
     def __init__(
         self, folder: str, *, beat_seconds: float = BEAT_SECONDS, stale_seconds: float = STALE_SECONDS
     ) -> None:
-        self._files = _open(folder)
+        self._files = open_claims(folder)
         self._beat_seconds, self._stale_seconds = beat_seconds, stale_seconds
         self._owner = {"place": _place(), "pid": os.getpid(), "born": _born(os.getpid()), "token": uuid.uuid4().hex}
         self._held: dict[str, bytes] = {}
@@ -106,127 +108,6 @@ class Leases:
                         if self._files.read(name) == before:
                             self._held[name] = self._data(beat)
                             self._files.write(name, self._held[name])
-
-
-class _Files(Protocol):
-    """Where claims lie."""
-
-    def create(self, name: str, data: bytes) -> bool: ...
-    def read(self, name: str) -> bytes | None: ...
-    def write(self, name: str, data: bytes) -> None: ...
-    def replace_dead(self, name: str, dead: bytes, data: bytes) -> bool: ...
-    def remove(self, name: str) -> None: ...
-    def remove_folder(self) -> None: ...
-
-
-def _open(folder: str) -> _Files:
-    return _Remote(folder) if "://" in folder else _Local(Path(folder))
-
-
-class _Local:
-    """A folder; the file system makes `create` and `rename` atomic."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-
-    def create(self, name: str, data: bytes) -> bool:
-        temporary = self._temporary(name)
-        while True:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            # Another process that ends may remove the empty folder in between: then once more.
-            with contextlib.suppress(FileNotFoundError):
-                temporary.write_bytes(data)
-                try:
-                    os.link(temporary, self._folder / name)  # Fails where the name exists; the content is whole.
-                    return True
-                except FileExistsError:
-                    return False
-                finally:
-                    temporary.unlink(missing_ok=True)
-
-    def read(self, name: str) -> bytes | None:
-        try:
-            return (self._folder / name).read_bytes()
-        except FileNotFoundError:
-            return None
-
-    def write(self, name: str, data: bytes) -> None:
-        temporary = self._temporary(name)
-        temporary.write_bytes(data)
-        os.replace(temporary, self._folder / name)
-
-    def replace_dead(self, name: str, dead: bytes, data: bytes) -> bool:
-        """Moves the dead claim aside, which only one of several heirs can do, and creates an own one."""
-        aside = self._temporary(name)
-        try:
-            os.rename(self._folder / name, aside)
-        except FileNotFoundError:
-            return False
-        if aside.read_bytes() != dead:  # Another heir was faster, and this is its living claim: back with it.
-            with contextlib.suppress(FileExistsError):
-                os.link(aside, self._folder / name)
-            aside.unlink()
-            return False
-        aside.unlink()
-        return self.create(name, data)
-
-    def remove(self, name: str) -> None:
-        (self._folder / name).unlink(missing_ok=True)
-
-    def remove_folder(self) -> None:
-        with contextlib.suppress(OSError):
-            self._folder.rmdir()
-
-    def _temporary(self, name: str) -> Path:
-        return self._folder / f".{name}.{uuid.uuid4().hex}"
-
-
-class _Remote:
-    """Objects below a URL; `create` is atomic where the store knows conditional writes (S3 does)."""
-
-    def __init__(self, url: str) -> None:
-        import fsspec
-
-        self._system, self._root = fsspec.url_to_fs(url)
-
-    def create(self, name: str, data: bytes) -> bool:
-        path = self._path(name)
-        self._system.makedirs(self._root, exist_ok=True)
-        try:
-            self._system.pipe_file(path, data, mode="create")
-            return True
-        except FileExistsError:
-            return False
-        except (TypeError, ValueError, NotImplementedError):  # No conditional writes here: the rare race costs work.
-            if self.read(name) is not None:
-                return False
-            self._system.pipe_file(path, data)
-            return self.read(name) == data
-
-    def read(self, name: str) -> bytes | None:
-        try:
-            return self._system.cat_file(self._path(name))
-        except FileNotFoundError:
-            return None
-
-    def write(self, name: str, data: bytes) -> None:
-        self._system.pipe_file(self._path(name), data)
-
-    def replace_dead(self, name: str, dead: bytes, data: bytes) -> bool:
-        if self.read(name) != dead:
-            return False
-        self.remove(name)
-        return self.create(name, data)
-
-    def remove(self, name: str) -> None:
-        with contextlib.suppress(FileNotFoundError):
-            self._system.rm_file(self._path(name))
-
-    def remove_folder(self) -> None:
-        """Object stores have no folders."""
-
-    def _path(self, name: str) -> str:
-        return f"{self._root.rstrip('/')}/{name}"
 
 
 def _place() -> str:

@@ -3,32 +3,30 @@
 `run` sets up and shows; `work` is what every process does, alone or beside others; `Labeller.label` is the path.
 """
 
-import contextlib
-import signal
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import torch
 
-from repcon import teachers
+from repcon import cluster, crew
+from repcon.bench import Bench, check, choose_device, crops_of, load, set_up
 from repcon.config import PrecomputeConfig, dump
 from repcon.decoding import Decoding, Step
 from repcon.errors import UserError
-from repcon.images import Pack
+from repcon.estimate import estimate
 from repcon.leases import Leases
 from repcon.loaders import open_loader
+from repcon.memory import keep_freed_memory
 from repcon.overlap import Ahead, Behind
 from repcon.panel import Answers, Panel, find_batch_size
-from repcon.precompute_show import Display, Event, show
+from repcon.precompute_show import Display, Event, merged, show
 from repcon.record import Run, console
-from repcon.store import LabelStore, Unit
-from repcon.target import lease_folder, open_target, run_folder
-from repcon.teachers import Teacher
+from repcon.store import Unit
+from repcon.target import lease_folder, run_folder
 from repcon.unitwork import UnitWork
 
 AHEAD_BATCHES, UNITS_BEHIND = 2, 1
@@ -37,97 +35,96 @@ WAIT_SECONDS = 1.0
 Report = Callable[[Event], None]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Bench:
-    """What one process labels with."""
-
-    config: PrecomputeConfig
-    pack: Pack
-    store: LabelStore
-    teachers: tuple[Teacher, ...]
-    device: torch.device
-
-
 def run(config: PrecomputeConfig) -> dict[str, Any]:
     """Labels all crops that the store lacks; gives the figures. What was finished is kept, whatever happens."""
     check(config)
     if config.estimate:
-        from repcon.estimate import estimate
-
-        return estimate(config)
+        pack, loaded, device = load(config)
+        return estimate(replace(config, batch_size=config.batch_size or find_batch_size(loaded, device)), pack, loaded)
     record = Run(run_folder(config.out), "precompute", dump(config))
-    bench = set_up(config)
-    todo = unfinished(bench)
-    total = sum(_crops(unit) for unit in bench.store.units() if set(unit.heads) <= _names(bench))
-    display = Display(record, total_crops=total, remaining_crops=sum(map(_crops, todo)))
+    shared = config.ray or config.processes > 1  # Then this process only hands out and shows.
+    bench = set_up(config, "cpu" if shared else "")
+    todo = bench.todo()
+    total = bench.total_crops()
+    display = Display(record, total_crops=total, remaining_crops=sum(map(crops_of, todo)))
     try:
-        with _terminable(), display:
-            work(bench, display.take)
+        with crew.terminable(), display:
+            _distribute(config, bench, todo, display)
     except KeyboardInterrupt:
-        left = len(unfinished(bench))
+        left = len(bench.todo())
         console.print(f"stopped: {left} of {len(bench.store.units())} units are left; the same command goes on there")
         raise
     return _finish(config, record, display, bench, total)
 
 
-def check(config: PrecomputeConfig) -> None:
-    """Refuses what can be seen to be wrong before anything is loaded."""
-    names = [teacher.name for teacher in config.teachers]
-    if not names:
-        raise UserError("teachers: none named; a recipe needs at least one [[teachers]] with name and model")
-    if len(set(names)) < len(names):
-        raise UserError(f"teachers: {', '.join(names)}: each needs a name of its own")
-    for field in ("crops", "k", "processes"):
-        if getattr(config, field) < 1:
-            raise UserError(f"{field}: {getattr(config, field)} makes no sense; it must be 1 or more")
-    for field in ("batch_size", "workers", "rows_per_shard"):
-        if getattr(config, field) < 0:
-            raise UserError(f"{field}: {getattr(config, field)} makes no sense; 0 chooses by itself")
-
-
-def set_up(config: PrecomputeConfig, device: str = "") -> Bench:
-    """Pack, teachers and store; the store is made, or compared with the recipe and extended."""
-    pack = Pack.open(config.pack)
-    if not len(pack):
-        raise UserError(f"{config.pack}: the pack holds no images")
-    place = torch.device(device or choose_device(config))
-    loaded = tuple(teachers.load(teacher, place) for teacher in config.teachers)
-    store = open_target(config, pack, [teacher.section for teacher in loaded])
-    size = config.batch_size or find_batch_size(loaded, place)
-    return Bench(config=replace(config, batch_size=size), pack=pack, store=store, teachers=loaded, device=place)
-
-
-def choose_device(config: PrecomputeConfig) -> str:
-    """`auto` takes CUDA where there is any."""
-    if config.device == "cuda" and not torch.cuda.is_available():
-        raise UserError("device cuda: torch sees no CUDA device here; use device = 'cpu' or 'auto'")
-    return config.device if config.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def unfinished(bench: Bench) -> list[Unit]:
-    """The units still to do that this recipe's teachers can do."""
-    return [unit for unit in bench.store.unfinished() if set(unit.heads) <= _names(bench)]
+def _distribute(config: PrecomputeConfig, bench: Bench, todo: list[Unit], display: Display) -> None:
+    """The units to this process, to several on this machine, or to a cluster."""
+    if config.ray and todo:
+        cluster.run(
+            config.ray, UnitWorker, (config,), store=bench.store, units=todo, device=config.device,
+            per_node=config.processes, take=display.take,
+        )  # fmt: skip
+    elif config.processes > 1 and todo:
+        crew.run(serve, (config,), crew.posts(config.processes, choose_device(config)), display.take)
+    else:
+        work(bench, display.take)
 
 
 def work(bench: Bench, report: Report) -> None:
     """Labels units until none is left, beside any number of processes that do the same."""
-    left = unfinished(bench)
+    left = bench.todo()
     if not left:
         return
     with Leases(lease_folder(bench.config.out)) as leases, Labeller(bench, report, left) as labeller:
         while left:
-            if not labeller.label(claimed(bench.store, left, leases), lambda unit: leases.release(unit.name)):
+            if not labeller.label(claimed(bench, left, leases), lambda unit: leases.release(unit.name)):
                 time.sleep(WAIT_SECONDS)  # All that is left is in other processes' hands.
-            left = unfinished(bench)
-            report(Event(remaining_crops=sum(map(_crops, left))))
+            left = bench.todo()
+            report(Event(remaining_crops=sum(map(crops_of, left))))
 
 
-def claimed(store: LabelStore, units: list[Unit], leases: Leases) -> Iterator[Unit]:
+def serve(config: PrecomputeConfig, post: crew.Post, report: Report) -> None:
+    """What a further process on this machine does."""
+    keep_freed_memory()
+    workers = config.workers or (0 if post.device.startswith("cuda") else post.threads)
+    work(set_up(replace(config, workers=workers), post.device), report)
+
+
+class UnitWorker:
+    """What an actor of a cluster holds: the teachers, and this process's claims."""
+
+    def __init__(self, config: PrecomputeConfig, threads: int) -> None:
+        """`threads` for torch and the loader; 0 leaves it to them (on a GPU)."""
+        console.quiet = True
+        keep_freed_memory()
+        if threads:
+            torch.set_num_threads(threads)
+        self._bench = set_up(replace(config, workers=config.workers or threads))
+        self._units = {unit.name: unit for unit in self._bench.store.units()}
+        self._leases = Leases(lease_folder(config.out)).__enter__()
+        self._labellers: dict[tuple[str, ...], Labeller] = {}
+        self._events: list[Event] = []
+
+    def label(self, unit_name: str) -> Event | None:
+        """Labels the unit; None where another process has it, or its boxes are still to come."""
+        unit = self._units[unit_name]
+        if self._bench.store.is_done(unit):
+            return Event()
+        labeller = self._labellers.get(unit.heads)
+        if labeller is None:
+            labeller = self._labellers[unit.heads] = Labeller(self._bench, self._events.append, [unit])
+        self._events.clear()
+        claim = claimed(self._bench, [unit], self._leases)
+        done = labeller.label(claim, lambda unit: self._leases.release(unit.name))
+        return merged(self._events) if done else None
+
+
+def claimed(bench: Bench, units: list[Unit], leases: Leases) -> Iterator[Unit]:
     """Those units that nobody else has, as they are asked for."""
     for unit in units:
         if not leases.claim(unit.name):
             continue
-        if store.is_done(unit) or not _boxes_are_there(store, unit):
+        if bench.store.is_done(unit) or not bench.boxes_are_there(unit):
             leases.release(unit.name)
         else:
             yield unit
@@ -209,19 +206,6 @@ class _Watch:
         self._time, self._waited = now, waited
 
 
-@contextlib.contextmanager
-def _terminable() -> Iterator[None]:
-    """SIGTERM, which clusters send before they kill, ends the run as Ctrl-C does."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
 def _finish(config: PrecomputeConfig, record: Run, display: Display, bench: Bench, total: int) -> dict[str, Any]:
     missing = bench.store.missing
     figures = {
@@ -239,22 +223,3 @@ def _finish(config: PrecomputeConfig, record: Run, display: Display, bench: Benc
         hint = "their rows are marked and loaders skip them; set tolerate_missing to accept that"
         raise UserError(f"{config.out}: {len(missing)} images could not be decoded ({some}); {hint}", figures=figures)
     return figures
-
-
-def _crops(unit: Unit) -> int:
-    return len(unit.crops) * len(unit.rows)
-
-
-def _names(bench: Bench) -> set[str]:
-    return {teacher.name for teacher in bench.teachers}
-
-
-def _boxes_are_there(store: LabelStore, unit: Unit) -> bool:
-    """Whether the unit draws its boxes itself, or the unit that did is finished."""
-    if unit.writes_boxes:
-        return True
-    return all(
-        store.is_done(other)
-        for other in store.units()
-        if other.writes_boxes and other.crops == unit.crops and other.rows == unit.rows
-    )

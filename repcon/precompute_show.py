@@ -2,6 +2,7 @@
 
 import threading
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
@@ -33,6 +34,21 @@ class Event:
     """Crops of units that nobody has finished yet, as the store says."""
     note: str = ""
     """A message for the user."""
+
+
+def merged(events: Iterable[Event]) -> Event:
+    """The sum of some events."""
+    held = list(events)
+    return Event(
+        images=sum(event.images for event in held),
+        crops=sum(event.crops for event in held),
+        seconds=sum(event.seconds for event in held),
+        waited_seconds=sum(event.waited_seconds for event in held),
+        unit=", ".join(event.unit for event in held if event.unit),
+        written_bytes=sum(event.written_bytes for event in held),
+        missing=tuple(image for event in held for image in event.missing),
+        note="; ".join(event.note for event in held if event.note),
+    )
 
 
 class Display:
@@ -84,7 +100,8 @@ class Display:
             self._resumed = self._total - event.remaining_crops - self.crops
             done = self._total - event.remaining_crops
         rates = self._rates()
-        note = f"{rates['images_per_second']:,.0f} images/s, teachers waited {100 * rates['waited_share']:.0f} %"
+        # Short: the line has to fit 80 columns beside crops, crops/s and the time left.
+        note = f"{rates['images_per_second']:,.1f} images/s, {100 * rates['waited_share']:.0f} % waiting"
         note += f", {self.written_bytes / 1e6:,.1f} MB"
         self._bars.update(self._task, completed=done, note=note)
         if time.monotonic() - self._logged > _LOG_SECONDS:

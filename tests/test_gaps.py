@@ -81,3 +81,10 @@ def test_missing_rows_become_poison_and_come_back_as_nan():
 def test_a_whole_heads_tail_stays_nothing():
     back = decoded(stored(torch.randn(6, 4), 4, (1.0, 3.0)), 4, 4, (1.0, 3.0))
     assert np.isneginf(back[:, 4:]).all()
+
+
+def test_many_rows_are_decoded_as_few_are():
+    logp = stored(9 * torch.randn(9000, 20, generator=torch.Generator().manual_seed(2)), 6, (1.0, 2.0))
+    whole = decoded(logp, 6, 20, (1.0, 2.0))
+    parts = [decoded(logp[:, start : start + 1000], 6, 20, (1.0, 2.0)) for start in range(0, 9000, 1000)]
+    np.testing.assert_array_equal(whole, np.concatenate(parts))

@@ -15,6 +15,9 @@ WIDTH = 4.4
 BINS = 160
 """Points that a line keeps: means of equal parts of what was logged, with their range shaded behind."""
 
+COUNTS = ("epoch", "step", "k")
+"""Axes on which there is nothing between two whole numbers."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Interval:
@@ -41,7 +44,7 @@ Line = tuple[Sequence[float], Sequence[float]]
 
 def lines(
     name: str, title: str, series: Mapping[str, Line], x: str, y: str, *,
-    places: Mapping[str, int] | None = None, points: bool = False, log_y: bool = False, from_zero: bool = False,
+    places: Mapping[str, int] | None = None, points: bool = False, from_zero: bool = False,
 ) -> str:  # fmt: skip
     """A line per series over a shared x. `places` fixes colours across plots; `points` marks every value."""
     figure, axes = _figure(2.7)
@@ -56,8 +59,7 @@ def lines(
                 axes.fill_between(centre, low, high, color=look["color"], alpha=0.16, linewidth=0)
             axes.plot(centre, mean, label=_short(label), **look)
         axes.set(xlabel=x, ylabel=y)
-        if log_y:
-            axes.set_yscale("log")
+        axes.xaxis.get_major_locator().set_params(integer=x in COUNTS)
         if from_zero:
             axes.set_ylim(bottom=0)
         axes.margins(x=0.02)
@@ -118,8 +120,8 @@ def bars(name: str, title: str, rows: Sequence[Bar], x: str) -> str:
     figure, axes = _figure(0.75 + 0.22 * len(rows))
     with styled():
         values = [row.value for row in rows]
-        reach = max([*values, *(row.high for row in rows if math.isfinite(row.high)), 1e-12])
-        reach = max(reach, *(row.limit if math.isfinite(row.limit) else 0 for row in rows), 0)
+        reached = [0.0, *(end for row in rows for end in (row.value, row.low, row.high, row.limit))]
+        reached = [end for end in reached if math.isfinite(end)]
         axes.barh(range(len(rows)), values, height=0.62, color=SERIES[0], alpha=0.85, linewidth=0)
         for place, row in enumerate(rows):
             if math.isfinite(row.low) and math.isfinite(row.high):
@@ -132,7 +134,7 @@ def bars(name: str, title: str, rows: Sequence[Bar], x: str) -> str:
         axes.set_yticks(range(len(rows)), [_short(row.label) for row in rows])
         axes.tick_params(axis="y", length=0)
         axes.grid(axis="y", visible=False)
-        axes.set(ylim=(len(rows) - 0.45, -0.55), xlim=(min(0, *values), reach * 1.04), xlabel=x)
+        axes.set(ylim=(len(rows) - 0.45, -0.55), xlim=(min(reached), 1.04 * max(reached) or 1.0), xlabel=x)
         _finish(figure, axes, title, 1)
         return svg(figure, name, f"{title}: {x}, " + ", ".join(f"{row.label} {row.value:.3g}" for row in rows))
 

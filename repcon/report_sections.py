@@ -45,7 +45,8 @@ def training(sources: Sequence[Source]) -> list[Section]:
         return []
     lead = (
         "Losses are in nat, weighted and scaled by the squared temperature as they are trained on; lines are means of "
-        "equal parts of the run, the shade is their range. Waiting is the share of a step spent on data."
+        "equal parts of the run, the shade is their range. Waiting is the share of a step spent on data; it and the "
+        "throughput begin after a run's first line, which holds its start."
     )
     steps = {name: source.of("step") for name, source in runs.items()}
     drawn = [*_losses(runs), *over_time(steps, SPEED), *_agreement(runs)]
@@ -82,13 +83,13 @@ def over_time(
     runs: Mapping[str, Sequence[Mapping[str, Any]]],
     wanted: Sequence[tuple[str, str, str, Callable[[Mapping[str, Any]], Any]]],
 ) -> list[Plot]:
-    """A plot for each wanted (name, title, unit, figure of a line) over the minutes of the runs' lines."""
+    """A plot for each wanted (name, title, unit, figure of a line) over minutes, from the runs' second line on."""
     places = {name: number for number, name in enumerate(runs)}
     minutes = {name: _minutes(lines) for name, lines in runs.items()}
     drawn: list[Plot] = []
     for key, title, unit, figure in wanted:
         held = {
-            name: _points(list(zip(minutes[name], map(figure, lines), strict=True))) for name, lines in runs.items()
+            name: _points(list(zip(minutes[name], map(figure, lines), strict=True))[1:]) for name, lines in runs.items()
         }
         if any(len(xs) > 1 for xs, _ in held.values()):
             drawn.append(_lines(key, title, held, "minutes", unit, places=places, from_zero=True))

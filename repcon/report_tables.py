@@ -99,7 +99,8 @@ def words(name: str, value: Any) -> str:
         return shown + (f", … ({len(value):,} in all)" if len(value) > LONGEST else "")
     if isinstance(value, Mapping):
         return ", ".join(f"{key} {words(str(key), item)}" for key, item in value.items())
-    return str(value)
+    text = str(value)
+    return f"{text[:16]}…" if re.fullmatch("[0-9a-f]{32,}", text) else text or "-"
 
 
 def _number(name: str, value: float) -> str:

@@ -298,6 +298,8 @@ def test_figures_are_joined_with_their_intervals_and_flattened() -> None:
         ("loss", float("nan"), "-"),
         ("anything", None, "-"),
         ("converged", True, "yes"),
+        ("weight_hash", "0123456789abcdef" * 4, "0123456789abcdef…"),
+        ("licence", "", "-"),
         ("names", ["a"] * 12, "a, a, a, a, a, a, a, a, … (12 in all)"),
         ("x", Interval(mean=1.0, low=0.5, high=1.5), "1 (0.5 to 1.5)"),
     ],

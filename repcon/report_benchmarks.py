@@ -1,6 +1,7 @@
 """The report's sections on benchmarks: ratios as bars with their limit, findings with intervals, the rest as tables."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from repcon import plots
@@ -12,6 +13,8 @@ from repcon.report_transfer import METRICS
 
 ROWS = 24
 """Bars in one plot; a benchmark of more shapes gets several plots."""
+FAMILY = 3
+"""Ratios to the same peer from which on they get a plot of their own."""
 
 
 def benchmarks(sources: Sequence[Source]) -> list[Section]:
@@ -26,15 +29,34 @@ def _section(source: Source, number: int) -> Section:
     if domains := _domains(source.figures):
         return _consolidation(source, number, title, domains)
     figures = flat(source.figures)
-    bars = [bar for name, value in figures.items() if (bar := _bar(name, value, figures))]
-    parts = [bars[start : start + ROWS] for start in range(0, len(bars), ROWS)]
-    drawn = [_bars(f"bench{number}-{part}", "Ratios", rows) for part, rows in enumerate(parts)]
-    lead = "Ratios measured in one run; the line across a bar is its limit or its peer." if bars else ""
+    parts = [
+        (title, bars[start : start + ROWS])
+        for title, bars in _families(figures).items()
+        for start in range(0, len(bars), ROWS)
+    ]
+    drawn = [_bars(f"bench{number}-{part}", heading, rows) for part, (heading, rows) in enumerate(parts)]
+    lead = "Ratios measured in one run; the line across a bar is its limit or its peer." if drawn else ""
     return Section(title=title, lead=lead, plots=tuple(drawn), tables=(listing("", source.figures),))
 
 
 def _bars(name: str, title: str, rows: Sequence[Bar]) -> Plot:
     return Plot(name=name, title=title, svg=plots.bars(name, title, rows, "ratio"))
+
+
+def _families(figures: Mapping[str, Any]) -> dict[str, list[Bar]]:
+    """Ratios to one and the same thing in one plot, `this` beside `that`; those that stand alone together."""
+    by_peer: dict[str, list[Bar]] = {}
+    for name, value in figures.items():
+        if bar := _bar(name, value, figures):
+            by_peer.setdefault(name.rpartition("_over_")[2], []).append(bar)
+    families: dict[str, list[Bar]] = {}
+    for peer, bars in by_peer.items():
+        words = peer.replace("_", " ")
+        if len(bars) < FAMILY:
+            families.setdefault("Ratios", []).extend(bars)
+        else:
+            families[f"Over {words}"] = [replace(bar, label=bar.label.removesuffix(f" over {words}")) for bar in bars]
+    return families
 
 
 def _bar(name: str, value: Any, figures: Mapping[str, Any]) -> Bar | None:

@@ -379,6 +379,14 @@ def test_consolidation_records_show_margins_and_domains(tmp_path: Path) -> None:
     assert "| finding_2 | +1.4 ± 1.0 |" in markdown
 
 
+def test_ratios_to_one_peer_share_a_plot(tmp_path: Path) -> None:
+    ratios = {f"{shape}_{peer}_over_ours": 2.0 for shape in ("small", "large") for peer in ("eager", "liger")}
+    record = write_record(tmp_path / "kernels", **ratios, linear_peak_over_plain=0.4, launches=3)
+    _, markdown = make(tmp_path / "out", record)
+    assert re.findall(r"!\[(.*)\]", markdown) == ["Over ours", "Ratios"]
+    assert "small eager" in (tmp_path / "out" / "plots" / "bench0-0.svg").read_text()
+
+
 def test_plain_text_for_markdown() -> None:
     assert report.plain("a|b\n*c* <d> e_f _g_ $h$") == "a\\|b \\*c\\* \\<d\\> e_f \\_g\\_ \\$h\\$"
     assert report_tables.table("", ("a",), [["b", Cell(text="c", mark="better")]]).rows[0][0].text == "b"

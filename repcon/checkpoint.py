@@ -51,6 +51,8 @@ class Checkpoints:
         """Writes the state of `step`; with `best` it is also kept as `best.pt`."""
         self.folder.mkdir(parents=True, exist_ok=True)
         names = [f"step-{step:09d}.pt"] + ([BEST] if best else [])
+        for left in self.folder.glob(".*.tmp"):  # Of a process that was killed while it wrote.
+            left.unlink()
         for name in names:
             self._write(dict(state) | {"identity": self.identity}, self.folder / name)
         for old in self._paths()[: -self.keep]:

@@ -138,30 +138,34 @@ class Feed:
             )
 
 
-@dataclass(slots=True)
 class Clock:
     """Time spent waiting for data and time spent on the rest, since the last `take`."""
 
-    data_seconds: float = 0.0
-    step_seconds: float = 0.0
+    def __init__(self) -> None:
+        self._data = self._step = 0.0
+        self._since = time.perf_counter()
 
     def timed(self, batches: Iterator[Item]) -> Iterator[Item]:
         """Passes items on; what the consumer does with one counts as its step."""
+        self._since = time.perf_counter()
         while True:
-            asked = time.perf_counter()
             item = next(batches, None)
-            got = time.perf_counter()
+            self._data += self._lap()
             if item is None:
                 return
-            self.data_seconds += got - asked
             yield item
-            self.step_seconds += time.perf_counter() - got
+            self._step += self._lap()
 
     def take(self) -> tuple[float, float]:
-        """(data_seconds, step_seconds) so far; both start again at zero."""
-        spent = (self.data_seconds, self.step_seconds)
-        self.data_seconds = self.step_seconds = 0.0
+        """(data_seconds, step_seconds) so far, asked for between two steps or in one; both start again at zero."""
+        self._step += self._lap()
+        spent = (self._data, self._step)
+        self._data = self._step = 0.0
         return spent
+
+    def _lap(self) -> float:
+        before, self._since = self._since, time.perf_counter()
+        return self._since - before
 
 
 def ahead(source: Callable[[], Iterator[Item]], depth: int = 2) -> Generator[Item]:

@@ -1,7 +1,7 @@
 """The training loop: batches in, updates out, with validation, checkpoints and a clean stop."""
 
 import time
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, closing, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -73,15 +73,13 @@ class Trainer:
         clock = Clock()
         for part in range(first, len(self.feed.passes)):
             self.student.train()
-            batches = self.feed.batches(part, start)
-            for number, batch in enumerate(clock.timed(batches), start):
-                rate = self.updates.lr
-                losses = self.train_batch(batch, part, number, guard)
-                log.step(self.step, losses, batch.total, rate, clock)
-                if self._closes(part, number) and self._interrupted(part, number, checkpoints, log, stop):
-                    guard.check()
-                    batches.close()
-                    raise KeyboardInterrupt
+            with closing(self.feed.batches(part, start)) as batches:
+                for number, batch in enumerate(clock.timed(batches), start):
+                    rate = self.updates.lr
+                    losses = self.train_batch(batch, part, number, guard)
+                    log.step(self.step, losses, batch.total, rate, clock)
+                    if self._closes(part, number) and self._interrupted(part, number, checkpoints, log, guard, stop):
+                        raise KeyboardInterrupt
             guard.check()
             start = 0
             self._end_pass(part, checkpoints, log)
@@ -125,13 +123,17 @@ class Trainer:
         first = number - number % self.settings.accumulate
         return min(self.settings.accumulate, self.feed.orders[part].steps - first)
 
-    def _interrupted(self, part: int, number: int, checkpoints: Checkpoints, log: TrainingLog, stop: Stop) -> bool:
+    def _interrupted(
+        self, part: int, number: int, checkpoints: Checkpoints, log: TrainingLog, guard: LossGuard, stop: Stop
+    ) -> bool:
         """Saves when it is time or a stop is asked for; gives whether to stop."""
-        stopping = self.team.any(stop.asked)
-        minutes = (time.monotonic() - self._saved) / 60
-        if stopping or minutes >= self.settings.checkpoint_minutes:
+        late = self.team.leads and time.monotonic() - self._saved >= 60 * self.settings.checkpoint_minutes
+        # Summed over the team: what one was asked, and what the leader's clock says, all do.
+        stopping, saving = self.team.total(torch.tensor([stop.asked, late], dtype=torch.float32)).tolist()
+        if stopping or saving:
+            guard.check()  # What is kept must be from before anything went wrong.
             self._save(checkpoints, log, (part, number + 1), best=False)
-        return stopping
+        return bool(stopping)
 
     def _end_pass(self, part: int, checkpoints: Checkpoints, log: TrainingLog) -> None:
         epoch = self.feed.passes[part].epoch + len(self.feed.passes[part].crops)

@@ -26,10 +26,18 @@ def trim_metrics(path: Path, step: int) -> None:
     """Drops lines about steps after `step`: a resumed run takes those steps again."""
     if not path.is_file():
         return
-    lines = [line for line in path.read_text().splitlines() if json.loads(line).get("step", 0) <= step]
+    lines = [line for line in path.read_text().splitlines() if _whole(line) and json.loads(line).get("step", 0) <= step]
     temporary = path.with_name(f".{path.name}.tmp")
     temporary.write_text("".join(line + "\n" for line in lines))
     os.replace(temporary, path)
+
+
+def _whole(line: str) -> bool:
+    """A kill may leave the last line unfinished."""
+    try:
+        return isinstance(json.loads(line), dict)
+    except ValueError:
+        return False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,7 +54,8 @@ class TrainingLog:
 
     def __init__(self, run: Run | None, totals: Totals, team: Team, tensorboard: bool) -> None:
         self._run, self._totals, self._team = run, totals, team
-        self._every = -(-totals.steps // MOST_LINES)
+        # A line waits for the losses; on a GPU that is worth it only now and then.
+        self._every = max(-(-totals.steps // MOST_LINES), 10 if team.device.type == "cuda" else 1)
         self._board = _board(run.path) if tensorboard and run is not None else None
         self._bars = progress()
         self._task = self._bars.add_task("train", total=totals.images, unit="images", note="")
@@ -91,8 +100,11 @@ class TrainingLog:
         self._event("validation", step=step, epoch=epoch, **figures)
         for head, values in figures.get("heads", {}).items():
             self._scalars({f"{name}/{head}": value for name, value in values.items()}, step)
+            parts = f"agrees with its teacher on {values['agreement']:.1%}, KL {values['kl']:.3f}"
+            console.print(f"epoch {epoch}, {head}: {parts}", highlight=False)
         if "knn" in figures:
             self._scalars({"knn": figures["knn"]}, step)
+            console.print(f"epoch {epoch}, kNN: {figures['knn']:.1%}", highlight=False)
 
     def results(self) -> dict[str, Any]:
         """The final figures so far."""
@@ -135,11 +147,8 @@ class TrainingLog:
         )
         self._scalars({f"loss/{name}": value for name, value in loss.items()}, step)
         self._scalars({"lr": lr, "images_per_second": rate, "data_share": share}, step)
-        spent = max(sum(self._spent), 1e-9)
-        shown = "  ".join(f"{name} {value:.3f}" for name, value in loss.items())
-        self._bars.update(
-            self._task, note=f"{shown}  {self._shown / spent:,.0f} images/s  {self._spent[0] / spent:.0%} waiting"
-        )
+        waiting = self._spent[0] / max(sum(self._spent), 1e-9)
+        self._bars.update(self._task, note=f"loss {sum(means):.3f}, {waiting:.0%} waiting for data")
         self._sums, self._count, self._images = None, 0, 0
 
     def _event(self, name: str, **figures: Any) -> None:

@@ -5,13 +5,16 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
-from training_case import one_thread, section  # noqa: F401
+from training_case import section
 
 from repcon import backbones, student
 from repcon.backbones import timm
 from repcon.errors import UserError
 from repcon.store import HeadInfo
 from repcon.student import Student
+
+pytest_plugins = ("training_fixtures",)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def heads(**classes: int) -> dict[str, HeadInfo]:

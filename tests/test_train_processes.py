@@ -1,5 +1,6 @@
 """Several processes over gloo: the same crops once each, the same training, also when their number changes."""
 
+import json
 import os
 import subprocess
 import sys
@@ -8,13 +9,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_train import losses, newest
-from training_case import CROPS, make_case, one_thread, settings  # noqa: F401
+from training_case import CROPS, losses, make_case, newest, settings
 
 from repcon import config, train
 from repcon.config import TrainConfig
 
-import json  # isort: skip
+pytest_plugins = ("training_fixtures",)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 WORKER = Path(__file__).with_name("training_worker.py")
 

@@ -1,7 +1,10 @@
 """A tiny pack with a label store of two colour teachers, for the tests of training."""
 
-from collections.abc import Iterator
+import json
+import os
+import signal
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,20 +15,12 @@ from repcon.config import CropConfig, HeadConfig, OptimConfig, TrainConfig
 from repcon.images import Pack, open_or_pack
 from repcon.loaders import Request, open_loader
 from repcon.store import LabelStore, StoreSpec, TeacherSection
+from repcon.trainer import Trainer
 
 SIZE = 32
 CROPS = 4
 K = 4
 CLASSES = {"colours": 6, "tones": 3}
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Models this small lose by threads, and on a busy machine every parallel region waits for its slowest one."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def colour_logits(pixels: torch.Tensor, classes: int) -> torch.Tensor:
@@ -113,3 +108,31 @@ def settings(root: Path, out: Path, **changes: object) -> TrainConfig:
         "optim": OptimConfig(lr=3e-3, warmup_epochs=0.5),
     }
     return TrainConfig(**(values | changes))  # pyright: ignore[reportArgumentType]
+
+
+def lines(out: Path, event: str) -> list[dict[str, Any]]:
+    events = map(json.loads, (out / "metrics.jsonl").read_text().splitlines())
+    return [line for line in events if line["event"] == event]
+
+
+def losses(out: Path) -> list[tuple[int, dict[str, float]]]:
+    return [(line["step"], line["loss"]) for line in lines(out, "step")]
+
+
+def stop_after(steps: int, monkeypatch: pytest.MonkeyPatch, number: int = signal.SIGTERM) -> None:
+    """Sends this process a real signal in the middle of the run."""
+    plain = Trainer.train_batch
+    taken = 0
+
+    def stopping(self: Trainer, *arguments: Any) -> torch.Tensor:
+        nonlocal taken
+        taken += 1
+        if taken == steps:
+            os.kill(os.getpid(), number)
+        return plain(self, *arguments)
+
+    monkeypatch.setattr(Trainer, "train_batch", stopping)
+
+
+def newest(out: Path) -> Path:
+    return max((out / "checkpoints").glob("step-*.pt"))

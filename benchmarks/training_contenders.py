@@ -1,0 +1,361 @@
+"""What `training.py` lets compete: one epoch each of ours, plain supervised training, and online distillation."""
+
+import importlib.util
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import simplejpeg
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from repcon import backbones, crops, topk
+from repcon.backbones import timm
+from repcon.config import CropConfig, HeadConfig, OptimConfig, Precision, TrainConfig
+from repcon.feed import Batch, Clock, Feed
+from repcon.images import Pack, open_or_pack
+from repcon.optim import Updates, autocast
+from repcon.processes import Team
+from repcon.sanity import LossGuard
+from repcon.store import LabelStore, StoreSpec, TeacherSection
+from repcon.trainer import Trainer
+
+HEAVY, LIGHT = "tf_efficientnet_lite0", "mobilenetv3_small_050"
+CLASSES = {"generalist": 1000, "task": 100}
+CROPS, K = 4, 16
+OPTIM = OptimConfig(warmup_epochs=0.0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setting:
+    """How much is run, and at which size."""
+
+    heavy_images: int
+    light_images: int
+    batch_size: int
+    rounds: int
+    size: int = 128
+    precision: Precision = "fp32"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Data:
+    """Pictures as a folder and as packs, with stores of random labels, for the heavy and the light trunk."""
+
+    folder: Path
+    heavy: tuple[Pack, LabelStore]
+    light: tuple[Pack, LabelStore]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Contender:
+    """`epoch` trains over all images once and gives the number of crops."""
+
+    epoch: Callable[[], int]
+    clock: Clock = field(default_factory=Clock)
+    close: Callable[[], None] = lambda: None
+
+    def data_seconds(self) -> float:
+        """Time spent waiting for data since the last call."""
+        return self.clock.take()[0]
+
+
+def heavy_contenders(data: Data, setting: Setting, device: str, only: str = "") -> dict[str, Contender]:
+    """Ours, the ideal and the synthetic on a trunk that costs more than its data; online distillation beside it."""
+    makers: dict[str, Callable[[Trainer], Contender]] = {
+        "synthetic": _synthetic,
+        "ours": _ours,
+        "ideal": _ideal,
+        "ours_one": _ours,
+        "online": lambda trainer: _online(trainer, setting, _timm_task),
+        "online_two": lambda trainer: _online(trainer, setting, _plain_online),
+    }
+    if importlib.util.find_spec("torchdistill") is not None:
+        makers["torchdistill"] = lambda trainer: _online(trainer, setting, _torchdistill)
+    single = ("ours_one", "online", "torchdistill")
+    return {
+        name: make(_trainer(data.heavy, setting, device, HEAVY, tuple(CLASSES)[: 1 if name in single else 2]))
+        for name, make in makers.items()
+        if only in ("", name)
+    }
+
+
+def light_contenders(data: Data, setting: Setting, device: str, only: str = "") -> dict[str, Contender]:
+    """Ours with 1 and 4 crops per decode, and plain training, on a trunk that costs about as much as its data."""
+
+    def ours(crops_per_decode: int) -> Contender:
+        return _ours(_trainer(data.light, setting, device, LIGHT, tuple(CLASSES), crops_per_decode))
+
+    makers = {
+        "plain": lambda: _plain(data.folder, setting, device),
+        "ours_1": lambda: ours(1),
+        "ours_4": lambda: ours(4),
+    }
+    return {name: make() for name, make in makers.items() if only in ("", name)}
+
+
+def _trainer(
+    data: tuple[Pack, LabelStore],
+    setting: Setting,
+    device: str,
+    trunk: str,
+    heads: tuple[str, ...],
+    crops_per_decode: int = 1,
+) -> Trainer:
+    pack, store = data
+    settings = TrainConfig(
+        pack="",
+        store="",
+        out="",
+        trunk=trunk,
+        pretrained=False,
+        size=setting.size,
+        epochs=crops_per_decode,
+        batch_size=setting.batch_size,
+        crops_per_decode=crops_per_decode,
+        heads=tuple(HeadConfig(name=name) for name in heads),
+        optim=OPTIM,
+        precision=setting.precision,
+        holdout=0.0,
+    )
+    feed = Feed(
+        pack,
+        store,
+        size=setting.size,
+        batch_size=setting.batch_size,
+        epochs=crops_per_decode,
+        heads=heads,
+        crops_per_decode=crops_per_decode,
+        device=device,
+    )
+    return Trainer(settings, store, feed, Team(rank=0, world=1, device=torch.device(device), words=None))
+
+
+def _ours(trainer: Trainer) -> Contender:
+    clock = Clock()
+
+    def epoch() -> int:
+        trainer.student.train()
+        guard = LossGuard(trainer.loss.names, trainer.team, Path())
+        shown = 0
+        for number, batch in enumerate(clock.timed(trainer.feed.batches(0))):
+            trainer.train_batch(batch, 0, number, guard)
+            shown += batch.total
+        return shown
+
+    return Contender(epoch=epoch, clock=clock, close=trainer.feed.close)
+
+
+def _synthetic(trainer: Trainer) -> Contender:
+    """The trainer's own steps on one batch again and again."""
+    batches = trainer.feed.batches(0)
+    first = next(batches)
+    batches.close()
+
+    def epoch() -> int:
+        trainer.student.train()
+        guard = LossGuard(trainer.loss.names, trainer.team, Path())
+        order = trainer.feed.orders[0]
+        for number in range(order.steps):
+            trainer.train_batch(first, 0, number, guard)
+        return order.steps * first.total
+
+    return Contender(epoch=epoch)
+
+
+def _ideal(trainer: Trainer) -> Contender:
+    """The student alone: the same crops, a cross-entropy on labels that are there."""
+    settings, device = trainer.settings, trainer.team.device
+
+    def step(batch: Batch) -> None:
+        logits = trainer.answer(batch.pixels)
+        labels = (batch.images % logits.shape[1]).to(device)
+        trainer.updates.step(F.cross_entropy(logits.float(), labels))
+
+    assert settings.accumulate == 1
+    return _stepping(trainer, step)
+
+
+Distil = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+"""(normalised images, hard labels that no one uses) to the loss."""
+
+
+def _online(
+    trainer: Trainer, setting: Setting, make: Callable[[nn.Module, nn.ModuleList, Trainer], Distil]
+) -> Contender:
+    """The same trunk, crops and optimiser, with the teachers of the heads run in every step."""
+    device, heads = trainer.team.device, trainer.student.heads
+    teachers = nn.ModuleList(timm.create_model(HEAVY, num_classes=count) for count in heads.values())
+    student = timm.create_model(HEAVY, num_classes=sum(heads.values()))
+    for model in (student, teachers):
+        model.to(device=device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    loss = make(student, teachers.eval().requires_grad_(False), trainer)
+    updates = Updates(student, OPTIM, total=10**6, per_epoch=1.0, device=device, precision=setting.precision)
+
+    def step(batch: Batch) -> None:
+        student.train()
+        images = backbones.normalise(batch.pixels, trainer.preprocessing, torch.float32)
+        targets = torch.zeros(len(images), dtype=torch.int64, device=images.device)
+        with autocast(device, setting.precision):
+            total = loss(images, targets)
+        updates.step(total)
+
+    return _stepping(trainer, step)
+
+
+def _stepping(trainer: Trainer, step: Callable[[Batch], None]) -> Contender:
+    def epoch() -> int:
+        trainer.student.train()
+        shown = 0
+        for batch in trainer.feed.batches(0):
+            step(batch)
+            shown += batch.total
+        return shown
+
+    return Contender(epoch=epoch)
+
+
+def _timm_task(student: nn.Module, teachers: nn.ModuleList, trainer: Trainer) -> Distil:
+    """timm.task's distillation takes one teacher of the student's classes."""
+    from timm.task import LogitDistillationTask
+
+    device = trainer.team.device
+    task = LogitDistillationTask(
+        student, teachers[0], distill_loss_weight=1.0, task_loss_weight=0.0, device=device, verbose=False
+    )
+    return lambda images, targets: task(images, targets)["loss"]
+
+
+def _plain_online(student: nn.Module, teachers: nn.ModuleList, trainer: Trainer) -> Distil:
+    """Several teachers of different classes, as one would write it."""
+
+    def loss(images: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            answers = [teacher(images) for teacher in teachers]
+        parts = student(images).split([answer.shape[1] for answer in answers], dim=1)
+        pairs = zip(parts, answers, strict=True)
+        return torch.stack([_kl(part.float(), answer.float()) for part, answer in pairs]).sum()
+
+    return loss
+
+
+def _kl(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
+    return F.kl_div(student.log_softmax(1), teacher.log_softmax(1), reduction="batchmean", log_target=True)
+
+
+def _torchdistill(student: nn.Module, teachers: nn.ModuleList, trainer: Trainer) -> Distil:
+    """torchdistill's box with its KD loss; the optimiser stays ours."""
+    from torchdistill.core.distillation import get_distillation_box  # pyright: ignore[reportMissingImports]
+
+    ends = {
+        f"{who}_module_{what}": value
+        for who in ("student", "teacher")
+        for what, value in (("path", "."), ("io", "output"))
+    }
+    term = {"criterion": {"key": "KDLoss", "kwargs": {**ends, "temperature": 1.0, "alpha": 0.0}}, "weight": 1.0}
+    recipe = {
+        "num_epochs": 1,
+        "criterion": {"key": "WeightedSumLoss", "kwargs": {"sub_terms": {"kd": term}}},
+        "teacher": {"forward_proc": "forward_batch_only", "requires_grad": False},
+        "student": {"forward_proc": "forward_batch_only"},
+    }
+    box = get_distillation_box(teachers[0], student, {}, recipe, trainer.team.device, None, False, 1.0)
+    return lambda images, targets: box.forward_process(images, targets)
+
+
+def _plain(folder: Path, setting: Setting, device: str) -> Contender:
+    """Supervised training of the light trunk as timm does it: its data set, loader and augmentation, hard labels."""
+    from timm.data import create_dataset, create_loader  # pyright: ignore[reportPrivateImportUsage]
+
+    place = torch.device(device)
+    model = timm.create_model(LIGHT, num_classes=sum(CLASSES.values()))
+    model.to(device=place, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    loader = create_loader(
+        create_dataset("", root=str(folder), is_training=True),  # pyright: ignore[reportArgumentType]
+        input_size=(3, setting.size, setting.size),
+        batch_size=setting.batch_size,
+        is_training=True,
+        scale=(0.25, 1.0),
+        color_jitter=0.0,
+        interpolation="bilinear",
+        num_workers=torch.get_num_threads(),
+        device=place,
+        pin_memory=device == "cuda",
+    )
+    updates = Updates(model, OPTIM, total=10**6, per_epoch=1.0, device=place, precision=setting.precision)
+
+    def epoch() -> int:
+        model.train()
+        shown = 0
+        for images, labels in loader:
+            with autocast(place, setting.precision):
+                logits = model(images.contiguous(memory_format=torch.channels_last))
+            updates.step(F.cross_entropy(logits.float(), labels))
+            shown += len(images)
+        return shown
+
+    return Contender(epoch=epoch)
+
+
+def make_data(folder: Path, setting: Setting) -> Data:
+    """Ten classes of generated photographs, packed twice (all, and the few that the heavy trunk gets through)."""
+    pictures = folder / "pictures"
+    for number, data in enumerate(_photographs(setting.light_images)):
+        place = pictures / "light" / f"class-{number % 10}" / f"{number:05d}.jpg"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_bytes(data)
+        if number < setting.heavy_images:
+            place = pictures / "heavy" / place.name
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.write_bytes(data)
+    for name in ("heavy", "light"):
+        _store(folder / f"{name}.zarr", open_or_pack(str(pictures / name), folder / "packs"))
+    return open_data(folder)
+
+
+def open_data(folder: Path) -> Data:
+    """What `make_data` left in the folder."""
+    packs = {pack.fingerprint: pack for pack in map(Pack.open, (folder / "packs").iterdir())}
+    stores = [LabelStore.open(str(folder / f"{name}.zarr")) for name in ("heavy", "light")]
+    heavy, light = ((packs[store.manifest.pack_fingerprint], store) for store in stores)
+    return Data(folder=folder / "pictures" / "light", heavy=heavy, light=light)
+
+
+def _photographs(count: int) -> Iterator[bytes]:
+    """JPEGs of 500 x 375 pixels and about 100 kB: smooth shapes under grain, as libjpeg finds photographs."""
+    generator = np.random.default_rng(0)
+    y, x = np.mgrid[0:375, 0:500].astype(np.float32) / 500
+    for _ in range(count):
+        waves = generator.uniform(2, 14, (3, 2))
+        picture = np.stack([np.sin(a * x + b * y) for a, b in waves], axis=-1) * 90 + 128
+        picture += generator.normal(0, 20, picture.shape)
+        yield simplejpeg.encode_jpeg(picture.clip(0, 255).astype(np.uint8), quality=88, colorsubsampling="420")
+
+
+def _store(folder: Path, pack: Pack) -> None:
+    """Labels of random logits on the planned crops."""
+    sections = tuple(
+        TeacherSection(name=name, model=HEAVY, architecture=HEAVY, weight_hash="", preprocessing={}, num_classes=count)
+        for name, count in CLASSES.items()
+    )
+    spec = StoreSpec(
+        pack_fingerprint=pack.fingerprint,
+        images=len(pack),
+        crops=CROPS,
+        crop_recipe={},
+        k=K,
+        temperatures=(1.0,),
+        teachers=sections,
+    )
+    store = LabelStore.create(str(folder), spec)
+    plan = crops.plan(CropConfig(), pack.hashes, pack.sizes, range(CROPS))
+    for unit in store.unfinished():
+        rows = slice(unit.rows.start, unit.rows.stop)
+        shape = (len(unit.crops), len(unit.rows))
+        labels = {}
+        for name, count in CLASSES.items():
+            ids, logp = topk.encode(torch.randn(shape[0] * shape[1], count) * 3, K, (1.0,))
+            labels[name] = (ids.numpy().reshape(*shape, -1), logp.numpy().astype(np.float16).reshape(*shape, -1))
+        store.write(unit, plan.boxes[unit.crops][:, rows], plan.flips[unit.crops][:, rows], labels)

@@ -21,7 +21,8 @@ import time
 from pathlib import Path
 
 import consolidation_summary as summary
-from consolidation_study import LONG, SHORT, USUAL, Protocol, Study
+from consolidation_protocol import LONG, SHORT, USUAL, Protocol
+from consolidation_study import Study
 
 from repcon.errors import UserError
 from repcon.record import console

@@ -3,12 +3,12 @@
 import json
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from importlib.resources import files
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import consolidation_data as data
+from consolidation_protocol import DOWNSTREAM_HALF, GENERALIST, QUARTERS, STUDENTS, TEACHER_HALF, Protocol, recipe
 
 from repcon import config, images, precompute, teach, train, transfer
 from repcon.config import (
@@ -24,75 +24,6 @@ from repcon.config import (
 from repcon.errors import UserError
 from repcon.images import Pack
 from repcon.record import console, write_json
-
-Config = TypeVar("Config")
-
-GENERALIST = "generalist"
-TEACHER_HALF = (0.0, 0.5)
-DOWNSTREAM_HALF = (0.5, 1.0)
-QUARTERS = {"a": (0.0, 0.25), "b": (0.25, 0.5)}
-"""Two teachers of one domain: each learns half of the teacher half."""
-
-METHODS = {
-    "generalist": "generalist",
-    "teacher": "task teacher",
-    "teacher_a": "teacher of a quarter",
-    "teacher_b": "teacher of another quarter",
-    "task": "student: task only",
-    "generalist_only": "student: generalist only",
-    "task_generalist": "student: task + generalist",
-    "tasks": "student: all domains' tasks",
-    "tasks_generalist": "student: all tasks + generalist",
-    "quarters": "student: two quarters",
-    "quarters_generalist": "student: two quarters + generalist",
-}
-"""Every row of the table and what it is called."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Protocol:
-    """What is run; all methods share all of it."""
-
-    name: str
-    model: str = "package:efficientnet_lite0"
-    """The generalist: the start of teachers and students, and a teacher itself."""
-    domains: tuple[str, ...] = data.DOMAINS
-    seeds: tuple[int, ...] = (0, 1, 2)
-    methods: tuple[str, ...] = tuple(METHODS)
-    proxy_images: int = 3000
-    size: int = 128
-    epochs: int = 8
-    teacher_epochs: int = 8
-    crops: int = 4
-    freeze_blocks: int = 11
-    batch_size: int = 64
-    draws: int = 20
-    device: config.Device = "auto"
-
-    def changed(self, **changes: Any) -> "Protocol":
-        """The protocol with those changes that are not None."""
-        wanted = {name: value for name, value in changes.items() if value is not None}
-        unknown = set(wanted.get("domains", ())) - set(data.DOMAINS)
-        if unknown:
-            raise UserError(f"domains: {', '.join(sorted(unknown))} unknown; there are {', '.join(data.DOMAINS)}")
-        return replace(self, **wanted)
-
-
-USUAL = Protocol(name="usual")
-SHORT = Protocol(
-    name="short", domains=("aerial",), seeds=(9,), methods=("generalist", "teacher", "task", "task_generalist"),
-    proxy_images=400, size=64, epochs=1, teacher_epochs=1, crops=1, draws=3,
-)  # fmt: skip
-LONG = Protocol(
-    name="long", seeds=tuple(range(5)), proxy_images=0, size=224, epochs=30, teacher_epochs=20, crops=15,
-    freeze_blocks=0, batch_size=256, device="cuda",
-)  # fmt: skip
-
-
-def recipe(kind: type[Config], name: str, **fields: Any) -> Config:
-    """A recipe of the package with the fields that it leaves open."""
-    path = files("repcon") / "recipes" / f"{name}.toml"
-    return config.parse(kind, config.read_toml(str(path)) | fields, name)
 
 
 class Study:
@@ -111,7 +42,7 @@ class Study:
         for seed in self.protocol.seeds:
             teachers = self.teachers(seed)
             self.label(teachers)
-            students = self.students(seed, teachers)
+            students = self.students(seed)
             for domain in self.protocol.domains:
                 cells[seed, domain] = self.evaluate(seed, domain, teachers, students)
         return cells
@@ -173,45 +104,35 @@ class Study:
         marker = self.work / f"labels-{'-'.join(sorted(teachers)[:1])}"
         self._step(precompute.run, settings, marker)
 
-    def students(self, seed: int, teachers: dict[str, Path]) -> dict[str, dict[str, Path]]:
+    def students(self, seed: int) -> dict[str, dict[str, Path]]:
         """{domain: {method: folder}}; a student of all domains stands under each of them."""
-        students: dict[str, dict[str, Path]] = {domain: {} for domain in self.protocol.domains}
-        every = [f"{domain}-{seed}" for domain in self.protocol.domains]
-        for domain in self.protocol.domains:
-            heads = {
-                "task": [f"{domain}-{seed}"],
-                "generalist_only": [GENERALIST],
-                "task_generalist": [f"{domain}-{seed}", GENERALIST],
-                "tasks": every,
-                "tasks_generalist": [*every, GENERALIST],
-                "quarters": [f"{domain}-{seed}-a", f"{domain}-{seed}-b"],
-                "quarters_generalist": [f"{domain}-{seed}-a", f"{domain}-{seed}-b", GENERALIST],
-            }
-            for method in (method for method in heads if method in self.protocol.methods):
-                students[domain][method] = self.student(seed, heads[method])
-        return students
+        methods = [method for method in STUDENTS if method in self.protocol.methods]
+        return {
+            domain: {method: self.student(seed, domain, method) for method in methods}
+            for domain in self.protocol.domains
+        }
 
-    def student(self, seed: int, heads: list[str]) -> Path:
-        """Trains the student of these heads, or finds it: one whose heads are the same is the same student."""
-        out = self.work / "students" / f"{seed}-{'+'.join(heads)}"
+    def student(self, seed: int, domain: str, method: str) -> Path:
+        """Trains a method's student by its recipe; one whose heads another has already is that other."""
         settings = recipe(
-            TrainConfig, "consolidate", pack=str(self.work / "packs" / "proxy"), out=str(out),
+            TrainConfig, STUDENTS[method], pack=str(self.work / "packs" / "proxy"), out="",
             store=str(self.work / "labels.zarr"),
         )  # fmt: skip
-        weights = {("generalist" if head.name == GENERALIST else "task"): head for head in settings.heads}
-        wanted = tuple(
-            HeadConfig(
-                name=name,
-                weight=weights["generalist" if name == GENERALIST and len(heads) > 1 else "task"].weight,
-                temperature=weights["generalist" if name == GENERALIST else "task"].temperature,
-            )
-            for name in heads
-        )
+        heads = self._heads(settings.heads, seed, domain)
+        out = self.work / "students" / f"{seed}-{'+'.join(head.name for head in heads)}"
         settings = replace(
-            settings, trunk=self.generalist, heads=wanted, epochs=self.protocol.epochs, seed=seed, **self._shared()
-        )
+            settings, out=str(out), trunk=self.generalist, heads=heads, epochs=self.protocol.epochs, seed=seed,
+            **self._shared(),
+        )  # fmt: skip
         self._step(train.run, settings, out)
         return out
+
+    def _heads(self, heads: tuple[HeadConfig, ...], seed: int, domain: str) -> tuple[HeadConfig, ...]:
+        """The recipe's heads by their names in this study's store; domains that are not run are left out."""
+        names = {"task": f"{domain}-{seed}", GENERALIST: GENERALIST}
+        names |= {f"task-{part}": f"{domain}-{seed}-{part}" for part in QUARTERS}
+        names |= {other: f"{other}-{seed}" for other in self.protocol.domains}
+        return tuple(replace(head, name=names[head.name]) for head in heads if head.name in names)
 
     def evaluate(
         self, seed: int, domain: str, teachers: dict[str, Path], students: dict[str, dict[str, Path]]

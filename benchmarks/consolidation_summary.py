@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from consolidation_study import METHODS, Protocol
+from consolidation_protocol import METHODS, Protocol
 from matplotlib.figure import Figure
 from rich.table import Table
 
@@ -37,8 +37,8 @@ def summarise(cells: Cells, protocol: Protocol, facts: Mapping[str, Any]) -> dic
                 if all(runs):
                     put(figures, f"{domain}_{method}_{metric}", runs)
     for name, (method, rivals) in FINDINGS.items():
-        margins = {cell: _margin(results, method, rivals) for cell, results in cells.items()}
-        if all(margin is not None for margin in margins.values()):
+        if all({method, *rivals} <= set(results["trunks"]) for results in cells.values()):
+            margins = {cell: _margin(results["trunks"], method, rivals) for cell, results in cells.items()}
             _finding(figures, name, margins, protocol)
     return figures | {"protocol": asdict(protocol), **facts, "environment": environment()}
 
@@ -55,10 +55,7 @@ FINDINGS = {
 """Margins by name: the method, and the rivals of which the best in each run is subtracted."""
 
 
-def _margin(results: Mapping[str, Any], method: str, rivals: tuple[str, ...]) -> float | None:
-    trunks = results["trunks"]
-    if any(name not in trunks for name in (method, *rivals)):
-        return None
+def _margin(trunks: Mapping[str, Any], method: str, rivals: tuple[str, ...]) -> float:
     return accuracy(trunks[method]) - max(accuracy(trunks[rival]) for rival in rivals)
 
 

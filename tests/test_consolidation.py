@@ -4,6 +4,7 @@ import io
 import json
 import sys
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,13 +14,14 @@ import torch
 from conftest import photograph
 
 from repcon import backbones
-from repcon.config import ClassSubset
+from repcon.config import ClassSubset, TrainConfig, dump
 from repcon.errors import UserError
 from repcon.images import Pack, class_rows
 from repcon.store import LabelStore
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 import consolidation_data as data
+import consolidation_protocol as protocols
 import consolidation_study as study
 import consolidation_summary as summary
 
@@ -105,7 +107,7 @@ def finished(photographs: Path, tmp_path_factory: pytest.TempPathFactory) -> tup
     generalist = tmp_path_factory.mktemp("generalist")
     preprocessing = backbones.preprocessing(model, 32)
     backbones.save(model, generalist, classes=[f"c{i}" for i in range(12)], preprocessing=preprocessing, extra={})
-    protocol = study.Protocol(
+    protocol = protocols.Protocol(
         name="tiny", model=str(generalist), domains=("aerial",), seeds=(4,), proxy_images=24, size=32, epochs=1,
         teacher_epochs=1, crops=2, freeze_blocks=1, batch_size=8, draws=3, device="cpu",
     )  # fmt: skip
@@ -140,7 +142,7 @@ def test_no_downstream_image_reaches_the_proxy_and_so_no_student(finished: tuple
 
 def test_every_method_is_measured_and_summarised(finished: tuple[study.Study, dict], tmp_path: Path):
     run, cells = finished
-    assert set(cells[4, "aerial"]["trunks"]) == set(study.METHODS)
+    assert set(cells[4, "aerial"]["trunks"]) == set(protocols.METHODS)
     results = summary.summarise(cells, run.protocol, run.facts())
     trunks = cells[4, "aerial"]["trunks"]
     best = max(summary.accuracy(trunks["teacher"]), summary.accuracy(trunks["generalist"]))
@@ -158,6 +160,15 @@ def test_a_finished_study_does_nothing_twice_and_refuses_another_recipe(finished
     assert again.run() == cells
     with pytest.raises(UserError, match="other settings"):
         study.Study(run.source, run.work, run.protocol.changed(epochs=2)).run()
+
+
+def test_the_students_recipes_differ_in_their_heads_only():
+    shipped = {
+        name: protocols.recipe(TrainConfig, name, pack="", store="", out="") for name in protocols.STUDENTS.values()
+    }
+    assert len({dump(replace(settings, heads=())) for settings in shipped.values()}) == 1
+    assert len({settings.heads for settings in shipped.values()}) == len(shipped)
+    assert {settings.optim for settings in shipped.values()} == {shipped["consolidate"].optim}
 
 
 def test_packs_that_share_an_image_stop_the_study(finished: tuple[study.Study, dict]):

@@ -1,0 +1,90 @@
+"""What the consolidation benchmark runs: its methods, their recipes, and its three forms."""
+
+from dataclasses import dataclass, replace
+from importlib.resources import files
+from typing import Any, TypeVar
+
+from consolidation_data import DOMAINS
+
+from repcon import config
+from repcon.errors import UserError
+
+Config = TypeVar("Config")
+
+GENERALIST = "generalist"
+TEACHER_HALF = (0.0, 0.5)
+DOWNSTREAM_HALF = (0.5, 1.0)
+QUARTERS = {"a": (0.0, 0.25), "b": (0.25, 0.5)}
+"""Two teachers of one domain: each learns half of the teacher half."""
+
+METHODS = {
+    "generalist": "generalist",
+    "teacher": "task teacher",
+    "teacher_a": "teacher of a quarter",
+    "teacher_b": "teacher of another quarter",
+    "task": "student: task only",
+    "generalist_only": "student: generalist only",
+    "task_generalist": "student: task + generalist",
+    "tasks": "student: all domains' tasks",
+    "tasks_generalist": "student: all tasks + generalist",
+    "quarters": "student: two quarters",
+    "quarters_generalist": "student: two quarters + generalist",
+}
+"""Every row of the table and what it is called."""
+
+STUDENTS = {
+    "task": "consolidate-task",
+    "generalist_only": "consolidate-generalist",
+    "task_generalist": "consolidate",
+    "tasks": "consolidate-tasks",
+    "tasks_generalist": "consolidate-tasks-generalist",
+    "quarters": "consolidate-quarters",
+    "quarters_generalist": "consolidate-quarters-generalist",
+}
+"""The recipe of each student; they differ in their heads only."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Protocol:
+    """What is run; all methods share all of it."""
+
+    name: str
+    model: str = "package:efficientnet_lite0"
+    """The generalist: the start of teachers and students, and a teacher itself."""
+    domains: tuple[str, ...] = DOMAINS
+    seeds: tuple[int, ...] = (0, 1, 2)
+    methods: tuple[str, ...] = tuple(METHODS)
+    proxy_images: int = 3000
+    size: int = 128
+    epochs: int = 8
+    teacher_epochs: int = 8
+    crops: int = 4
+    freeze_blocks: int = 11
+    batch_size: int = 64
+    draws: int = 20
+    device: config.Device = "auto"
+
+    def changed(self, **changes: Any) -> "Protocol":
+        """The protocol with those changes that are not None."""
+        wanted = {name: value for name, value in changes.items() if value is not None}
+        unknown = set(wanted.get("domains", ())) - set(DOMAINS)
+        if unknown:
+            raise UserError(f"domains: {', '.join(sorted(unknown))} unknown; there are {', '.join(DOMAINS)}")
+        return replace(self, **wanted)
+
+
+USUAL = Protocol(name="usual")
+SHORT = Protocol(
+    name="short", domains=("aerial",), seeds=(9,), methods=("generalist", "teacher", "task", "task_generalist"),
+    proxy_images=400, size=64, epochs=1, teacher_epochs=1, crops=1, draws=3,
+)  # fmt: skip
+LONG = Protocol(
+    name="long", seeds=tuple(range(5)), proxy_images=0, size=224, epochs=30, teacher_epochs=20, crops=15,
+    freeze_blocks=0, batch_size=256, device="cuda",
+)  # fmt: skip
+
+
+def recipe(kind: type[Config], name: str, **fields: Any) -> Config:
+    """A recipe of the package with the fields that it leaves open."""
+    path = files("repcon") / "recipes" / f"{name}.toml"
+    return config.parse(kind, config.read_toml(str(path)) | fields, name)

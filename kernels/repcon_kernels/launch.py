@@ -8,9 +8,8 @@ import torch
 from torch import Tensor
 from triton.runtime.jit import JITFunction
 
-from repcon_kernels import kernel, scale
+from repcon_kernels import kernel, plan, scale
 from repcon_kernels.heads import TAILS, HeadSpec
-from repcon_kernels.plan import REGISTERS, plan
 from repcon_kernels.tickets import tickets
 
 SCALE_BLOCK = 1024
@@ -32,7 +31,7 @@ def multi_head_kl(
 ) -> Tensor:
     """As `sparse.multi_head_kl`, for float32, bfloat16 and float16 logits: one launch."""
     batch, columns = logits.shape
-    layout = plan(tuple(heads), columns, tuple(head_logp.shape[1] for head_logp in logp))
+    layout = plan.plan(tuple(heads), columns, tuple(head_logp.shape[1] for head_logp in logp))
     in_place = gradient is not None and gradient.data_ptr() == logits.data_ptr()
     target = torch.empty_like(logits) if in_place and layout.chunked else gradient
     losses = torch.empty(len(heads), dtype=torch.float32, device=logits.device)
@@ -63,7 +62,7 @@ def multi_head_kl(
             GRADIENT=gradient is not None,
             IN_PLACE=in_place,
             num_warps=layout.warps,
-            **({"maxnreg": REGISTERS} if torch.version.cuda else {}),
+            **({"maxnreg": plan.REGISTERS} if torch.version.cuda else {}),
         )
     if gradient is not None and target is not None:
         if target is not gradient:

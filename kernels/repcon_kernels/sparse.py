@@ -53,53 +53,45 @@ def multi_head_kl(
 def _head(
     logits: Tensor, gradient: Tensor | None, ids: Tensor, logp: Tensor, head: HeadSpec, tail: str, scale: Tensor
 ) -> Tensor:
-    """KL of each row (B, 1). logits (B, C), ids (B, k) int64, logp (B, k + T); `gradient` gets the gradient x scale."""
-    log_p, log_p_tail = _teacher(logp, head, tail)
+    """KL of each row (B,). logits (B, C), ids (B, k) int64, logp (B, k + T); `gradient` gets the gradient x scale."""
+    log_p = _teacher(logp, head, tail)
     scaled = logits.gather(1, ids).to(logp.dtype) / head.temperature
     if head.k == head.classes:
-        log_q = scaled.log_softmax(dim=1)
+        log_q, log_p = scaled.log_softmax(dim=1), log_p[:, : head.k]
         if gradient is not None:
             gradient.scatter_(1, ids, ((log_q.exp() - log_p.exp()) * scale).to(gradient.dtype))
-        return _kl_terms(log_p, log_q).sum(dim=1, keepdim=True)
+        return _divergence(log_p, log_q, log_p.exp())
 
     if gradient is not None and gradient.dtype == logp.dtype:
         buffer = gradient
     else:
         buffer = torch.empty_like(logits, dtype=logp.dtype)
     rest = _rest(logits, buffer, ids, head.temperature, tail == "uniform")
-    # Relative to the row's largest, so that large logits lose no digits.
-    peak = torch.maximum(rest.top, scaled.amax(dim=1, keepdim=True))
-    log_rest = rest.top - peak + rest.mass.log()
-    log_total = torch.logaddexp(log_rest, (scaled - peak).logsumexp(dim=1, keepdim=True))
-    log_q = scaled - peak - log_total
-    tail_losses, pull, even, matched = _tail(log_p_tail, rest, log_rest - log_total, peak + log_total, head)
+    # The rest is one more class. First relative to the row's largest logit, so that large ones lose no digits.
+    log_q = torch.cat([scaled, rest.top], dim=1)
+    log_q -= log_q.amax(dim=1, keepdim=True)
+    log_q[:, -1:] += rest.mass.log()
+    log_q = log_q.log_softmax(dim=1)
+    p, q, outside = log_p.exp(), log_q.exp(), head.classes - head.k
+    # Outside S the gradient is matched x q - pull x (q within the rest) - even; inside it is matched x q - p.
+    p_tail, log_q_tail = p[:, -1:], log_q[:, -1:]
+    pull, matched = torch.zeros_like(p_tail), torch.ones_like(p_tail)
+    if rest.total is None:
+        pull = p_tail.masked_fill(log_q_tail <= LOG_TAIL_FLOOR, 0)
+        matched = 1 - p_tail + pull
+        log_q_tail.clamp_(min=LOG_TAIL_FLOOR)
+    else:
+        log_total = rest.top + rest.mass.log() - log_q_tail
+        log_q_tail.copy_(rest.total / outside - log_total + math.log(outside))
     if gradient is not None:
         tiny = torch.finfo(buffer.dtype).tiny
-        factor = matched * (rest.top - peak - log_total).exp() - pull / rest.mass.clamp(min=tiny)
-        buffer.mul_(factor * scale)
+        buffer.mul_((matched * q[:, -1:] - pull) / rest.mass.clamp(min=tiny) * scale)
         if rest.total is not None:
-            buffer.sub_(even * scale)
-        buffer.scatter_(1, ids, (matched * log_q.exp() - log_p.exp()) * scale)
+            buffer.sub_(p_tail / outside * scale)
+        buffer.scatter_(1, ids, (matched * q[:, :-1] - p[:, :-1]) * scale)
         if buffer is not gradient:
             gradient.copy_(buffer)
-    return _kl_terms(log_p, log_q).sum(dim=1, keepdim=True) + tail_losses
-
-
-def _tail(
-    log_p_tail: Tensor, rest: "_Rest", log_q_tail: Tensor, log_total: Tensor, head: HeadSpec
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The tail's part of the loss, and (pull, even, matched), all (B, 1). With them the gradient is
-    matched x q - pull x (q within the rest) - even outside S, and matched x q - p inside."""
-    p_tail = log_p_tail.exp()
-    zero = torch.zeros_like(p_tail)
-    if rest.total is None:
-        losses = _kl_terms(log_p_tail, log_q_tail.clamp(min=LOG_TAIL_FLOOR))
-        pull = p_tail.masked_fill(log_q_tail <= LOG_TAIL_FLOOR, 0)
-        return losses, pull, zero, 1 - p_tail + pull
-    outside = head.classes - head.k
-    mean_log_q = rest.total / outside - log_total
-    losses = _kl_terms(log_p_tail - math.log(outside), mean_log_q) * outside
-    return losses, zero, p_tail / outside, torch.ones_like(p_tail)
+    return _divergence(log_p, log_q, p)
 
 
 class _Rest(NamedTuple):
@@ -122,19 +114,19 @@ def _rest(logits: Tensor, buffer: Tensor, ids: Tensor, temperature: float, with_
     return _Rest(top, buffer.sub_(top).exp_().sum(dim=1, keepdim=True), total)
 
 
-def _teacher(logp: Tensor, head: HeadSpec, tail: str) -> tuple[Tensor, Tensor]:
-    """Log-probabilities (B, k) and log-tail (B, 1) at the head's temperature. `renormalise` is a tail without mass."""
+def _teacher(logp: Tensor, head: HeadSpec, tail: str) -> Tensor:
+    """Log-probabilities of S and of the tail (B, k + 1) at the head's temperature. `renormalise` leaves no tail."""
     log_u = logp[:, : head.k] / head.temperature
     if tail == "renormalise":
-        return log_u.log_softmax(dim=1), torch.full_like(log_u[:, :1], -torch.inf)
-    log_tail = logp[:, head.k + head.tail_column, None]
-    log_mass = torch.logaddexp(log_u.logsumexp(dim=1, keepdim=True), log_tail)
-    return log_u - log_mass, log_tail - log_mass
+        log_tail = torch.full_like(log_u[:, :1], -torch.inf)
+    else:
+        log_tail = logp[:, head.k + head.tail_column, None]
+    return torch.cat([log_u, log_tail], dim=1).log_softmax(dim=1)
 
 
-def _kl_terms(log_p: Tensor, log_q: Tensor) -> Tensor:
-    """p log(p / q) by elements, 0 where p is 0."""
-    return torch.where(log_p == -torch.inf, 0, log_p.exp() * (log_p - log_q))
+def _divergence(log_p: Tensor, log_q: Tensor, p: Tensor) -> Tensor:
+    """Sum of p log(p / q) by rows, without the terms whose p is 0."""
+    return torch.where(p == 0, 0, p * (log_p - log_q)).sum(dim=1)
 
 
 def scale_heads(gradient: Tensor, factors: Tensor, factor_scale: float, starts: Sequence[int]) -> None:

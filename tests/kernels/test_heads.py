@@ -88,7 +88,7 @@ def test_heads_that_cannot_be(changes: dict[str, Any], message: str) -> None:
 
 def test_values_are_checked_on_request() -> None:
     ids = CASE.ids[0].long()
-    ids[int(CASE.rows[1]), 3] = -2  # pyright: ignore[reportOptionalSubscript]
+    ids[int(CASE.rows[1]), 3] = -2
     wrong = replace(CASE, ids=(ids, CASE.ids[1]))
     with pytest.raises(ValueError, match="head 0: class ids reach from -2"):
         call(wrong, check=True)
@@ -99,7 +99,7 @@ def test_values_are_checked_on_request() -> None:
 
 def test_triton_says_what_it_does_not_take(device: str) -> None:
     with pytest.raises(ValueError, match="'triton' takes float32, bfloat16 and float16 logits"):
-        call(replace(CASE, logits=CASE.logits.double()).to(device), rows=CASE.rows.to(device), implementation="triton")  # pyright: ignore
+        call(replace(CASE, logits=CASE.logits.double()).to(device), rows=CASE.rows.to(device), implementation="triton")
 
 
 def test_renormalise_needs_no_tail() -> None:

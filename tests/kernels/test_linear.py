@@ -15,7 +15,7 @@ def layer(columns: int, batch: int, dtype: torch.dtype, device: str) -> tuple[Te
     """Features (batch, 12), weight (columns, 12), bias (columns,), all leaves."""
     torch.manual_seed(1)
     shapes = ((batch, 12), (columns, 12), (columns,))
-    return tuple(torch.randn(shape, dtype=dtype, device=device).requires_grad_() for shape in shapes)  # pyright: ignore
+    return tuple(torch.randn(shape, dtype=dtype, device=device).requires_grad_() for shape in shapes)
 
 
 def run(case: Case, parts: tuple[Tensor, Tensor, Tensor | None], implementation: str, chunk_rows: int = 0):
@@ -112,7 +112,7 @@ def test_the_logits_are_never_whole() -> None:
         loss, _ = linear_kl(*parts, case.heads, case.ids, case.logp, weights=case.weights, chunk_rows=16)
         loss.backward()
     held = highest = 0
-    for event in profile.profiler.kineto_results.events():  # pyright: ignore[reportOptionalMemberAccess]
+    for event in profile.profiler.kineto_results.events():
         if event.name() == "[memory]":
             held += event.nbytes()
             highest = max(highest, held)

@@ -47,7 +47,7 @@ def test_memory_is_not_a_dense_targets() -> None:
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
         multi_head_kl(logits, case.heads, case.ids, case.logp, weights=case.weights)
     held = highest = 0
-    for event in profile.profiler.kineto_results.events():  # pyright: ignore[reportOptionalMemberAccess]
+    for event in profile.profiler.kineto_results.events():
         if event.name() == "[memory]":
             held += event.nbytes()
             highest = max(highest, held)

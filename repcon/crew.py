@@ -12,8 +12,6 @@ from dataclasses import dataclass
 from multiprocessing import Pipe, connection
 from typing import Any
 
-import torch
-
 from repcon.errors import UserError
 from repcon.record import console
 
@@ -28,13 +26,12 @@ class Post:
 
     device: str
     threads: int
-    """Threads of torch, and of the loader."""
+    """Its share of the cores, for torch (as OMP_NUM_THREADS) and for the loader."""
 
 
-def posts(count: int, device: str) -> list[Post]:
-    """`count` processes spread over this machine's GPUs, or over its cores."""
+def posts(count: int, gpus: int) -> list[Post]:
+    """`count` processes spread over so many GPUs, or over this machine's cores where there are none."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    gpus = torch.cuda.device_count() if device == "cuda" else 0
     names = [f"cuda:{number % gpus}" if gpus else "cpu" for number in range(count)]
     return [Post(device=name, threads=max(1, cores // count)) for name in names]
 
@@ -129,7 +126,6 @@ def _member(reports: connection.Connection) -> int:
     """What a process of the crew runs."""
     console.quiet = True
     job, arguments, post = pickle.load(sys.stdin.buffer)
-    torch.set_num_threads(post.threads)
     try:
         with terminable():
             job(*arguments, post, reports.send)

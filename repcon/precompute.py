@@ -65,7 +65,8 @@ def _distribute(config: PrecomputeConfig, bench: Bench, todo: list[Unit], displa
             per_node=config.processes, take=display.take,
         )  # fmt: skip
     elif config.processes > 1 and todo:
-        crew.run(serve, (config,), crew.posts(config.processes, choose_device(config)), display.take)
+        gpus = torch.cuda.device_count() if choose_device(config) == "cuda" else 0
+        crew.run(serve, (config,), crew.posts(config.processes, gpus), display.take)
     else:
         work(bench, display.take)
 

@@ -148,7 +148,7 @@ def test_a_resume_with_other_weights_preprocessing_or_pack_is_refused(recipe, te
     folder.mkdir(parents=True)
     (folder / "a.jpg").write_bytes(Pack.open(pack_path).read(0))
     images.run(config.PackConfig(source=str(tmp_path / "one"), out=str(tmp_path / "other"), workers=1))
-    with pytest.raises(UserError, match="pack_fingerprint|images"):
+    with pytest.raises(UserError, match=r"pack_fingerprint|images"):
         precompute.run(replace(recipe, pack=str(tmp_path / "other")))
 
 
@@ -216,7 +216,7 @@ def test_a_file_that_cannot_be_read_stops_the_run_and_marks_nothing(recipe, pack
 
 def test_nan_from_a_teacher_names_teacher_and_image(recipe, pack_path):
     key = Pack.open(pack_path).keys[0]
-    with pytest.raises(UserError, match=f"teacher own: .*not a number.*image {key}, crop 0"):
+    with pytest.raises(UserError, match=rf"teacher own: .*not a number.*image {key}, crop 0"):
         precompute.run(own(recipe, "nan"))
     assert len(LabelStore.open(recipe.out).unfinished()) == 4
 

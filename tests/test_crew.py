@@ -1,0 +1,98 @@
+"""Several processes on one machine: same bytes, one display, and none is missed when it dies."""
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from crew_jobs import count, die, die_once, refuse, wait_for_ever
+from precompute_case import contents, pack_path, recipe, teacher_folders
+
+from repcon import crew, precompute
+from repcon.config import TeacherConfig
+from repcon.errors import UserError
+from repcon.target import run_folder
+
+__all__ = ["pack_path", "recipe", "teacher_folders"]
+POST = crew.Post(device="cpu", threads=1)
+
+
+@pytest.fixture(autouse=True)
+def importable(monkeypatch):
+    """The crew's processes find this folder's modules."""
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]))
+
+
+def test_reports_of_all_arrive():
+    seen = []
+    crew.run(count, (3,), [POST, POST], seen.append)
+    assert sorted(number for _, _, number in seen) == [0, 0, 1, 1, 2, 2]
+    assert len({pid for pid, _, _ in seen}) == 2 and {threads for _, threads, _ in seen} == {1}
+
+
+def test_a_user_error_ends_all_and_is_told():
+    with pytest.raises(UserError, match="field x: wrong; mend it"):
+        crew.run(refuse, (), [POST, POST], print)
+
+
+def test_one_that_dies_is_replaced(tmp_path, capsys):
+    seen = []
+    crew.run(die_once, (str(tmp_path),), [POST], seen.append)
+    assert seen == ["alive"] and "killed by signal 9" in capsys.readouterr().out
+
+
+def test_a_crew_that_keeps_dying_gives_up(monkeypatch):
+    monkeypatch.setattr(crew, "REPLACEMENTS", 1)
+    with pytest.raises(UserError, match="too many died, the last ended with code 3"):
+        crew.run(die, (), [POST], print)
+
+
+def test_ctrl_c_asks_each_of_them_to_end(tmp_path):
+    def stop(report):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        crew.run(wait_for_ever, (str(tmp_path),), [POST], stop)
+    assert (tmp_path / "asked").exists()
+
+
+def test_posts_share_the_cores():
+    cores = len(os.sched_getaffinity(0))
+    assert [post.threads for post in crew.posts(2, 0)] == [max(1, cores // 2)] * 2
+    assert [post.device for post in crew.posts(3, 2)] == ["cuda:0", "cuda:1", "cuda:0"]
+
+
+def test_two_processes_write_the_bytes_of_one(recipe):
+    precompute.run(recipe)
+    two = replace(recipe, out=recipe.out + "-two", processes=2)
+    figures = precompute.run(two)
+    assert contents(two.out) == contents(recipe.out)
+    assert figures["crops"] == 8 * 32 and figures["units"] == 4
+    assert not (run_folder(two.out) / "leases").exists()
+
+
+def test_a_killed_process_costs_no_label(recipe):
+    """A teacher that kills its process at the first batch, the first time."""
+    once = Path(recipe.out).parent / "killed"
+    deadly = replace(recipe, teachers=(TeacherConfig(name="own", model="deadly:make"),), processes=2)
+    (once.parent / "deadly.py").write_text(
+        "import os, pathlib, precompute_case\n"
+        "class Deadly(precompute_case.Colours):\n"
+        "    def forward(self, images):\n"
+        f"        mark = pathlib.Path({str(once)!r})\n"
+        "        if len(images) > 1 and os.environ.get('OMP_NUM_THREADS') and not mark.exists():\n"
+        "            mark.touch()\n"
+        "            os.kill(os.getpid(), 9)\n"
+        "        return super().forward(images)\n"
+        "def make():\n"
+        "    return Deadly(), precompute_case.PLAIN\n"
+    )
+    path = os.pathsep.join([str(once.parent), os.environ["PYTHONPATH"]])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", path)
+        patch.syspath_prepend(str(once.parent))
+        precompute.run(deadly)
+        plain = replace(deadly, out=recipe.out + "-plain", processes=1)
+        precompute.run(plain)
+    assert once.exists()
+    assert contents(deadly.out) == contents(plain.out)

@@ -5,7 +5,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-SLOTS = 65536
+SLOTS = 2**20
+ALIGNED = 4
+"""Slots start at multiples of this: Triton compiles anew for pointers that are not at multiples of 16 bytes."""
 
 
 @dataclass(slots=True)
@@ -35,9 +37,10 @@ def tickets(device: torch.device, count: int) -> Tensor:
     first = None if capturing else pool.by_stream.get(key)
     if first is None:
         first = pool.used
-        if first + count > SLOTS:
+        taken = -(-count // ALIGNED) * ALIGNED
+        if first + taken > SLOTS:
             return torch.zeros(count, dtype=torch.int32, device=device)
-        pool.used += count
+        pool.used += taken
         if not capturing:
             pool.by_stream[key] = first
     return pool.counters[first : first + count]

@@ -5,7 +5,7 @@ Images of the wanted classes are split once into a training and a test part. Fea
 test images (over the draws for few-shot), and differences to the baseline are paired.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,8 @@ from repcon.loaders import open_loader
 from repcon.record import Run, console, progress
 
 SHOTS = (1, 5, 10)
+JOIN = " + "
+"""Between trunks whose features are measured side by side: what one trunk in their place would have to reach."""
 FINETUNE = TeachConfig(data="", out="", epochs=10, optim=OptimConfig(lr=5e-4, weight_decay=0.02), validation=0.0)
 """The whole trunk is trained, for every trunk alike; the last epoch counts, nothing is chosen on the test part."""
 
@@ -46,6 +48,9 @@ class Split:
 def run(config: EvaluateConfig) -> dict[str, Any]:
     """Measures every trunk of `config`; writes `results.json`, `answers.npz` and `transfer.svg`; gives the results."""
     trunks = parse_trunks(config.trunks, config.baseline)
+    joined = [name for name, model in trunks.items() if JOIN in model]
+    if joined and "finetune" in config.metrics:
+        raise UserError(f"metrics: fine-tuning takes one trunk, and {joined[0]} is several; leave `finetune` or it out")
     output = Run(config.out, "evaluate", dump(config))
     pack = open_or_pack(config.data, output.path / "pack")
     split = split_images(pack, config)
@@ -70,7 +75,10 @@ def run(config: EvaluateConfig) -> dict[str, Any]:
 
 
 def parse_trunks(trunks: tuple[str, ...], baseline: str) -> dict[str, str]:
-    """`name=trunk` entries to {name: what `backbones.create` takes}; an entry without a name is named by its end."""
+    """`name=trunk` entries to {name: what `backbones.create` takes}; an entry without a name is named by its end.
+
+    `name=trunk + trunk` is several trunks side by side.
+    """
     named: dict[str, str] = {}
     for entry in trunks:
         name, equals, model = entry.partition("=")
@@ -78,7 +86,7 @@ def parse_trunks(trunks: tuple[str, ...], baseline: str) -> dict[str, str]:
             name, model = Path(entry).name, entry
         if name in named:
             raise UserError(f"trunks: two are called {name!r}; give each a name of its own, `name=trunk`")
-        named[name] = model_folder(model)
+        named[name] = JOIN.join(model_folder(part) for part in model.split(JOIN))
     if not named:
         raise UserError("trunks: none given; name at least one, for example `generalist=package:efficientnet_lite0`")
     if baseline and baseline not in named:
@@ -134,7 +142,8 @@ def measure(
         device=_device(config),
         cache=Path(config.cache or Path(config.out) / "features"),
     )
-    values, weights = extract(model, pack, np.concatenate([split.train, split.test]), reading, bars)
+    rows = np.concatenate([split.train, split.test])
+    values, weights = side_by_side([extract(part, pack, rows, reading, bars) for part in model.split(JOIN)])
     train, test = values[: len(split.train)], values[len(split.train) :]
     answers: dict[str, np.ndarray] = {}
     about: dict[str, Any] = {"model": model, "weight_hash": weights, "dimensions": values.shape[1]}
@@ -154,6 +163,13 @@ def measure(
     if "finetune" in config.metrics:
         answers["finetune"] = _finetune(model, pack, split, config, bars) == split.test_labels
     return answers, about
+
+
+def side_by_side(parts: Sequence[tuple[np.ndarray, str]]) -> tuple[np.ndarray, str]:
+    """Several trunks' features of the same images as one, each at unit length, and their weight hashes."""
+    if len(parts) == 1:
+        return parts[0]
+    return np.hstack([probes.unit(values) for values, _ in parts]), JOIN.join(weights for _, weights in parts)
 
 
 def _finetune(model: str, pack: Pack, split: Split, config: EvaluateConfig, bars: Progress) -> np.ndarray:

@@ -85,6 +85,16 @@ def test_a_class_with_one_image_is_left_out_by_name(recipe: EvaluateConfig, pict
     assert results["left_out"] == ["cedar"] and results["class_names"] == ["apple", "birch"]
 
 
+def test_trunks_side_by_side(recipe: EvaluateConfig, trunks: tuple[str, ...], tmp_path: Path):
+    first, second = (trunk.partition("=")[2] for trunk in trunks)
+    both = replace(recipe, trunks=(*trunks, f"both={first} + {second}"), out=str(tmp_path / "out"))
+    about = transfer.run(both)["trunks"]
+    assert about["both"]["dimensions"] == about["first"]["dimensions"] + about["second"]["dimensions"]
+    values = np.random.default_rng(0).normal(size=(4, 3))
+    joined, weights = transfer.side_by_side([(values, "a"), (values * 7, "b")])
+    assert np.allclose(joined[:, :3], joined[:, 3:]) and weights == "a + b"
+
+
 def test_fine_tuning_is_measured_on_the_same_test_images(recipe: EvaluateConfig, tmp_path: Path, monkeypatch):
     monkeypatch.setattr(transfer, "FINETUNE", replace(transfer.FINETUNE, epochs=2))
     out = tmp_path / "out"

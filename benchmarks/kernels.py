@@ -54,7 +54,7 @@ def main() -> None:
         rows.append(measure(batch, heads, dtype, device, figures, compiled=compiled))
         print(rows[-1], flush=True)
     memory(device, figures)
-    table = "\n".join([header(), *rows])
+    table = "\n".join([CAPTIONS[device], "", header(), *rows])
     print(table)
     figures["environment"] = environment(device)
     if arguments.json:
@@ -152,6 +152,10 @@ def _steps(task: Problem, device: str, compiled: bool) -> dict[str, Step]:
     return {label: step for label, step in steps.items() if step is not None}
 
 
+CAPTIONS = {
+    "cuda": "The Triton kernel, on the device: loss and gradient by autograd; floor, launches and worth of the operator.",
+    "cpu": "Processor time of one thread, of the torch implementation: the Triton kernel needs a GPU and was not timed.",
+}
 COLUMNS = ("eager", "eager_sparse", "compile", "compile_sparse", "liger")
 
 

@@ -5,7 +5,7 @@ import tarfile
 from pathlib import Path
 
 import pytest
-from conftest import photograph
+from pictures import photograph
 from simplejpeg import encode_jpeg
 
 from repcon import archives, sources

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import simplejpeg
 import torch
-from conftest import photograph
+from pictures import photograph
 
 from repcon import backbones
 from repcon.config import ClassSubset, TrainConfig, dump

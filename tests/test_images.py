@@ -12,7 +12,7 @@ import fsspec
 import numpy as np
 import pytest
 import simplejpeg
-from conftest import photograph
+from pictures import photograph
 
 from repcon import cli, images, pack_format
 from repcon.config import ClassSubset, PackConfig

@@ -8,7 +8,7 @@ import zlib
 import numpy as np
 import pytest
 import simplejpeg
-from conftest import photograph
+from pictures import photograph
 from PIL import Image
 
 from repcon.jpeg import MAX_PIXELS, Encoded, Unusable, content_hash, encode, read_header

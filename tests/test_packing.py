@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import photograph
+from pictures import photograph
 from PIL import Image
 from simplejpeg import encode_jpeg
 

@@ -15,11 +15,7 @@ linear_peak_over_plain   peak memory of linear_kl over that of layer and loss ap
 
 import argparse
 import json
-import os
-import platform
-import sys
 import time
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +52,7 @@ def main() -> None:
     memory(device, figures)
     table = "\n".join([CAPTIONS[device], "", header(), *rows])
     print(table)
-    figures["environment"] = environment(device)
+    figures["environment"] = timing.environment(device)
     if arguments.json:
         Path(arguments.json).write_text(json.dumps(figures, indent=2) + "\n")
     if arguments.record:
@@ -153,8 +149,8 @@ def _steps(task: Problem, device: str, compiled: bool) -> dict[str, Step]:
 
 
 CAPTIONS = {
-    "cuda": "The Triton kernel, on the device: loss and gradient by autograd; floor, launches and worth of the operator.",
-    "cpu": "Processor time of one thread, of the torch implementation: the Triton kernel needs a GPU and was not timed.",
+    "cuda": "The Triton kernel, device time of loss and gradient; floor, launches and worth are the operator's alone.",
+    "cpu": "Processor time of one thread of the torch implementation: the Triton kernel needs a GPU and was not timed.",
 }
 COLUMNS = ("eager", "eager_sparse", "compile", "compile_sparse", "liger")
 
@@ -205,34 +201,6 @@ def memory(device: str, figures: dict[str, Any]) -> None:
         f"B {batch}, 512 features, heads 21841-1000, {dtype}: peak memory {figures['linear_peak_mb']} MB in chunks, "
         f"{figures['plain_peak_mb']} MB apart"
     )
-
-
-def environment(device: str) -> dict[str, Any]:
-    """What the figures were taken on; without repcon's own, which needs more packages than these."""
-    found: dict[str, Any] = {"python": platform.python_version()}
-    for package in ("torch", "triton", "numpy", "liger-kernel"):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    name = torch.cuda.get_device_name() if device == "cuda" else _processor()
-    return {
-        "device": name,
-        "versions": found,
-        "cuda": torch.version.cuda,
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-    }
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "unknown")
 
 
 def record(figures: dict[str, Any], table: str) -> None:

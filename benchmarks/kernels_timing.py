@@ -1,10 +1,15 @@
 """How long a step takes: on a GPU from device events around replays of a captured graph, on a CPU the processor time of
 one thread, which other work on the machine disturbs least."""
 
+import os
+import platform
 import statistics
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -143,3 +148,31 @@ def peak_bytes(run: Callable[[], Any], device: str) -> int:
             held += event.nbytes()  # pyright: ignore[reportAttributeAccessIssue]
             highest = max(highest, held)
     return highest
+
+
+def environment(device: str) -> dict[str, Any]:
+    """What the figures were taken on; without repcon's own, which needs more packages than these."""
+    found: dict[str, Any] = {"python": platform.python_version()}
+    for package in ("torch", "triton", "numpy", "liger-kernel"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    name = torch.cuda.get_device_name() if device == "cuda" else _processor()
+    return {
+        "device": name,
+        "versions": found,
+        "cuda": torch.version.cuda,
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "unknown")

@@ -25,7 +25,7 @@ from repcon.errors import UserError
 from repcon.store import LabelStore
 
 IMAGES, CROPS, SIDE = 96, 8, 32
-LONGEST_SECONDS = 6.0
+LONGEST_SECONDS = 4.0
 """A kill comes this long after the start at the latest."""
 
 

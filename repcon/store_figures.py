@@ -8,7 +8,7 @@ import numpy as np
 
 from repcon.store import LabelStore, Slab
 from repcon.store_layout import HeadInfo, Unit
-from repcon.truncation import encodings, probabilities, stored_losses
+from repcon.truncation import encodings, entropy, probabilities, stored_losses
 
 SAMPLE_ROWS = 2**16
 """Crops that are looked at, spread over the finished units; sizes are counted over all of them."""
@@ -74,11 +74,11 @@ def sample(store: LabelStore, done: list[Unit], rows: int) -> Iterator[Slab]:
     chosen = (
         [whole[place] for place in sorted({int(at) for at in np.linspace(0, len(whole) - 1, wanted)})] if whole else []
     )
-    share = -(-rows // max(len(chosen), 1))
+    share, missing = -(-rows // max(len(chosen), 1)), store.missing
     for crop, start in chosen:
         stop = min(start + min(share, store.manifest.rows_per_shard), store.images)
         slab = store.part(crop, range(start, stop))
-        yield _without_missing(slab, np.isin(np.arange(start, stop), store.missing))
+        yield _without_missing(slab, np.isin(np.arange(start, stop), missing))
 
 
 def _without_missing(slab: Slab, missing: np.ndarray) -> Slab:
@@ -112,8 +112,6 @@ def _labels(store: LabelStore, head: HeadInfo, parts: list[tuple[np.ndarray, np.
     first = ids[:, 0]
     top, rest = probabilities(head, logp)
     mass, lost = stored_losses(top, rest, head.classes)
-    atoms = np.concatenate([top, rest[:, None]], 1)
-    logs = np.log(np.maximum(atoms, 1e-300))
     counts = np.bincount(first, minlength=head.classes)
     most = np.argsort(-counts, kind="stable")[:_MOST_SHOWN]
     names = head.section.classes or tuple(str(number) for number in range(head.classes))
@@ -122,7 +120,7 @@ def _labels(store: LabelStore, head: HeadInfo, parts: list[tuple[np.ndarray, np.
         "mass": float(mass[-1]),
         "mass_by_k": mass.tolist(),
         "kl_by_k": lost.tolist(),
-        "entropy_nat": float(-(atoms * logs).sum(1).mean()),
+        "entropy_nat": float(entropy(top, rest, head.classes).mean()),
         "encodings": _encodings(store, head, ids[:_ENCODED], logp[:_ENCODED]),
         "classes_on_top": int((counts > 0).sum()),
         "most_on_top": [[names[place], float(counts[place] / len(first))] for place in most if counts[place]],

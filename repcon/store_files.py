@@ -82,7 +82,11 @@ class LocalFiles:
         descriptor = os.open(self._inside(name), os.O_RDONLY | os.O_CLOEXEC)
         try:
             length = os.fstat(descriptor).st_size - start if length is None else length
-            return os.pread(descriptor, max(length, 0), start)
+            found = os.pread(descriptor, max(length, 0), start)
+            # One call gives 2 GiB at most.
+            while len(found) < length and (more := os.pread(descriptor, length - len(found), start + len(found))):
+                found += more
+            return found
         finally:
             os.close(descriptor)
 

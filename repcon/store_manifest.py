@@ -21,6 +21,7 @@ CROPS_PER_SHARD, ROWS_PER_SHARD = 8, 16_384
 _HEAD_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 _LARGEST = {"images": 2**36, "crops": 2**16, "k": 2**16, "rows_per_shard": 2**20, "crops_per_shard": CROPS_PER_SHARD}
 _MOST_UNITS = 10**7
+_MOST_UNIT_BYTES, _MOST_CHUNK_BYTES = 2**28, 2**30
 
 Codec = Literal["zstd", "lz4"]
 Values = Literal["float16", "gaps8"]
@@ -96,7 +97,7 @@ class Manifest:
 def manifest_of(spec: StoreSpec) -> Manifest:
     """The manifest of a new store, still without the hashes of its metadata."""
     depth = next(d for d in range(min(CROPS_PER_SHARD, max(spec.crops, 1)), 0, -1) if spec.crops % d == 0)
-    rows = spec.rows_per_shard or min(ROWS_PER_SHARD, max(1024, -(-spec.images // 4)))
+    rows = spec.rows_per_shard or _rows_per_shard(spec)
     manifest = Manifest(
         format=FORMAT,
         version=VERSION,
@@ -118,6 +119,15 @@ def manifest_of(spec: StoreSpec) -> Manifest:
     return manifest
 
 
+def _rows_per_shard(spec: StoreSpec) -> int:
+    """Four shards or more where there are images enough, and no unit that is large in memory."""
+    rows = min(ROWS_PER_SHARD, max(1024, -(-spec.images // 4)))
+    values = sum(min(spec.k, teacher.num_classes) + len(spec.temperatures) for teacher in spec.teachers)
+    while rows > 64 and 4 * values * rows * CROPS_PER_SHARD > _MOST_UNIT_BYTES:
+        rows //= 2
+    return rows
+
+
 def check(manifest: Manifest, origin: str) -> None:
     """Refuses what no honest store holds, before anything is allocated for it."""
     for name, largest in _LARGEST.items():
@@ -136,6 +146,9 @@ def check(manifest: Manifest, origin: str) -> None:
         raise UserError(f"{origin}: teachers {names} must be one or more, with names that differ in more than case")
     for teacher in manifest.teachers:
         _check_teacher(teacher, origin)
+        width = min(manifest.k, teacher.num_classes) + len(temperatures)
+        if 4 * width * manifest.rows_per_shard > _MOST_CHUNK_BYTES:
+            raise UserError(f"{origin}: rows_per_shard {manifest.rows_per_shard} is too many for a k of {manifest.k}")
     _check_parts(manifest, names, origin)
 
 

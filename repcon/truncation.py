@@ -42,6 +42,11 @@ def stored_losses(top: np.ndarray, rest: np.ndarray, classes: int) -> tuple[np.n
     return mass.mean(0), np.maximum(lost, 0.0).mean(0)
 
 
+def entropy(top: np.ndarray, rest: np.ndarray, classes: int) -> np.ndarray:
+    """Entropy (R,) in nat of stored rows, the mass outside the top k spread evenly over the other classes."""
+    return -_entropy_term(top, 1).sum(1) - _entropy_term(rest, classes - top.shape[1])
+
+
 def _entropy_term(mass: np.ndarray, classes: int | np.ndarray) -> np.ndarray:
     """m log(m / C): mass m spread evenly over C classes."""
     return np.where(mass > 0, mass * np.log(np.maximum(mass, 1e-300) / np.maximum(classes, 1)), 0.0)

@@ -32,18 +32,20 @@ def run(config: VerifyConfig) -> dict[str, Any]:
     """
     store = LabelStore.open(config.store)
     pack = Pack.open(config.pack) if config.pack else None
-    problems = _pack_problems(store, pack)
-    figures: dict[str, Any] = {"units": len(store.units()), "rows_checked": 0}
+    _require_pack(store, pack)
+    problems: list[str] = []
+    missing = store.missing
+    figures: dict[str, Any] = {"units": len(store.units()), "rows_checked": 0, "missing": len(missing)}
     with progress() as bar:
         task = bar.add_task("verify", total=figures["units"], unit="units", note="")
         for unit in store.units():
             found = store.damage(unit)
             if not found:
                 figures["rows_checked"] += len(unit.crops) * len(unit.rows)
-                found = list(label_problems(store, unit, pack))
+                found = list(label_problems(store, unit, pack, missing))
             problems += found
             bar.advance(task)
-    figures |= {"problems": problems, "missing": len(store.missing), "reruns": {}}
+    figures |= {"problems": problems, "reruns": {}}
     if pack is not None and config.sample and not problems:
         figures["reruns"] = rerun(store, pack, config)
         problems += _rerun_problems(figures["reruns"], config)
@@ -59,15 +61,14 @@ def run(config: VerifyConfig) -> dict[str, Any]:
     return figures
 
 
-def _pack_problems(store: LabelStore, pack: Pack | None) -> list[str]:
-    if pack is None or pack.fingerprint == store.manifest.pack_fingerprint:
-        return []
-    raise UserError(f"{store.url}: its labels belong to another pack's images; name the pack it was made from")
+def _require_pack(store: LabelStore, pack: Pack | None) -> None:
+    if pack is not None and pack.fingerprint != store.manifest.pack_fingerprint:
+        raise UserError(f"{store.url}: its labels belong to another pack's images; name the pack it was made from")
 
 
-def label_problems(store: LabelStore, unit: Unit, pack: Pack | None) -> Iterator[str]:
-    """What no teacher could have said, in a unit whose files are as they were written."""
-    present = ~np.isin(np.arange(unit.rows.start, unit.rows.stop), store.missing)
+def label_problems(store: LabelStore, unit: Unit, pack: Pack | None, missing: np.ndarray) -> Iterator[str]:
+    """What no teacher could have said, in a unit whose files are as they were written; `missing` rows are skipped."""
+    present = ~np.isin(np.arange(unit.rows.start, unit.rows.stop), missing)
     for crop in unit.crops:
         try:
             slab = store.part(crop, unit.rows, unit.heads)

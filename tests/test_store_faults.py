@@ -10,10 +10,9 @@ import subprocess
 import time
 from pathlib import Path
 
-import google_crc32c
 import numpy as np
 import pytest
-from store_builder import create_and_fill, expected, fill, section, snapshot, spec, write
+from store_builder import create_and_fill, expected, fill, section, snapshot, spec
 
 from repcon.errors import UserError
 from repcon.store import LabelStore
@@ -39,24 +38,30 @@ def read_everything(url: str, heads: list[str] | None = None, crops: int = 4) ->
             np.testing.assert_array_equal(logp, wanted_logp)
 
 
+def files_in(folder: Path) -> int:
+    return sum(len(names) for _, _, names in os.walk(folder))
+
+
 def test_ten_kills_lose_nothing_and_the_end_is_byte_identical(tmp_path):
-    facts = {"images": 600, "rows_per_shard": 10}
+    facts = {"images": 300, "rows_per_shard": 10}
     create_and_fill(str(tmp_path / "whole"), **facts)
-    generator, url = random.Random(4), str(tmp_path / "killed")
-    progress = []
+    generator, killed = random.Random(4), tmp_path / "killed"
+    left = [30]
     for _ in range(10):
-        process = CONTEXT.Process(target=create_and_fill, args=(url,), kwargs=facts)
+        process = CONTEXT.Process(target=create_and_fill, args=(str(killed),), kwargs=facts)
         process.start()
-        time.sleep(generator.uniform(0.05, 0.6))
+        # By files and not by the clock: a busy machine only takes longer to come to the same places.
+        goal = files_in(killed) + generator.randrange(1, 25)
+        while files_in(killed) < goal and process.is_alive():
+            time.sleep(0.001)
+        time.sleep(generator.uniform(0, 0.01))
         process.kill()
         process.join()
-        if (tmp_path / "killed" / "manifest.json").exists():
-            left = len(LabelStore.open(url).unfinished())
-            assert not progress or left <= progress[-1]
-            progress.append(left)
-    assert len(set(progress)) >= 2  # the kills fell into the writing
-    create_and_fill(url, **facts)
-    assert snapshot(tmp_path / "killed") == snapshot(tmp_path / "whole")
+        if (killed / "manifest.json").exists():
+            left.append(len(LabelStore.open(str(killed)).unfinished()))
+    assert left == sorted(left, reverse=True) and len(set(left)) > 4
+    create_and_fill(str(killed), **facts)
+    assert snapshot(killed) == snapshot(tmp_path / "whole")
 
 
 def test_racing_writers_of_the_same_units_lose_nothing(tmp_path):
@@ -265,59 +270,3 @@ def test_a_change_cut_short_at_any_write_leaves_a_store_that_reads_and_completes
         act(url)
         assert snapshot(Path(url)) == snapshot(tmp_path / "whole")
     assert 5 < cut_at < 39
-
-
-def test_a_strangers_store_cannot_ask_for_impossible_sizes(store):
-    path = Path(store.url) / "manifest.json"
-    values = unseal(path.read_bytes(), "m")
-    for changes in ({"images": 10**18}, {"crops": 10**9}, {"k": 10**9}, {"rows_per_shard": 2**40}):
-        path.write_bytes(seal(values | changes))
-        with pytest.raises(UserError, match=next(iter(changes))):
-            LabelStore.open(store.url)
-    path.write_bytes(seal(values | {"images": 2**33, "rows_per_shard": 2**20}))
-    with pytest.raises(UserError):  # the markers of all those units are not there, and nothing was allocated
-        LabelStore.open(store.url).slab(0)
-
-
-def test_a_strangers_store_cannot_lead_out_of_its_folder(store, tmp_path):
-    outside = tmp_path / "outside"
-    target = Path(store.url) / "heads/wide/ids/c/0/0/0"
-    target.rename(outside)
-    target.symlink_to(outside)
-    with pytest.raises(UserError, match="leads out"):
-        read_everything(store.url)
-    path = Path(store.url) / "manifest.json"
-    values = unseal(path.read_bytes(), "m")
-    path.write_bytes(seal(values | {"metadata": values["metadata"] | {"../../etc/passwd": "0" * 64}}))
-    with pytest.raises(UserError, match="not one that a store may use"):
-        LabelStore.open(store.url)
-
-
-def test_a_chunk_that_claims_another_size_is_refused_before_it_is_decoded(store):
-    """A forged shard with right checksums everywhere, whose compressed data claim to be larger than a chunk."""
-    name = "heads/small/ids/c/0/0/0"
-    path, marker = Path(store.url) / name, Path(store.url) / "done/part-0-crop-0-row-0.json"
-    shard = bytearray(path.read_bytes())
-    offset, length = np.frombuffer(shard[-68:-52], "<u8")
-    chunk = shard[int(offset) : int(offset + length)]
-    for field, value in ((4, 2**31), (12, 2**20)):  # the length it unpacks to; the length it has
-        forged = bytearray(chunk)
-        forged[field : field + 4] = value.to_bytes(4, "little")
-        crc = google_crc32c.value(bytes(forged[:-4]))
-        forged[-4:] = crc.to_bytes(4, "little")
-        path.write_bytes(bytes(shard[: int(offset)] + forged + shard[int(offset + length) :]))
-        values = unseal(marker.read_bytes(), "m")
-        values["files"][name]["crc32c"][0] = crc
-        marker.write_bytes(seal(values))
-        with pytest.raises(UserError, match="do not have the length of a chunk"):
-            LabelStore.open(store.url).slab(0)
-
-
-def test_poison_in_a_finished_unit_is_not_served(store):
-    """A whole unit of fill values with right checksums, as a tool other than repcon might leave it."""
-    unit = store.units()[1]
-    write(store, unit, list(unit.rows))
-    path = Path(store.url) / f"done/{unit.name}.json"
-    path.write_bytes(seal(unseal(path.read_bytes(), "m") | {"missing": []}))
-    with pytest.raises(UserError, match="never written"):
-        LabelStore.open(store.url).slab(0)

@@ -104,6 +104,14 @@ def test_rows_per_shard_follow_the_number_of_images(images, rows):
     assert manifest_of(spec(images=images, rows_per_shard=0)).rows_per_shard == rows
 
 
+def test_many_wide_heads_get_smaller_units():
+    teachers = tuple(section(f"t{number}", 1000) for number in range(10))
+    manifest = manifest_of(spec(images=10**6, rows_per_shard=0, k=1000, teachers=teachers))
+    assert manifest.rows_per_shard == 512  # 10 heads of 1,002 values, 8 crops: 168 MB
+    with pytest.raises(UserError, match="rows_per_shard 1048576 is too many for a k of 1000"):
+        manifest_of(spec(images=10**7, rows_per_shard=2**20, k=1000, teachers=teachers))
+
+
 def test_differences_are_named_by_their_path():
     left = {"a": {"b": [1, {"c": 2}]}, "d": None}
     assert store_manifest.difference(left, {"a": {"b": [1, {"c": 2}]}, "d": None}) is None

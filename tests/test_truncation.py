@@ -5,7 +5,7 @@ from store_builder import section
 
 from repcon import topk
 from repcon.store_layout import HeadInfo
-from repcon.truncation import bucket_kl, probabilities, stored_losses, truncation
+from repcon.truncation import bucket_kl, entropy, probabilities, stored_losses, truncation
 
 
 def rows(count: int, classes: int, scale: float = 3.0) -> torch.Tensor:
@@ -86,3 +86,9 @@ def test_probabilities_need_no_stored_tail_at_temperature_one(temperatures):
     exact = np.sort(logits.double().softmax(1).numpy(), 1)[:, ::-1]
     np.testing.assert_allclose(top, exact[:, :5], atol=1e-6)
     np.testing.assert_allclose(rest, exact[:, 5:].sum(1), atol=1e-6)
+
+
+def test_entropy_reads_the_tail_as_spread_evenly():
+    even = np.full((1, 4), 0.01)
+    assert entropy(even, np.array([0.96]), 100) == pytest.approx(np.log(100))
+    assert entropy(np.array([[1.0]]), np.array([0.0]), 5) == pytest.approx(0)

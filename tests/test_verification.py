@@ -94,7 +94,7 @@ def test_boxes_must_lie_in_their_images(store):
     class Sizes:
         sizes = np.full((100, 2), 300)
 
-    found = [what for unit in store.units() for what in label_problems(store, unit, Sizes())]  # pyright: ignore
+    found = [what for unit in store.units() for what in label_problems(store, unit, Sizes(), store.missing)]
     assert found and all("boxes reach out of their image" in what for what in found)
 
 

@@ -242,8 +242,8 @@ def show(figures: Mapping[str, Any]) -> None:
 
 def record(figures: Mapping[str, Any]) -> None:
     """A folder in benchmarks/records: results.json, table.md, env.json."""
-    device = "cpu"
-    folder = Path(__file__).parent / "records" / f"{time.strftime('%Y-%m-%d')}-store-{device}"
+    cores = figures["environment"]["cores"]
+    folder = Path(__file__).parent / "records" / f"{time.strftime('%Y-%m-%d')}-store-cpu-{cores}-cores"
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "results.json", {name: value for name, value in figures.items() if name != "environment"})
     write_json(folder / "env.json", figures["environment"])

@@ -91,6 +91,10 @@ class _Driver:
             if not [ref for ref in ready if self._finish(ref)]:
                 time.sleep(_ROUND_SECONDS if ready else 0)
                 self._look()
+        # A unit may be seen in the store before its own task has answered; a lost node's task never will.
+        ready, _ = self._ray.wait(list(self._running), num_returns=len(self._running) or 1, timeout=_ROUND_SECONDS)
+        for ref in ready:
+            self._finish(ref)
 
     def _grow(self) -> None:
         """An actor for every place that the cluster has by now: nodes may join at any time."""

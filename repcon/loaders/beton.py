@@ -11,6 +11,7 @@ import ctypes
 import os
 import weakref
 from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +28,7 @@ from ffcv.types import HeaderType
 from ffcv.writer import MIN_PAGE_SIZE, handle_sample
 
 from repcon.errors import UserError
-from repcon.loaders.triangle import cut_into, scratch
+from repcon.loaders.triangle import COMPILING, cut_into, scratch
 from repcon.record import progress
 
 if TYPE_CHECKING:
@@ -129,9 +130,15 @@ class Beton:
         self._context.__enter__()  # maps the file
         self._metadata = self._reader.metadata[self._reader.metadata.dtype.names[0]]
         self._positions, self._lengths = self._metadata["data_ptr"].astype(np.int64), pack.lengths
-        decoder = CropDecoder()
-        decoder.accept_globals(self._metadata, manager.compile_reader())
-        self._decode = Compiler.compile(decoder.generate_code())
+        self._decode = _compiled()
+        self._prepare()
+
+    def _prepare(self) -> None:
+        """Compiles before threads call."""
+        outs = tuple(np.empty((0, side, side, 3), np.uint8) for side in self.sides)
+        with COMPILING:
+            nothing = np.empty(0, np.int64), np.empty((0, 1, 4), np.uint16), np.empty((0, 1), np.uint8)
+            self.decode(*nothing, outs, self.workspace())
 
     def workspace(self) -> "Workspace":
         """What one thread needs to decode."""
@@ -200,6 +207,27 @@ class _MappedFile(OSCacheManager):
         self.reader = reader
         self.ptrs, self.sizes = reader.alloc_table["ptr"][order], reader.alloc_table["size"][order]
         self.context = OSCacheContext(self)
+
+    @staticmethod
+    def compile_reader() -> Callable[..., np.ndarray]:
+        """Gives the bytes at a position, as FFCV's own; but that one marks numba's type of ALL byte arrays as read-only.
+
+        Types are shared, and their hashes follow: what numba had compiled for byte arrays was then no longer found.
+        """
+
+        def read(position, state):
+            size = state[2][np.searchsorted(state[1], position)]
+            return state[0][position : position + size]
+
+        return Compiler.compile(read)
+
+
+@cache
+def _compiled() -> Callable[..., int]:
+    """`CropDecoder` through FFCV's compiler, once per process: which file it reads is among its arguments."""
+    decoder = CropDecoder()
+    decoder.accept_globals(None, _MappedFile.compile_reader())
+    return Compiler.compile(decoder.generate_code())
 
 
 def _open(pack: "Pack", path: Path) -> tuple[Reader, _MappedFile]:

@@ -24,7 +24,7 @@ from repcon.loaders import CropBatch, Request
 from repcon.loaders.buffers import Buffers
 from repcon.loaders.pool import BatchPool, Spares, cores, empty_batch
 from repcon.loaders.reference import check_boxes, check_size, decode, undecodable
-from repcon.loaders.triangle import cut_into, scratch
+from repcon.loaders.triangle import cut_into, prepare, scratch
 
 if TYPE_CHECKING:
     from repcon.images import Pack
@@ -50,6 +50,7 @@ class CpuLoader:
         self._pack, self._sides, self._buffers = pack, tuple(sides), Buffers()
         self._pool = BatchPool(workers)
         self._decoders = Spares(_decoder)
+        prepare(self._sides)
         widest = int(max(pack.sizes[:, 0], default=1))
         self._scratch = Spares(lambda: scratch(widest, self._sides))
 

@@ -9,6 +9,7 @@ and one lane of its neighbour make a vector of four.
 # numba's intrinsics are called without their first parameter.
 # pyright: reportCallIssue=false
 
+import threading
 from collections.abc import Sequence
 
 import numba
@@ -16,6 +17,9 @@ import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic, models, register_model
+
+COMPILING = threading.Lock()
+"""Held while numba compiles, or loads what it compiled: threads that do so at once disturb each other."""
 
 
 class _Float4(types.Type):
@@ -175,3 +179,11 @@ def scratch(width: int, sides: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
     """
     past = 2 * max(1, -(-width // min(sides))) + 4
     return np.zeros(3 * (width + past) + 1, np.float32), np.zeros(3 * max(sides) + 1, np.float32)
+
+
+def prepare(sides: Sequence[int]) -> None:
+    """Compiles `cut_into` for this number of sides, before threads call it; later runs load it from numba's cache."""
+    outs = tuple(np.empty((1, side, side, 3), np.uint8) for side in sides)
+    boxes = np.array([[0, 0, 1, 1]], np.uint16)
+    with COMPILING:
+        cut_into(np.zeros((1, 3), np.uint8), boxes, np.zeros(1, np.uint8), outs, 0, *scratch(1, sides))

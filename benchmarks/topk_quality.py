@@ -1,0 +1,271 @@
+"""What training from stored top-k labels loses against the teachers run in every step, in transfer accuracy.
+
+    python benchmarks/topk_quality.py --data FOLDER          two minutes: that it runs, no result
+    python benchmarks/topk_quality.py --data FOLDER --long   three seeds, k = 4, 8, 16 and all; half an hour on two cores
+
+FOLDER (or REPCON_DATA) holds grocery.tar and objects.tar of tools/photos.py. A generalist and a teacher of one half of
+the groceries label unlabeled photographs of other things; students of the generalist's architecture learn from them,
+from stores of k = 4, 8, 16 and all classes, and online: the same student, seed, batches and crops, with both teachers'
+whole float32 answers computed in the step. Linear probe and kNN on the other half of the groceries.
+
+probe_k4_minus_online ...   points, mean over seeds of the paired difference; *_spread: its standard deviation
+probe_online_spread         points, standard deviation of the online students over seeds: the noise to stay within
+kl_k4 ...                   nats on held-out images, mean over both heads, against the whole stored distribution
+"""
+
+import argparse
+import json
+import os
+import statistics
+import time
+from collections.abc import Generator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.table import Table
+
+from repcon import images, precompute, student, teach, topk, transfer
+from repcon.config import (
+    ClassSubset,
+    EvaluateConfig,
+    HeadConfig,
+    OptimConfig,
+    PackConfig,
+    PrecomputeConfig,
+    TeachConfig,
+    TeacherConfig,
+    TrainConfig,
+)
+from repcon.errors import UserError
+from repcon.feed import Batch, Feed
+from repcon.processes import Team
+from repcon.record import console, environment, write_json
+from repcon.sanity import LossGuard
+from repcon.store import LabelStore
+from repcon.teachers import Teacher, from_section
+from repcon.trainer import Trainer
+from repcon.validation import Agreement
+
+GENERALIST, SIZE, TEMPERATURE = "package:efficientnet_lite0", 128, 2.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Protocol:
+    """How much is run."""
+
+    proxy_images: int
+    teach_epochs: int
+    epochs: int
+    ks: tuple[int, ...]
+    seeds: tuple[int, ...]
+
+
+SHORT = Protocol(proxy_images=128, teach_epochs=1, epochs=1, ks=(4, 1000), seeds=(0,))
+LONG = Protocol(proxy_images=1000, teach_epochs=4, epochs=6, ks=(4, 8, 16, 1000), seeds=(0, 1, 2))
+
+
+class OnlineFeed(Feed):
+    """The same batches, their labels computed by `teachers` from the pixels at hand."""
+
+    teachers: tuple[Teacher, ...] = ()
+
+    def batches(self, part: int, start: int = 0) -> Generator[Batch]:
+        for batch in super().batches(part, start):
+            labels = {}
+            for teacher in self.teachers:
+                logits = teacher(batch.pixels)
+                ids, logp = topk.encode(logits, logits.shape[1], (1.0, TEMPERATURE))
+                labels[teacher.name] = (ids.clone(), logp.clone())  # Inference tensors take no part in a gradient.
+            yield replace(batch, labels=labels, rows=torch.arange(len(batch.pixels)))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Stored top-k labels against teachers in every step.")
+    parser.add_argument("--data", default=os.environ.get("REPCON_DATA", ""), help="folder with the tars")
+    parser.add_argument("--work", default="bench-run/topk-quality", help="folder for packs, labels, models; resumed")
+    parser.add_argument("--long", action="store_true", help="the whole protocol")
+    parser.add_argument("--json", help="write the figures here")
+    parser.add_argument("--record", action="store_true", help="add a folder to benchmarks/records")
+    arguments = parser.parse_args()
+    if not arguments.data:
+        raise UserError("no photographs: give --data FOLDER or set REPCON_DATA (tools/photos.py builds the folder)")
+    protocol, name = (LONG, "long") if arguments.long else (SHORT, "short")
+    figures = summarise(run(Path(arguments.data), Path(arguments.work) / name, protocol), protocol)
+    show(figures)
+    figures["environment"] = environment()
+    if arguments.json:
+        write_json(Path(arguments.json), figures)
+    if arguments.record:
+        cores = figures["environment"]["cores"]
+        folder = Path(__file__).parent / "records" / f"{time.strftime('%Y-%m-%d')}-topk-quality-cpu-{cores}-cores"
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / "results.json", figures)
+        console.print(f"recorded in {folder}")
+
+
+def run(data: Path, work: Path, protocol: Protocol) -> dict[str, list[dict[str, float]]]:
+    """{"k4": [per seed {"probe", "knn" (%), "kl"}], ..., "online": [...]}."""
+    sources = {"proxy": data / "objects.tar", "domain": data / "grocery.tar"}
+    for name, source in sources.items():
+        if not (work / name).exists():
+            images.run(PackConfig(source=str(source), out=str(work / name)))
+    proxy = _part(work, protocol.proxy_images)
+    task = work / "task-teacher"
+    if not (task / "results.json").exists():
+        teach.run(_teach(work, task, protocol))
+    for k in protocol.ks:
+        precompute.run(_labels(proxy, work, task, k))
+    results: dict[str, list[dict[str, float]]] = {}
+    for seed in protocol.seeds:
+        for k in (*protocol.ks, 0):
+            name, whole = f"k{k}" if k else "online", work / f"labels-{max(protocol.ks)}.zarr"
+            out, stored = work / f"student-{name}-{seed}", work / f"labels-{k}.zarr" if k else whole
+            if not (out / "figures.json").exists():
+                kl = _student(proxy, stored, whole, out, seed, protocol, online=not k)
+                write_json(out / "figures.json", {"kl": kl, **_transfer(work, out)})
+            results.setdefault(name, []).append(json.loads((out / "figures.json").read_text()))
+    return results
+
+
+def _part(work: Path, count: int) -> Path:
+    """The first `count` proxy images, by content hash, as a pack of their own."""
+    out = work / f"proxy-{count}"
+    if not out.exists():
+        pack = images.Pack.open(work / "proxy")
+        chosen = sorted(range(len(pack)), key=lambda row: pack.hashes[row].tobytes())[:count]
+        folder = work / f"proxy-{count}-pictures"
+        folder.mkdir(parents=True, exist_ok=True)
+        for number, row in enumerate(chosen):
+            (folder / f"{number:05d}.jpg").write_bytes(pack.read(row))
+        images.run(PackConfig(source=str(folder), out=str(out)))
+    return out
+
+
+def _teach(work: Path, out: Path, protocol: Protocol) -> TeachConfig:
+    return TeachConfig(
+        data=str(work / "domain"),
+        out=str(out),
+        model=GENERALIST,
+        classes=ClassSubset(seed=0, start=0.0, stop=0.5),
+        size=SIZE,
+        epochs=protocol.teach_epochs,
+        freeze_blocks=11,
+        freeze_norm=True,
+        device="cpu",
+    )
+
+
+def _labels(proxy: Path, work: Path, task: Path, k: int) -> PrecomputeConfig:
+    models = {"generalist": GENERALIST, "task": str(task)}
+    return PrecomputeConfig(
+        pack=str(proxy),
+        out=str(work / f"labels-{k}.zarr"),
+        teachers=tuple(TeacherConfig(name=name, model=model, size=SIZE) for name, model in models.items()),
+        crops=4,
+        k=k,
+        temperatures=(1.0, TEMPERATURE),
+        device="cpu",
+    )
+
+
+def _settings(protocol: Protocol, seed: int) -> TrainConfig:
+    return TrainConfig(
+        pack="",
+        store="",
+        out="",
+        trunk=GENERALIST,
+        size=SIZE,
+        epochs=protocol.epochs,
+        batch_size=64,
+        freeze_blocks=11,
+        freeze_norm=True,
+        heads=(
+            HeadConfig(name="generalist", weight=0.25, temperature=TEMPERATURE),
+            HeadConfig(name="task", temperature=TEMPERATURE),
+        ),
+        optim=OptimConfig(lr=1e-3),
+        holdout=0.05,
+        seed=seed,
+    )
+
+
+def _student(
+    proxy: Path, stored: Path, whole: Path, out: Path, seed: int, protocol: Protocol, *, online: bool
+) -> float:
+    """Trains one student from the labels `stored` (or online) into `out`; gives its KL on held-out images of `whole`."""
+    settings, team = _settings(protocol, seed), Team(rank=0, world=1, device=torch.device("cpu"), words=None)
+    pack, store = images.Pack.open(proxy), LabelStore.open(str(stored))
+    kind = OnlineFeed if online else Feed
+    feed = kind(pack, store, size=SIZE, batch_size=64, epochs=protocol.epochs, holdout=settings.holdout, seed=seed)
+    if isinstance(feed, OnlineFeed):
+        feed.teachers = tuple(from_section(head.section, "cpu") for head in store.heads.values())
+    trainer = Trainer(settings, store, feed, team)
+    trainer.student.train()
+    guard = LossGuard(trainer.loss.names, team, out)
+    for part in range(len(feed.passes)):
+        for number, batch in enumerate(feed.batches(part)):
+            trainer.train_batch(batch, part, number, guard)
+    feed.close()
+    student.save(trainer.kept, out, preprocessing=trainer.preprocessing, card={})
+    held = Feed(
+        pack, LabelStore.open(str(whole)), size=SIZE, batch_size=64, epochs=1, holdout=settings.holdout, seed=seed
+    )
+    agreement = Agreement(LabelStore.open(str(whole)), settings.heads, "bucket", team)
+    trainer.student.eval()
+    figures = agreement.measure(trainer.student, trainer.answer, held.held_out())
+    held.close()
+    return statistics.mean(head["kl"] for head in figures.values())
+
+
+def _transfer(work: Path, out: Path, batch_size: int = 64) -> dict[str, float]:
+    """Probe and kNN on the classes that no teacher saw, in %."""
+    results = transfer.run(
+        EvaluateConfig(
+            data=str(work / "domain"),
+            out=str(out / "transfer"),
+            trunks=(f"student={out}",),
+            classes=ClassSubset(seed=0, start=0.5, stop=1.0),
+            size=SIZE,
+            metrics=("knn", "probe"),
+            batch_size=batch_size,
+            device="cpu",
+        )
+    )
+    metrics = results["trunks"]["student"]["metrics"]
+    return {name: float(metrics[name]["mean"]) for name in ("probe", "knn_5")}
+
+
+def summarise(results: dict[str, list[dict[str, float]]], protocol: Protocol) -> dict[str, Any]:
+    """The figures that the head of this file names."""
+    figures: dict[str, Any] = {"seeds": len(protocol.seeds), "proxy_images": protocol.proxy_images}
+    for name, runs in results.items():
+        label = name.replace("k1000", "all")
+        figures[f"kl_{label}"] = statistics.mean(run["kl"] for run in runs)
+        for metric in ("probe", "knn_5"):
+            values = [run[metric] for run in runs]
+            figures[f"{metric}_{label}"] = statistics.mean(values)
+            if name == "online":
+                figures[f"{metric}_online_spread"] = _spread(values)
+            else:
+                pairs = zip(values, results["online"], strict=True)
+                differences = [value - online[metric] for value, online in pairs]
+                figures[f"{metric}_{label}_minus_online"] = statistics.mean(differences)
+                figures[f"{metric}_{label}_minus_online_spread"] = _spread(differences)
+    return figures
+
+
+def _spread(values: list[float]) -> float:
+    return statistics.stdev(values) if len(values) > 1 else 0.0
+
+
+def show(figures: dict[str, Any]) -> None:
+    table = Table("figure", "value", title="stored top-k labels against teachers in every step")
+    for name, value in figures.items():
+        table.add_row(name, f"{value:.4f}" if name.startswith("kl") else f"{value:.2f}")
+    console.print(table)
+
+
+if __name__ == "__main__":
+    main()

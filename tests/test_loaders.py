@@ -1,0 +1,255 @@
+"""The loaders' contract, on real JPEGs: the same crops in the same order, near the reference; errors, never hangs."""
+
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from loader_case import SIDES, make_pack, request
+
+from repcon.errors import UserError
+from repcon.images import Pack
+from repcon.loaders import CropBatch, Loader, Request, installed, open_loader, opening
+from repcon.loaders.buffers import Buffers
+from repcon.loaders.reference import crop, crop_float
+
+MEAN_DIFFERENCE = {"torch": 0.25, "dali": 0.05, "ffcv": 0.05}
+"""Of 255, to the reference rounded to uint8: rounding alone lies 0.25 from the unrounded one."""
+
+
+def needs(kind: str) -> object:
+    return pytest.param(kind, marks=pytest.mark.skipif(not installed(kind), reason=f"loader {kind} is not installed"))
+
+
+FAST = [needs(kind) for kind in MEAN_DIFFERENCE]
+ALL = [needs("reference"), *FAST]
+
+
+@pytest.fixture(scope="module")
+def pack_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_pack(tmp_path_factory.mktemp("loaders"))
+
+
+@pytest.fixture
+def pack(pack_path: Path) -> Pack:
+    return Pack.open(pack_path)
+
+
+@pytest.fixture
+def loader(pack: Pack, kind: str) -> Iterator[Loader]:
+    opened = open_loader(kind, pack, SIDES, workers=2)
+    yield opened
+    opened.close()
+
+
+def all_crops(pack: Pack) -> list[Request]:
+    rows = list(range(len(pack)))
+    return [request(pack, rows[:5], 8, seed=1), request(pack, rows[5:][::-1], 8, seed=2), request(pack, rows[2:3], 8)]
+
+
+def difference(one: CropBatch, other: CropBatch, side: int) -> torch.Tensor:
+    return (one.pixels[side].float() - other.pixels[side].float()).abs()
+
+
+@pytest.mark.parametrize("kind", FAST)
+def test_near_the_reference_whatever_the_jpeg_and_the_box(kind: str, pack: Pack, loader: Loader) -> None:
+    requests = all_crops(pack)
+    expected = list(open_loader("reference", pack, SIDES).batches(requests))
+    found = list(loader.batches(requests))
+    assert loader.kind == kind
+    for side in SIDES:
+        gaps = torch.cat([difference(a, b, side).flatten() for a, b in zip(expected, found, strict=True)])
+        assert gaps.mean() <= MEAN_DIFFERENCE[kind]
+        assert gaps.max() <= (1 if kind in ("dali", "ffcv") else 3)
+
+
+@pytest.mark.parametrize("kind", ALL)
+def test_a_batch_for_each_request_in_order(kind: str, pack: Pack, loader: Loader) -> None:
+    requests = all_crops(pack)
+    batches = list(loader.batches(iter(requests)))
+    assert len(batches) == len(requests)
+    for wanted, batch in zip(requests, batches, strict=True):
+        n, c = wanted.crops.shape
+        assert batch.images.tolist() == np.repeat(wanted.images, c).tolist()
+        assert batch.crops.tolist() == wanted.crops.reshape(-1).tolist()
+        assert batch.images.dtype == batch.crops.dtype == torch.int64
+        for side in SIDES:
+            assert batch.pixels[side].shape == (n * c, 3, side, side)
+            assert batch.pixels[side].dtype == torch.uint8
+            assert batch.pixels[side].is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("kind", FAST)
+def test_pixels_depend_on_neither_the_batch_nor_the_threads(kind: str, pack: Pack, loader: Loader) -> None:
+    whole = request(pack, range(len(pack)), 3)
+    singles = [
+        Request(images=whole.images[i], crops=whole.crops[i], boxes=whole.boxes[i], flips=whole.flips[i])
+        for i in ([k] for k in range(len(pack)))
+    ]
+    (together,) = loader.batches([whole])
+    one_thread = open_loader(kind, pack, SIDES, workers=1)
+    apart = torch.cat([batch.pixels[SIDES[0]] for batch in one_thread.batches(singles)])
+    one_thread.close()
+    assert torch.equal(together.pixels[SIDES[0]], apart)
+
+
+@pytest.mark.parametrize("kind", ALL)
+def test_held_batches_stay_as_they_were(kind: str, pack: Pack, loader: Loader) -> None:
+    requests = [request(pack, [row % len(pack)], 6, seed=row) for row in range(12)]
+    held, copies = [], []
+    for batch in loader.batches(requests):
+        held.append(batch.pixels[SIDES[0]][2:])  # a view keeps the memory just as well
+        copies.append(held[-1].clone())
+    assert all(torch.equal(one, other) for one, other in zip(held, copies, strict=True))
+
+
+@pytest.mark.parametrize("kind", ALL)
+def test_requests_are_taken_a_few_ahead_only(kind: str, pack: Pack, loader: Loader) -> None:
+    taken = 0
+
+    def endless() -> Iterator[Request]:
+        nonlocal taken
+        while True:
+            taken += 1
+            yield request(pack, [0, 1], 2, seed=taken)
+
+    batches = loader.batches(endless())
+    for _ in range(3):
+        next(batches)
+    assert taken <= 3 + 4
+    batches.close()  # pyright: ignore[reportAttributeAccessIssue]
+
+
+@pytest.mark.parametrize("kind", ALL)
+def test_two_iterations_at_once(kind: str, pack: Pack, loader: Loader) -> None:
+    requests = all_crops(pack)
+    pairs = list(zip(loader.batches(requests), loader.batches(requests), strict=True))
+    assert len(pairs) == len(requests)
+    assert all(torch.equal(a.pixels[SIDES[1]], b.pixels[SIDES[1]]) for a, b in pairs)
+
+
+@pytest.mark.parametrize("kind", ALL)
+def test_a_box_outside_its_image_names_the_image(kind: str, pack: Pack, loader: Loader) -> None:
+    wrong = request(pack, [1, 0], 2)
+    wrong.boxes[1, 1] = (5, 5, *pack.sizes[0])
+    with pytest.raises(UserError, match="not inside its") as caught:
+        list(loader.batches([wrong]))
+    assert pack.keys[0] in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", ALL)
+def test_an_image_that_vanished_names_itself(kind: str, tmp_path: Path) -> None:
+    if kind == "ffcv":
+        pytest.skip("its images lie in the .beton; tests/test_loaders_ffcv.py")
+    pack = Pack.open(make_pack(tmp_path))
+    loader = open_loader(kind, pack, SIDES, workers=2)
+    requests = [request(pack, range(len(pack)), 2, seed=seed) for seed in range(4)]
+    assert len(list(loader.batches(requests))) == 4
+    (tmp_path / "pack" / "shard-00000.tar").write_bytes(b"short")
+    fresh = Pack.open(tmp_path / "pack")
+    loader.close()
+    loader = open_loader(kind, fresh, SIDES, workers=2)
+    with pytest.raises(UserError, match=r"image .* in shard-00000.tar"):
+        list(loader.batches(requests))
+    loader.close()
+
+
+@pytest.mark.parametrize("kind", [kind for kind in ALL if kind.values != ("ffcv",)])
+def test_bytes_that_cannot_be_decoded_name_the_image(
+    kind: str, pack: Pack, loader: Loader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = Pack.read
+    # The pack's own check would find this first; with check=False nothing does.
+    monkeypatch.setattr(Pack, "read", lambda self, row: real(self, row) if row != 3 else real(self, row)[:300])
+    with pytest.raises(UserError, match="cannot be decoded") as caught:
+        list(loader.batches([request(pack, range(len(pack)), 2)]))
+    assert pack.keys[3] in str(caught.value)
+    monkeypatch.undo()
+    assert len(list(loader.batches(all_crops(pack)))) == 3  # the loader is still good
+
+
+@pytest.mark.parametrize("kind", ALL)
+def test_an_error_of_the_requests_reaches_the_consumer(kind: str, pack: Pack, loader: Loader) -> None:
+    def broken() -> Iterator[Request]:
+        yield request(pack, [0], 1)
+        raise LookupError("no more labels")
+
+    with pytest.raises(LookupError, match="no more labels"):
+        list(loader.batches(broken()))
+
+
+@pytest.mark.parametrize("kind", FAST)
+def test_closing_ends_the_threads_even_in_the_middle(kind: str, pack: Pack) -> None:
+    before = set(threading.enumerate())
+    opened = open_loader(kind, pack, SIDES, workers=3)
+    batches = opened.batches(request(pack, range(len(pack)), 4, seed=seed) for seed in range(50))
+    next(batches)
+    opened.close()
+    opened.close()
+    batches.close()  # pyright: ignore[reportAttributeAccessIssue]
+    deadline = time.monotonic() + 5
+    while set(threading.enumerate()) - before and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not set(threading.enumerate()) - before
+
+
+def test_memory_is_taken_again_only_when_nothing_looks_at_it() -> None:
+    buffers = Buffers()
+    first = buffers.crops(4, 16)
+    place, view = first.data_ptr(), first[1:2]
+    del first
+    assert buffers.crops(4, 16).data_ptr() != place
+    del view
+    places = {tensor.data_ptr() for tensor in [buffers.crops(4, 16), buffers.crops(4, 16)]}
+    assert place in places
+
+
+def test_the_reference_is_the_triangle_filter() -> None:
+    generator = np.random.default_rng(0)
+    image = generator.integers(0, 256, (37, 53, 3), dtype=np.uint8)
+    for box, side in [((4, 3, 40, 30), 16), ((0, 0, 53, 37), 9), ((10, 20, 5, 3), 24), ((52, 36, 1, 1), 7)]:
+        x, y, width, height = box
+        pixels = image[y : y + height, x : x + width].astype(np.float64)
+        expected = np.einsum("ih,hwc,jw->cij", triangle(height, side), pixels, triangle(width, side))
+        assert np.abs(crop_float(image, box, side, False).numpy() - expected).max() < 1e-3
+        assert torch.equal(crop(image, box, side, True), crop(image, box, side, False).flip(-1))
+
+
+def triangle(length: int, side: int) -> np.ndarray:
+    """(side, length) weights, written from the definition."""
+    scale = length / side
+    centres = scale * (np.arange(side)[:, None] + 0.5)
+    distance = np.abs(np.arange(length) + 0.5 - centres) / max(scale, 1)
+    weights = np.maximum(0, 1 - distance)
+    return weights / weights.sum(axis=1, keepdims=True)
+
+
+def test_a_missing_or_unknown_loader_says_what_to_do(pack: Pack, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match="choose auto, reference, torch, dali, ffcv"):
+        open_loader("tape", pack, [32])
+    with pytest.raises(UserError, match="at least 1"):
+        open_loader("torch", pack, [0])
+    monkeypatch.setattr(opening, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"pip install 'repcon\[dali\]'"):
+        open_loader("dali", pack, [32])
+    with pytest.raises(UserError, match="make ffcv"):
+        open_loader("ffcv", pack, [32])
+
+
+def test_auto_says_what_it_chose(
+    pack_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pack = Pack.open(pack_path)
+    monkeypatch.setattr(opening, "installed", lambda kind: kind == "torch")
+    opening._say.cache_clear()
+    for _ in range(2):
+        chosen = open_loader("auto", pack, [32])
+        assert chosen.kind == "torch"
+        chosen.close()
+    assert capsys.readouterr().out.count("loader: torch") == 1
+    monkeypatch.setattr(opening, "installed", lambda kind: kind != "ffcv")
+    assert opening._choose(pack, on_gpu=True)[0] == "dali"
+    assert opening._choose(pack, on_gpu=False)[0] == "torch"  # the pack is small

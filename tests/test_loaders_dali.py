@@ -1,0 +1,59 @@
+"""The graph that runs on a GPU, run on the CPU: DALI decodes, slices, resizes and flips."""
+
+import pytest
+import torch
+from loader_case import SIDES, make_pack, request
+
+from repcon.errors import UserError
+from repcon.images import Pack
+from repcon.loaders import installed, open_loader
+
+pytestmark = pytest.mark.skipif(
+    not installed("dali"), reason="loader dali is not installed: pip install 'repcon[dali]'"
+)
+
+
+@pytest.fixture(scope="module")
+def pack(tmp_path_factory: pytest.TempPathFactory) -> Pack:
+    return Pack.open(make_pack(tmp_path_factory.mktemp("dali")))
+
+
+def test_the_whole_graph_gives_the_references_crops(pack: Pack) -> None:
+    from repcon.loaders.dali import GraphLoader
+
+    requests = [request(pack, range(len(pack)), 6, seed=1), request(pack, [3, 1], 2), request(pack, [5] * 70, 6)]
+    graph = GraphLoader(pack, SIDES, workers=2, device="cpu")
+    expected = open_loader("reference", pack, SIDES).batches(requests)
+    for wanted, found in zip(expected, graph.batches(requests), strict=True):
+        assert torch.equal(wanted.images, found.images) and torch.equal(wanted.crops, found.crops)
+        for side in SIDES:
+            gap = (wanted.pixels[side].float() - found.pixels[side].float()).abs()
+            assert gap.mean() <= 0.05 and gap.max() <= 2
+            assert found.pixels[side].is_contiguous(memory_format=torch.channels_last)
+    graph.close()
+
+
+def test_a_damaged_image_is_named(pack: Pack, monkeypatch: pytest.MonkeyPatch) -> None:
+    from repcon.loaders.dali import GraphLoader
+
+    real = Pack.read
+    monkeypatch.setattr(Pack, "read", lambda self, row: real(self, row)[: 300 if row == 3 else None])
+    graph = GraphLoader(pack, SIDES, workers=1, device="cpu")
+    with pytest.raises(UserError, match="cannot be decoded") as caught:
+        list(graph.batches([request(pack, range(len(pack)), 2)]))
+    assert pack.keys[3] in str(caught.value)
+    monkeypatch.undo()
+    assert len(list(graph.batches([request(pack, [3], 2)]))) == 1
+    graph.close()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_on_a_gpu_the_pixels_lie_there(pack: Pack) -> None:
+    wanted = [request(pack, range(len(pack)), 4)]
+    loader = open_loader("dali", pack, SIDES, device="cuda")
+    (found,) = loader.batches(wanted)
+    (expected,) = open_loader("reference", pack, SIDES).batches(wanted)
+    for side in SIDES:
+        assert found.pixels[side].device.type == "cuda"
+        assert (found.pixels[side].cpu().float() - expected.pixels[side].float()).abs().mean() <= 1.0
+    loader.close()

@@ -12,8 +12,8 @@ from consolidation_protocol import METHODS, Protocol
 from matplotlib.figure import Figure
 from rich.table import Table
 
-from repcon.intervals import over_draws
-from repcon.intervals import show as with_interval
+from repcon.probing.intervals import over_draws
+from repcon.probing.intervals import show as with_interval
 from repcon.record import console, environment, write_json
 
 METRICS = {"probe": "linear probe", "shot_1": "1-shot", "shot_5": "5-shot", "knn_5": "kNN 5"}

@@ -31,8 +31,8 @@ from store_labels import CROPS, Labels, make_labels, spec_of
 from store_peers import PEERS, Peer
 
 from repcon.record import console, environment, progress, write_json
+from repcon.storage.truncation import bucket_kl
 from repcon.store import LabelStore, Slab
-from repcon.truncation import bucket_kl
 
 BATCH, ROWS_PER_SHARD = 256, 16_384
 STORES = {"zstd": ("zstd", "float16"), "lz4": ("lz4", "float16"), "gaps": ("zstd", "gaps8")}

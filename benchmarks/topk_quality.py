@@ -1,7 +1,7 @@
 """What training from stored top-k labels loses against the teachers run in every step, in transfer accuracy.
 
     python benchmarks/topk_quality.py --data FOLDER          two minutes: that it runs, no result
-    python benchmarks/topk_quality.py --data FOLDER --long   three seeds, k = 4, 8, 16 and all; half an hour on two cores
+    python benchmarks/topk_quality.py --data FOLDER --long   three seeds, k = 4, 8, 16, all; half an hour on two cores
 
 FOLDER (or REPCON_DATA) holds grocery.tar and objects.tar of tools/photos.py. A generalist and a teacher of one half of
 the groceries label unlabeled photographs of other things; students of the generalist's architecture learn from them,
@@ -39,14 +39,14 @@ from repcon.config import (
     TrainConfig,
 )
 from repcon.errors import UserError
-from repcon.feed import Batch, Feed
-from repcon.processes import Team
 from repcon.record import console, environment, write_json
-from repcon.sanity import LossGuard
 from repcon.store import LabelStore
 from repcon.teachers import Teacher, from_section
-from repcon.trainer import Trainer
-from repcon.validation import Agreement
+from repcon.training.feed import Batch, Feed
+from repcon.training.processes import Team
+from repcon.training.sanity import LossGuard
+from repcon.training.trainer import Trainer
+from repcon.training.validation import Agreement
 
 GENERALIST, SIZE, TEMPERATURE = "package:efficientnet_lite0", 128, 2.0
 
@@ -194,7 +194,7 @@ def _settings(protocol: Protocol, seed: int) -> TrainConfig:
 def _student(
     proxy: Path, stored: Path, whole: Path, out: Path, seed: int, protocol: Protocol, *, online: bool
 ) -> float:
-    """Trains one student from the labels `stored` (or online) into `out`; gives its KL on held-out images of `whole`."""
+    """Trains one student from the labels `stored` (or online) into `out`; gives its KL to `whole` on held-out rows."""
     settings, team = _settings(protocol, seed), Team(rank=0, world=1, device=torch.device("cpu"), words=None)
     pack, store = images.Pack.open(proxy), LabelStore.open(str(stored))
     kind = OnlineFeed if online else Feed

@@ -14,13 +14,13 @@ from torch import nn
 from repcon import backbones, crops, topk
 from repcon.backbones import timm
 from repcon.config import CropConfig, HeadConfig, OptimConfig, Precision, TrainConfig
-from repcon.feed import Batch, Clock, Feed
 from repcon.images import Pack, open_or_pack
-from repcon.optim import Updates, autocast
-from repcon.processes import Team
-from repcon.sanity import LossGuard
 from repcon.store import LabelStore, StoreSpec, TeacherSection
-from repcon.trainer import Trainer
+from repcon.training.feed import Batch, Clock, Feed
+from repcon.training.optim import Updates, autocast
+from repcon.training.processes import Team
+from repcon.training.sanity import LossGuard
+from repcon.training.trainer import Trainer
 
 HEAVY, LIGHT = "tf_efficientnet_lite0", "mobilenetv3_small_050"
 CLASSES = {"generalist": 1000, "task": 100}

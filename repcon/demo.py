@@ -25,9 +25,9 @@ from repcon.config import (
     TrainConfig,
     dump,
 )
-from repcon.drawings import render
 from repcon.errors import UserError
 from repcon.images import Pack, class_rows
+from repcon.pictures.drawings import render
 from repcon.record import Run, console
 
 GENERALIST = "package:efficientnet_lite0"

@@ -1,6 +1,6 @@
 """The pack: the images that teachers and students read, and their identity.
 
-`repcon pack` writes one from a folder or from WebDataset tars (`repcon.packing`); `Pack` reads it, from a path or
+`repcon pack` writes one from a folder or from WebDataset tars (`repcon.packs.packing`); `Pack` reads it, from a path or
 any URL that fsspec opens. Images are known by their content, not by their position or name.
 """
 
@@ -15,12 +15,13 @@ import numpy as np
 from rich.table import Table
 
 from repcon import config as configuration
-from repcon import pack_format, packing, sources
 from repcon.config import ClassSubset, PackConfig
 from repcon.errors import UserError
-from repcon.jpeg import Unusable, content_hash, read_header
-from repcon.pack_files import Files, files_below
-from repcon.pack_format import BETON, INDEX, LEFT_OUT, MANIFEST, Keys, Manifest, shard_name
+from repcon.packs import format as pack_format
+from repcon.packs import packing, sources
+from repcon.packs.files import Files, files_below
+from repcon.packs.format import BETON, INDEX, LEFT_OUT, MANIFEST, Keys, Manifest, shard_name
+from repcon.packs.jpeg import Unusable, content_hash, read_header
 from repcon.record import Run, console
 
 

@@ -10,9 +10,9 @@ from rich.table import Table
 
 from repcon.config import InspectConfig
 from repcon.record import console
+from repcon.reporting.figures import figures
+from repcon.storage.truncation import truncation
 from repcon.store import LabelStore
-from repcon.store_figures import figures
-from repcon.truncation import truncation
 
 __all__ = ["run", "truncation"]
 
@@ -96,8 +96,8 @@ def _encodings(found: dict[str, Any]) -> Table:
 def _write_page(path: Path, title: str, found: dict[str, Any]) -> None:
     # Imported here: matplotlib and the templates are for pages only.
     from repcon import report
-    from repcon.inspection_sections import sections
-    from repcon.report_sources import Source
+    from repcon.reporting.sources import Source
+    from repcon.reporting.stores import sections
 
     made = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())
     source = Source(path=path, name=title, kind="store", figures=found)

@@ -12,22 +12,22 @@ from typing import Any
 
 import torch
 
-from repcon import cluster, crew
-from repcon.bench import Bench, check, choose_device, crops_of, load, set_up
 from repcon.config import PrecomputeConfig, dump
-from repcon.decoding import Decoding, Step
 from repcon.errors import UserError
-from repcon.estimate import estimate
-from repcon.leases import Leases
+from repcon.labelling import cluster, crew
+from repcon.labelling.bench import Bench, check, choose_device, crops_of, load, set_up
+from repcon.labelling.decoding import Decoding, Step
+from repcon.labelling.display import Display, Event, merged, show
+from repcon.labelling.estimate import estimate
+from repcon.labelling.leases import Leases
+from repcon.labelling.overlap import Ahead, Behind
+from repcon.labelling.panel import Answers, Panel, find_batch_size
+from repcon.labelling.target import lease_folder, run_folder
+from repcon.labelling.unitwork import UnitWork
 from repcon.loaders import open_loader
 from repcon.memory import keep_freed_memory
-from repcon.overlap import Ahead, Behind
-from repcon.panel import Answers, Panel, find_batch_size
-from repcon.precompute_show import Display, Event, merged, show
 from repcon.record import Run, console
 from repcon.store import Unit
-from repcon.target import lease_folder, run_folder
-from repcon.unitwork import UnitWork
 
 AHEAD_BATCHES, UNITS_BEHIND = 2, 1
 """Decoded batches that wait for the teachers, and finished units that wait to be written: memory stays flat."""

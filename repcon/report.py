@@ -12,13 +12,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from repcon import report_benchmarks, report_labels, report_sections, report_transfer
 from repcon.config import ReportConfig, dump
-from repcon.plot_style import DARK, LIGHT, standalone, variables
 from repcon.record import Run, console
-from repcon.report_sections import Plot, Section
-from repcon.report_sources import Source, read
-from repcon.report_tables import differing, flat, listing, side_by_side, table, words
+from repcon.reporting import benchmarks as report_benchmarks
+from repcon.reporting import labels as report_labels
+from repcon.reporting import sections as report_sections
+from repcon.reporting import transfer as report_transfer
+from repcon.reporting.plot_style import DARK, LIGHT, standalone, variables
+from repcon.reporting.sections import Plot, Section
+from repcon.reporting.sources import Source, read
+from repcon.reporting.tables import differing, flat, listing, side_by_side, table, words
 
 SHOWN_ELSEWHERE = ("demo", "teach", "train", "precompute", "inspect", "benchmark", "figures", "store")
 

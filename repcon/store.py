@@ -11,10 +11,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 import numpy as np
 
 from repcon.errors import UserError
-from repcon.store_blocks import box_blocks, label_blocks
-from repcon.store_commit import check_metadata, commit, complete, require_same, require_same_section
-from repcon.store_files import Files, open_files
-from repcon.store_layout import (
+from repcon.storage.arrays import encode_shard
+from repcon.storage.blocks import box_blocks, label_blocks
+from repcon.storage.commit import check_metadata, commit, complete, require_same, require_same_section
+from repcon.storage.files import Files, open_files
+from repcon.storage.layout import (
     HeadInfo,
     Unit,
     heads_of,
@@ -22,7 +23,7 @@ from repcon.store_layout import (
     shards_of,
     units_of,
 )
-from repcon.store_manifest import (
+from repcon.storage.manifest import (
     JOURNAL,
     MANIFEST,
     Manifest,
@@ -33,10 +34,10 @@ from repcon.store_manifest import (
     manifest_of,
     read_manifest,
 )
-from repcon.store_markers import Markers, shard_file
-from repcon.store_reader import ShardReader, chunk_crcs
-from repcon.store_shared import shared_tables
-from repcon.store_slabs import (
+from repcon.storage.markers import Markers, shard_file
+from repcon.storage.reader import ShardReader, chunk_crcs
+from repcon.storage.shared import shared_tables
+from repcon.storage.slabs import (
     Slab,
     Tables,
     Window,
@@ -47,7 +48,6 @@ from repcon.store_slabs import (
     table_bytes,
     window_plan,
 )
-from repcon.store_zarr import encode_shard
 
 __all__ = ["HeadInfo", "LabelStore", "Slab", "StoreSpec", "Tables", "TeacherSection", "Unit", "Window"]
 

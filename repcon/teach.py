@@ -11,10 +11,10 @@ from torch import nn
 from repcon import backbones
 from repcon.config import TeachConfig, dump
 from repcon.errors import UserError
-from repcon.finetune import Epoch, Labelled, fit
 from repcon.images import class_rows, open_or_pack
-from repcon.probes import split_classes
+from repcon.probing.probes import split_classes
 from repcon.record import Run, console, progress
+from repcon.training.finetune import Epoch, Labelled, fit
 
 
 def run(config: TeachConfig) -> dict[str, Any]:

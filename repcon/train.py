@@ -11,15 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from repcon import config, student
-from repcon.checkpoint import Checkpoints, flat
 from repcon.config import HeadConfig, TrainConfig
-from repcon.feed import Feed
 from repcon.images import Pack
-from repcon.processes import Stop, Team, join
 from repcon.record import Run, console, environment
 from repcon.store import LabelStore
-from repcon.trainer import Trainer
-from repcon.training_log import Totals, TrainingLog, trim_metrics
+from repcon.training.checkpoint import Checkpoints, flat
+from repcon.training.feed import Feed
+from repcon.training.log import Totals, TrainingLog, trim_metrics
+from repcon.training.processes import Stop, Team, join
+from repcon.training.trainer import Trainer
 
 # What may change between the parts of a run: where things are, how fast, and what is shown.
 FREE = ("pack", "store", "out", "workers", "device", "knn", "keep_checkpoints", "checkpoint_minutes", "tensorboard")

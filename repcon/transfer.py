@@ -1,8 +1,8 @@
 """How well trunks' features transfer: every trunk on the same images, the same splits and the same draws.
 
 Images of the wanted classes are split once into a training and a test part. Features are extracted once per trunk
-(`repcon.features`), then probed (`repcon.probes`). Accuracies are per cent of test images, with 95 % intervals over the
-test images (over the draws for few-shot), and differences to the baseline are paired.
+(`repcon.probing.features`), then probed (`repcon.probing.probes`). Accuracies are per cent of test images, with 95 %
+intervals over the test images (over the draws for few-shot), and differences to the baseline are paired.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,14 +14,16 @@ import numpy as np
 import torch
 from rich.progress import Progress
 
-from repcon import backbones, intervals, probes, transfer_show
+from repcon import backbones
 from repcon.config import EvaluateConfig, OptimConfig, TeachConfig, dump
 from repcon.errors import UserError
-from repcon.features import Reading, extract
-from repcon.finetune import Labelled, fit, predict
 from repcon.images import Pack, class_rows, open_or_pack
 from repcon.loaders import open_loader
+from repcon.probing import intervals, probes
+from repcon.probing import show as transfer_show
+from repcon.probing.features import Reading, extract
 from repcon.record import Run, console, progress
+from repcon.training.finetune import Labelled, fit, predict
 
 SHOTS = (1, 5, 10)
 JOIN = " + "

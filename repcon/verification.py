@@ -13,10 +13,10 @@ from rich.table import Table
 from repcon.config import VerifyConfig
 from repcon.errors import UserError
 from repcon.images import Pack
+from repcon.labelling.rerun import rerun
 from repcon.record import console, progress
-from repcon.rerun import rerun
+from repcon.storage.layout import HeadInfo
 from repcon.store import LabelStore, Slab, Unit
-from repcon.store_layout import HeadInfo
 
 _SHOWN = 20
 _HALF_ULP = 2.0**-11

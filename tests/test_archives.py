@@ -8,8 +8,8 @@ import pytest
 from pictures import photograph
 from simplejpeg import encode_jpeg
 
-from repcon import archives, sources
-from repcon.archives import Scan, add_tar
+from repcon.packs import archives, sources
+from repcon.packs.archives import Scan, add_tar
 
 PICTURE = encode_jpeg(photograph(0, 16, 16))
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from repcon.checkpoint import BEST, Checkpoints, flat
 from repcon.errors import UserError
+from repcon.training.checkpoint import BEST, Checkpoints, flat
 
 
 def test_the_newest_comes_back(tmp_path: Path) -> None:

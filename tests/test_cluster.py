@@ -18,8 +18,8 @@ from precompute_case import contents, pack_path, recipe, teacher_folders
 from repcon import config, precompute
 from repcon.config import PrecomputeConfig, TeacherConfig
 from repcon.errors import UserError
+from repcon.labelling.target import run_folder
 from repcon.store import LabelStore
-from repcon.target import run_folder
 
 pytest.importorskip("ray")
 __all__ = ["pack_path", "recipe", "teacher_folders"]

@@ -8,10 +8,11 @@ import pytest
 from crew_jobs import count, die, die_once, refuse, wait_for_ever
 from precompute_case import contents, pack_path, recipe, teacher_folders
 
-from repcon import crew, precompute
+from repcon import precompute
 from repcon.config import TeacherConfig
 from repcon.errors import UserError
-from repcon.target import run_folder
+from repcon.labelling import crew
+from repcon.labelling.target import run_folder
 
 __all__ = ["pack_path", "recipe", "teacher_folders"]
 POST = crew.Post(device="cpu", threads=1)

@@ -7,8 +7,8 @@ import pytest
 import simplejpeg
 from tiny_icons import icons, write_cache, write_package
 
-from repcon import drawings
 from repcon.errors import UserError
+from repcon.pictures import drawings
 
 
 @pytest.fixture

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from repcon import backbones, features
+from repcon import backbones
 from repcon.errors import UserError
 from repcon.images import Pack, open_or_pack
+from repcon.probing import features
 from repcon.record import progress
 
 

@@ -11,10 +11,10 @@ import torch
 from training_case import CLASSES, SIZE, colour_logits, pack_path
 
 from repcon.errors import UserError
-from repcon.feed import Clock, Feed, ahead
 from repcon.images import Pack
-from repcon.labels import Shelf
 from repcon.store import LabelStore
+from repcon.training.feed import Clock, Feed, ahead
+from repcon.training.labels import Shelf
 
 pytest_plugins = ("training_fixtures",)
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from repcon import gaps, topk
+from repcon import topk
+from repcon.storage import gaps
 
 
 def stored(logits: torch.Tensor, k: int, temperatures) -> np.ndarray:

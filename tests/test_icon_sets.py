@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from tiny_icons import icons, write_cache, write_package
 
-from repcon import icon_sets
 from repcon.errors import UserError
+from repcon.pictures import icon_sets
 
 
 @pytest.fixture

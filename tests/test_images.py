@@ -14,11 +14,12 @@ import pytest
 import simplejpeg
 from pictures import photograph
 
-from repcon import cli, images, pack_format
+from repcon import cli, images
 from repcon.config import ClassSubset, PackConfig
 from repcon.errors import UserError
 from repcon.images import Pack, class_rows, open_or_pack
-from repcon.jpeg import content_hash
+from repcon.packs import format as pack_format
+from repcon.packs.jpeg import content_hash
 
 
 @pytest.fixture(scope="module")
@@ -195,7 +196,7 @@ def test_threads_share_a_pack(original: Path) -> None:
 
 
 def test_more_shards_than_stay_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("repcon.pack_files.OPEN_SHARDS", 1)
+    monkeypatch.setattr("repcon.packs.files.OPEN_SHARDS", 1)
     (tmp_path / "source").mkdir()
     generator = np.random.default_rng(0)
     for number in range(4):

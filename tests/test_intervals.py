@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from repcon import intervals
+from repcon.probing import intervals
 
 
 def test_intervals_over_images_cover_the_truth():

@@ -11,7 +11,7 @@ import simplejpeg
 from pictures import photograph
 from PIL import Image
 
-from repcon.jpeg import MAX_PIXELS, Encoded, Unusable, content_hash, encode, read_header
+from repcon.packs.jpeg import MAX_PIXELS, Encoded, Unusable, content_hash, encode, read_header
 
 
 def saved(image: Image.Image, kind: str, **options: object) -> bytes:

@@ -12,13 +12,13 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from repcon.lease_files import open_claims
-from repcon.leases import Leases
+from repcon.labelling.lease_files import open_claims
+from repcon.labelling.leases import Leases
 
 FAST = {"beat_seconds": 0.05, "stale_seconds": 0.5}
 HOLDER = """
 import sys, time
-from repcon.leases import Leases
+from repcon.labelling.leases import Leases
 leases = Leases(sys.argv[1], beat_seconds=0.05, stale_seconds=0.5)
 leases.__enter__()
 print(leases.claim("unit"), flush=True)

@@ -8,7 +8,7 @@ from torch import nn
 
 from repcon.config import OptimConfig
 from repcon.errors import UserError
-from repcon.optim import Updates, autocast
+from repcon.training.optim import Updates, autocast
 
 CPU = torch.device("cpu")
 

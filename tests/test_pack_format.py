@@ -8,9 +8,9 @@ import zipfile
 import numpy as np
 import pytest
 
-from repcon import pack_format
 from repcon.errors import UserError
-from repcon.pack_format import COLUMNS, KEY_TEXT, Keys, Manifest
+from repcon.packs import format as pack_format
+from repcon.packs.format import COLUMNS, KEY_TEXT, Keys, Manifest
 
 
 def columns_of(count: int = 3) -> dict[str, np.ndarray]:

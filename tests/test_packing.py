@@ -17,11 +17,11 @@ from pictures import photograph
 from PIL import Image
 from simplejpeg import encode_jpeg
 
-from repcon import packing
 from repcon.config import PackConfig
 from repcon.errors import UserError
 from repcon.images import Pack
-from repcon.pack_format import Manifest
+from repcon.packs import packing
+from repcon.packs.format import Manifest
 
 RESULTS = ("index.npz", "left_out.jsonl", "pack.json")
 
@@ -119,7 +119,7 @@ def test_killed_packs_go_on_and_end_the_same(noisy_folder: Path, unbroken: dict[
     """Killed as each shard's record appears, then somewhere within the next shard."""
     out = tmp_path / "pack"
     config = PackConfig(source=str(noisy_folder), out=str(out), shard_megabytes=1, workers=1)
-    program = f"from repcon.packing import PackConfig, plan, write; write(plan({config!r}))"
+    program = f"from repcon.packs.packing import PackConfig, plan, write; write(plan({config!r}))"
     killed, generator = 0, np.random.default_rng(0)
     for number in range(4):
         process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.DEVNULL)

@@ -6,9 +6,9 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from repcon import plots
-from repcon.plot_style import DARK, INK, LIGHT, SERIES, standalone
-from repcon.plots import Bar, Interval
+from repcon.reporting import plots
+from repcon.reporting.plot_style import DARK, INK, LIGHT, SERIES, standalone
+from repcon.reporting.plots import Bar, Interval
 
 
 def test_a_long_line_keeps_its_means_and_its_range() -> None:

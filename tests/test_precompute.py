@@ -20,9 +20,9 @@ from repcon.config import CropConfig, PrecomputeConfig, TeacherConfig
 from repcon.crops import plan
 from repcon.errors import UserError
 from repcon.images import Pack
+from repcon.labelling.target import run_folder
 from repcon.loaders.reference import crop, decode
 from repcon.store import LabelStore
-from repcon.target import run_folder
 
 __all__ = ["pack_path", "recipe", "teacher_folders"]
 HERE = Path(__file__).parent

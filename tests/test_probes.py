@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
 
-from repcon import probes
+from repcon.probing import probes
 
 
 def clusters(classes: int, each: int, width: int, noise: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

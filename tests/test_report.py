@@ -11,14 +11,17 @@ import numpy as np
 import pytest
 import torch
 
-from repcon import images, report, report_sources, report_tables, store_figures, topk
+from repcon import images, report, topk
 from repcon.config import CropConfig, EvaluateConfig, PackConfig, ReportConfig, TeachConfig, TrainConfig, dump
 from repcon.crops import plan
 from repcon.errors import UserError
 from repcon.images import Pack
-from repcon.plots import Interval
 from repcon.record import Run, environment
-from repcon.report_tables import Cell
+from repcon.reporting import figures as store_figures
+from repcon.reporting import sources as report_sources
+from repcon.reporting import tables as report_tables
+from repcon.reporting.plots import Interval
+from repcon.reporting.tables import Cell
 from repcon.store import LabelStore, StoreSpec, TeacherSection
 
 EVIL = "<script>alert(1)</script>\"'&amp;$x_1^2$|*b*`c`"
@@ -238,7 +241,7 @@ def test_both_pages_say_the_same(pages: tuple[str, str, Path]) -> None:
 
 
 def test_the_sheet_shows_the_stored_labels_of_the_crop(world: Path) -> None:
-    from repcon import report_crops
+    from repcon.reporting import crops as report_crops
 
     pack = Pack.open(str(world / "pack"))
     store = LabelStore.open(str(world / "labels.zarr"))

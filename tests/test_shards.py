@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from repcon.jpeg import Encoded, content_hash
-from repcon.shards import Part, Shard, assemble, member_header
-from repcon.sources import Item
+from repcon.packs.jpeg import Encoded, content_hash
+from repcon.packs.shards import Part, Shard, assemble, member_header
+from repcon.packs.sources import Item
 
 
 @pytest.mark.parametrize("size", [0, 1, 511, 512, 123_456, 8**11 - 1, 8**11])

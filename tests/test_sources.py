@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from test_archives import PICTURE, tar_of
 
-from repcon import sources
 from repcon.errors import UserError
+from repcon.packs import sources
 
 
 def folder_of(root: Path, names: list[str]) -> Path:

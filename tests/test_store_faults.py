@@ -15,9 +15,9 @@ import pytest
 from store_builder import create_and_fill, expected, fill, section, snapshot, spec
 
 from repcon.errors import UserError
+from repcon.storage.files import LocalFiles
+from repcon.storage.manifest import seal, unseal
 from repcon.store import LabelStore
-from repcon.store_files import LocalFiles
-from repcon.store_manifest import seal, unseal
 
 # One server imports everything once; each writer is a fork of it, so that kills land in the writing.
 CONTEXT = multiprocessing.get_context("forkserver")

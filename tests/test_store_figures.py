@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from store_builder import expected, fill, section, spec, write
 
+from repcon.reporting.figures import figures
 from repcon.store import LabelStore
-from repcon.store_figures import figures
 
 
 def make(tmp_path, **changes) -> LabelStore:

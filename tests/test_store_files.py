@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from repcon.errors import UserError
-from repcon.store_files import open_files
+from repcon.storage.files import open_files
 
 
 @pytest.fixture(params=["path", "file", "memory"])

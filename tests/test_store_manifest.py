@@ -4,9 +4,9 @@ import json
 import pytest
 from store_builder import section, spec
 
-from repcon import store_manifest
 from repcon.errors import UserError
-from repcon.store_manifest import Part, manifest_of, read_manifest, seal, unseal, write_manifest
+from repcon.storage import manifest as store_manifest
+from repcon.storage.manifest import Part, manifest_of, read_manifest, seal, unseal, write_manifest
 
 
 def test_what_is_written_reads_back_equal():

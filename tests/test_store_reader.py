@@ -23,7 +23,7 @@ def test_every_codec_reads_as_zarr_python_reads_it(tmp_path, codec, values, imag
             if values == "float16":
                 np.testing.assert_array_equal(group[f"heads/{name}/logp"][crop], logp)
             else:
-                from repcon import gaps
+                from repcon.storage import gaps
 
                 head, decoded = store.heads[name], np.empty_like(logp)
                 gaps.decode(group[f"heads/{name}/gaps"][crop], head.k, head.classes, head.temperatures, decoded)
@@ -52,6 +52,6 @@ def test_ids_of_a_very_wide_head_are_uint32(tmp_path):
 
 def test_a_slab_larger_than_the_memory_is_refused(tmp_path, monkeypatch):
     store = fill(LabelStore.create(str(tmp_path / "s"), spec()))
-    monkeypatch.setattr("repcon.store_slabs.memory_total", lambda: 1000)
+    monkeypatch.setattr("repcon.storage.slabs.memory_total", lambda: 1000)
     with pytest.raises(UserError, match="more than this machine's memory"):
         store.slab(0)

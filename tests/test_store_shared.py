@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from store_builder import fill, spec
 
-from repcon import store_shared
 from repcon.errors import UserError
+from repcon.storage import shared as store_shared
 from repcon.store import LabelStore
 
 

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from store_builder import fill, spec
 
 from repcon.errors import UserError
+from repcon.storage.slabs import ahead, memory_available, memory_total, ranges, window_plan
 from repcon.store import LabelStore
-from repcon.store_slabs import ahead, memory_available, memory_total, ranges, window_plan
 
 
 @pytest.fixture

@@ -8,8 +8,8 @@ import pytest
 from store_builder import fill, spec, write
 
 from repcon.errors import UserError
+from repcon.storage.manifest import seal, unseal
 from repcon.store import LabelStore
-from repcon.store_manifest import seal, unseal
 
 
 @pytest.fixture

@@ -15,10 +15,10 @@ from repcon import backbones, student, train
 from repcon.backbones import timm
 from repcon.config import HeadConfig, OptimConfig
 from repcon.errors import UserError
-from repcon.feed import Feed
 from repcon.images import Pack
 from repcon.loss import HeadsLoss
 from repcon.store import LabelStore
+from repcon.training.feed import Feed
 
 pytest_plugins = ("training_fixtures",)
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -14,7 +14,7 @@ from training_case import lines, losses, newest, settings, stop_after
 
 from repcon import config, train
 from repcon.config import OptimConfig
-from repcon.trainer import Trainer
+from repcon.training.trainer import Trainer
 
 pytest_plugins = ("training_fixtures",)
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -4,8 +4,8 @@ import torch
 from store_builder import section
 
 from repcon import topk
-from repcon.store_layout import HeadInfo
-from repcon.truncation import bucket_kl, entropy, probabilities, stored_losses, truncation
+from repcon.storage.layout import HeadInfo
+from repcon.storage.truncation import bucket_kl, entropy, probabilities, stored_losses, truncation
 
 
 def rows(count: int, classes: int, scale: float = 3.0) -> torch.Tensor:

@@ -8,9 +8,9 @@ from training_case import SIZE, colour_logits, lines, settings
 
 from repcon import backbones, student, train
 from repcon.config import OptimConfig
-from repcon.feed import Feed
 from repcon.images import Pack
 from repcon.store import LabelStore
+from repcon.training.feed import Feed
 
 pytest_plugins = ("training_fixtures",)
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -12,8 +12,8 @@ from repcon.backbones import Preprocessing
 from repcon.config import PrecomputeConfig, TeacherConfig, VerifyConfig
 from repcon.errors import UserError
 from repcon.images import open_or_pack
+from repcon.storage.manifest import seal, unseal
 from repcon.store import LabelStore
-from repcon.store_manifest import seal, unseal
 from repcon.verification import label_problems
 
 

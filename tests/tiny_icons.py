@@ -6,7 +6,7 @@ import tarfile
 from pathlib import Path
 from typing import Any
 
-from repcon import icon_sets
+from repcon.pictures import icon_sets
 
 SQUARE = '<path fill="{colour}" d="M0 0h{width}v{height}H0z"/>'
 

@@ -15,7 +15,7 @@ from repcon.config import CropConfig, HeadConfig, OptimConfig, TrainConfig
 from repcon.images import Pack, open_or_pack
 from repcon.loaders import Request, open_loader
 from repcon.store import LabelStore, StoreSpec, TeacherSection
-from repcon.trainer import Trainer
+from repcon.training.trainer import Trainer
 
 SIZE = 32
 CROPS = 4

@@ -14,7 +14,7 @@ import torch
 
 from repcon import config, train
 from repcon.config import TrainConfig
-from repcon.trainer import Trainer
+from repcon.training.trainer import Trainer
 
 recipe, shown, stop_at = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
 torch.set_num_threads(1)

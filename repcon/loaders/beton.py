@@ -210,7 +210,7 @@ class _MappedFile(OSCacheManager):
 
     @staticmethod
     def compile_reader() -> Callable[..., np.ndarray]:
-        """Gives the bytes at a position, as FFCV's own; but that one marks numba's type of ALL byte arrays as read-only.
+        """The bytes at a position, as FFCV's own gives them, which marks numba's type of ALL byte arrays as read-only.
 
         Types are shared, and their hashes follow: what numba had compiled for byte arrays was then no longer found.
         """

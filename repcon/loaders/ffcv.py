@@ -18,12 +18,12 @@ import numpy as np
 import torch
 
 from repcon.errors import UserError
-from repcon.jpeg import content_hash
 from repcon.loaders import CropBatch, Request
 from repcon.loaders.buffers import Buffers
 from repcon.loaders.opening import BETON, require
 from repcon.loaders.pool import BatchPool, Spares, empty_batch
 from repcon.loaders.reference import check_boxes, undecodable
+from repcon.packs.jpeg import content_hash
 
 if TYPE_CHECKING:
     from repcon.images import Pack

@@ -1,0 +1,90 @@
+"""What a process labels with, and what is left to label."""
+
+from dataclasses import dataclass, replace
+
+import torch
+
+from repcon import teachers
+from repcon.config import PrecomputeConfig
+from repcon.errors import UserError
+from repcon.images import Pack
+from repcon.labelling.panel import find_batch_size
+from repcon.labelling.target import open_target
+from repcon.store import LabelStore, Unit
+from repcon.teachers import Teacher
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bench:
+    """What one process labels with."""
+
+    config: PrecomputeConfig
+    pack: Pack
+    store: LabelStore
+    teachers: tuple[Teacher, ...]
+    device: torch.device
+
+    def todo(self) -> list[Unit]:
+        """The units still to do that this recipe's teachers can do, as the store says now."""
+        return [unit for unit in self.store.unfinished() if set(unit.heads) <= self.names]
+
+    @property
+    def names(self) -> set[str]:
+        """The recipe's teachers."""
+        return {teacher.name for teacher in self.teachers}
+
+    def total_crops(self) -> int:
+        """Crops of all units, finished or not, that this recipe's teachers answer for."""
+        return sum(crops_of(unit) for unit in self.store.units() if set(unit.heads) <= self.names)
+
+    def boxes_are_there(self, unit: Unit) -> bool:
+        """Whether the unit draws its boxes itself, or the unit that did is finished."""
+        return unit.writes_boxes or all(
+            self.store.is_done(other)
+            for other in self.store.units()
+            if other.writes_boxes and other.crops == unit.crops and other.rows == unit.rows
+        )
+
+
+def check(config: PrecomputeConfig) -> None:
+    """Refuses what can be seen to be wrong before anything is loaded."""
+    names = [teacher.name for teacher in config.teachers]
+    if not names:
+        raise UserError("teachers: none named; a recipe needs at least one [[teachers]] with name and model")
+    if len(set(names)) < len(names):
+        raise UserError(f"teachers: {', '.join(names)}: each needs a name of its own")
+    for field in ("crops", "k", "processes"):
+        if getattr(config, field) < 1:
+            raise UserError(f"{field}: {getattr(config, field)} makes no sense; it must be 1 or more")
+    for field in ("batch_size", "workers", "rows_per_shard"):
+        if getattr(config, field) < 0:
+            raise UserError(f"{field}: {getattr(config, field)} makes no sense; 0 chooses by itself")
+
+
+def load(config: PrecomputeConfig, device: str = "") -> tuple[Pack, tuple[Teacher, ...], torch.device]:
+    """Pack and teachers, on `device` or on the recipe's."""
+    pack = Pack.open(config.pack)
+    if not len(pack):
+        raise UserError(f"{config.pack}: the pack holds no images")
+    place = torch.device(device or choose_device(config))
+    return pack, tuple(teachers.load(teacher, place) for teacher in config.teachers), place
+
+
+def set_up(config: PrecomputeConfig, device: str = "") -> Bench:
+    """Pack, teachers and store; the store is made, or compared with the recipe and extended."""
+    pack, loaded, place = load(config, device)
+    store = open_target(config, pack, [teacher.section for teacher in loaded])
+    size = config.batch_size or find_batch_size(loaded, place)
+    return Bench(config=replace(config, batch_size=size), pack=pack, store=store, teachers=loaded, device=place)
+
+
+def choose_device(config: PrecomputeConfig) -> str:
+    """`auto` takes CUDA where there is any."""
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise UserError("device cuda: torch sees no CUDA device here; use device = 'cpu' or 'auto'")
+    return config.device if config.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def crops_of(unit: Unit) -> int:
+    """Crops in a unit, all images together."""
+    return len(unit.crops) * len(unit.rows)

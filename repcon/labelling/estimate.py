@@ -1,0 +1,137 @@
+"""`repcon precompute --estimate`: a sample's time, size and truncation error, before anything is committed."""
+
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from rich.table import Table
+
+from repcon.config import PrecomputeConfig
+from repcon.crops import CropPlan, plan
+from repcon.errors import UserError
+from repcon.images import Pack
+from repcon.labelling.overlap import Ahead
+from repcon.loaders import CropBatch, Request, open_loader
+from repcon.record import console, progress
+from repcon.storage.arrays import compressed_bytes
+from repcon.storage.layout import BOX, FLIP
+from repcon.storage.truncation import KS, truncation
+from repcon.teachers import Teacher
+
+SAMPLE_CROPS = 1024
+SAMPLE_SECONDS = 30.0
+
+
+def estimate(config: PrecomputeConfig, pack: Pack, teachers: Sequence[Teacher]) -> dict[str, Any]:
+    """Labels some images, spread over the pack, and prints what all of them would take; writes nothing."""
+    depth = min(config.crops, 8)
+    count = min(len(pack), max(1, SAMPLE_CROPS // depth))
+    rows = np.unique(np.linspace(0, len(pack) - 1, count).astype(np.int64))
+    planned = plan(config.crop, pack.hashes[rows], pack.sizes[rows], range(depth))
+    logits, crops_per_second, waited_share = _sample(config, pack, teachers, rows, planned)
+    total = len(pack) * config.crops
+    box_bytes = _box_bytes(config, planned)
+    found: dict[str, Any] = {
+        "sampled_crops": len(next(iter(logits.values()))),
+        "total_crops": total,
+        "crops_per_second": round(crops_per_second, 3),
+        "waited_share": round(waited_share, 4),
+        "seconds": round(total / crops_per_second, 1),
+        "box_bytes_per_crop": round(box_bytes, 2),
+        "teachers": {},
+        "bytes": {},
+    }
+    ks = sorted({*KS, config.k})
+    for name, answers in logits.items():
+        found["teachers"][name] = truncation(answers, config.temperatures, config.codec, ks)
+    for k in ks:
+        heads = [head[k][config.values]["bytes_per_crop"] for head in found["teachers"].values()]
+        found["bytes"][k] = round(total * (box_bytes + sum(heads)))
+    _show(config, found)
+    return found
+
+
+def _sample(
+    config: PrecomputeConfig, pack: Pack, teachers: Sequence[Teacher], rows: np.ndarray, planned: CropPlan
+) -> tuple[dict[str, torch.Tensor], float, float]:
+    """Logits per teacher, crops per second after the first batch, and the share of time that the teachers waited."""
+    device = next(teachers[0].module.parameters()).device
+    sides = [teacher.preprocessing.size for teacher in teachers]
+    loader = open_loader(config.loader, pack, sides, workers=config.workers, device=str(device))
+    parts: dict[str, list[torch.Tensor]] = {teacher.name: [] for teacher in teachers}
+    started, first_crops, waited = time.perf_counter(), 0, 0.0
+    requests = list(_requests(rows, planned, max(1, config.batch_size // len(planned.boxes))))
+    try:
+        with progress() as bars, Ahead(iter(loader.batches(requests)), 2) as batches:
+            task = bars.add_task("estimate", total=planned.flips.size, unit="crops", note="")
+            limit = time.perf_counter() + SAMPLE_SECONDS
+            for number, batch in enumerate(batches):
+                _answer(batch, teachers, parts)
+                bars.advance(task, len(batch.images))
+                if number == 0 and len(requests) > 1:  # The first batch warms caches and compilers: it is not timed.
+                    started, first_crops, waited = time.perf_counter(), len(batch.images), batches.waited_seconds
+                if time.perf_counter() > limit:
+                    break
+            seconds, waited = time.perf_counter() - started, batches.waited_seconds - waited
+    finally:
+        loader.close()
+    logits = {name: torch.cat(answers) for name, answers in parts.items()}
+    timed = len(next(iter(logits.values()))) - first_crops
+    if timed < 1:
+        raise UserError(f"estimate: one batch took longer than {SAMPLE_SECONDS:.0f} s; lower batch_size")
+    return logits, timed / seconds, waited / seconds
+
+
+def _requests(rows: np.ndarray, planned: CropPlan, images_per_batch: int) -> Iterator[Request]:
+    for start in range(0, len(rows), images_per_batch):
+        part = slice(start, start + images_per_batch)
+        images = rows[part]
+        yield Request(
+            images=images,
+            crops=np.tile(np.arange(len(planned.boxes)), (len(images), 1)),
+            boxes=np.ascontiguousarray(planned.boxes[:, part].swapaxes(0, 1)),
+            flips=np.ascontiguousarray(planned.flips[:, part].swapaxes(0, 1)),
+        )
+
+
+def _answer(batch: CropBatch, teachers: Sequence[Teacher], parts: dict[str, list[torch.Tensor]]) -> None:
+    for teacher in teachers:
+        device = next(teacher.module.parameters()).device
+        parts[teacher.name].append(teacher(batch.pixels[teacher.preprocessing.size].to(device)).cpu())
+
+
+def _box_bytes(config: PrecomputeConfig, planned: CropPlan) -> float:
+    """Bytes per crop of boxes and flips, compressed as the store would."""
+    boxes = compressed_bytes(config.codec, BOX, planned.boxes[0])
+    return (boxes + compressed_bytes(config.codec, FLIP, planned.flips[0])) / planned.flips.shape[1]
+
+
+def _show(config: PrecomputeConfig, found: dict[str, Any]) -> None:
+    table = Table(title=f"What k costs and loses (sample of {found['sampled_crops']:,} crops)", title_justify="left")
+    table.add_column("k", justify="right")
+    for name in found["teachers"]:
+        table.add_column(f"{name}: KL lost, nat", justify="right")
+        table.add_column("mass", justify="right")
+    table.add_column("bytes/crop", justify="right")
+    table.add_column("store", justify="right")
+    for k, size in found["bytes"].items():
+        cells = []
+        for head in found["teachers"].values():
+            cells += [f"{head[k]['kl']:.4f}", f"{head[k]['mass']:.4f}"]
+        per_crop = f"{size / found['total_crops']:.1f}"
+        table.add_row(str(k), *cells, per_crop, _size(size), style="bold green" if k == config.k else "")
+    console.print(table)
+    hours, minutes = divmod(round(found["seconds"] / 60), 60)
+    rate = f"{found['crops_per_second']:,.1f} crops/s, the teachers waiting {100 * found['waited_share']:.0f} %"
+    took = f"{hours} h {minutes} min" if hours else f"{minutes} min" if minutes else f"{found['seconds']:.0f} s"
+    console.print(f"{found['total_crops']:,} crops at {rate}: about [bold]{took}[/] in one process here")
+    console.print("nothing was written", style="dim")
+
+
+def _size(count: int) -> str:
+    for unit, power in (("TB", 12), ("GB", 9), ("MB", 6)):
+        if count >= 10**power:
+            return f"{count / 10**power:,.2f} {unit}"
+    return f"{count / 1000:,.1f} kB"

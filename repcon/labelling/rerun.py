@@ -1,0 +1,119 @@
+"""Asks a store's teachers again about a sample of its crops, through any loader, and compares with what is stored."""
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+
+from repcon import teachers
+from repcon.config import VerifyConfig
+from repcon.errors import UserError
+from repcon.images import Pack
+from repcon.loaders import Request, open_loader
+from repcon.record import console
+from repcon.storage.layout import HeadInfo
+from repcon.storage.truncation import bucket_kl
+from repcon.store import LabelStore, Slab
+
+LOADERS = ("reference", "torch", "dali", "ffcv")
+_BATCH = 32
+_NEAR_TIE = 0.01
+"""Two classes this close in stored probability may change places without being another answer."""
+
+
+def rerun(store: LabelStore, pack: Pack, config: VerifyConfig) -> dict[str, dict[str, dict[str, float]]]:
+    """Per teacher and loader: `kl` and `kl_worst` in nat from the stored label to the new one, `agreement` of their
+    most probable classes, and `pixel_difference` to the reference loader (mean absolute, of 255) where that ran.
+
+    Raises UserError when a teacher cannot be loaded as it was, or a loader that was named is missing.
+    """
+    device = "cuda" if config.device != "cpu" and torch.cuda.is_available() else "cpu"
+    request, stored = draw(store, config.sample, config.seed)
+    sizes = sorted({int(head.section.preprocessing["size"]) for head in store.heads.values()})
+    pixels = {kind: decoded for kind in _kinds(config) if (decoded := _decode(kind, pack, sizes, request, config))}
+    found: dict[str, dict[str, dict[str, float]]] = {}
+    for name, head in store.heads.items():
+        allowed = head.section.model in config.code
+        teacher = teachers.from_section(head.section, device, allow_code=allowed)
+        side = int(head.section.preprocessing["size"])
+        found[name] = {}
+        for kind, decoded in pixels.items():
+            parts = [teacher(part.to(device)).cpu() for part in decoded[side].split(_BATCH)]
+            figures = compare(head, *stored.labels[name], torch.cat(parts))
+            if kind != "reference" and "reference" in pixels:
+                difference = decoded[side].float() - pixels["reference"][side].float()
+                figures["pixel_difference"] = float(difference.abs().mean())
+            found[name][kind] = figures
+    return found
+
+
+def draw(store: LabelStore, count: int, seed: int) -> tuple[Request, Slab]:
+    """A seeded sample of the store's crops, one per image, and what is stored for them; missing rows are left out."""
+    generator = np.random.default_rng(seed)
+    rows = np.setdiff1d(np.arange(store.images), store.missing)
+    rows = np.sort(generator.choice(rows, min(count, len(rows)), replace=False))
+    crops = generator.integers(0, store.crops, len(rows))
+    parts = [store.part(int(crop), range(int(row), int(row) + 1)) for crop, row in zip(crops, rows, strict=True)]
+    if not parts:
+        raise UserError(f"{store.url}: every image of this store is missing; there is nothing to compare")
+    labels = {
+        name: (
+            np.concatenate([part.labels[name][0] for part in parts]),
+            np.concatenate([part.labels[name][1] for part in parts]),
+        )
+        for name in store.heads
+    }
+    boxes, flips = np.stack([part.boxes for part in parts]), np.stack([part.flips for part in parts])
+    request = Request(images=rows, crops=crops[:, None], boxes=boxes, flips=flips)
+    return request, Slab(crop=-1, boxes=boxes[:, 0], flips=flips[:, 0], labels=labels)
+
+
+def _kinds(config: VerifyConfig) -> list[str]:
+    kinds = LOADERS if "auto" in config.loaders else config.loaders
+    return list(dict.fromkeys(kinds))
+
+
+def _decode(
+    kind: str, pack: Pack, sizes: list[int], request: Request, config: VerifyConfig
+) -> Mapping[int, torch.Tensor] | None:
+    """The sample's pixels (n, 3, S, S) uint8 for each side S on the CPU; None for a loader nobody asked for by name
+    that cannot be opened here."""
+    try:
+        loader = open_loader(kind, pack, sizes)
+    except UserError as error:
+        if kind in config.loaders:
+            raise
+        console.print(f"[dim]left out: {error}[/]", markup=True, soft_wrap=True)
+        return None
+    try:
+        starts = range(0, len(request.images), _BATCH)
+        batches = list(loader.batches([_part(request, slice(start, start + _BATCH)) for start in starts]))
+        return {side: torch.cat([batch.pixels[side].cpu() for batch in batches]) for side in sizes}
+    finally:
+        loader.close()
+
+
+def _part(request: Request, rows: slice) -> Request:
+    return Request(
+        images=request.images[rows], crops=request.crops[rows], boxes=request.boxes[rows], flips=request.flips[rows]
+    )
+
+
+def compare(head: HeadInfo, ids: np.ndarray, logp: np.ndarray, logits: torch.Tensor) -> dict[str, float]:
+    """Stored ids (n, k) and logp (n, k + T) against new logits (n, C), at the store's first temperature."""
+    temperature = head.temperatures[0]
+    chosen = torch.from_numpy(ids.astype(np.int64))
+    exact = logits.float().log_softmax(1)
+    outside = (exact.scatter(1, chosen, float("-inf")) / temperature).logsumexp(1, keepdim=True)
+    fresh = torch.cat([exact.gather(1, chosen), outside], 1).numpy()
+    stored = np.concatenate([logp[:, : head.k], logp[:, head.k, None]], 1)
+    lost = bucket_kl(stored, fresh, head.k, 0, temperature)
+    return {"kl": float(lost.mean()), "kl_worst": float(lost.max()), "agreement": _agreement(ids, logp, exact.numpy())}
+
+
+def _agreement(ids: np.ndarray, logp: np.ndarray, exact: np.ndarray) -> float:
+    """The share of rows whose most probable class is the stored one, or is stored as nearly as probable."""
+    first = exact.argmax(1)
+    stored = np.exp(logp[:, : ids.shape[1]].astype(np.float64))
+    held = np.where(ids == first[:, None], stored, 0.0).max(1)
+    return float((held >= stored[:, 0] - _NEAR_TIE).mean())

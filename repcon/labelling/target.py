@@ -1,0 +1,71 @@
+"""The store that a recipe writes to: a new one, one to be resumed, or one that gets more teachers or crops."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+from repcon.config import PrecomputeConfig
+from repcon.errors import UserError
+from repcon.images import Pack
+from repcon.labelling.leases import Leases
+from repcon.storage.files import open_files
+from repcon.storage.manifest import MANIFEST
+from repcon.store import LabelStore, StoreSpec, TeacherSection
+
+
+def run_folder(out: str) -> Path:
+    """Where the command's own records lie: `labels.zarr.run` beside the store; in the working folder for a URL."""
+    plain = out.rstrip("/")
+    return Path(plain.rsplit("/", 1)[-1] + ".run" if "://" in plain else plain + ".run")
+
+
+def lease_folder(out: str) -> str:
+    """Where the claims on the store's units lie: beside the store, so that every machine that writes it sees them."""
+    return out.rstrip("/") + ".run/leases"
+
+
+def open_target(config: PrecomputeConfig, pack: Pack, sections: Sequence[TeacherSection]) -> LabelStore:
+    """Opens or makes the store, and appends what it does not hold yet; one process at a time.
+
+    Raises UserError naming the field in which the recipe differs from what the store was made for.
+    """
+    with Leases(lease_folder(config.out)) as leases, leases.hold("store"):
+        if open_files(config.out).size(MANIFEST) is None:
+            return LabelStore.create(config.out, spec_of(config, pack, sections))
+        return _grown(config, pack, sections)
+
+
+def spec_of(config: PrecomputeConfig, pack: Pack, sections: Sequence[TeacherSection]) -> StoreSpec:
+    """What a recipe asks of its store."""
+    return StoreSpec(
+        pack_fingerprint=pack.fingerprint,
+        images=len(pack),
+        crops=config.crops,
+        crop_recipe=dataclasses.asdict(config.crop),
+        k=config.k,
+        temperatures=config.temperatures,
+        teachers=tuple(sections),
+        rows_per_shard=config.rows_per_shard,
+        codec=config.codec,
+        values=config.values,
+    )
+
+
+def _grown(config: PrecomputeConfig, pack: Pack, sections: Sequence[TeacherSection]) -> LabelStore:
+    """The store that is there, compared in all that both have, with the recipe's further teachers and crops added."""
+    held = LabelStore.open(config.out)
+    named = {section.name: section for section in sections}
+    more_crops = config.crops > held.crops
+    spec = dataclasses.replace(
+        spec_of(config, pack, [named.get(name, head.section) for name, head in held.heads.items()]),
+        crops=held.crops if more_crops else config.crops,
+    )
+    store = LabelStore.create(config.out, spec)
+    absent = [name for name in store.heads if name not in named]
+    if more_crops and absent:
+        hint = "name all of them in the recipe"
+        raise UserError(f"{config.out}: more crops need every teacher of the store, also {', '.join(absent)}; {hint}")
+    store.append_teachers(sections)
+    if more_crops:
+        store.append_crops(config.crops)
+    return store

@@ -1,0 +1,1 @@
+"""The demo's pictures: icon sets from packages, rendered into image folders."""

@@ -1,0 +1,1 @@
+"""What transfer is made of: cached features, probes, intervals, and how the results are shown."""

@@ -1,0 +1,122 @@
+"""A sheet of crops with what the teachers said about each, so that a person can see that labels belong to crops."""
+
+import base64
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from repcon.errors import UserError
+from repcon.images import Pack
+from repcon.loaders import reference
+from repcon.storage.layout import HeadInfo
+from repcon.store import LabelStore, Slab
+
+IMAGES, SIDE, TOP = 6, 160, 3
+SLAB_BYTES = 2**28
+"""Labels held in memory while the sheet is made; a larger store is sampled from its first window."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """What one teacher said about a crop."""
+
+    teacher: str
+    labels: tuple[tuple[str, float], ...]
+    """The three most probable classes with their probabilities at temperature 1."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Crop:
+    """One stored crop, cut by the reference loader."""
+
+    number: int
+    box: tuple[int, int, int, int]
+    flipped: bool
+    place: tuple[float, float, float, float]
+    """left, top, width, height of the box in per cent of the image."""
+    picture: str
+    """A `data:` URI."""
+    answers: tuple[Answer, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pictured:
+    """One image of the pack with two of its crops."""
+
+    key: str
+    row: int
+    size: tuple[int, int]
+    picture: str
+    crops: tuple[Crop, ...]
+
+
+def sheet(pack_url: str, store_url: str) -> list[Pictured]:
+    """Images evenly spaced over the store, its first and its last crop of each. Raises UserError for what does not fit.
+
+    Shown is what is stored: nothing is recomputed, so a mix-up would be seen here.
+    """
+    pack, store = Pack.open(pack_url), LabelStore.open(store_url)
+    if pack.fingerprint != store.manifest.pack_fingerprint:
+        raise UserError(f"{store_url}: its labels belong to another pack than {pack_url}")
+    numbers = sorted({0, store.crops - 1})
+    found: dict[int, list[Crop]] = {}
+    for number in numbers:
+        window = next(store.windows(number, seed=0, memory_bytes=SLAB_BYTES))
+        usable = np.flatnonzero(~np.isin(window.rows, store.missing))
+        if len(usable):
+            for place in dict.fromkeys(np.linspace(0, len(usable) - 1, IMAGES + 2)[1:-1].astype(int)):
+                at = int(usable[place])
+                row = int(window.rows[at])
+                found.setdefault(row, []).append(_crop(pack, store, window.slab, number, row, at))
+    return [_pictured(pack, row, crops) for row, crops in found.items()]
+
+
+def _crop(pack: Pack, store: LabelStore, slab: Slab, number: int, row: int, at: int) -> Crop:
+    """`at` is the image's place in the slab, `row` its row in the pack."""
+    box = tuple(int(value) for value in slab.boxes[at])
+    flipped = bool(slab.flips[at])
+    image = reference.decode(pack.read(row))
+    pixels = reference.crop(image, box, SIDE, flipped).permute(1, 2, 0).numpy()
+    height, width = image.shape[:2]
+    x, y, w, h = box
+    return Crop(
+        number=number,
+        box=(x, y, w, h),
+        flipped=flipped,
+        place=(100 * x / width, 100 * y / height, 100 * w / width, 100 * h / height),
+        picture=_uri(pixels),
+        answers=tuple(_answer(head, *(array[at] for array in slab.labels[name])) for name, head in store.heads.items()),
+    )
+
+
+def _answer(head: HeadInfo, ids: np.ndarray, logp: np.ndarray) -> Answer:
+    count = min(TOP, head.k)
+    names = [_name(head.section.classes, int(label)) for label in ids[:count]]
+    chances = [float(chance) for chance in np.exp(logp[:count].astype(np.float64))]
+    return Answer(teacher=head.name, labels=tuple(zip(names, chances, strict=True)))
+
+
+def _name(classes: Sequence[str], label: int) -> str:
+    return classes[label] if label < len(classes) else f"class {label}"
+
+
+def _pictured(pack: Pack, row: int, crops: list[Crop]) -> Pictured:
+    image = reference.decode(pack.read(row))
+    small = Image.fromarray(image)
+    small.thumbnail((2 * SIDE, 2 * SIDE))
+    return Pictured(
+        key=pack.keys[row],
+        row=row,
+        size=(image.shape[1], image.shape[0]),
+        picture=_uri(np.asarray(small)),
+        crops=tuple(crops),
+    )
+
+
+def _uri(pixels: np.ndarray) -> str:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "JPEG", quality=88)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()

@@ -1,0 +1,101 @@
+"""The report's section on transfer: accuracies with intervals, and what differs from the baseline beyond noise."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from repcon.reporting import plots
+from repcon.reporting.plots import Interval
+from repcon.reporting.sections import Plot, Section
+from repcon.reporting.sources import Source
+from repcon.reporting.tables import Cell, as_interval, is_number, table, words
+
+METRICS = {
+    "knn_1": "kNN, k = 1", "knn_5": "kNN, k = 5", "knn_20": "kNN, k = 20", "probe": "linear probe",
+    "shot_1": "1-shot", "shot_5": "5-shot", "shot_10": "10-shot", "finetune": "fine-tuned",
+}  # fmt: skip
+
+
+def transfer(sources: Sequence[Source]) -> list[Section]:
+    """One section per evaluation: accuracies with intervals, and paired differences to the baseline."""
+    found = [source for source in sources if source.kind == "evaluate" and measured(source.figures)]
+    return [_transfer(source, number, several=len(found) > 1) for number, source in enumerate(found)]
+
+
+def measured(figures: Mapping[str, Any]) -> dict[str, dict[str, Interval]]:
+    """trunk -> metric -> interval, as far as the figures are of that shape."""
+    trunks = figures.get("trunks")
+    found: dict[str, dict[str, Interval]] = {}
+    for name, trunk in trunks.items() if isinstance(trunks, Mapping) else ():
+        metrics = trunk.get("metrics", {}) if isinstance(trunk, Mapping) else {}
+        found[name] = _intervals(metrics)
+    return {name: metrics for name, metrics in found.items() if metrics}
+
+
+def _intervals(values: Any) -> dict[str, Interval]:
+    pairs = values.items() if isinstance(values, Mapping) else ()
+    return {str(name): interval for name, value in pairs if (interval := as_interval(value))}
+
+
+def _transfer(source: Source, number: int, *, several: bool) -> Section:
+    figures, trunks = source.figures, measured(source.figures)
+    metrics = list(dict.fromkeys(metric for values in trunks.values() for metric in values))
+    baseline = str(figures.get("baseline", ""))
+    differences = figures.get("differences")
+    differences = {
+        str(name): _intervals(values)
+        for name, values in (differences.items() if isinstance(differences, Mapping) else ())
+    }
+    rows = [
+        [name, *(_with_difference(trunks[name].get(m), differences.get(name, {}).get(m)) for m in metrics)]
+        for name in trunks
+    ]
+    titles = [METRICS.get(metric, metric) for metric in metrics]
+    note = f"95 % intervals. Below each, the paired difference to {baseline} in points." if differences else ""
+    drawn = [_dots(f"transfer{number}", "Accuracy", trunks, metrics, "accuracy (%)")]
+    if any(differences.values()):
+        title = f"Difference to {baseline}"
+        drawn.append(_dots(f"gain{number}", title, {baseline: {}} | differences, metrics, "points", zero=True))
+    name = f": {source.name}" if several else ""
+    return Section(
+        title=f"Transfer{name}",
+        lead=_transfer_lead(figures),
+        plots=tuple(drawn),
+        tables=(table("", ("trunk", *titles), rows, note),),
+    )
+
+
+def _transfer_lead(figures: Mapping[str, Any]) -> str:
+    counts = [figures.get(key) for key in ("test_images", "train_images", "classes", "chance")]
+    if not all(is_number(count) for count in counts):
+        return "Accuracy on classes that nothing here was trained on."
+    test, train, classes, chance = counts
+    return (
+        f"Accuracy in per cent of {words('', test)} test images of {words('', classes)} classes, with probes trained "
+        f"on {words('', train)} images; chance is {chance:.1f} %. Every trunk sees the same images, splits and draws."
+    )
+
+
+def _with_difference(value: Interval | None, difference: Interval | None) -> Cell:
+    if value is None:
+        return Cell(text="-")
+    text = f"{value.mean:.1f} ± {_half(value):.1f}"
+    if difference is None:
+        return Cell(text=text)
+    sure = "better" if difference.low > 0 else "worse" if difference.high < 0 else ""
+    return Cell(text=text, detail=f"{difference.mean:+.1f} ± {_half(difference):.1f}", mark=sure)
+
+
+def _half(value: Interval) -> float:
+    return max(value.high - value.mean, value.mean - value.low)
+
+
+def _dots(
+    name: str, title: str, trunks: Mapping[str, Mapping[str, Interval]], metrics: Sequence[str], x: str, *,
+    zero: bool = False,
+) -> Plot:  # fmt: skip
+    """A row per metric, a point per trunk; a trunk without values still takes its colour."""
+    groups = {
+        METRICS.get(metric, metric): {trunk: values[metric] for trunk, values in trunks.items() if metric in values}
+        for metric in metrics
+    }
+    return Plot(name=name, title=title, svg=plots.intervals(name, title, groups, list(trunks), x, zero=zero))

@@ -1,0 +1,1 @@
+"""What the label store is made of: layout, manifest, markers, shards and their reader, labels in memory."""

@@ -1,0 +1,86 @@
+"""Markers: the files that say which units are finished, and what exactly was written for each."""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+
+from repcon import config
+from repcon.errors import UserError
+from repcon.storage.files import Files
+from repcon.storage.layout import Unit
+from repcon.storage.manifest import MARKERS, Manifest, seal, unseal
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShardFile:
+    """One finished shard: its length, its hash, and the crc32c of its chunk for each crop."""
+
+    bytes: int
+    sha256: str
+    crc32c: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Marker:
+    """A finished unit. `missing` are the rows that could not be decoded: their labels are poison."""
+
+    unit: str
+    missing: tuple[int, ...]
+    files: dict[str, ShardFile]
+
+
+def marker_name(unit: Unit) -> str:
+    """The marker's file name."""
+    return f"{MARKERS}/{unit.name}.json"
+
+
+def shard_file(data: bytes, crc32c: tuple[int, ...]) -> ShardFile:
+    """What the marker holds about these bytes."""
+    return ShardFile(bytes=len(data), sha256=hashlib.sha256(data).hexdigest(), crc32c=crc32c)
+
+
+class Markers:
+    """The markers of one store, each read once."""
+
+    def __init__(self, files: Files, manifest: Manifest) -> None:
+        self._files = files
+        self._manifest = manifest
+        self._known: dict[str, Marker] = {}
+
+    def get(self, unit: Unit) -> Marker:
+        """The unit's marker. Raises UserError when it is missing or damaged."""
+        if unit.name not in self._known:
+            place = f"{self._files.root}/{marker_name(unit)}"
+            try:
+                data = self._files.read(marker_name(unit), 0, 2**28)
+            except FileNotFoundError:
+                reason = "no such marker: this unit was never finished"
+                raise UserError(f"{place}: {reason}; run `repcon precompute` again to complete the store") from None
+            marker = config.parse(Marker, unseal(data, place), place)
+            self._check(marker, unit, place)
+            self._known[unit.name] = marker
+        return self._known[unit.name]
+
+    def _check(self, marker: Marker, unit: Unit, place: str) -> None:
+        if marker.unit != unit.name:
+            raise UserError(f"{place}: the marker is that of unit {marker.unit}; restore the right one")
+        if any(row not in unit.rows for row in marker.missing):
+            raise UserError(f"{place}: lists missing rows outside {unit.rows.start} to {unit.rows.stop - 1}")
+
+    def is_done(self, unit: Unit) -> bool:
+        """Whether the marker is whole and every shard that it lists has its length."""
+        try:
+            marker = self.get(unit)
+        except UserError:
+            return False
+        return all(self._files.size(name) == shard.bytes for name, shard in marker.files.items())
+
+    def put(self, unit: Unit, missing: tuple[int, ...], files: Mapping[str, ShardFile]) -> None:
+        """Declares the unit finished; its shards must be on disk by now."""
+        marker = Marker(unit=unit.name, missing=missing, files=dict(files))
+        self._files.write(marker_name(unit), seal(asdict(marker)))
+        self._known[unit.name] = marker
+
+    def forget(self) -> None:
+        """Reads markers afresh from now on: other processes may have finished units."""
+        self._known.clear()

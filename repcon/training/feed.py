@@ -1,0 +1,212 @@
+"""The way from pack and store to the training step: decoded crops with the labels that were stored for them."""
+
+import queue
+import threading
+import time
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+
+from repcon.config import LoaderKind
+from repcon.errors import UserError
+from repcon.images import Pack
+from repcon.loaders import CropBatch, Request, open_loader
+from repcon.loaders.order import Order, passes, split
+from repcon.store import LabelStore
+from repcon.training.labels import Labels, Shelf, to_device
+
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """One step's data for this process, on the device."""
+
+    pixels: torch.Tensor
+    """(B, 3, S, S) uint8, channels-last in memory; `backbones.normalise` makes floats of them."""
+    labels: dict[str, tuple[torch.Tensor, torch.Tensor]]
+    """Per head the stored labels of R >= B crops: (R, k) class ids by falling probability, uint16 or uint32, and
+    (R, k + T) float16 log-probabilities and log-tails."""
+    rows: torch.Tensor
+    """(B,) int64: which of the R each crop's labels are."""
+    images: torch.Tensor
+    """(B,) int64 rows of the pack, on the CPU."""
+    crops: torch.Tensor
+    """(B,) int64 crop numbers, on the CPU."""
+    total: int
+    """Crops in this batch over all processes."""
+
+
+class Feed:
+    """All batches of a training run, by pass and by batch number, so that a run can go on anywhere.
+
+    heads: names out of the store's, None for all. Over `world` processes `batch_size` is the sum of their shares.
+    Raises UserError where pack and store do not belong together or the sizes cannot be met.
+    """
+
+    def __init__(
+        self,
+        pack: Pack,
+        store: LabelStore,
+        *,
+        size: int,
+        batch_size: int,
+        epochs: int,
+        heads: Sequence[str] | None = None,
+        crops_per_decode: int = 1,
+        mix_window: int = 0,
+        holdout: float = 0.0,
+        seed: int = 0,
+        loader: LoaderKind = "auto",
+        workers: int = 0,
+        device: torch.device | str = "cpu",
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
+        if pack.fingerprint != store.manifest.pack_fingerprint:
+            raise UserError(f"{store.url}: its labels belong to another pack's images; name the pack it was made from")
+        self._size, self._device = size, torch.device(device)
+        self._batch_size, self._rank, self._world = batch_size, rank, world
+        self.passes = passes(epochs, crops_per_decode, store.crops)
+        train, held = split(pack.hashes, holdout, seed)
+        self.rows = np.setdiff1d(train, store.missing)
+        self.held = np.setdiff1d(held, store.missing)
+        self.orders = [
+            Order(self.rows, part, seed=seed, batch_size=batch_size, mix_window=mix_window, rank=rank, world=world)
+            for part in self.passes
+        ]
+        self._shelf = Shelf(store, tuple(store.heads if heads is None else heads), self._device)
+        self._held_labels: Labels | None = None
+        self._loader = open_loader(loader, pack, (size,), workers=workers, device=self._device.type)
+
+    @property
+    def steps(self) -> int:
+        """Batches of all passes."""
+        return sum(order.steps for order in self.orders)
+
+    def batches(self, part: int, start: int = 0) -> Generator[Batch]:
+        """The batches of pass `part` from number `start` on; the next pass's labels are read meanwhile."""
+        order = self.orders[part]
+        labels = self._shelf.get(order.part.crops)
+        if part + 1 < len(self.passes):
+            self._shelf.fetch(self.passes[part + 1].crops)
+        totals = (order.size(step) for step in range(start, order.steps))
+
+        def source() -> Iterator[Batch]:
+            decoded = self._loader.batches(order.requests(labels.boxes, labels.flips, start))
+            return self._labelled(order.batches(decoded, start), labels, totals)
+
+        return ahead(source)
+
+    def held_out(self) -> Generator[Batch]:
+        """This process's share of the held-out images, crop 0 of each."""
+        if self._held_labels is None:
+            self._held_labels = self._shelf.read((0,)).only(self.held)
+        labels = self._held_labels
+        size = max(1, self._batch_size // self._world)
+        rows = self.held[self._rank :: self._world]
+        shares = [rows[first : first + size] for first in range(0, len(rows), size)]
+        requests = (
+            Request(
+                images=share,
+                crops=np.zeros((len(share), 1), np.int64),
+                boxes=labels.boxes[0][share][:, None],
+                flips=labels.flips[0][share][:, None],
+            )
+            for share in shares
+        )
+        return ahead(lambda: self._labelled(self._loader.batches(requests), labels, map(len, shares)))
+
+    def close(self) -> None:
+        """Stops the loader's workers and the reading of labels."""
+        self._loader.close()
+        self._shelf.close()
+
+    def _labelled(self, batches: Iterator[CropBatch], labels: Labels, totals: Iterable[int]) -> Iterator[Batch]:
+        for batch, total in zip(batches, totals, strict=True):
+            rows, stored = labels.of(batch.images, batch.crops, self._device)
+            yield Batch(
+                pixels=to_device(batch.pixels[self._size], self._device),
+                labels=stored,
+                rows=rows,
+                images=batch.images,
+                crops=batch.crops,
+                total=total,
+            )
+
+
+class Clock:
+    """Time spent waiting for data and time spent on the rest, since the last `take`."""
+
+    def __init__(self) -> None:
+        self._data = self._step = 0.0
+        self._since = time.perf_counter()
+
+    def timed(self, batches: Iterator[Item]) -> Iterator[Item]:
+        """Passes items on; what the consumer does with one counts as its step."""
+        self._since = time.perf_counter()
+        while True:
+            item = next(batches, None)
+            self._data += self._lap()
+            if item is None:
+                return
+            yield item
+            self._step += self._lap()
+
+    def take(self) -> tuple[float, float]:
+        """(data_seconds, step_seconds) so far, asked for between two steps or in one; both start again at zero."""
+        self._step += self._lap()
+        spent = (self._data, self._step)
+        self._data = self._step = 0.0
+        return spent
+
+    def _lap(self) -> float:
+        before, self._since = self._since, time.perf_counter()
+        return self._since - before
+
+
+def ahead(source: Callable[[], Iterator[Item]], depth: int = 2) -> Generator[Item]:
+    """Runs the iterator that `source` opens in a thread, up to `depth` items ahead; its errors are raised here.
+
+    Leaving the loop early stops the thread.
+    """
+    items: queue.Queue[Any] = queue.Queue(depth)
+    stop = threading.Event()
+    thread = threading.Thread(target=_fill, args=(source, items, stop), daemon=True)
+    thread.start()
+    try:
+        while True:
+            item, error = items.get()
+            if error is not None:
+                raise error
+            if item is None:
+                return
+            yield item
+    finally:
+        stop.set()
+        while thread.is_alive():
+            try:
+                items.get(timeout=0.05)
+            except queue.Empty:
+                continue
+        thread.join()
+
+
+def _fill(source: Callable[[], Iterator[Any]], items: queue.Queue[Any], stop: threading.Event) -> None:
+    opened = None
+    try:
+        opened = source()
+        for item in opened:
+            items.put((item, None))
+            if stop.is_set():
+                return
+        items.put((None, None))
+    except BaseException as error:
+        items.put((None, error))
+    finally:
+        close = getattr(opened, "close", None)
+        if close is not None:
+            close()

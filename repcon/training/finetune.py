@@ -1,0 +1,172 @@
+"""Supervised fine-tuning on labelled rows of a pack: what `teach` does, and `evaluate` where it is asked to."""
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from rich.progress import Progress
+from torch import nn
+from torch.nn import functional
+
+from repcon import backbones
+from repcon.config import TeachConfig
+from repcon.crops import plan
+from repcon.errors import UserError
+from repcon.images import Pack
+from repcon.loaders import Loader, open_loader
+from repcon.loaders.order import Order, Pass
+from repcon.probing.features import whole_images
+from repcon.training.optim import Updates, autocast
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Labelled:
+    """Rows of a pack with their classes, both (n,) int64."""
+
+    rows: np.ndarray
+    labels: np.ndarray
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Epoch:
+    """What one epoch came to; accuracies in per cent."""
+
+    epoch: int
+    loss: float
+    accuracy: float
+    """On the crops that were trained on."""
+    held_loss: float
+    held_accuracy: float
+    """On the held-out images, whole; NaN where none are held out."""
+    best: bool
+
+
+def fit(
+    model: nn.Module,
+    pack: Pack,
+    train: Labelled,
+    held: Labelled,
+    config: TeachConfig,
+    *,
+    device: torch.device,
+    bars: Progress,
+    report: Callable[[Epoch, nn.Module], None],
+) -> nn.Module:
+    """Trains `model` by cross-entropy on fresh random crops and gives the weights of the best epoch on `held`.
+
+    Without held-out images the last epoch is the best. `report` is called after each epoch, with the weights to keep
+    where that epoch is the best so far. `config` says how; its data, classes and validation share are not read here.
+    """
+    preprocessing = backbones.preprocessing(model, config.size)
+    model = model.to(device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    loader = open_loader(config.loader, pack, (preprocessing.size,), workers=config.workers, device=str(device))
+    trainer = _Trainer(model, pack, train, config, preprocessing, device, loader)
+    best: tuple[float, float] | None = None
+    kept = model
+    task = bars.add_task("fine-tune", total=config.epochs * trainer.steps, unit="batches", note="")
+    try:
+        for number in range(config.epochs):
+            loss, accuracy = trainer.epoch(number, lambda: bars.advance(task))
+            held_accuracy, held_loss = trainer.check(held, config.batch_size)
+            score = (held_accuracy, -held_loss)
+            is_best = best is None or len(held.rows) == 0 or score > best
+            if is_best:
+                best, kept = score, copy.deepcopy(trainer.updates.averaged)
+            bars.update(task, note=f"epoch {number + 1}: loss {loss:.3f}, held out {held_accuracy:.1f} %")
+            figures = Epoch(
+                epoch=number + 1, loss=loss, accuracy=accuracy, held_loss=held_loss,
+                held_accuracy=held_accuracy, best=is_best,
+            )  # fmt: skip
+            report(figures, kept)
+    finally:
+        loader.close()
+    return kept.eval()
+
+
+class _Trainer:
+    """One model's epochs: the order of the images, the step, and the check on held-out images."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        pack: Pack,
+        train: Labelled,
+        config: TeachConfig,
+        preprocessing: backbones.Preprocessing,
+        device: torch.device,
+        loader: Loader,
+    ) -> None:
+        self.model, self.pack, self.train, self.config = model, pack, train, config
+        self.preprocessing, self.device, self.loader = preprocessing, device, loader
+        backbones.freeze(model, config.freeze_blocks, config.freeze_norm)
+        self.steps = self._order(0).steps
+        self.updates = Updates(
+            model,
+            config.optim,
+            total=config.epochs * self.steps,
+            per_epoch=self.steps,
+            device=device,
+            precision=config.precision,
+        )
+        self.classes = torch.full((len(pack),), -1, dtype=torch.int64)
+        self.classes[torch.from_numpy(train.rows)] = torch.from_numpy(train.labels.astype(np.int64))
+
+    def epoch(self, number: int, advance: Callable[[], None]) -> tuple[float, float]:
+        """Trains on crop `number` of every image; gives mean loss and accuracy in per cent."""
+        self.model.train()
+        order = self._order(number)
+        crops = plan(self.config.crop, self.pack.hashes, self.pack.sizes, [number])
+        losses, hits, seen = 0.0, 0, 0
+        for batch in self.loader.batches(order.requests(list(crops.boxes), list(crops.flips))):
+            labels = self.classes[batch.images].to(self.device)
+            loss, logits = self._step(batch.pixels[self.preprocessing.size], labels)
+            if not np.isfinite(loss):
+                raise UserError(f"optim.lr {self.config.optim.lr}: the loss is no number any more; lower the rate")
+            losses += loss * len(labels)
+            hits += int((logits.argmax(1) == labels).sum())
+            seen += len(labels)
+            advance()
+        return losses / seen, 100 * hits / seen
+
+    def _step(self, pixels: torch.Tensor, labels: torch.Tensor) -> tuple[float, torch.Tensor]:
+        inputs = backbones.normalise(pixels.to(self.device), self.preprocessing, torch.float32)
+        with autocast(self.device, self.config.precision):
+            logits = self.model(inputs)
+        loss = functional.cross_entropy(logits.float(), labels, label_smoothing=self.config.label_smoothing)
+        self.updates.step(loss)
+        return float(loss.detach()), logits.detach()
+
+    def check(self, held: Labelled, batch_size: int) -> tuple[float, float]:
+        """Accuracy in per cent and mean cross-entropy on whole images; NaN where there are none."""
+        if len(held.rows) == 0:
+            return float("nan"), float("nan")
+        logits = predict(self.updates.averaged, self.pack, held.rows, self.preprocessing, batch_size, self.loader)
+        labels = torch.from_numpy(held.labels.astype(np.int64))
+        loss = functional.cross_entropy(logits, labels)
+        return 100 * float((logits.argmax(1) == labels).float().mean()), float(loss)
+
+    def _order(self, number: int) -> Order:
+        part = Pass(epoch=number, crops=(number,))
+        return Order(self.train.rows, part, seed=self.config.seed, batch_size=self.config.batch_size)
+
+
+def predict(
+    model: nn.Module,
+    pack: Pack,
+    rows: np.ndarray,
+    preprocessing: backbones.Preprocessing,
+    batch_size: int,
+    loader: Loader,
+) -> torch.Tensor:
+    """(n, C) float32 logits on the host, of the whole images in the order of `rows`."""
+    model.eval()
+    device = next(model.parameters()).device
+    parts: list[Any] = []
+    for batch in loader.batches(whole_images(pack, rows, batch_size)):
+        inputs = backbones.normalise(batch.pixels[preprocessing.size].to(device), preprocessing, torch.float32)
+        with torch.no_grad():
+            parts.append(model(inputs).float().cpu())
+    return torch.cat(parts)

@@ -1,0 +1,180 @@
+"""What a training run tells: progress on screen, lines in metrics.jsonl, TensorBoard if asked, results."""
+
+import json
+import os
+import resource
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+
+from repcon.errors import UserError
+from repcon.record import Run, console, progress
+from repcon.training.feed import Clock
+from repcon.training.processes import Team
+
+MOST_LINES = 2000
+"""Lines of steps that a run may log; a longer run logs means over several steps."""
+
+
+def trim_metrics(path: Path, step: int) -> None:
+    """Drops lines about steps after `step`: a resumed run takes those steps again."""
+    if not path.is_file():
+        return
+    lines = [line for line in path.read_text().splitlines() if _whole(line) and json.loads(line).get("step", 0) <= step]
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text("".join(line + "\n" for line in lines))
+    os.replace(temporary, path)
+
+
+def _whole(line: str) -> bool:
+    """A kill may leave the last line unfinished."""
+    try:
+        return isinstance(json.loads(line), dict)
+    except ValueError:
+        return False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Totals:
+    """How much a run does: for the progress display and the spacing of log lines."""
+
+    steps: int
+    images: int
+    heads: tuple[str, ...]
+
+
+class TrainingLog:
+    """Losses arrive as device tensors and are only read when a line is due, so that logging never stalls a step."""
+
+    def __init__(self, run: Run | None, totals: Totals, team: Team, tensorboard: bool) -> None:
+        self._run, self._totals, self._team = run, totals, team
+        # A line waits for the losses; on a GPU that is worth it only now and then.
+        self._every = max(-(-totals.steps // MOST_LINES), 10 if team.device.type == "cuda" else 1)
+        self._board = _board(run.path) if tensorboard and run is not None else None
+        self._bars = progress()
+        self._task = self._bars.add_task("train", total=totals.images, unit="images", note="")
+        self._sums: torch.Tensor | None = None
+        self._count = self._images = 0
+        self._spent = [0.0, 0.0]
+        self._shown = 0
+        self._started = time.monotonic()
+        self._last: dict[str, Any] = {}
+        self.validation: dict[str, Any] = {}
+
+    def __enter__(self) -> "TrainingLog":
+        self._bars.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bars.stop()
+        if self._board is not None:
+            self._board.close()
+
+    def resumed(self, step: int, images: int, validation: Mapping[str, Any]) -> None:
+        """Says where the run goes on; `validation` is its last one so far."""
+        self.validation = dict(validation)
+        self._bars.update(self._task, completed=images)
+        console.print(f"going on after step {step:,}")
+        self._event("resume", step=step, images=images)
+
+    def step(self, step: int, losses: torch.Tensor, images: int, lr: float, clock: Clock) -> None:
+        """losses: (H,), this process's part of the losses of a batch of `images` crops; the team's parts add up."""
+        self._sums = losses if self._sums is None else self._sums + losses
+        self._count += 1
+        self._images += images
+        if step % self._every == 0 or step == self._totals.steps:
+            self._line(step, lr, clock)
+        self._bars.advance(self._task, images)
+
+    def validated(self, step: int, epoch: int, figures: Mapping[str, Any]) -> None:
+        """Validation after an epoch: agreement and KL per head, kNN where asked."""
+        self.validation = dict(figures)
+        self._event("validation", step=step, epoch=epoch, **figures)
+        for head, values in figures.get("heads", {}).items():
+            self._scalars({f"{name}/{head}": value for name, value in values.items()}, step)
+            parts = f"agrees with its teacher on {values['agreement']:.1%}, KL {values['kl']:.3f}"
+            console.print(f"epoch {epoch}, {head}: {parts}", highlight=False)
+        if "knn" in figures:
+            self._scalars({"knn": figures["knn"]}, step)
+            console.print(f"epoch {epoch}, kNN: {figures['knn']:.1%}", highlight=False)
+
+    def results(self) -> dict[str, Any]:
+        """The final figures so far."""
+        data, step = self._spent
+        seconds = data + step
+        return {
+            "loss": self._last.get("loss", {}),
+            "validation": self.validation,
+            "steps": self._totals.steps,
+            "images": self._totals.images,
+            "images_per_second": self._shown / seconds if seconds else 0.0,
+            "data_share": data / seconds if seconds else 0.0,
+            "seconds": time.monotonic() - self._started,
+            **memory(self._team.device),
+        }
+
+    def finish(self, results: Mapping[str, Any]) -> dict[str, Any]:
+        """Writes results.json."""
+        return self._run.finish(results) if self._run is not None else dict(results)
+
+    def _line(self, step: int, lr: float, clock: Clock) -> None:
+        assert self._sums is not None
+        means = (self._team.total(self._sums.cpu()) / self._count).tolist()
+        data, compute = clock.take()
+        seconds = max(data + compute, 1e-9)
+        self._spent = [self._spent[0] + data, self._spent[1] + compute]
+        self._shown += self._images
+        loss = dict(zip(self._totals.heads, means, strict=True))
+        self._last = {"loss": loss}
+        rate, share = self._images / seconds, data / seconds
+        self._event(
+            "step",
+            step=step,
+            images_per_second=rate,
+            data_seconds=data / self._count,
+            step_seconds=compute / self._count,
+            loss=loss,
+            lr=lr,
+            **memory(self._team.device),
+        )
+        self._scalars({f"loss/{name}": value for name, value in loss.items()}, step)
+        self._scalars({"lr": lr, "images_per_second": rate, "data_share": share}, step)
+        waiting = self._spent[0] / max(sum(self._spent), 1e-9)
+        self._bars.update(self._task, note=f"loss {sum(means):.3f}, {waiting:.0%} waiting for data")
+        self._sums, self._count, self._images = None, 0, 0
+
+    def _event(self, name: str, **figures: Any) -> None:
+        if self._run is not None:
+            self._run.log(name, **figures)
+
+    def _scalars(self, values: Mapping[str, float], step: int) -> None:
+        if self._board is not None:
+            for name, value in values.items():
+                self._board.add_scalar(name, value, step)
+
+
+def memory(device: torch.device) -> dict[str, float]:
+    """The largest use so far, in bytes: of this process, and of the GPU where one is used."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    figures: dict[str, float] = {"memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}
+    if device.type == "cuda":
+        figures["gpu_memory_bytes"] = torch.cuda.max_memory_allocated(device)
+    return figures
+
+
+def _board(folder: Path) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise UserError(
+            "tensorboard = true needs the package tensorboard: pip install 'repcon[tensorboard]'"
+        ) from error
+    return SummaryWriter(str(folder / "tensorboard"))

@@ -1,0 +1,84 @@
+"""Stops a run whose loss is no number any more, and keeps what led there."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from repcon.errors import UserError
+from repcon.training.feed import Batch
+from repcon.training.processes import Team
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Seen:
+    step: int
+    losses: torch.Tensor
+    """(H,) on the CPU; on a GPU the copy may still be under way until `ready`."""
+    ready: torch.cuda.Event | None
+    logits: torch.Tensor
+    batch: Batch
+
+
+class LossGuard:
+    """Looks at every step's losses: on a CPU at once, on a GPU one step later, so that the GPU never waits.
+
+    In a team all processes stop together.
+    """
+
+    def __init__(self, names: tuple[str, ...], team: Team, folder: Path) -> None:
+        self._names, self._team, self._folder = names, team, folder
+        self._seen: _Seen | None = None
+
+    def watch(self, step: int, losses: torch.Tensor, logits: torch.Tensor, batch: Batch) -> None:
+        """Notes a step's losses and checks the one before (on a CPU, this one)."""
+        before = self._seen
+        ready = None
+        copied = losses.detach()
+        if copied.device.type == "cuda":
+            copied = copied.to("cpu", non_blocking=True)
+            ready = torch.cuda.Event()
+            ready.record()
+        self._seen = _Seen(step=step, losses=copied, ready=ready, logits=logits.detach(), batch=batch)
+        if ready is None:
+            self.check()
+        elif before is not None:
+            self._check(before)
+
+    def check(self) -> None:
+        """Checks the newest step. Raises UserError naming step, head and the file that holds the batch."""
+        if self._seen is not None:
+            self._check(self._seen)
+
+    def _check(self, seen: _Seen) -> None:
+        if seen.ready is not None:
+            seen.ready.synchronize()
+        bad = [
+            name for name, loss in zip(self._names, seen.losses.tolist(), strict=True) if not abs(loss) < float("inf")
+        ]
+        if not self._team.any(bool(bad)):
+            return
+        where = self._dump(seen) if bad else "another process's dump"
+        heads = ", ".join(repr(name) for name in bad) or "another process"
+        raise UserError(
+            f"step {seen.step}: the loss of head {heads} is not finite; the batch is in {where}. Lower optim.lr, "
+            "set optim.clip_norm, or use precision = 'fp32'; the last checkpoint is from before"
+        )
+
+    def _dump(self, seen: _Seen) -> Path:
+        """The step's pixels, labels, logits and losses, for `torch.load`."""
+        path = self._folder / f"not-finite-step-{seen.step}-rank-{self._team.rank}.pt"
+        batch, rows = seen.batch, seen.batch.rows.cpu()
+        state = {
+            "step": seen.step,
+            "losses": dict(zip(self._names, seen.losses.tolist(), strict=True)),
+            "logits": seen.logits.cpu(),
+            "images": batch.images,
+            "crops": batch.crops,
+            "pixels": batch.pixels.cpu(),
+            "labels": {
+                name: [table.cpu().index_select(0, rows) for table in pair] for name, pair in batch.labels.items()
+            },
+        }
+        torch.save(state, path)
+        return path

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rich.markup import escape
 from rich.table import Table
 
 from repcon import config as configuration
@@ -190,12 +191,15 @@ def _show(config: PackConfig, figures: dict[str, Any]) -> None:
     table.add_column("images", justify="right")
     table.add_row("kept as they were", f"{figures['kept']:,}")
     for reason, count in figures["re_encoded"].items():
-        table.add_row(f"re-encoded: {reason}", f"{count:,}")
+        table.add_row(f"re-encoded: {escape(reason)}", f"{count:,}")
     for reason, count in figures["left_out"].items():
-        table.add_row(f"[yellow]left out: {reason}[/]", f"{count:,}")
-    console.print(f"[bold]{config.out}[/]: {figures['images']:,} images", soft_wrap=True)
+        table.add_row(f"[yellow]left out: {escape(reason)}[/]", f"{count:,}")
+    console.print(f"[bold]{escape(config.out)}[/]: {figures['images']:,} images", soft_wrap=True, highlight=False)
     console.print(table)
-    size = f"{figures['megabytes']:,.1f} MB in {figures['shards']} shards"
-    console.print(f"{size}, {figures['classes']} classes, fingerprint {figures['fingerprint'][:16]}", highlight=False)
+    shards = f"{figures['shards']} shard{'s' if figures['shards'] != 1 else ''}"
+    classes = f"{figures['classes']} classes" if figures["classes"] else "no classes"
+    facts = f"{figures['megabytes']:,.1f} MB in {shards}, {classes}, fingerprint {figures['fingerprint'][:16]}"
+    console.print(facts, highlight=False)
     if figures["left_out"]:
-        console.print(f"each file that was left out, with the reason: {Path(config.out, LEFT_OUT)}", soft_wrap=True)
+        path = escape(str(Path(config.out, LEFT_OUT)))
+        console.print(f"each file that was left out, with the reason: {path}", soft_wrap=True)

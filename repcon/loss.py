@@ -31,6 +31,7 @@ class HeadsLoss:
     heads: which of them count, by how much and at which temperature.
     tail: what is done with the classes that were not stored; "bucket" and "uniform" need the temperature's stored tail.
     implementation: "auto" takes "triton" on a GPU and "torch" elsewhere. What is taken is printed, once.
+    announced: whether it is printed; a loss beside the one that is trained on is not.
 
     Raises UserError naming the head that is not in the store, occurs twice, or has a temperature without stored tail.
     """
@@ -43,6 +44,7 @@ class HeadsLoss:
         tail: Tail = "bucket",
         implementation: Implementation = "auto",
         device: torch.device | str = "cpu",
+        announced: bool = True,
     ) -> None:
         self.names = tuple(head.name for head in heads)
         self.device = torch.device(device)
@@ -50,7 +52,9 @@ class HeadsLoss:
         self.specs = _specs(store_heads, heads, tail)
         self.weights = torch.tensor([head.weight for head in heads], dtype=torch.float32, device=self.device)
         self.implementation, why = choose(implementation, self.device)
-        _announce(f"loss: {self.implementation} on {self.device} ({why}), tail {tail}, {len(self.names)} heads")
+        count = f"{len(self.names)} head{'s' if len(self.names) > 1 else ''}"
+        if announced:
+            _announce(f"loss: {self.implementation} on {self.device} ({why}), tail {tail}, {count}")
 
     def __call__(
         self, logits: Tensor, labels: Mapping[str, tuple[Tensor, Tensor]], rows: Tensor | None = None

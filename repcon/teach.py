@@ -5,6 +5,7 @@ from dataclasses import asdict
 from typing import Any
 
 import torch
+from rich.markup import escape
 from rich.table import Table
 from torch import nn
 
@@ -54,7 +55,7 @@ def run(config: TeachConfig) -> dict[str, Any]:
         )  # fmt: skip
     best = next(epoch for epoch in reversed(epochs) if epoch.best)
     _show(epochs, best, len(names))
-    console.print(f"teacher of {len(names)} classes written to {output.path}")
+    console.print(f"teacher of {len(names)} classes written to {escape(str(output.path))}", soft_wrap=True)
     results = {"classes": len(names), "class_names": list(names), "best_epoch": best.epoch}
     figures = {"validation_accuracy": best.held_accuracy, "validation_loss": best.held_loss, "train_loss": best.loss}
     return output.finish(results | figures | {k: v for k, v in provenance.items() if k != "recipe"})
@@ -68,14 +69,13 @@ def _check(config: TeachConfig) -> None:
 
 
 def _show(epochs: list[Epoch], best: Epoch, classes: int) -> None:
-    table = Table(title=f"Task teacher, {classes} classes")
+    table = Table(title=f"Task teacher, {classes} classes", title_justify="left", caption="* the epoch that is kept")
     for column in ("epoch", "loss", "crops right %", "held-out loss", "held out right %"):
         table.add_column(column, justify="right")
     for epoch in epochs:
-        figures = (epoch.loss, epoch.accuracy, epoch.held_loss, epoch.held_accuracy)
-        table.add_row(
-            str(epoch.epoch),
-            *(f"{figure:.2f}" for figure in figures),
-            style="bold green" if epoch is best else "",
-        )
+        losses = [f"{loss:.2f}" for loss in (epoch.loss, epoch.held_loss)]
+        shares = [f"{share:.1f}" for share in (epoch.accuracy, epoch.held_accuracy)]
+        cells = [losses[0], shares[0], losses[1], shares[1]]
+        mark = "* " if epoch is best else ""
+        table.add_row(f"{mark}{epoch.epoch}", *cells, style="bold green" if mark else "")
     console.print(table)

@@ -10,6 +10,8 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
+from rich.markup import escape
+
 from repcon import config, student
 from repcon.config import HeadConfig, TrainConfig
 from repcon.images import Pack
@@ -37,7 +39,7 @@ def run(settings: TrainConfig) -> dict[str, Any]:
         feed = _feed(settings, pack, store, team)
         try:
             if state is not None and state["place"][0] == len(feed.passes) and _results(settings).is_file():
-                console.print(f"{settings.out}: this run is finished")
+                console.print(f"{escape(settings.out)}: this run is finished", soft_wrap=True)
                 return json.loads(_results(settings).read_text())
             log = TrainingLog(_run_folder(settings, state, team), _totals(feed, settings), team, settings.tensorboard)
             trainer = Trainer(settings, store, feed, team)
@@ -119,7 +121,7 @@ def _finish(settings: TrainConfig, pack: Pack, store: LabelStore, trainer: Train
             "recipe": config.dump(settings),
         }
         student.save(trainer.kept, folder, preprocessing=trainer.preprocessing, card=card)
-        console.print(f"student: [bold]{folder}[/]")
+        console.print(f"student: [bold]{escape(str(folder))}[/]", soft_wrap=True)
         results = log.finish(results | {"student": str(folder)})
     trainer.team.wait()
     return results

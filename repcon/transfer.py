@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from rich.markup import escape
 from rich.progress import Progress
 
 from repcon import backbones
@@ -57,7 +58,7 @@ def run(config: EvaluateConfig) -> dict[str, Any]:
     pack = open_or_pack(config.data, output.path / "pack")
     split = split_images(pack, config)
     if split.left_out:
-        console.print(f"left out, with one image each: {', '.join(split.left_out)}")
+        console.print(f"left out, with one image each: {escape(', '.join(split.left_out))}")
     baseline = config.baseline or next(iter(trunks))
     measured: dict[str, dict[str, np.ndarray]] = {}
     about: dict[str, dict[str, Any]] = {}
@@ -67,12 +68,12 @@ def run(config: EvaluateConfig) -> dict[str, Any]:
             bars.update(task, note=name)
             measured[name], about[name] = measure(model, pack, split, config, bars)
             output.log("trunk", name=name, **about[name])
-            bars.advance(task)
+            bars.update(task, advance=1, note="")
     results = summarise(measured, about, split, baseline) | {"data": config.data, "size": config.size}
     np.savez(output.path / "answers.npz", **_flat(measured), test_rows=split.test, test_labels=split.test_labels)  # pyright: ignore[reportArgumentType]
     transfer_show.table(results)
     transfer_show.plot(results, output.path / "transfer.svg")
-    console.print(f"written to {output.path}")
+    console.print(f"written to {escape(str(output.path))}", soft_wrap=True, highlight=False)
     return output.finish(results)
 
 

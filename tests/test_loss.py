@@ -122,4 +122,4 @@ def test_the_choice_is_made_by_device_and_said_once() -> None:
     with console.capture() as printed:
         for _ in range(2):
             HeadsLoss(STORED, [HeadConfig(name="birds")])
-    assert printed.get() == "loss: torch on cpu (the choice for cpu), tail bucket, 1 heads\n"
+    assert printed.get() == "loss: torch on cpu (the choice for cpu), tail bucket, 1 head\n"

@@ -1,9 +1,13 @@
+import io
 import json
+import re
 
 import pytest
+from rich.console import Console
+from rich.progress import Progress
 
 from repcon.errors import UserError
-from repcon.record import Run, environment, write_json
+from repcon.record import Lines, Run, environment, write_json
 
 
 def test_a_run_leaves_configuration_environment_metrics_and_results(tmp_path):
@@ -56,3 +60,33 @@ def test_json_is_replaced_whole(tmp_path):
         write_json(path, {"value": value})
     assert json.loads(path.read_text()) == {"value": 2}
     assert [entry.name for entry in tmp_path.iterdir()] == ["figures.json"]
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 120, 200])
+def test_no_line_of_progress_is_wider_than_the_terminal(width):
+    bars = Progress()
+    bars.add_task("trunks", total=4, completed=1, unit="trunks", note="student (consolidated)")
+    bars.add_task("features of [bold]package:efficientnet_lite0", total=123_456, completed=23_456, unit="images")
+    bars.add_task("train", total=10, completed=10, unit="images", note="loss 2.345, 12 % waiting for data, 12.5 MB")
+    shown = Console(width=width, file=io.StringIO())
+    with shown.capture() as captured:
+        shown.print(Lines(bars.tasks))
+    lines = captured.get().splitlines()
+    assert max(map(len, lines)) <= width
+    assert len(lines) == (5 if width <= 80 else 3)
+    assert any("12 % waiting for data" in line for line in lines)
+    if width >= 120:
+        assert "features of [bold]package:efficientnet_lite0" in captured.get()
+        assert "loss 2.345, 12 % waiting for data, 12.5 MB" in captured.get()
+
+
+def test_progress_tells_count_rate_and_time_left():
+    clock = iter(range(0, 1000, 10))
+    bars = Progress(get_time=lambda: next(clock))
+    task = bars.add_task("pack", total=40, unit="images")
+    for _ in range(3):
+        bars.advance(task, 10)
+    shown = Console(width=80, file=io.StringIO())
+    with shown.capture() as captured:
+        shown.print(Lines(bars.tasks))
+    assert re.search(r"pack ━+\S* +30/40 images  1/s  0:10 left", captured.get()), captured.get()

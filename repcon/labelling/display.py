@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
+from rich.markup import escape
 from rich.table import Table
 
 from repcon.record import Run, console, progress
@@ -85,7 +86,7 @@ class Display:
             self._waited += event.waited_seconds
             self.written_bytes += event.written_bytes
             if event.note:
-                self._bars.console.print(f"[yellow]{event.note}[/]")
+                self._bars.console.print(event.note, style="yellow", markup=False, soft_wrap=True)
                 self._record.log("note", text=event.note)
             for key, reason in event.missing:
                 self._say_missing(key, reason)
@@ -112,7 +113,7 @@ class Display:
         self.missing.append((key, reason))
         self._record.log("missing", image=key, reason=reason)
         if len(self.missing) <= _SHOWN_MISSING:
-            self._bars.console.print(f"[yellow]missing[/] {reason}", soft_wrap=True, highlight=False)
+            self._bars.console.print(f"[yellow]missing[/] {escape(reason)}", soft_wrap=True, highlight=False)
 
     def _rates(self) -> dict[str, float]:
         elapsed = max(time.monotonic() - self._started, 1e-9)
@@ -140,7 +141,7 @@ def show(figures: dict[str, Any], out: str) -> None:
     table.add_column()
     table.add_column(justify="right")
     rows = [
-        ("teachers", ", ".join(figures["teachers"])),
+        ("teachers", escape(", ".join(figures["teachers"]))),
         ("crops answered", f"{figures['crops']:,}"),
         ("images decoded", f"{figures['images']:,}"),
         ("seconds", f"{figures['seconds']:,.1f}"),
@@ -152,5 +153,5 @@ def show(figures: dict[str, Any], out: str) -> None:
     ]
     for name, value in rows:
         table.add_row(name, value)
-    console.print(f"[bold]{out}[/]: {figures['total_crops']:,} crops labelled", soft_wrap=True)
+    console.print(f"[bold]{escape(out)}[/]: {figures['total_crops']:,} crops labelled", soft_wrap=True)
     console.print(table)

@@ -70,8 +70,9 @@ def extract(model: str, pack: Pack, rows: np.ndarray, reading: Reading, progress
     cache = FeatureCache(reading.cache, weights, pack.fingerprint, preprocessing)
     missing = cache.missing(rows)
     if len(missing):
-        task = progress.add_task(f"features of {model}", total=len(missing), unit="images", note="")
+        task = progress.add_task("features", total=len(missing), unit="images", note="")
         cache.add(missing, _compute(trunk, preprocessing, pack, missing, reading, progress, task))
+        progress.remove_task(task)
     return cache.take(rows), weights
 
 

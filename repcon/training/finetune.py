@@ -75,7 +75,8 @@ def fit(
             is_best = best is None or len(held.rows) == 0 or score > best
             if is_best:
                 best, kept = score, copy.deepcopy(trainer.updates.averaged)
-            bars.update(task, note=f"epoch {number + 1}: loss {loss:.3f}, held out {held_accuracy:.1f} %")
+            checked = f", held out {held_accuracy:.1f} %" if len(held.rows) else ""
+            bars.update(task, note=f"epoch {number + 1}: loss {loss:.3f}{checked}")
             figures = Epoch(
                 epoch=number + 1, loss=loss, accuracy=accuracy, held_loss=held_loss,
                 held_accuracy=held_accuracy, best=is_best,

@@ -100,11 +100,11 @@ class TrainingLog:
         self._event("validation", step=step, epoch=epoch, **figures)
         for head, values in figures.get("heads", {}).items():
             self._scalars({f"{name}/{head}": value for name, value in values.items()}, step)
-            parts = f"agrees with its teacher on {values['agreement']:.1%}, KL {values['kl']:.3f}"
+            parts = f"agrees with its teacher on {100 * values['agreement']:.1f} %, KL {values['kl']:.3f}"
             console.print(f"epoch {epoch}, {head}: {parts}", highlight=False)
         if "knn" in figures:
             self._scalars({"knn": figures["knn"]}, step)
-            console.print(f"epoch {epoch}, kNN: {figures['knn']:.1%}", highlight=False)
+            console.print(f"epoch {epoch}, kNN: {100 * figures['knn']:.1f} %", highlight=False)
 
     def results(self) -> dict[str, Any]:
         """The final figures so far."""
@@ -148,7 +148,7 @@ class TrainingLog:
         self._scalars({f"loss/{name}": value for name, value in loss.items()}, step)
         self._scalars({"lr": lr, "images_per_second": rate, "data_share": share}, step)
         waiting = self._spent[0] / max(sum(self._spent), 1e-9)
-        self._bars.update(self._task, note=f"loss {sum(means):.3f}, {waiting:.0%} waiting for data")
+        self._bars.update(self._task, note=f"loss {sum(means):.3f}, {100 * waiting:.0f} % waiting for data")
         self._sums, self._count, self._images = None, 0, 0
 
     def _event(self, name: str, **figures: Any) -> None:

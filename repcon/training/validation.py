@@ -47,7 +47,9 @@ class Agreement:
     def __init__(self, store: LabelStore, heads: tuple[HeadConfig, ...], tail: Tail, team: Team) -> None:
         self._team = team
         self._heads = tuple(_plain(head, store.heads[head.name].temperatures) for head in heads)
-        self._loss = HeadsLoss(store.heads, self._heads, tail=tail, implementation="torch", device=team.device)
+        self._loss = HeadsLoss(
+            store.heads, self._heads, tail=tail, implementation="torch", device=team.device, announced=False
+        )
 
     @torch.no_grad()
     def measure(

@@ -15,16 +15,19 @@ linear_peak_over_plain   peak memory of linear_kl over that of layer and loss ap
 
 import argparse
 import json
-import time
 from pathlib import Path
 from typing import Any
 
 import kernels_contenders as contenders
 import kernels_timing as timing
+import numpy as np
 import torch
 from kernels_contenders import Problem, Step
 from kernels_timing import Timing
+from records import cells, put, write_record
 from repcon_kernels import TAILS, linear_kl, multi_head_kl
+
+from repcon.environment import environment
 
 HEADS = {"1000-196-45": (1000, 196, 45), "1000-9x200": (1000, *[200] * 9), "21841-1000": (21841, 1000)}
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -52,11 +55,11 @@ def main() -> None:
     memory(device, figures)
     table = "\n".join([CAPTIONS[device], "", header(), *rows])
     print(table)
-    figures["environment"] = timing.environment(device)
+    figures["environment"] = environment() | {"threads": torch.get_num_threads()}
     if arguments.json:
         Path(arguments.json).write_text(json.dumps(figures, indent=2) + "\n")
     if arguments.record:
-        record(figures, table)
+        print(f"recorded in {write_record('kernels', figures, table)}")
 
 
 def shapes(device: str, long: bool) -> list[tuple[int, str, str, bool]]:
@@ -122,12 +125,12 @@ def measure(batch: int, name: str, dtype: str, device: str, figures: dict[str, A
     moved = 2 * logits.nbytes + task.label_bytes()
     floor = moved / timing.copy_bandwidth(device, max(logits.nbytes, 2**28 if device == "cuda" else 0))
     key = f"b{batch}_{name}_{dtype}"
-    figures[f"{key}_ours_us"] = round(times["ours"].seconds * 1e6, 2)
-    figures[f"{key}_ours_spread_us"] = [round(times["ours"].low * 1e6, 2), round(times["ours"].high * 1e6, 2)]
-    figures[f"{key}_floor_over_time"] = round(floor / times["operator"].seconds, 3)
+    ours = np.array(times["ours"].samples)
+    put(figures, f"{key}_ours_us", 1e6 * ours)
+    put(figures, f"{key}_floor_over_time", floor / np.array(times["operator"].samples))
     for label, taken in times.items():
         if label not in ("ours", "operator"):
-            figures[f"{key}_{label}_over_ours"] = round(taken.seconds / times["ours"].seconds, 2)
+            put(figures, f"{key}_{label}_over_ours", np.array(taken.samples) / ours)
     if device == "cuda":
         figures[f"{key}_launches"] = timing.launches(steps["operator"], logits)
         figures[f"{key}_launches_worth"] = round(times["operator"].seconds / timing.launch_seconds(), 2)
@@ -156,22 +159,22 @@ COLUMNS = ("eager", "eager_sparse", "compile", "compile_sparse", "liger")
 
 
 def header() -> str:
-    titles = ["B", "heads", "type", "MB", "ours us", "20-80 %", "floor/time", *COLUMNS, "launches", "worth"]
+    measured = ["ours us", "20 to 80 %", "rounds", "floor/time"]
+    titles = ["B", "heads", "type", "MB", *measured, *COLUMNS, "launches", "worth"]
     return f"| {' | '.join(titles)} |\n|{'---|' * len(titles)}"
 
 
 def _row(
     batch: int, name: str, dtype: str, size: int, times: dict[str, Timing], figures: dict[str, Any], key: str
 ) -> str:
-    ours = times["ours"]
-    cells = [str(batch), name, dtype, f"{size / 1e6:.1f}", f"{ours.seconds * 1e6:.1f}"]
-    cells += [f"{ours.low * 1e6:.1f}-{ours.high * 1e6:.1f}", f"{figures[f'{key}_floor_over_time']:.2f}"]
+    line = [str(batch), name, dtype, f"{size / 1e6:.1f}", *cells(figures, f"{key}_ours_us")]
+    line.append(f"{figures[f'{key}_floor_over_time']:.2f}")
     for column in COLUMNS:
         ratio = figures.get(f"{key}_{column}_over_ours")
         waits = column in times and times[column].how == "events"
-        cells.append("-" if ratio is None else f"{ratio:.2f}{' (with its waits)' if waits else ''}")
-    cells += [str(figures.get(f"{key}_launches", "-")), str(figures.get(f"{key}_launches_worth", "-"))]
-    return f"| {' | '.join(cells)} |"
+        line.append("-" if ratio is None else f"{ratio:.2f}{' (with its waits)' if waits else ''}")
+    line += [str(figures.get(f"{key}_launches", "-")), str(figures.get(f"{key}_launches_worth", "-"))]
+    return f"| {' | '.join(line)} |"
 
 
 def memory(device: str, figures: dict[str, Any]) -> None:
@@ -201,18 +204,6 @@ def memory(device: str, figures: dict[str, Any]) -> None:
         f"B {batch}, 512 features, heads 21841-1000, {dtype}: peak memory {figures['linear_peak_mb']} MB in chunks, "
         f"{figures['plain_peak_mb']} MB apart"
     )
-
-
-def record(figures: dict[str, Any], table: str) -> None:
-    """A folder in benchmarks/records: results.json, table.md, env.json."""
-    device = figures["environment"]["device"].lower()
-    short = "cpu" if not torch.cuda.is_available() else "-".join(device.replace("nvidia", "").split())
-    folder = Path(__file__).parent / "records" / f"{time.strftime('%Y-%m-%d')}-kernels-{short}"
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "results.json").write_text(json.dumps(figures, indent=2) + "\n")
-    (folder / "env.json").write_text(json.dumps(figures["environment"], indent=2) + "\n")
-    (folder / "table.md").write_text(table + "\n")
-    print(f"recorded in {folder}")
 
 
 if __name__ == "__main__":

@@ -1,15 +1,10 @@
 """How long a step takes: on a GPU from device events around replays of a captured graph, on a CPU the processor time of
 one thread, which other work on the machine disturbs least."""
 
-import os
-import platform
 import statistics
-import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,18 +19,15 @@ MOST_STEPS = 64
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Timing:
-    """Seconds of one step: median and the 20 % and 80 % quantiles over rounds; how they were taken."""
+    """Seconds of one step, round by round, and how they were taken."""
 
-    seconds: float
-    low: float
-    high: float
+    samples: tuple[float, ...]
     how: str
 
-
-def timing(samples: Sequence[float], how: str) -> Timing:
-    """Summary of rounds."""
-    deciles = statistics.quantiles(samples, n=10)
-    return Timing(seconds=statistics.median(samples), low=deciles[1], high=deciles[7], how=how)
+    @property
+    def seconds(self) -> float:
+        """The median."""
+        return statistics.median(self.samples)
 
 
 def on_cpu(steps: Mapping[str, Callable[[Tensor], Any]], logits: Tensor, seconds: float) -> dict[str, Timing]:
@@ -50,7 +42,7 @@ def on_cpu(steps: Mapping[str, Callable[[Tensor], Any]], logits: Tensor, seconds
             started = time.process_time()
             step(logits)
             samples[name].append(time.process_time() - started)
-    return {name: timing(values, "processor") for name, values in samples.items()}
+    return {name: Timing(samples=tuple(values), how="processor") for name, values in samples.items()}
 
 
 def on_gpu(step: Callable[[Tensor], Any], logits: Tensor) -> Timing:
@@ -74,11 +66,13 @@ def on_gpu(step: Callable[[Tensor], Any], logits: Tensor) -> Timing:
                 step(copy)
     except RuntimeError:
         torch.cuda.synchronize()
-        return timing(
-            [_between_events(lambda: [step(copy) for copy in copies]) / count for _ in range(ROUNDS)], "events"
-        )
+        return Timing(samples=_rounds(lambda: [step(copy) for copy in copies], count), how="events")
     graph.replay()
-    return timing([_between_events(graph.replay) / count for _ in range(ROUNDS)], "graph")
+    return Timing(samples=_rounds(graph.replay, count), how="graph")
+
+
+def _rounds(run: Callable[[], Any], count: int) -> tuple[float, ...]:
+    return tuple(_between_events(run) / count for _ in range(ROUNDS))
 
 
 def _between_events(run: Callable[[], Any]) -> float:
@@ -148,31 +142,3 @@ def peak_bytes(run: Callable[[], Any], device: str) -> int:
             held += event.nbytes()  # pyright: ignore[reportAttributeAccessIssue]
             highest = max(highest, held)
     return highest
-
-
-def environment(device: str) -> dict[str, Any]:
-    """What the figures were taken on; without repcon's own, which needs more packages than these."""
-    found: dict[str, Any] = {"python": platform.python_version()}
-    for package in ("torch", "triton", "numpy", "liger-kernel"):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    name = torch.cuda.get_device_name() if device == "cuda" else _processor()
-    return {
-        "device": name,
-        "versions": found,
-        "cuda": torch.version.cuda,
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-    }
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "unknown")

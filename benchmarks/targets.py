@@ -1,0 +1,63 @@
+"""What the benchmarks' figures are to reach: `<= 0.01` and the like, by benchmark and figure.
+
+A figure that has no target here is there to be read beside those that have.
+"""
+
+from collections.abc import Mapping
+
+Targets = dict[str, str]
+
+TARGETS: Mapping[str, Targets] = {
+    "kernels": {"worst_error": "<= 1"},
+    "store": {
+        "bytes_per_crop_zstd": "<= 120",
+        "bytes_per_crop_gaps": "<= 85",
+        "gaps_mean_kl": "<= 1e-4",
+        "gaps_worst_kl": "<= 1e-3",
+        "slab_over_memmap_zstd": ">= 0.15",
+        "slab_over_memmap_lz4": ">= 0.35",
+        "batch_over_gather": ">= 0.6",
+        "write_over_raw_zstd": ">= 0.12",
+    },
+    "loaders": {
+        "torch_over_decode": ">= 0.5",
+        "dali_over_decode": ">= 0.35",
+        "ffcv_over_decode": ">= 0.55",
+        **{f"{kind}_decode_only_over_decode": ">= 0.95" for kind in ("torch", "dali", "ffcv")},
+        "torch_pixel_difference": "<= 0.25",
+        **{f"{kind}_pixel_difference": "<= 0.05" for kind in ("dali", "ffcv")},
+        **{f"{kind}_label_kl": "<= 0.01" for kind in ("torch", "dali", "ffcv")},
+        **{f"{kind}_label_agreement": ">= 0.99" for kind in ("torch", "dali", "ffcv")},
+    },
+    "precompute": {"over_teachers_heavy": ">= 0.9", "memory_growth": "<= 1.05", "cost_growth": "<= 1.05"},
+    "training": {
+        "step_over_synthetic": ">= 0.9",
+        "epoch_over_plain_4": "<= 0.8",
+        "ideal_over_ours": ">= 0.95",
+    },
+    "consolidation": {"finding_1": ">= 0", "finding_2": ">= 0", "finding_3": ">= 0"},
+}
+
+ON_GPU: Mapping[str, Targets] = {
+    "kernels": {
+        "b4096_21841-1000_bf16_floor_over_time": ">= 0.9",
+        "b4096_21841-1000_bf16_compile_over_ours": ">= 2",
+        "b4096_21841-1000_bf16_liger_over_ours": ">= 3",
+        "b1024_1000-196-45_bf16_launches_worth": "<= 1.5",
+    },
+    "loaders": {"dali_mixed_over_resnet50": ">= 1"},
+    "precompute": {"over_teachers_heavy": ">= 0.95"},
+    "training": {"step_over_synthetic": ">= 0.97"},
+}
+"""More of them, and others in their place, where the device is a GPU."""
+
+
+def targets(what: str, device: str) -> Targets:
+    """Those of one benchmark on a device, `cpu` or a GPU's name."""
+    return {**TARGETS.get(what, {}), **(ON_GPU.get(what, {}) if device != "cpu" else {})}
+
+
+def met(target: str, value: float) -> bool:
+    """Whether a figure reaches its target; NaN never does."""
+    sign, _, limit = target.partition(" ")
+    return value <= float(limit) if sign == "<=" else value >= float(limit)

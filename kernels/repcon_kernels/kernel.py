@@ -155,7 +155,7 @@ def _tile(
     reference = top
     factor = 1.0 / mass
     matched = tl.full(scale.shape, 1.0, tl.float32)
-    even = tl.zeros(scale.shape, tl.float32)
+    shift = tl.zeros(scale.shape, tl.float32)
     if TAIL == BUCKET:
         rest = mass - share
         p_tail = tl.exp(log_p_tail)
@@ -167,10 +167,12 @@ def _tile(
     if TAIL == UNIFORM:
         part, even = _uniform(log_p_tail, total - label_total, student, stored)
         loss += part
+        # Times `mass` here, by rows: brought to it only in a tile, it would travel there through shared memory.
+        shift = even * mass
     if GRADIENT:
         if IN_PLACE:
             tl.debug_barrier()  # every logit of S has been read before any is overwritten
-        write_rows(z, tile, g_rows, reference, factor * scale, even * scale, BLOCK, STREAMED)
+        write_rows(z, tile, g_rows, reference, factor * scale, shift, BLOCK, STREAMED)
         tl.debug_barrier()  # the columns of S are written twice, in this order
         scatter_all(labels, p, q, stored, log_mass, student, g_rows, matched, scale, K_BLOCK, CHUNKED)
     return loss

@@ -31,7 +31,12 @@ def multi_head_kl(
 ) -> Tensor:
     """As `sparse.multi_head_kl`, for float32, bfloat16 and float16 logits: one launch."""
     batch, columns = logits.shape
-    layout = plan.plan(tuple(heads), columns, tuple(head_logp.shape[1] for head_logp in logp))
+    layout = plan.plan(
+        tuple(heads),
+        columns,
+        tuple(head_logp.shape[1] for head_logp in logp),
+        tuple((head_ids.dtype, head_logp.dtype) for head_ids, head_logp in zip(ids, logp, strict=True)),
+    )
     in_place = gradient is not None and gradient.data_ptr() == logits.data_ptr()
     target = torch.empty_like(logits) if in_place and layout.chunked else gradient
     losses = torch.empty(len(heads), dtype=torch.float32, device=logits.device)

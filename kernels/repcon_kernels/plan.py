@@ -1,6 +1,6 @@
 """How heads are cut into tiles and groups: plain Python, apart from the kernel."""
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -34,14 +34,18 @@ class Plan:
 
 
 @lru_cache(maxsize=64)
-def plan(heads: tuple[HeadSpec, ...], columns: int, logp_columns: tuple[int, ...]) -> Plan:
-    """Groups heads by their padded shapes; a tile holds as many rows as fill it."""
+def plan(
+    heads: tuple[HeadSpec, ...], columns: int, logp_columns: tuple[int, ...], label_types: tuple[Hashable, ...]
+) -> Plan:
+    """Groups heads by their padded shapes; a tile holds as many rows as fill it.
+
+    label_types: per head, what its labels are stored as; a group picks its pointers among those of one type.
+    """
     spans = widths(heads, columns)
     _, tile, warps = next((row for row in TILES if max(spans) <= row[0]), TILES[-1])
     shapes = [_shape(span, head.k, tile, warps) for head, span in zip(heads, spans, strict=True)]
-    order = sorted(
-        range(len(heads)), key=lambda number: (-shapes[number][1], not shapes[number][3], shapes[number], number)
-    )
+    kinds = [(*shape, label_types.index(label_types[number])) for number, shape in enumerate(shapes)]
+    order = sorted(range(len(heads)), key=lambda number: (-shapes[number][1], not shapes[number][3], kinds[number]))
     table = tuple(
         (
             number,
@@ -54,7 +58,7 @@ def plan(heads: tuple[HeadSpec, ...], columns: int, logp_columns: tuple[int, ...
         )
         for number in order
     )
-    return Plan(heads=table, groups=_groups([shapes[number] for number in order]), warps=warps)
+    return Plan(heads=table, groups=_groups([kinds[number] for number in order]), warps=warps)
 
 
 def _shape(width: int, k: int, tile: int, warps: int) -> tuple[int, int, int, bool, bool]:
@@ -64,10 +68,10 @@ def _shape(width: int, k: int, tile: int, warps: int) -> tuple[int, int, int, bo
     return min(tile // block, warps), block, k_block, width > block, k > k_block
 
 
-def _groups(shapes: Sequence[tuple[int, int, int, bool, bool]]) -> tuple[tuple[int, ...], ...]:
-    """Runs of equal shapes."""
-    starts = [i for i, shape in enumerate(shapes) if i == 0 or shape != shapes[i - 1]]
-    return tuple((low, high, *shapes[low]) for low, high in zip(starts, [*starts[1:], len(shapes)], strict=True))
+def _groups(kinds: Sequence[tuple[int, ...]]) -> tuple[tuple[int, ...], ...]:
+    """Runs of equal kinds: a shape, then the number of the labels' type."""
+    starts = [i for i, kind in enumerate(kinds) if i == 0 or kind != kinds[i - 1]]
+    return tuple((low, high, *kinds[low][:-1]) for low, high in zip(starts, [*starts[1:], len(kinds)], strict=True))
 
 
 def _power_of_two(number: int) -> int:

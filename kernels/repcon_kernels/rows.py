@@ -90,23 +90,23 @@ def drop_labels(z, id_rows, labelled, column, k):
 
 
 @triton.jit
-def write_rows(z, tile, g_rows, top, factor, even, BLOCK: tl.constexpr, STREAMED: tl.constexpr):
-    """Stores factor x 2^((z - top) x rate) - even in the head's columns, and 0 in the free ones after them."""
+def write_rows(z, tile, g_rows, top, factor, shift, BLOCK: tl.constexpr, STREAMED: tl.constexpr):
+    """Stores factor x (2^((z - top) x rate) - shift) in the head's columns, and 0 in the free ones after them."""
     if STREAMED:
         ahead = load_columns(tile, tl.arange(0, BLOCK))
         for start in range(0, tile[3], BLOCK):
             column = start + tl.arange(0, BLOCK)
             z = clean(ahead, tile, column)
             ahead = load_columns(tile, BLOCK + column)
-            _store(z, tile, g_rows, column, top, factor, even)
+            _store(z, tile, g_rows, column, top, factor, shift)
     else:
-        _store(z, tile, g_rows, tl.arange(0, BLOCK), top, factor, even)
+        _store(z, tile, g_rows, tl.arange(0, BLOCK), top, factor, shift)
 
 
 @triton.jit
-def _store(z, tile, g_rows, column, top, factor, even):
+def _store(z, tile, g_rows, column, top, factor, shift):
     _, live, classes, width, rate = tile
-    value = factor[:, None] * tl.exp2((z - top[:, None]) * rate) - even[:, None]
+    value = factor[:, None] * (tl.exp2((z - top[:, None]) * rate) - shift[:, None])
     value = tl.where((column < classes)[None, :], value, 0.0)
     mask = live[:, None] & (column < width)[None, :]
     tl.store(g_rows[:, None] + column[None, :], value.to(g_rows.dtype.element_ty), mask=mask)

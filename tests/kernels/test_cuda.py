@@ -78,3 +78,22 @@ def test_streams_do_not_share_counters() -> None:
                 )
     torch.cuda.synchronize()
     assert all(torch.equal(result, results[0]) for result in results)
+
+
+def test_more_than_two_to_the_31_logits() -> None:
+    """The last rows' gradient is what it is in a batch of their own: both batches are powers of two."""
+    batch, case = 2**16, make(2, [(2**15 + 8, 16)], dtype=torch.bfloat16).to("cuda")
+    if torch.cuda.mem_get_info()[0] < 20 * 2**30:
+        pytest.skip("needs 20 GiB of GPU memory")
+    logits = torch.zeros(batch, case.logits.shape[1], dtype=torch.bfloat16, device="cuda")
+    logits[-2:] = case.logits
+    rows = torch.zeros(batch, dtype=torch.int64, device="cuda")
+    rows[-1] = 1
+    gradients = []
+    for inputs, chosen in ((logits, rows), (case.logits, torch.arange(2, device="cuda"))):
+        leaf = inputs.requires_grad_()
+        losses = multi_head_kl(
+            leaf, case.heads, case.ids, case.logp, rows=chosen, weights=case.weights, implementation="triton"
+        )
+        gradients.append(torch.autograd.grad(losses.sum(), leaf)[0][-2:])
+    assert torch.equal(gradients[0] * batch, gradients[1] * 2)

@@ -80,6 +80,14 @@ def test_nan_in_nan_out(implementation: str, tail: str, classes: int, device: st
 
 
 @BOTH
+@pytest.mark.parametrize("tail", TAILS)
+def test_ties(implementation: str, tail: str, device: str) -> None:
+    case = make(3, [(64, 8), (5000, 8)])
+    case = replace(case, logits=torch.zeros_like(case.logits))
+    assert_meets(case, tail, *compute(case.to(device), tail, implementation))
+
+
+@BOTH
 @pytest.mark.parametrize("temperature", [0.05, 50.0])
 def test_temperatures(implementation: str, temperature: float, device: str) -> None:
     torch.manual_seed(0)

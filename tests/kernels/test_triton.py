@@ -33,6 +33,15 @@ def test_rows_and_labels_that_no_tile_holds(shape: tuple[int, int], in_place: bo
     check(make(2, [shape, (1000, 16)]), device, in_place=in_place)
 
 
+def test_the_widest_head(device: str) -> None:
+    """65,536 classes, whose last one's id is the largest uint16."""
+    case = make(2, [(65536, 16)])
+    ids = case.ids[0].long()
+    ids[0, 0] = 65535
+    for dtype in (torch.uint16, torch.uint32):
+        check(replace(case, ids=(ids.to(dtype),)), device)
+
+
 @pytest.mark.parametrize("tail", TAILS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("in_place", [False, True])
@@ -51,10 +60,17 @@ def test_labels_of_other_widths(device: str) -> None:
                 logp=tuple(part.to(logp) for part in case.logp),
             )
             check(changed, device)
-    mixed = replace(
-        case, ids=(case.ids[0], case.ids[1].long().to(torch.uint32)), logp=(case.logp[0].float(), case.logp[1])
-    )
-    check(mixed, device)
+
+
+@pytest.mark.parametrize("shapes", [[(100, 5), (300, 7)], [(300, 7), (300, 7), (400, 5)]])
+def test_heads_whose_labels_differ_in_width(shapes: list[tuple[int, int]], device: str) -> None:
+    """Also where the heads are alike in all else."""
+    case = make(3, shapes)
+    ids, logp = list(case.ids), list(case.logp)
+    ids[1] = ids[1].long().to(torch.uint32)
+    check(replace(case, ids=tuple(ids)), device)
+    logp[0] = logp[0].float()
+    check(replace(case, ids=tuple(ids), logp=tuple(logp)), device)
 
 
 @pytest.mark.parametrize("tail", TAILS)
@@ -65,12 +81,6 @@ def test_large_logits(spread: float, tail: str, device: str) -> None:
     losses, gradient = compute(case.to(device), tail, "triton")
     assert_meets(case, tail, losses, gradient)
     assert losses.isfinite().all() and gradient.isfinite().all()
-
-
-@pytest.mark.parametrize("tail", TAILS)
-def test_ties(tail: str, device: str) -> None:
-    case = make(3, [(64, 8), (5000, 8)])
-    check(replace(case, logits=torch.zeros_like(case.logits)), device, tail)
 
 
 def test_every_column_is_written_and_nothing_else(device: str) -> None:

@@ -1,0 +1,110 @@
+"""Compiles the kernels for a GPU of compute capability 9.0 that need not be there; started by test_kernels_compile.py.
+
+Prints one JSON line per variant: its name, bytes of machine code, registers, bytes of spilled registers, and how many
+wide stores to shared memory its code has.
+"""
+
+import json
+import re
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+import triton
+from repcon_kernels import HeadSpec, kernel, scale
+from repcon_kernels.plan import REGISTERS, plan
+from triton.backends.compiler import GPUTarget
+
+TOOL = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+DEMO, MANY = ((1000, 16), (196, 16), (45, 45)), ((1000, 16), *[(200, 16)] * 9)
+BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
+BUCKET, RENORMALISE, UNIFORM = range(3)
+
+
+class Absent:
+    """As much of a driver as the compiler asks for."""
+
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+    def get_current_target(self) -> GPUTarget:
+        return GPUTarget("cuda", 90, 32)
+
+
+def build(
+    name: str,
+    shapes: tuple[tuple[int, int], ...],
+    dtype: torch.dtype,
+    tail: int,
+    *,
+    gradient: bool = True,
+    in_place: bool = False,
+    gathered: bool = True,
+    ids: torch.dtype = torch.uint16,
+    logp: torch.dtype = torch.float16,
+    unaligned: int = 0,
+) -> None:
+    """One variant of the loss. unaligned: elements by which the logits' memory begins too late for wide loads."""
+    heads, column = [], 0
+    for classes, k in shapes:
+        heads.append(HeadSpec(start=column, classes=classes, k=k))
+        column += classes
+    layout = plan(tuple(heads), column, tuple(head.k + 1 for head in heads), (0,) * len(heads))
+    logits = torch.zeros(2 * column + unaligned, dtype=dtype)[unaligned:].view(2, column)
+    floats, numbers = torch.zeros(64), torch.zeros(64, dtype=torch.int32)
+    rows = torch.zeros(2, dtype=torch.int64) if gathered else floats
+    built = kernel.multi_head_kl.run(  # pyright: ignore[reportAttributeAccessIssue]
+        logits, logits, floats, floats, numbers, rows, floats,
+        tuple(torch.zeros(2, head.k, dtype=ids) for head in heads),
+        tuple(torch.zeros(2, head.k + 1, dtype=logp) for head in heads),
+        tuple(1.5 for _ in heads), 2, 2, 0.5, 0.5,
+        HEADS=layout.heads, GROUPS=layout.groups, COLUMNS=column, HAS_ROWS=gathered, TAIL=tail, GRADIENT=gradient,
+        IN_PLACE=in_place, num_warps=layout.warps, maxnreg=REGISTERS, grid=(1,), warmup=True,
+    )  # fmt: skip
+    tell(name, built)
+
+
+def build_scale(name: str, dtype: torch.dtype, factor_stride: int) -> None:
+    built = scale.scale_heads.run(  # pyright: ignore[reportAttributeAccessIssue]
+        torch.zeros(2, 1241, dtype=dtype), torch.zeros(64), 2, factor_stride, 1.0,
+        SPANS=((0, 1000), (1000, 241)), COLUMNS=1241, BLOCK=1024, grid=(1,), warmup=True,
+    )  # fmt: skip
+    tell(name, built)
+
+
+def tell(name: str, built: Any) -> None:
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(built.asm["cubin"])
+        file.flush()
+        used = subprocess.run([TOOL, "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
+    registers, stack = (int(number) for number in re.search(r"REG:(\d+) STACK:(\d+)", used).groups())  # pyright: ignore[reportOptionalMemberAccess]
+    facts = {
+        "name": name,
+        "bytes": len(built.asm["cubin"]),
+        "registers": registers,
+        "spilled_bytes": stack,
+        "wide_shared_stores": built.asm["ptx"].count("st.shared.v4"),
+    }
+    print(json.dumps(facts), flush=True)
+
+
+triton.runtime.driver.set_active(Absent())  # pyright: ignore[reportArgumentType]
+build("heads of three shapes", DEMO, BF16, BUCKET)
+build("ten heads, one shape, over the logits", MANY, BF16, BUCKET, in_place=True)
+build("loss alone, rows in order", DEMO, FP32, BUCKET, gradient=False, gathered=False)
+build("streamed", ((21841, 16), (1000, 7)), BF16, BUCKET)
+build("streamed, over the logits", ((21841, 16), (1000, 7)), FP16, UNIFORM, in_place=True)
+build("uniform", DEMO, BF16, UNIFORM)
+build("renormalise", DEMO, FP16, RENORMALISE, in_place=True)
+build("more labels than a tile holds", ((9000, 4500),), FP32, BUCKET)
+build("the widest head", ((65536, 16),), BF16, BUCKET, ids=torch.uint32)
+build("other labels", ((1000, 16),), FP32, UNIFORM, ids=torch.int64, logp=torch.float32)
+build("logits at an odd address", ((1000, 16),), BF16, BUCKET, unaligned=1)
+for dtype in (BF16, FP32):
+    build_scale("scale, one factor a head", dtype, 1)
+build_scale("scale, one factor for all", FP16, 0)

@@ -21,6 +21,7 @@ import time
 from pathlib import Path
 
 import consolidation_summary as summary
+import torch
 from consolidation_protocol import LONG, SHORT, USUAL, Protocol
 from consolidation_study import Study
 
@@ -34,6 +35,7 @@ def main() -> None:
     parser.add_argument("--work", default="bench-run/consolidation", help="folder for packs, labels, models; resumed")
     parser.add_argument("--seeds", help="for example 0,1,2")
     parser.add_argument("--domains", help="for example birds,grocery")
+    parser.add_argument("--jobs", type=int, help="commands side by side; one per core by default, one on a GPU")
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--short", action="store_true", help="two minutes, to see that it runs")
     form.add_argument("--long", action="store_true", help="224 pixels and more seeds, on a GPU")
@@ -44,7 +46,8 @@ def main() -> None:
         raise UserError("no photographs: give --data FOLDER or set REPCON_DATA (tools/photos.py builds the folder)")
     protocol = _protocol(arguments)
     started = time.time()
-    study = Study(Path(arguments.data), Path(arguments.work) / protocol.name, protocol)
+    jobs = arguments.jobs or (1 if torch.cuda.is_available() else os.cpu_count() or 1)
+    study = Study(Path(arguments.data), Path(arguments.work) / protocol.name, protocol, jobs)
     cells = study.run()
     results = summary.summarise(cells, protocol, study.facts() | {"wall_seconds": round(time.time() - started)})
     summary.show(results)

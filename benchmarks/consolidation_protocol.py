@@ -29,6 +29,7 @@ METHODS = {
     "tasks_generalist": "student: all tasks + generalist",
     "quarters": "student: two quarters",
     "quarters_generalist": "student: two quarters + generalist",
+    "ceiling": "task teacher and generalist side by side",
 }
 """Every row of the table and what it is called."""
 
@@ -54,10 +55,10 @@ class Protocol:
     domains: tuple[str, ...] = DOMAINS
     seeds: tuple[int, ...] = (0, 1, 2)
     methods: tuple[str, ...] = tuple(METHODS)
-    proxy_images: int = 3000
+    proxy_images: int = 2500
     size: int = 128
-    epochs: int = 8
-    teacher_epochs: int = 8
+    epochs: int = 6
+    teacher_epochs: int = 6
     crops: int = 4
     freeze_blocks: int = 11
     batch_size: int = 64
@@ -73,7 +74,7 @@ class Protocol:
         return replace(self, **wanted)
 
 
-USUAL = Protocol(name="usual")
+USUAL = Protocol(name="usual", domains=("birds", "grocery"))
 SHORT = Protocol(
     name="short", domains=("aerial",), seeds=(9,), methods=("generalist", "teacher", "task", "task_generalist"),
     proxy_images=400, size=64, epochs=1, teacher_epochs=1, crops=1, draws=3,

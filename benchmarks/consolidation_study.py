@@ -1,16 +1,16 @@
 """The consolidation protocol as calls of repcon's commands: pack, teach, precompute, train, evaluate."""
 
 import json
-import time
-from collections.abc import Callable
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import consolidation_data as data
+import consolidation_steps
 from consolidation_protocol import DOWNSTREAM_HALF, GENERALIST, QUARTERS, STUDENTS, TEACHER_HALF, Protocol, recipe
+from consolidation_steps import Step
 
-from repcon import config, images, precompute, teach, train, transfer
 from repcon.config import (
     ClassSubset,
     EvaluateConfig,
@@ -23,14 +23,15 @@ from repcon.config import (
 )
 from repcon.errors import UserError
 from repcon.images import Pack
-from repcon.record import console, write_json
+from repcon.record import write_json
 
 
 class Study:
     """One protocol in one work folder. Every step is skipped where the folder holds its finished result."""
 
-    def __init__(self, source: Path, work: Path, protocol: Protocol) -> None:
-        self.source, self.work, self.protocol = source, work, protocol
+    def __init__(self, source: Path, work: Path, protocol: Protocol, jobs: int = 1) -> None:
+        """`jobs` commands run side by side."""
+        self.source, self.work, self.protocol, self.jobs = source, work, protocol, jobs
         self.counts: dict[str, Any] = {}
         self.seconds: dict[str, float] = {}
         self.generalist = protocol.model
@@ -38,61 +39,73 @@ class Study:
     def run(self) -> dict[tuple[int, str], dict[str, Any]]:
         """Runs everything; gives {(seed, domain): evaluate's results}."""
         self.prepare()
-        cells = {}
-        for seed in self.protocol.seeds:
-            teachers = self.teachers(seed)
-            self.label(teachers)
-            students = self.students(seed)
-            for domain in self.protocol.domains:
-                cells[seed, domain] = self.evaluate(seed, domain, teachers, students)
-        return cells
+        teachers = {name: step for seed in self.protocol.seeds for name, step in self.teachers(seed).items()}
+        self.do(list(teachers.values()))
+        self.do([self.labels({name: step.out for name, step in teachers.items()})])
+        cells = [(seed, domain) for seed in self.protocol.seeds for domain in self.protocol.domains]
+        students = {cell: self.students(*cell) for cell in cells}
+        self.do([step for methods in students.values() for step in methods.values()])
+        trunks = {cell: self.trunks(*cell, teachers, students[cell]) for cell in cells}
+        results = self.do([self.measure(*cell, trunks[cell]) for cell in cells])
+        return dict(zip(cells, results, strict=True))
 
     def facts(self) -> dict[str, Any]:
-        """The counts of the data and the seconds per command."""
+        """The counts of the data and the seconds per command, added up over what ran side by side."""
         return {"data": self.counts, "seconds": {name: round(value) for name, value in self.seconds.items()}}
+
+    def do(self, steps: Sequence[Step]) -> list[dict[str, Any]]:
+        """Each step's results, from the work folder where it was done before."""
+        held = consolidation_steps.run(steps, self.jobs)
+        for step, one in {step.out: (step, one) for step, one in zip(steps, held, strict=True)}.values():
+            self.seconds[step.command] = self.seconds.get(step.command, 0.0) + one["seconds"]
+        return [one["results"] for one in held]
 
     def prepare(self) -> None:
         """Cleans the photographs, packs them, and makes sure that the packs share no image."""
         marker = self.work / "clean" / "counts.json"
         if not marker.is_file():
-            write_json_folder(marker, data.clean(self.source, marker.parent, self.protocol.proxy_images))
+            counts = data.clean(self.source, marker.parent, self.protocol.proxy_images)
+            write_json(marker, counts)
         self.counts = json.loads(marker.read_text())
         for name in ("proxy", *self.protocol.domains):
             out = self.work / "packs" / name
-            self._step(images.run, PackConfig(source=str(marker.parent / f"{name}.tar"), out=str(out)), out)
+            source = marker.parent / f"{name}.tar"
+            self.do([Step(settings=PackConfig(source=str(source), out=str(out)), out=out)])
         check_disjoint({name: self.pack(name) for name in ("proxy", *self.protocol.domains)})
 
     def pack(self, name: str) -> Pack:
         return Pack.open(str(self.work / "packs" / name))
 
-    def teachers(self, seed: int) -> dict[str, Path]:
-        """{head name: folder}: per domain the teacher of the half, and where asked for those of the quarters."""
+    def teachers(self, seed: int) -> dict[str, Step]:
+        """{head name: step}: per domain the teacher of the half, and where asked for those of the quarters."""
         parts = {"": TEACHER_HALF}
         if any(method.startswith("quarters") for method in self.protocol.methods):
             parts |= {f"-{name}": part for name, part in QUARTERS.items()}
-        taught = {}
-        for domain in self.protocol.domains:
-            for suffix, (start, stop) in parts.items():
-                name = f"{domain}-{seed}{suffix}"
-                out = self.work / "teachers" / name
-                settings = recipe(TeachConfig, "teach", data=str(self.work / "packs" / domain), out=str(out))
-                settings = replace(
-                    settings,
-                    model=self.generalist,
-                    classes=ClassSubset(seed=seed, start=start, stop=stop),
-                    epochs=self.protocol.teacher_epochs,
-                    seed=seed,
-                    **self._shared(),
-                )
-                self._step(teach.run, settings, out)
-                taught[name] = out
-        return taught
+        return {
+            f"{domain}-{seed}{suffix}": self.teacher(domain, seed, suffix, part)
+            for domain in self.protocol.domains
+            for suffix, part in parts.items()
+        }
 
-    def label(self, teachers: dict[str, Path]) -> None:
-        """Adds the teachers' answers to the one store; the generalist's are computed once for all seeds."""
+    def teacher(self, domain: str, seed: int, suffix: str, part: tuple[float, float]) -> Step:
+        """The teacher of a part of a domain's classes, given as a share of them."""
+        out = self.work / "teachers" / f"{domain}-{seed}{suffix}"
+        settings = recipe(TeachConfig, "teach", data=str(self.work / "packs" / domain), out=str(out))
+        settings = replace(
+            settings,
+            model=self.generalist,
+            classes=ClassSubset(seed=seed, start=part[0], stop=part[1]),
+            epochs=self.protocol.teacher_epochs,
+            seed=seed,
+            **self.shared(),
+        )
+        return Step(settings=settings, out=out)
+
+    def labels(self, teachers: Mapping[str, Path], name: str = "labels", pack: str = "proxy") -> Step:
+        """One store of all teachers' answers and the generalist's, to which more teachers can be appended later."""
         models = {GENERALIST: self.generalist} | {name: str(folder) for name, folder in teachers.items()}
-        out = self.work / "labels.zarr"
-        settings = recipe(PrecomputeConfig, "label", pack=str(self.work / "packs" / "proxy"), out=str(out))
+        out = self.work / f"{name}.zarr"
+        settings = recipe(PrecomputeConfig, "label", pack=str(self.work / "packs" / pack), out=str(out))
         settings = replace(
             settings,
             teachers=tuple(
@@ -100,20 +113,18 @@ class Study:
             ),
             crops=self.protocol.crops,
             device=self.protocol.device,
+            processes=self.jobs,
         )
-        marker = self.work / f"labels-{'-'.join(sorted(teachers)[:1])}"
-        self._step(precompute.run, settings, marker)
+        seeds = "-".join(map(str, self.protocol.seeds))
+        return Step(settings=settings, out=out.with_name(f"{out.name}-{seeds}"))
 
-    def students(self, seed: int) -> dict[str, dict[str, Path]]:
-        """{domain: {method: folder}}; a student of all domains stands under each of them."""
+    def students(self, seed: int, domain: str) -> dict[str, Step]:
+        """{method: step}; a student of all domains stands under each of them."""
         methods = [method for method in STUDENTS if method in self.protocol.methods]
-        return {
-            domain: {method: self.student(seed, domain, method) for method in methods}
-            for domain in self.protocol.domains
-        }
+        return {method: self.student(seed, domain, method) for method in methods}
 
-    def student(self, seed: int, domain: str, method: str) -> Path:
-        """Trains a method's student by its recipe; one whose heads another has already is that other."""
+    def student(self, seed: int, domain: str, method: str) -> Step:
+        """A method's student by its recipe; one whose heads another has already is that other."""
         settings = recipe(
             TrainConfig, STUDENTS[method], pack=str(self.work / "packs" / "proxy"), out="",
             store=str(self.work / "labels.zarr"),
@@ -122,10 +133,9 @@ class Study:
         out = self.work / "students" / f"{seed}-{'+'.join(head.name for head in heads)}"
         settings = replace(
             settings, out=str(out), trunk=self.generalist, heads=heads, epochs=self.protocol.epochs, seed=seed,
-            **self._shared(),
+            **self.shared(),
         )  # fmt: skip
-        self._step(train.run, settings, out)
-        return out
+        return Step(settings=settings, out=out)
 
     def _heads(self, heads: tuple[HeadConfig, ...], seed: int, domain: str) -> tuple[HeadConfig, ...]:
         """The recipe's heads by their names in this study's store; domains that are not run are left out."""
@@ -134,21 +144,26 @@ class Study:
         names |= {other: f"{other}-{seed}" for other in self.protocol.domains}
         return tuple(replace(head, name=names[head.name]) for head in heads if head.name in names)
 
-    def evaluate(
-        self, seed: int, domain: str, teachers: dict[str, Path], students: dict[str, dict[str, Path]]
-    ) -> dict[str, Any]:
-        """Measures generalist, teachers and students on the domain's downstream half."""
-        trunks = {"generalist": self.generalist, "teacher": str(teachers[f"{domain}-{seed}"])}
+    def trunks(
+        self, seed: int, domain: str, teachers: Mapping[str, Step], students: Mapping[str, Step]
+    ) -> dict[str, str]:
+        """{method: model} of all that is compared on a domain."""
+        trunks = {"generalist": self.generalist, "teacher": str(teachers[f"{domain}-{seed}"].out)}
         for part in QUARTERS:
             if f"{domain}-{seed}-{part}" in teachers:
-                trunks[f"teacher_{part}"] = str(teachers[f"{domain}-{seed}-{part}"])
-        trunks |= {method: str(folder) for method, folder in students[domain].items()}
+                trunks[f"teacher_{part}"] = str(teachers[f"{domain}-{seed}-{part}"].out)
+        trunks |= {method: str(step.out) for method, step in students.items()}
+        return trunks | {"ceiling": f"{trunks['teacher']} + {trunks['generalist']}"}
+
+    def measure(self, seed: int, domain: str, trunks: Mapping[str, str], baseline: str = "") -> Step:
+        """Trunks, {name: model}, on the domain's downstream half."""
         start, stop = DOWNSTREAM_HALF
         out = self.work / "evaluate" / f"{domain}-{seed}"
         settings = EvaluateConfig(
             data=str(self.work / "packs" / domain),
             out=str(out),
             trunks=tuple(f"{name}={model}" for name, model in trunks.items()),
+            baseline=baseline,
             classes=ClassSubset(seed=seed, start=start, stop=stop),
             size=self.protocol.size,
             draws=self.protocol.draws,
@@ -156,9 +171,10 @@ class Study:
             device=self.protocol.device,
             seed=seed,
         )
-        return self._step(transfer.run, settings, out)
+        return Step(settings=settings, out=out)
 
-    def _shared(self) -> dict[str, Any]:
+    def shared(self) -> dict[str, Any]:
+        """What teachers and students have in common."""
         protocol = self.protocol
         return {
             "size": protocol.size,
@@ -166,28 +182,6 @@ class Study:
             "batch_size": protocol.batch_size,
             "device": protocol.device,
         }
-
-    def _step(self, command: Callable[[Any], dict[str, Any]], settings: Any, out: Path) -> dict[str, Any]:
-        """Runs a command once: its settings, results and seconds are kept beside its output."""
-        name = type(settings).__name__.removesuffix("Config").lower()
-        done = out.with_name(f"{out.name}.done.json")
-        wanted = config.dump(settings)
-        held = json.loads(done.read_text()) if done.is_file() else None
-        if held is None or held["settings"] != wanted:
-            if held is not None:
-                raise UserError(f"{out} was made with other settings; name another --work folder, or delete it")
-            console.rule(f"{name} {out.name}")
-            started = time.time()
-            results = command(settings)
-            held = {"settings": wanted, "results": results, "seconds": time.time() - started}
-            write_json_folder(done, held)
-        self.seconds[name] = self.seconds.get(name, 0.0) + held["seconds"]
-        return held["results"]
-
-
-def write_json_folder(path: Path, value: dict[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(path, value)
 
 
 def check_disjoint(packs: dict[str, Pack]) -> None:

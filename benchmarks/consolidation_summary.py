@@ -1,7 +1,5 @@
 """The consolidation benchmark's table, findings, plot and record."""
 
-import shutil
-import time
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -10,6 +8,7 @@ from typing import Any
 import numpy as np
 from consolidation_protocol import METHODS, Protocol
 from matplotlib.figure import Figure
+from records import write_record
 from rich.table import Table
 
 from repcon.probing.intervals import over_draws
@@ -94,7 +93,7 @@ def show(results: Mapping[str, Any]) -> None:
             grid.add_column(f"{domain}\n{title}", justify="right")
     for method, title in METHODS.items():
         row = [
-            _cell(results, f"{domain}_{method}_{metric}")
+            cell(results, f"{domain}_{method}_{metric}")
             for domain in protocol["domains"]
             for metric in ("probe", "shot_1", "shot_5")
         ]
@@ -105,18 +104,16 @@ def show(results: Mapping[str, Any]) -> None:
         if name in results:
             what = f"{METHODS[method]} - " + (" or ".join(METHODS[r] for r in rivals))
             domains = ", ".join(f"{d} {results[f'{name}_{d}']:+.1f}" for d in protocol["domains"])
-            console.print(f"[bold]{name}[/] {_signed(results, name)} points ({domains})  [dim]{what}[/]")
+            console.print(f"[bold]{name}[/] {cell(results, name, signed=True)} points ({domains})  [dim]{what}[/]")
 
 
-def _cell(results: Mapping[str, Any], name: str) -> str:
-    return with_interval(_interval(results, name)) if name in results else ""
-
-
-def _signed(results: Mapping[str, Any], name: str) -> str:
-    """A margin; of a single run it has no interval."""
+def cell(results: Mapping[str, Any], name: str, *, signed: bool = False) -> str:
+    """A figure with its interval if it has one (a single run's margin has none); empty where there is no figure."""
+    if name not in results:
+        return ""
     if f"{name}_low" not in results:
-        return f"{results[name]:+.1f}"
-    return with_interval(_interval(results, name), signed=True)
+        return f"{results[name]:{'+' if signed else ''}.1f}"
+    return with_interval(_interval(results, name), signed=signed)
 
 
 def _interval(results: Mapping[str, Any], name: str) -> dict[str, float]:
@@ -130,12 +127,7 @@ def write(results: dict[str, Any], work: Path, *, record: bool, json_path: str |
     if json_path:
         write_json(Path(json_path), results)
     if record:
-        device = "gpu" if results["environment"]["device"] != "cpu" else f"cpu-{results['environment']['cores']}-cores"
-        folder = Path(__file__).parent / "records" / f"{time.strftime('%Y-%m-%d')}-consolidation-{device}"
-        folder.mkdir(parents=True, exist_ok=True)
-        for name in ("results.json", "consolidation.svg"):
-            shutil.copy(work / name, folder / name)
-        (folder / "table.md").write_text(markdown(results))
+        folder = write_record("consolidation", results, markdown(results), [work / "consolidation.svg"])
         console.print(f"recorded in {folder}")
 
 
@@ -148,7 +140,7 @@ def markdown(results: Mapping[str, Any]) -> str:
         "|---" * (len(columns) + 1) + "|",
     ]
     for method, title in METHODS.items():
-        row = [_cell(results, f"{domain}_{method}_{metric}") for domain, metric in columns]
+        row = [cell(results, f"{domain}_{method}_{metric}") for domain, metric in columns]
         if any(row):
             lines.append(f"| {title} | " + " | ".join(row) + " |")
     lines += [
@@ -159,7 +151,7 @@ def markdown(results: Mapping[str, Any]) -> str:
     for name in FINDINGS:
         if name in results:
             per_domain = " | ".join(f"{results[f'{name}_{domain}']:+.1f}" for domain in domains)
-            lines.append(f"| {name} | {_signed(results, name)} | {per_domain} |")
+            lines.append(f"| {name} | {cell(results, name, signed=True)} | {per_domain} |")
     return "\n".join(lines) + "\n"
 
 

@@ -20,10 +20,13 @@ from repcon.images import Pack, class_rows
 from repcon.store import LabelStore
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+import consolidation_ablation as ablation
 import consolidation_data as data
 import consolidation_protocol as protocols
 import consolidation_study as study
 import consolidation_summary as summary
+from consolidation_steps import Step
+from consolidation_variants import VARIANTS
 
 AERIAL = ("airplane", "beach", "forest", "harbor", "river", "runway", "freeway", "chaparral")
 
@@ -175,3 +178,36 @@ def test_packs_that_share_an_image_stop_the_study(finished: tuple[study.Study, d
     pack: Pack = finished[0].pack("proxy")
     with pytest.raises(UserError, match="share 24 images"):
         study.check_disjoint({"proxy": pack, "again": pack})
+
+
+def test_variants_are_the_usual_student_but_for_one_setting(photographs: Path, tmp_path: Path, finished):
+    protocol = finished[0].protocol.changed(methods=("task_generalist",))
+    names = ("usual", "task_only", "k_4", "domain_images", "lr_3e-4")
+    variants = {name: VARIANTS[name] for name in names}
+    run = ablation.Ablation(photographs, tmp_path, protocol)
+    figures = ablation.summarise(run.compare(variants), variants, protocol)
+    recipes = {name: run._student(4, name, variant).settings for name, variant in variants.items()}
+    assert recipes["lr_3e-4"] == replace(
+        recipes["usual"], out=recipes["lr_3e-4"].out, optim=replace(recipes["usual"].optim, lr=3e-4)
+    )
+    assert [head.name for head in recipes["task_only"].heads] == ["task"]
+    assert LabelStore.open(recipes["k_4"].store).manifest.k == 4
+    assert figures["usual_probe"] > 0 and "usual_probe_gain" not in figures
+    assert figures["k_4_probe_gain"] == pytest.approx(figures["k_4_probe"] - figures["usual_probe"])
+    assert ablation.markdown(figures, variants).count("\n") == 2 + 2 + len(names)
+    tested = set(
+        map(bytes, run.pack("aerial").hashes[class_rows(run.pack("aerial"), ClassSubset(seed=4, start=0.5))[0]])
+    )
+    mixed = Pack.open(recipes["domain_images"].pack)
+    assert len(mixed) == 24 + len(class_rows(pack, ClassSubset(seed=4, stop=0.5))[0])
+    assert tested.isdisjoint(map(bytes, mixed.hashes))
+
+
+def test_an_error_of_a_step_that_runs_beside_others_reaches_the_user(
+    finished: tuple[study.Study, dict], tmp_path: Path
+):
+    run, _ = finished
+    steps = [run.teacher("aerial", 4, f"-{n}", (0.0, 0.5)) for n in range(2)]
+    steps = [Step(settings=replace(step.settings, epochs=0), out=tmp_path / step.out.name) for step in steps]
+    with pytest.raises(UserError, match="at least one"):
+        study.Study(run.source, run.work, run.protocol, jobs=2).do(steps)

@@ -1,0 +1,190 @@
+"""What each setting of the consolidation benchmark does: one change at a time, on a domain and seeds that it does not
+report.
+
+    python benchmarks/consolidation_ablation.py --data FOLDER            half an hour on two cores
+    python benchmarks/consolidation_ablation.py --data FOLDER --short    two minutes: that it runs, no result
+
+The student of task teacher and generalist is trained again with each of `consolidation_variants.VARIANTS`, and every
+student is measured on the downstream half. FOLDER holds the five tars of tools/photos.py (or set REPCON_DATA).
+
+<variant>_probe, _shot_5   accuracy in %, mean over seeds
+<variant>_probe_gain       points over the usual settings, paired by test image; <variant>_shot_5_gain likewise
+"""
+
+import argparse
+import os
+import re
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import consolidation_summary as summary
+from consolidation_protocol import GENERALIST, SHORT, TEACHER_HALF, USUAL, Protocol, recipe
+from consolidation_steps import Step
+from consolidation_study import Study
+from consolidation_variants import VARIANTS, Variant, changed
+from records import write_record
+from rich.table import Table
+
+from repcon.config import ClassSubset, PackConfig, TrainConfig
+from repcon.errors import UserError
+from repcon.images import Pack, class_rows
+from repcon.record import console, environment, write_json
+
+DOMAIN, SEEDS = "aerial", (9,)
+"""Neither is among what benchmarks/consolidation.py reports by default."""
+METRICS = ("probe", "shot_5")
+
+
+class Ablation(Study):
+    """Students of one domain that differ from the usual one in one setting each."""
+
+    def compare(self, variants: Mapping[str, Variant]) -> dict[int, dict[str, Any]]:
+        """{seed: evaluate's results over generalist, teacher and every variant's student}."""
+        self.prepare()
+        seeds, plain = self.protocol.seeds, Variant()
+        for seed in seeds:
+            self.do([self._teacher(seed, variant) for variant in (plain, *variants.values())])
+            for variant in variants.values():
+                self.do([self._labels(seed, variant)])
+        self.do([self._student(seed, name, variant) for seed in seeds for name, variant in variants.items()])
+        steps = []
+        for seed in seeds:
+            trunks = {"generalist": self.generalist, "teacher": str(self._teacher(seed, plain).out)}
+            trunks |= {name: str(self._student(seed, name, variant).out) for name, variant in variants.items()}
+            steps.append(self.measure(seed, self.protocol.domains[0], trunks, baseline="usual"))
+        return dict(zip(seeds, self.do(steps), strict=True))
+
+    def _teacher(self, seed: int, variant: Variant) -> Step:
+        step = self.teacher(self.protocol.domains[0], seed, _suffix(variant.teach), TEACHER_HALF)
+        return replace(step, settings=changed(step.settings, variant.teach))
+
+    def _labels(self, seed: int, variant: Variant) -> Step:
+        pack = self._with_domain(seed) if variant.domain_images else "proxy"
+        changes = f"{_suffix(variant.label)}{_suffix(variant.teach)}{'-larger' if variant.generalist else ''}"
+        name = f"labels-{seed}{changes}{'-domain' if variant.domain_images else ''}"
+        step = self.labels({"task": self._teacher(seed, variant).out}, name, pack)
+        teachers = tuple(
+            replace(teacher, model=variant.generalist or teacher.model) if teacher.name == GENERALIST else teacher
+            for teacher in step.settings.teachers
+        )
+        return replace(step, settings=changed(replace(step.settings, teachers=teachers), variant.label))
+
+    def _with_domain(self, seed: int) -> str:
+        """The proxy and the unlabeled images of the teacher's half of the classes, as one pack; its name."""
+        (domain,) = self.protocol.domains
+        name = f"proxy-{domain}-{seed}"
+        out, folder = self.work / "packs" / name, self.work / "clean" / name
+        if not folder.exists():
+            half = ClassSubset(seed=seed, start=TEACHER_HALF[0], stop=TEACHER_HALF[1])
+            taught, proxy = self.pack(domain), self.pack("proxy")
+            folder.mkdir(parents=True)
+            _write_images(folder, "domain", taught, class_rows(taught, half)[0])
+            _write_images(folder, "proxy", proxy, range(len(proxy)))
+        self.do([Step(settings=PackConfig(source=str(folder), out=str(out)), out=out)])
+        return name
+
+    def _student(self, seed: int, name: str, variant: Variant) -> Step:
+        labels = self._labels(seed, variant).settings
+        out = self.work / "students" / f"{seed}-{name}"
+        settings = recipe(TrainConfig, "consolidate", pack=labels.pack, store=labels.out, out=str(out))
+        settings = replace(settings, trunk=self.generalist, epochs=self.protocol.epochs, seed=seed, **self.shared())
+        settings = changed(settings, variant.train)
+        heads = tuple(replace(head, **variant.heads.get(head.name, {})) for head in settings.heads)
+        return Step(settings=replace(settings, heads=tuple(head for head in heads if head.weight)), out=out)
+
+
+def _write_images(folder: Path, prefix: str, pack: Pack, rows: Any) -> None:
+    for row in rows:
+        (folder / f"{prefix}-{int(row):07d}.jpg").write_bytes(pack.read(int(row)))
+
+
+def _suffix(changes: Mapping[str, Any]) -> str:
+    """The changes as part of a file name."""
+    return re.sub(r"[^\w.]+", "-", "".join(f"-{name}-{value}" for name, value in changes.items())).rstrip("-")
+
+
+def summarise(cells: dict[int, dict[str, Any]], variants: dict[str, Variant], protocol: Protocol) -> dict[str, Any]:
+    """One flat object: accuracies in per cent and paired gains over the usual settings in points, means over seeds."""
+    figures: dict[str, Any] = {}
+    for name in ("generalist", "teacher", *variants):
+        for metric in METRICS:
+            runs = [results["trunks"][name]["metrics"].get(metric) for results in cells.values()]
+            if not all(runs):
+                continue
+            summary.put(figures, f"{name}_{metric}", runs)
+            if name != "usual":
+                gains = [results["differences"][name][metric] for results in cells.values()]
+                summary.put(figures, f"{name}_{metric}_gain", gains)
+    return figures | {"protocol": asdict(protocol)}
+
+
+def markdown(figures: dict[str, Any], variants: dict[str, Variant]) -> str:
+    """The table: accuracy and paired gain over the usual settings."""
+    titles = "| | linear probe | gain | 5-shot | gain |\n|---|---|---|---|---|\n"
+    return titles + "".join(f"| {' | '.join(row)} |\n" for row in _rows(figures, variants))
+
+
+def show(figures: dict[str, Any], variants: dict[str, Variant]) -> None:
+    """The table in the terminal."""
+    protocol = figures["protocol"]
+    table = Table(title=f"{protocol['domains'][0]}, seeds {protocol['seeds']}: one change at a time, % and points")
+    for column in ("", "probe", "gain", "5-shot", "gain"):
+        table.add_column(column, justify="right" if column else "left")
+    for row in _rows(figures, variants):
+        table.add_row(*row)
+    console.print(table)
+
+
+def _rows(figures: dict[str, Any], variants: dict[str, Variant]) -> list[list[str]]:
+    rows = []
+    for name in ("generalist", "teacher", *variants):
+        row = [name.replace("_", " ")]
+        for metric in METRICS:
+            row.append(summary.cell(figures, f"{name}_{metric}"))
+            row.append(summary.cell(figures, f"{name}_{metric}_gain", signed=True))
+        rows.append(row)
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="What each setting of the consolidation benchmark does.")
+    parser.add_argument("--data", default=os.environ.get("REPCON_DATA", ""), help="folder with the five tars")
+    parser.add_argument("--work", default="bench-run/ablation", help="folder for packs, labels, models; resumed")
+    parser.add_argument("--seeds", default=",".join(map(str, SEEDS)), help="for example 9,10")
+    parser.add_argument("--variants", help=f"some of {', '.join(VARIANTS)}")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="commands side by side")
+    parser.add_argument("--short", action="store_true", help="two minutes, to see that it runs")
+    parser.add_argument("--json", help="write the figures here")
+    parser.add_argument("--record", action="store_true", help="add a folder to benchmarks/records")
+    arguments = parser.parse_args()
+    if not arguments.data:
+        raise UserError("no photographs: give --data FOLDER or set REPCON_DATA (tools/photos.py builds the folder)")
+    names = arguments.variants.split(",") if arguments.variants else list(VARIANTS)
+    names = names[:2] if arguments.short else names
+    protocol = (SHORT if arguments.short else USUAL).changed(
+        domains=(DOMAIN,), seeds=tuple(int(seed) for seed in arguments.seeds.split(","))
+    )
+    started = time.time()
+    study = Ablation(Path(arguments.data), Path(arguments.work) / protocol.name, protocol, arguments.jobs)
+    if unknown := set(names) - set(VARIANTS):
+        raise UserError(f"variants: {', '.join(sorted(unknown))} unknown; there are {', '.join(VARIANTS)}")
+    variants = {name: VARIANTS[name] for name in dict.fromkeys(["usual", *names])}
+    figures = summarise(study.compare(variants), variants, protocol)
+    figures |= study.facts() | {"wall_seconds": round(time.time() - started), "environment": environment()}
+    show(figures, variants)
+    if arguments.json:
+        write_json(Path(arguments.json), figures)
+    if arguments.record:
+        folder = write_record("consolidation-ablation", figures, markdown(figures, variants))
+        console.print(f"recorded in {folder}")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except UserError as error:
+        console.print(f"[bold red]error[/] {error}")
+        raise SystemExit(1) from None

@@ -195,9 +195,8 @@ def test_variants_are_the_usual_student_but_for_one_setting(photographs: Path, t
     assert figures["usual_probe"] > 0 and "usual_probe_gain" not in figures
     assert figures["k_4_probe_gain"] == pytest.approx(figures["k_4_probe"] - figures["usual_probe"])
     assert ablation.markdown(figures, variants).count("\n") == 2 + 2 + len(names)
-    tested = set(
-        map(bytes, run.pack("aerial").hashes[class_rows(run.pack("aerial"), ClassSubset(seed=4, start=0.5))[0]])
-    )
+    pack = run.pack("aerial")
+    tested = set(map(bytes, pack.hashes[class_rows(pack, ClassSubset(seed=4, start=0.5))[0]]))
     mixed = Pack.open(recipes["domain_images"].pack)
     assert len(mixed) == 24 + len(class_rows(pack, ClassSubset(seed=4, stop=0.5))[0])
     assert tested.isdisjoint(map(bytes, mixed.hashes))

@@ -57,7 +57,7 @@ class Protocol:
     methods: tuple[str, ...] = tuple(METHODS)
     proxy_images: int = 2500
     size: int = 128
-    epochs: int = 6
+    epochs: int = 8
     teacher_epochs: int = 6
     crops: int = 4
     freeze_blocks: int = 11

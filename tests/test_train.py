@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
+from torch._dynamo.utils import counters
 from training_case import CLASSES, SIZE, lines, losses, make_store, pack_path, settings
 
 from repcon import backbones, student, train
@@ -31,7 +33,10 @@ def test_the_loss_falls_and_everything_is_written(case: Path, tmp_path: Path) ->
     assert told[-1][1]["colours"] < 0.5 * told[0][1]["colours"]
     assert [step for step, _ in told] == list(range(1, results["steps"] + 1))
     line = lines(out, "step")[0]
-    assert {"images_per_second", "data_seconds", "step_seconds", "loss", "lr", "memory_bytes"} <= set(line)
+    assert {"images_per_second", "data_seconds", "step_seconds", "lr"} <= set(line) and set(line["loss"]) == set(
+        CLASSES
+    )
+    assert line["memory_bytes"] > 50e6  # torch alone takes more.
     validation = lines(out, "validation")
     assert len(validation) == 12
     assert validation[-1]["heads"]["colours"]["kl"] < validation[0]["heads"]["colours"]["kl"]
@@ -55,6 +60,27 @@ def test_the_student_opens_with_timm(case: Path, tmp_path: Path) -> None:
     store = LabelStore.open(str(case / "labels.zarr"))
     for word in ("colours", "tones", "CC0-1.0", store.fingerprint, "agreement", "[optim]"):
         assert word in card
+
+
+@pytest.mark.parametrize("trunk", ["resnet10t", "vit_tiny_patch16_224", "mobilenetv3_small_050"])
+def test_any_trunk_from_random_weights(case: Path, tmp_path: Path, trunk: str) -> None:
+    """Also one of a fixed input size, and one whose pooled features are wider than `num_features`."""
+    train.run(settings(case, tmp_path / "run", trunk=trunk, epochs=1))
+    folder = tmp_path / "run" / "student"
+    opened = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+    images = torch.randn(2, 3, SIZE, SIZE)
+    with torch.no_grad():
+        assert torch.equal(opened(images), student.load(folder).eval().features(images))
+
+
+def test_a_start_from_a_folder(case: Path, tmp_path: Path) -> None:
+    """Another run's student, or anything else that timm wrote: with a rate of nothing its weights come out again."""
+    train.run(settings(case, tmp_path / "first", epochs=1))
+    folder = tmp_path / "first" / "student"
+    still: dict[str, Any] = {"optim": OptimConfig(lr=0.0, weight_decay=0.0), "freeze_norm": True, "epochs": 1}
+    train.run(settings(case, tmp_path / "second", trunk=str(folder), pretrained=True, **still))
+    first, second = (load_file(tmp_path / name / "student" / "model.safetensors") for name in ("first", "second"))
+    assert first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
 
 def test_a_finished_run_is_not_repeated(case: Path, tmp_path: Path) -> None:
@@ -122,7 +148,9 @@ def test_compile_gives_the_same_loss(case: Path, tmp_path: Path) -> None:
     changes: dict[str, Any] = {"trunk": "test_vit", "size": 160, "epochs": 1, "holdout": 0.0}
     changes["heads"] = (HeadConfig(name="tones"),)
     train.run(settings(case, tmp_path / "eager", **changes))
+    counters.clear()
     train.run(settings(case, tmp_path / "compiled", **changes, compile=True))
+    assert counters["stats"]["unique_graphs"] > 0 and not counters["graph_break"]
     eager, compiled = losses(tmp_path / "eager"), losses(tmp_path / "compiled")
     assert [loss["tones"] for _, loss in compiled] == pytest.approx([loss["tones"] for _, loss in eager], rel=0.02)
 

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from training_case import SIZE, colour_logits, lines, settings
@@ -9,6 +10,9 @@ from training_case import SIZE, colour_logits, lines, settings
 from repcon import backbones, student, train
 from repcon.config import OptimConfig
 from repcon.images import Pack
+from repcon.loaders import open_loader
+from repcon.probing.features import whole_images
+from repcon.probing.probes import split_classes
 from repcon.store import LabelStore
 from repcon.training.feed import Feed
 
@@ -38,8 +42,33 @@ def test_validation_agrees_with_a_dense_computation(case: Path, tmp_path: Path) 
     assert told["tones"]["agreement"] == pytest.approx(float(agreement))
 
 
-def test_knn_and_tensorboard(case: Path, tmp_path: Path, picture_folder: Path) -> None:
+def test_knn_is_that_of_the_students_features(case: Path, tmp_path: Path, picture_folder: Path) -> None:
+    """Computed otherwise, on the features that the saved student gives."""
     out = tmp_path / "run"
-    results = train.run(settings(case, out, epochs=1, knn=str(picture_folder), tensorboard=True))
-    assert 0 <= results["validation"]["knn"] <= 1
-    assert list((out / "tensorboard").glob("events*"))
+    config = settings(case, out, epochs=1, knn=str(picture_folder))
+    told = train.run(config)["validation"]["knn"]
+    model = student.load(out / "student").eval()
+    pack = Pack.open(str(next(path.parent for path in (out / "knn-pack").rglob("*.npz"))))
+    inputs = backbones.preprocessing(model.trunk, SIZE)
+    loader = open_loader("torch", pack, (SIZE,), workers=1)
+    with torch.no_grad():
+        batches = loader.batches(whole_images(pack, np.arange(len(pack)), 8))
+        pixels = torch.cat([batch.pixels[SIZE] for batch in batches])
+        features = model.features(backbones.normalise(pixels, inputs, torch.float32))
+    loader.close()
+    near, far = split_classes(pack.labels, 0.5, config.seed)
+    assert len(near) == 16  # Fewer than 20, 4 of each class: all vote, and the nearest class by summed cosine wins.
+    cosine = torch.nn.functional.cosine_similarity(features[far, None], features[None, near], dim=2)
+    sums = torch.stack([cosine[:, pack.labels[near] == label].sum(1) for label in range(4)], dim=1)
+    assert told == pytest.approx(float((sums.argmax(1).numpy() == pack.labels[far]).mean()))
+
+
+def test_tensorboard_shows_losses_rates_and_validation(case: Path, tmp_path: Path, picture_folder: Path) -> None:
+    accumulators = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    out = tmp_path / "run"
+    train.run(settings(case, out, epochs=2, knn=str(picture_folder), tensorboard=True))
+    shown = accumulators.EventAccumulator(str(out / "tensorboard")).Reload()
+    wanted = {"loss/colours", "loss/tones", "lr", "images_per_second", "data_share", "knn"}
+    assert wanted | {"agreement/colours", "kl/tones"} <= set(shown.Tags()["scalars"])
+    steps = [line["loss"]["tones"] for line in lines(out, "step")]
+    assert [event.value for event in shown.Scalars("loss/tones")] == pytest.approx(steps)

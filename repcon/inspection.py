@@ -11,6 +11,7 @@ from rich.table import Table
 from repcon.config import InspectConfig
 from repcon.record import console
 from repcon.reporting.figures import figures
+from repcon.reporting.tables import nat, size, words
 from repcon.storage.truncation import truncation
 from repcon.store import LabelStore
 
@@ -30,12 +31,12 @@ def run(config: InspectConfig) -> dict[str, Any]:
 
 def show(store: LabelStore, found: dict[str, Any]) -> None:
     """The tables."""
-    recipe = ", ".join(f"{name} {value}" for name, value in found["crop_recipe"].items())
+    recipe = ", ".join(words("", {name: value}) for name, value in found["crop_recipe"].items())
     facts = Table(box=None, show_header=False, title=escape(store.url), title_justify="left", title_style="bold")
     facts.add_row("images", f"{found['images']:,}" + (f" ({found['missing']} missing)" if found["missing"] else ""))
     facts.add_row("crops per image", f"{found['crops']}   [dim]{escape(recipe)}[/]")
     facts.add_row("units finished", f"{found['units_finished']} of {found['units']}")
-    facts.add_row("size", f"{found['bytes'] / 2**20:,.1f} MiB in {found['codec']}, values as {found['values']}")
+    facts.add_row("size", f"{size(found['bytes'])} in {found['codec']}, values as {found['values']}")
     boxes = f"{found['box_bytes_per_crop']:.1f} of them boxes"
     facts.add_row("bytes per crop", f"{found['bytes_per_crop']:.1f} ({boxes}), {found['compression']:.2f} x smaller")
     facts.add_row("temperatures", ", ".join(f"{value:g}" for value in found["temperatures"]))
@@ -45,14 +46,15 @@ def show(store: LabelStore, found: dict[str, Any]) -> None:
         console.print(_losses(found))
         console.print(_encodings(found))
     for pair, values in found["agreement"].items():
-        same = f", the same class on {values['same_class']:.1%}" if "same_class" in values else ""
+        same = f", the same class on {100 * values['same_class']:.1f} %" if "same_class" in values else ""
         console.print(f"[dim]agreement[/] {escape(pair)}: mutual information {values['mutual_information']:.2f}{same}")
     console.print(f"[dim]labels looked at: {found['sampled_crops']:,} crops; KL in nat at temperature 1[/]")
 
 
 def _heads(found: dict[str, Any]) -> Table:
-    table = Table("teacher", title="Teachers", title_justify="left")
-    for column in ("classes", "k", "B/crop", "top-1 p", "mass in k", "entropy", "on top"):
+    table = Table(title="Teachers (mass: of the k stored; on top: classes that ever were)", title_justify="left")
+    table.add_column("teacher", overflow="fold")
+    for column in ("classes", "k", "B/crop", "top-1 p", "mass", "entropy", "on top"):
         table.add_column(column, justify="right")
     for name, head in found["heads"].items():
         labels = ["-"] * 4
@@ -87,8 +89,8 @@ def _encodings(found: dict[str, Any]) -> Table:
     for name, head in found["heads"].items():
         for values, held in head.get("encodings", {}).items():
             mark = " (here)" if values == found["values"] else ""
-            lost = ["unknown" if held[key] is None else f"{held[key]:.1e}" for key in ("kl", "kl_worst")]
-            cells = (f"{held['bytes_per_crop']:.1f}", *lost, f"{held['saturated']:.1%}")
+            lost = [nat(held[key]) for key in ("kl", "kl_worst")]
+            cells = (f"{held['bytes_per_crop']:.1f}", *lost, f"{100 * held['saturated']:.1f} %")
             table.add_row(escape(name), values + mark, *cells)
     return table
 

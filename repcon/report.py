@@ -21,7 +21,7 @@ from repcon.reporting import transfer as report_transfer
 from repcon.reporting.plot_style import DARK, LIGHT, standalone, variables
 from repcon.reporting.sections import Plot, Section
 from repcon.reporting.sources import Source, read
-from repcon.reporting.tables import differing, flat, listing, side_by_side, table, words
+from repcon.reporting.tables import differing, flat, settings, side_by_side, table, words
 
 SHOWN_ELSEWHERE = ("demo", "teach", "train", "precompute", "inspect", "benchmark", "figures", "store")
 
@@ -121,7 +121,7 @@ def _settings(sources: Sequence[Source]) -> list[Section]:
         if source.config:
             by_kind.setdefault(source.kind, {})[source.name] = source.config
     differences = [differing(f"Differences between runs of {kind}", held) for kind, held in by_kind.items()]
-    whole = [listing(f"Settings of {name}", config) for held in by_kind.values() for name, config in held.items()]
+    whole = [settings(f"Settings of {name}", config) for held in by_kind.values() for name, config in held.items()]
     shown = tuple(found for found in differences if found)
     return [Section(title="Settings", tables=shown, more=tuple(whole))] if whole else []
 
@@ -185,6 +185,7 @@ def _templates(*, escaped: bool) -> Any:
     )
     environment.filters |= {
         "plain": plain,
+        "share": lambda part: "<1 %" if 0 < part < 0.005 else f"{100 * part:.0f} %",
         "variables": lambda theme: Markup(variables(theme)),
         "breakable": lambda text: escape(text).replace("_", Markup("_<wbr>")).replace("/", Markup("/<wbr>")),
         "picture": lambda plot: Markup(plot.svg),

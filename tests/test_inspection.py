@@ -32,7 +32,7 @@ def test_the_page_is_self_contained_and_shows_names_as_text(tmp_path):
     text = shown(InspectConfig(store=str(tmp_path / "s"), html=str(page)))
     assert "[red]x[/]" in text
     html = page.read_text()
-    assert html.count("<svg") == 4 and "<script" not in html
+    assert html.count("<svg") == 5 and "<script" not in html
     assert not re.search(r'(src|href)="(?!#|data:)', html)
 
 

@@ -2,121 +2,25 @@
 
 import json
 import re
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
 import pytest
-import torch
+from report_case import CLASSES, EVIL, Page, make, write_evaluate, write_record, write_store, write_teach, write_train
 
-from repcon import images, report, topk
-from repcon.config import CropConfig, EvaluateConfig, PackConfig, ReportConfig, TeachConfig, TrainConfig, dump
-from repcon.crops import plan
+from repcon import images, report
+from repcon.config import PackConfig
 from repcon.errors import UserError
 from repcon.images import Pack
-from repcon.record import Run, environment
+from repcon.record import Run
 from repcon.reporting import figures as store_figures
 from repcon.reporting import sources as report_sources
 from repcon.reporting import tables as report_tables
 from repcon.reporting.plots import Interval
 from repcon.reporting.tables import Cell
-from repcon.store import LabelStore, StoreSpec, TeacherSection
-
-EVIL = "<script>alert(1)</script>\"'&amp;$x_1^2$|*b*`c`"
-"""What a class, a teacher or a file might be called by someone who means no good (or loves TeX)."""
-CLASSES = (f"tench {EVIL}", "goldfish", "great white shark, man-eater", "hammerhead", "ray")
-
-
-def write_store(folder: Path, pack: Pack, crops: int = 8, name: str = "teacher") -> LabelStore:
-    """A store of labels that fix which crop they are about: teacher's first id is (row + crop) % 5."""
-    recipe = CropConfig()
-    section = TeacherSection(
-        name=name,
-        model=f"package:{EVIL}",
-        architecture=f"net {EVIL}",
-        weight_hash="ab" * 32,
-        preprocessing={},
-        num_classes=len(CLASSES),
-        classes=CLASSES,
-        licence=EVIL,
-    )
-    spec = StoreSpec(
-        pack_fingerprint=pack.fingerprint,
-        images=len(pack),
-        crops=crops,
-        crop_recipe={"seed": recipe.seed},
-        k=3,
-        temperatures=(1.0,),
-        teachers=(section,),
-    )
-    store = LabelStore.create(str(folder), spec)
-    for unit in store.unfinished():
-        rows = np.arange(unit.rows.start, unit.rows.stop)
-        drawn = plan(recipe, pack.hashes[rows], pack.sizes[rows], list(unit.crops))
-        labels = [top_three(rows, crop) for crop in unit.crops]
-        store.write(unit, drawn.boxes, drawn.flips, {name: tuple(np.stack(part) for part in zip(*labels, strict=True))})
-    return store
-
-
-def top_three(rows: np.ndarray, crop: int) -> tuple[np.ndarray, np.ndarray]:
-    logits = torch.zeros(len(rows), len(CLASSES))
-    logits[torch.arange(len(rows)), torch.as_tensor((rows + crop) % len(CLASSES))] = 3.0
-    ids, logp = topk.encode(logits, 3, (1.0,))
-    return ids.numpy(), logp.numpy().astype(np.float16)
-
-
-def write_train(out: Path, pack: str, store: str, heads: list[str], *, seed: int = 0, steps: int = 60) -> Path:
-    run = Run(out, "train", dump(TrainConfig(pack=pack, store=store, out=str(out), seed=seed)))
-    generator = np.random.default_rng(seed)
-    for step in range(1, steps + 1):
-        loss = {head: 3 * np.exp(-step / (20 + 9 * i)) + generator.random() / 9 for i, head in enumerate(heads)}
-        timing = {"data_seconds": 0.02 + generator.random() / 90, "step_seconds": 0.2, "images_per_second": 290 + step}
-        run.log("step", seconds=step * 0.23, step=step, loss=loss, lr=1e-3, **timing)
-        if step % 20 == 0:
-            figures = {head: {"agreement": 0.4 + step / 200, "kl": 0.4} for head in heads}
-            run.log("validation", step=step, epoch=step // 20, heads=figures, knn=50.0 + step / 9)
-    run.finish({"loss": dict.fromkeys(heads, 0.3), "images_per_second": 300.0, "seconds": 81.5, "memory_bytes": 9e8})
-    return out
-
-
-def write_evaluate(out: Path, trunks: list[str]) -> Path:
-    run = Run(out, "evaluate", dump(EvaluateConfig(data="pack", out=str(out))))
-    metrics = ("knn_5", "probe", "shot_1", "shot_5")
-
-    def around(middle: float) -> dict[str, dict[str, float]]:
-        return {m: {"mean": middle + i, "low": middle + i - 2, "high": middle + i + 2} for i, m in enumerate(metrics)}
-
-    run.finish(
-        {
-            "trunks": {name: {"metrics": around(50 + 5 * i), "model": name} for i, name in enumerate(trunks)},
-            "baseline": trunks[0],
-            "differences": {name: around(-3.5 + 4 * i) for i, name in enumerate(trunks[1:])},
-            "classes": 78,
-            "class_names": list(CLASSES),
-            "test_images": 588,
-            "train_images": 567,
-            "chance": 1.28,
-        }
-    )
-    return out
-
-
-def write_teach(out: Path) -> Path:
-    run = Run(out, "teach", dump(TeachConfig(data="pack", out=str(out))))
-    for epoch in range(1, 9):
-        run.log(
-            "epoch", epoch=epoch, loss=2 / epoch, accuracy=99 - 50 / epoch, held_accuracy=90 - 50 / epoch, best=True
-        )
-    run.finish({"classes": 79, "class_names": list(CLASSES), "best_epoch": 8, "validation_accuracy": 83.7})
-    return out
-
-
-def write_record(folder: Path, **figures: Any) -> Path:
-    folder.mkdir(parents=True)
-    (folder / "results.json").write_text(json.dumps(figures | {"environment": environment()}, default=list))
-    return folder
+from repcon.store import LabelStore
 
 
 @pytest.fixture(scope="module")
@@ -135,44 +39,6 @@ def world(picture_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     )
     write_record(root / "records" / "2026-02-02-store", **{**ratios, EVIL: EVIL}, bytes_per_crop_zstd=112.0)
     return root
-
-
-class Page(HTMLParser):
-    """Collects what a browser would act on, and the text that it would show."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.tags: set[str] = set()
-        self.attributes: list[tuple[str, str | None]] = []
-        self.ids: list[str] = []
-        self.text = ""
-        self.open: list[str] = []
-        self.unbalanced: list[str] = []
-        self.feed(text)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.add(tag)
-        self.attributes += attrs
-        self.ids += [value or "" for name, value in attrs if name == "id"]
-        if tag not in ("meta", "img", "path", "use", "rect", "wbr"):
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.add(tag)
-        self.attributes += attrs
-        self.ids += [value or "" for name, value in attrs if name == "id"]
-
-    def handle_endtag(self, tag: str) -> None:
-        if not self.open or self.open.pop() != tag:
-            self.unbalanced.append(tag)
-
-    def handle_data(self, data: str) -> None:
-        self.text += data
-
-
-def make(out: Path, *paths: Path) -> tuple[str, str]:
-    report.run(ReportConfig(paths=tuple(str(path) for path in paths), out=str(out), title=f"Report {EVIL}"))
-    return (out / "report.html").read_text(), (out / "report.md").read_text()
 
 
 @pytest.fixture(scope="module")
@@ -376,10 +242,60 @@ def test_consolidation_records_show_margins_and_domains(tmp_path: Path) -> None:
 
     figures = figure("birds_task_generalist_probe", 88.1) | figure("birds_generalist_probe", 87.2)
     figures |= figure("birds_generalist_shot_1", 40.0) | figure("finding_2", 1.4)
+    figures |= {"finding_2_birds": 1.4, "finding_2_worst": 1.4, "wall_seconds": 61}
     record = write_record(tmp_path / "consolidation", protocol={"domains": ["birds"], "seeds": [0, 1]}, **figures)
     _, markdown = make(tmp_path / "out", record)
-    assert "| task_generalist | 88.1 ± 1.0 | - |" in markdown
-    assert "| finding_2 | +1.4 ± 1.0 |" in markdown
+    assert "| task generalist | 88.1 ± 1.0 | - |" in markdown
+    assert "| finding 2 | +1.4 ± 1.0 | +1.4 |" in markdown
+    single = write_record(tmp_path / "one", protocol={"domains": ["birds"]}, finding_1=2.0, finding_1_worst=2.0,
+                          **figure("birds_task_probe", 80.0))  # fmt: skip
+    _, markdown = make(tmp_path / "out1", single)
+    assert "| finding 1 | +2.0 | - |" in markdown
+
+
+def test_figures_that_count_something_are_a_line(tmp_path: Path) -> None:
+    figures = {f"{metric}_k{k}_minus_online": 0.1 * k for metric in ("probe", "knn") for k in (4, 8, 1000)}
+    memory = {f"memory_{images}_images": 1e9 for images in (64, 256, 1024)}
+    record = write_record(tmp_path / "quality", **figures, **memory, finding_1=1.0, finding_2=2.0, b256_us=3.0)
+    _, markdown = make(tmp_path / "out", record)
+    assert re.findall(r"!\[(.*)\]", markdown) == ["minus online by k", "memory by images"]
+    text = (tmp_path / "out" / "plots" / "bench0-line0.svg").read_text()
+    assert all(word in text for word in (">probe<", ">knn<", ">1,000<"))
+
+
+def test_targets_of_a_record_are_shown_and_judged(tmp_path: Path) -> None:
+    targets = {"slab_over_memmap": ">= 0.5", "gaps_kl": "<= 1e-4", "other": EVIL}
+    record = write_record(tmp_path / "store", slab_over_memmap=0.4, gaps_kl=5e-5, other=1.0, targets=targets)
+    html, markdown = make(tmp_path / "out", record)
+    assert "| slab over memmap | 0.4 | at least 0.5 **missed** |" in markdown
+    assert "| gaps kl | 5e-05 | at most 0.0001 **reached** |" in markdown
+    assert '<th scope="row" title="slab_over_memmap">' in html
+
+
+def test_gains_of_variants_share_a_plot(tmp_path: Path) -> None:
+    gains = {f"{name}_probe_gain": {"mean": 1.0, "low": -1.0, "high": 3.0} for name in ("k_64", "no_tail")}
+    _, markdown = make(tmp_path / "out", write_record(tmp_path / "ablation", **gains))
+    assert re.findall(r"!\[(.*)\]", markdown) == ["Gain in linear probe"]
+
+
+def test_evaluations_of_one_test_are_compared_and_marked_beyond_the_noise(tmp_path: Path) -> None:
+    paths = [write_evaluate(tmp_path / name, trunks) for name, trunks in (("a", ["x", "y"]), ("b", ["y", "x"]))]
+    _, markdown = make(tmp_path / "out", *paths)
+    side = markdown[markdown.index("## Transfer side by side") :]
+    assert "| x, linear probe | 51.0 ± 2.0 | 56.0 ± 2.0 **higher** |" in side
+    assert "| y, linear probe | 56.0 ± 2.0 | 51.0 ± 2.0 **lower** |" in side
+
+
+def test_the_demos_folder_brings_the_runs_inside_it(tmp_path: Path) -> None:
+    Run(tmp_path / "demo", "demo", "").finish({})
+    write_teach(tmp_path / "demo" / "teacher")
+    make(tmp_path / "demo" / "report", tmp_path / "demo" / "teacher")
+    assert [source.name for source in report_sources.read([str(tmp_path / "demo")])] == ["demo", "teacher"]
+
+
+def test_kNN_while_training_is_in_per_cent(pages: tuple[str, str, Path]) -> None:
+    text = (pages[2] / "plots" / "knn.svg").read_text()
+    assert re.search(r">5\d(\.\d)?<", text)
 
 
 def test_ratios_to_one_peer_share_a_plot(tmp_path: Path) -> None:

@@ -1,20 +1,28 @@
-"""The report's sections on benchmarks: ratios as bars with their limit, findings with intervals, the rest as tables."""
+"""The report's sections on benchmarks: ratios as bars with their limit, scaling as lines, gains with intervals, the
+rest as tables."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from repcon.reporting import plots
+from repcon.reporting.consolidation import consolidation, domains_of
 from repcon.reporting.plots import Bar, Interval
-from repcon.reporting.sections import Plot, Section
+from repcon.reporting.sections import MARKED, Plot, Section
 from repcon.reporting.sources import Source
-from repcon.reporting.tables import Table, flat, is_number, listing, side_by_side, table
+from repcon.reporting.tables import Cell, Table, figure, flat, is_number, listing, readable, side_by_side, table, words
 from repcon.reporting.transfer import METRICS
 
 ROWS = 24
 """Bars in one plot; a benchmark of more shapes gets several plots."""
 FAMILY = 3
 """Ratios to the same peer from which on they get a plot of their own."""
+LEAST_POINTS = 3
+"""Points that make a line."""
+
+Targets = Mapping[str, tuple[str, float]]
+"""By figure: `<=` or `>=`, and the number."""
 
 
 def benchmarks(sources: Sequence[Source]) -> list[Section]:
@@ -26,111 +34,117 @@ def benchmarks(sources: Sequence[Source]) -> list[Section]:
 def _section(source: Source, number: int) -> Section:
     kind = "Benchmark" if source.kind == "benchmark" else "Figures"
     title = f"{kind}: {source.name}"
-    if domains := _domains(source.figures):
-        return _consolidation(source, number, title, domains)
-    figures = flat(source.figures)
+    if domains := domains_of(source.figures):
+        return consolidation(source, number, title, domains)
+    targets = targets_of(source.figures)
+    shown = {name: value for name, value in source.figures.items() if name != "targets"}
+    figures = flat(shown)
     parts = [
         (title, bars[start : start + ROWS])
-        for title, bars in _families(figures).items()
+        for title, bars in _families(figures, targets).items()
         for start in range(0, len(bars), ROWS)
     ]
     drawn = [_bars(f"bench{number}-{part}", heading, rows) for part, (heading, rows) in enumerate(parts)]
-    lead = "Ratios measured in one run; the line across a bar is its limit or its peer." if drawn else ""
-    return Section(title=title, lead=lead, plots=tuple(drawn), tables=(listing("", source.figures),))
+    drawn += [
+        Plot(name=name, title=heading, svg=plots.lines(name, heading, series, x, "", points=True, log_x=True))
+        for part, (heading, x, series) in enumerate(_scaling(figures))
+        for name in [f"bench{number}-line{part}"]
+    ]
+    drawn += _gains(figures, number)
+    lead = "Ratios measured in one run; the line across a bar is what it should reach, or its limit or peer."
+    tables = (_with_targets(figures, targets) if targets else listing("", shown),)
+    return Section(title=title, lead=lead if parts else "", plots=tuple(drawn), tables=tables)
+
+
+def targets_of(figures: Mapping[str, Any]) -> Targets:
+    """`targets` of a record, `{"name": ">= 0.5"}`; what is not of that form is left out."""
+    targets = figures.get("targets")
+    found: dict[str, tuple[str, float]] = {}
+    for name, target in targets.items() if isinstance(targets, Mapping) else ():
+        if match := re.fullmatch(r"(<=|>=) (-?[0-9.]+(?:e-?[0-9]+)?)", str(target)):
+            found[str(name)] = match[1], float(match[2])
+    return found
+
+
+def _with_targets(figures: Mapping[str, Any], targets: Targets) -> Table:
+    """Every figure, and beside it what it should reach and whether it does."""
+    rows: list[list[str | Cell]] = []
+    for name, value in figures.items():
+        amount = value.mean if isinstance(value, Interval) else value
+        cell = Cell(text="")
+        if name in targets and is_number(amount):
+            sign, limit = targets[name]
+            reached = amount <= limit if sign == "<=" else amount >= limit
+            text = f"{'at most' if sign == '<=' else 'at least'} {limit:g}"
+            cell = Cell(text=text, mark="reached" if reached else "missed")
+        rows.append([figure(name), words(name, value), cell])
+    return table("", ("figure", "value", "to reach"), rows)
 
 
 def _bars(name: str, title: str, rows: Sequence[Bar]) -> Plot:
     return Plot(name=name, title=title, svg=plots.bars(name, title, rows, "ratio"))
 
 
-def _families(figures: Mapping[str, Any]) -> dict[str, list[Bar]]:
+def _families(figures: Mapping[str, Any], targets: Targets) -> dict[str, list[Bar]]:
     """Ratios to one and the same thing in one plot, `this` beside `that`; those that stand alone together."""
     by_peer: dict[str, list[Bar]] = {}
     for name, value in figures.items():
-        if bar := _bar(name, value, figures):
+        if bar := _bar(name, value, figures, targets):
             by_peer.setdefault(name.rpartition("_over_")[2], []).append(bar)
     families: dict[str, list[Bar]] = {}
     for peer, bars in by_peer.items():
-        words = peer.replace("_", " ")
+        over = readable(peer)
         if len(bars) < FAMILY:
             families.setdefault("Ratios", []).extend(bars)
         else:
-            families[f"Over {words}"] = [replace(bar, label=bar.label.removesuffix(f" over {words}")) for bar in bars]
+            families[f"Over {over}"] = [replace(bar, label=bar.label.removesuffix(f" over {over}")) for bar in bars]
     return families
 
 
-def _bar(name: str, value: Any, figures: Mapping[str, Any]) -> Bar | None:
-    """Figures called `this_over_that` are ratios; their limit is 1, or what `..._limit` says."""
+def _bar(name: str, value: Any, figures: Mapping[str, Any], targets: Targets) -> Bar | None:
+    """Figures called `this_over_that` are ratios; their limit is 1, or what the targets or `..._limit` say."""
     if "_over_" not in name or name.endswith("_limit"):
         return None
-    limit = figures.get(f"{name}_limit", 1.0)
+    limit = targets[name][1] if name in targets else figures.get(f"{name}_limit", 1.0)
     limit = float(limit) if is_number(limit) else 1.0
-    label = name.replace("_", " ")
+    label = readable(name)
     if isinstance(value, Interval):
         return Bar(label=label, value=value.mean, low=value.low, high=value.high, limit=limit)
     return Bar(label=label, value=float(value), limit=limit) if is_number(value) else None
 
 
-def _domains(figures: Mapping[str, Any]) -> list[str]:
-    """The domains of a consolidation record; none where the figures are of another benchmark."""
-    protocol = figures.get("protocol")
-    domains = protocol.get("domains") if isinstance(protocol, Mapping) else None
-    return [str(domain) for domain in domains] if isinstance(domains, list | tuple) else []
+def _scaling(figures: Mapping[str, Any]) -> list[tuple[str, str, dict[str, plots.Line]]]:
+    """Figures whose names differ in one number, as `probe_k4_minus_online` or `memory_1000_images`, against it.
+
+    Gives (title, what is counted, series), from three numbers on; names that go on alike share a plot.
+    """
+    held: dict[tuple[str, str, str], list[tuple[float, float]]] = {}
+    for name, value in figures.items():
+        found = re.fullmatch(r"((?:.*_)?)(?:([a-z]+)([0-9]+)|([0-9]+)_([a-z]+))(_.*)?", name)
+        amount = value.mean if isinstance(value, Interval) else value
+        if found and is_number(amount):
+            place = (found[1].strip("_"), found[2] or found[5], (found[6] or "").strip("_"))
+            held.setdefault(place, []).append((float(found[3] or found[4]), float(amount)))
+    shared: dict[tuple[str, str], dict[str, plots.Line]] = {}
+    for (before, x, after), points in held.items():
+        if len(points) >= LEAST_POINTS:
+            xs, ys = zip(*sorted(points), strict=True)
+            shared.setdefault((x, after or before), {})[readable(before)] = (list(xs), list(ys))
+    return [(f"{readable(what)} by {x}", x, series) for (x, what), series in shared.items()]
 
 
-def _consolidation(source: Source, number: int, title: str, domains: Sequence[str]) -> Section:
-    """Figures `<domain>_<method>_<metric>` with intervals, and margins `finding_...`, in points."""
-    figures = flat(source.figures)
-    cells = {name: value for name, value in figures.items() if isinstance(value, Interval)}
-    methods = list(dict.fromkeys(method for name in cells for method, _, _ in [_parts(name, domains)] if method))
+def _gains(figures: Mapping[str, Any], number: int) -> list[Plot]:
+    """Figures `<variant>_<metric>_gain` with intervals: a plot per metric of what each variant gains or loses."""
     drawn: list[Plot] = []
-    tables: list[Table] = []
-    for place, domain in enumerate(domains):
-        held = {
-            metric: {method: cells[name] for method in methods if (name := f"{domain}_{method}_{metric}") in cells}
-            for metric in METRICS
-        }
-        held = {metric: values for metric, values in held.items() if values}
-        if "probe" in held:
-            groups = {method: {"linear probe": value} for method, value in held["probe"].items()}
-            name, heading = f"bench{number}-domain{place}", f"{domain}: linear probe"
-            svg = plots.intervals(name, heading, groups, ["linear probe"], "accuracy (%)")
-            drawn.append(Plot(name=name, title=heading, svg=svg))
-        rows = [[method, *(_points(values.get(method)) for values in held.values())] for method in methods]
-        columns = ("method", *(METRICS[metric] for metric in held))
-        tables.append(table(domain, columns, rows, "Accuracy in per cent with 95 % intervals over seeds."))
-    margins = {name: value for name, value in cells.items() if not _parts(name, domains)[0]}
-    if margins:
-        drawn.insert(0, _margins(f"bench{number}-margins", margins))
-        rows = [[name, _points(value, signed=True)] for name, value in margins.items()]
-        tables.insert(0, table("Margins", ("margin", "points"), rows))
-    lead = "Margins are in points of linear-probe accuracy, with 95 % intervals; above zero the finding holds."
-    return Section(
-        title=title, lead=lead, plots=tuple(drawn), tables=tuple(tables), more=(listing("", source.figures),)
-    )
-
-
-def _margins(name: str, margins: Mapping[str, Interval]) -> Plot:
-    groups = {margin: {"margin": value} for margin, value in margins.items()}
-    return Plot(
-        name=name, title="Margins", svg=plots.intervals(name, "Margins", groups, ["margin"], "points", zero=True)
-    )
-
-
-def _parts(name: str, domains: Sequence[str]) -> tuple[str, str, str]:
-    """method, domain and metric of `<domain>_<method>_<metric>`; empty words for another name."""
-    for domain in domains:
-        for metric in METRICS:
-            if name.startswith(f"{domain}_") and name.endswith(f"_{metric}"):
-                return name[len(domain) + 1 : -len(metric) - 1], domain, metric
-    return "", "", ""
-
-
-def _points(value: Interval | None, *, signed: bool = False) -> str:
-    if value is None:
-        return "-"
-    half = max(value.high - value.mean, value.mean - value.low)
-    return f"{value.mean:{'+' if signed else ''}.1f} ± {half:.1f}"
+    for metric, called in METRICS.items():
+        end = f"_{metric}_gain"
+        values = {name: value for name, value in figures.items() if name.endswith(end) and isinstance(value, Interval)}
+        if values:
+            groups = {readable(name.removesuffix(end)): {"gain": value} for name, value in values.items()}
+            title, name = f"Gain in {called}", f"bench{number}-gain-{metric}"
+            svg = plots.intervals(name, title, groups, ["gain"], "points", zero=True)
+            drawn.append(Plot(name=name, title=title, svg=svg))
+    return drawn
 
 
 def compared(sources: Sequence[Source]) -> list[Section]:
@@ -145,6 +159,5 @@ def compared(sources: Sequence[Source]) -> list[Section]:
                 break
         else:
             groups.append({name: figures})
-    note = "Marked where the interval leaves that of the first column; a figure without an interval is never marked."
-    tables = tuple(side_by_side("", group, note) for group in groups if len(group) > 1)
+    tables = tuple(side_by_side("", group, MARKED) for group in groups if len(group) > 1)
     return [Section(title="Benchmarks side by side", tables=tables)] if tables else []

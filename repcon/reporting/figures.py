@@ -1,6 +1,7 @@
 """What a store holds, in figures: sizes, what the top k capture and lose, entropy, agreement of teachers, classes."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import combinations
 from typing import Any
 
@@ -15,6 +16,7 @@ SAMPLE_ROWS = 2**16
 _MOST_SHOWN = 10
 _COUNTS_UP_TO = 4096
 _ENCODED = 16_384
+_KS = (1, 2, 4, 8, 16, 32, 64, 128)
 
 
 def figures(store: LabelStore, sample_rows: int = SAMPLE_ROWS) -> dict[str, Any]:
@@ -122,6 +124,7 @@ def _labels(store: LabelStore, head: HeadInfo, parts: list[tuple[np.ndarray, np.
         "kl_by_k": lost.tolist(),
         "entropy_nat": float(entropy(top, rest, head.classes).mean()),
         "encodings": _encodings(store, head, ids[:_ENCODED], logp[:_ENCODED]),
+        "bytes_by_k": _bytes_by_k(store, head, ids[:_ENCODED], logp[:_ENCODED]),
         "classes_on_top": int((counts > 0).sum()),
         "most_on_top": [[names[place], float(counts[place] / len(first))] for place in most if counts[place]],
         "top1_counts": counts.tolist() if head.classes <= _COUNTS_UP_TO else [],
@@ -134,6 +137,27 @@ def _encodings(store: LabelStore, head: HeadInfo, ids: np.ndarray, logp: np.ndar
         # What the steps of 0.04 nat have cost cannot be told from the rows that are left.
         found["gaps8"] |= {"kl": None, "kl_worst": None}
     return found
+
+
+def _bytes_by_k(store: LabelStore, head: HeadInfo, ids: np.ndarray, logp: np.ndarray) -> dict[str, list[Any]]:
+    """Compressed bytes per crop of these rows cut to `k` labels, for both encodings of the values."""
+    ks = [*(k for k in _KS if k < head.k), head.k]
+    found: dict[str, list[Any]] = {"k": ks}
+    for k in ks:
+        smaller = replace(head, k=k)
+        for values, held in encodings(smaller, ids[:, :k], cut(head, logp, k), store.manifest.codec).items():
+            found.setdefault(values, []).append(held["bytes_per_crop"])
+    return found
+
+
+def cut(head: HeadInfo, logp: np.ndarray, k: int) -> np.ndarray:
+    """Rows (R, k' + T) of values cut to their first k; what is dropped goes into each temperature's tail."""
+    kept, dropped, tails = logp[:, :k], logp[:, k : head.k].astype(np.float64), logp[:, head.k :].astype(np.float64)
+    parts = [
+        np.logaddexp.reduce(np.column_stack([tails[:, column], dropped / temperature]), axis=1)
+        for column, temperature in enumerate(head.temperatures)
+    ]
+    return np.column_stack([kept, *parts]).astype(logp.dtype)
 
 
 def _agreement(store: LabelStore, slabs: list[Slab]) -> dict[str, dict[str, float]]:

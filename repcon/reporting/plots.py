@@ -15,6 +15,9 @@ WIDTH = 4.4
 BINS = 160
 """Points that a line keeps: means of equal parts of what was logged, with their range shaded behind."""
 
+LEAST = 1e-9
+"""What a logarithmic axis shows; below it lies the rounding of sums."""
+
 COUNTS = ("epoch", "step", "k")
 """Axes on which there is nothing between two whole numbers."""
 
@@ -26,6 +29,8 @@ class Interval:
     mean: float
     low: float
     high: float
+    repeats: int = 0
+    """Measurements that it comes from, where that was told."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,26 +49,39 @@ Line = tuple[Sequence[float], Sequence[float]]
 
 def lines(
     name: str, title: str, series: Mapping[str, Line], x: str, y: str, *,
-    places: Mapping[str, int] | None = None, points: bool = False, from_zero: bool = False,
+    places: Mapping[str, int] | None = None, points: bool = False, from_zero: bool = False, reaching: float = 0.0,
+    log: bool = False, log_x: bool = False,
 ) -> str:  # fmt: skip
-    """A line per series over a shared x. `places` fixes colours across plots; `points` marks every value."""
+    """A line per series over a shared x. `places` fixes colours across plots; `points` marks every value; y reaches
+    `reaching` at least, so that noise about nothing looks like nothing; a `log` axis shows what is more than rounding.
+    """
     figure, axes = _figure(2.7)
     with styled():
         for number, (label, (xs, ys)) in enumerate(series.items()):
             place = (places or {}).get(label, number)
             look: dict[str, Any] = {"color": SERIES[place % 8], "linestyle": DASHES[place // 8 % 4]}
-            centre, mean, low, high = binned(xs, ys, BINS)
+            centre, mean, low, high = binned(xs, [y if y > LEAST or not log else math.nan for y in ys], BINS)
             if points:
                 look |= {"marker": MARKERS[place % 8], "markersize": 4}
             elif np.any(low < high):
                 axes.fill_between(centre, low, high, color=look["color"], alpha=0.16, linewidth=0)
             axes.plot(centre, mean, label=_short(label), **look)
-        axes.set(xlabel=x, ylabel=y)
+        axes.set(xlabel=x, ylabel=y, yscale="log" if log else "linear")
         axes.xaxis.get_major_locator().set_params(integer=x in COUNTS)
+        every = sorted({at for xs, _ in series.values() for at in xs})
+        if log_x and every[0] > 0 and every[-1] > 8 * every[0]:
+            axes.set_xscale("log", base=2)
+            axes.set_xticks(every, [f"{at:,g}" for at in every])
+            axes.xaxis.set_minor_formatter(lambda value, place: "")
+        if log:
+            axes.yaxis.set_major_formatter(lambda value, place: f"{value:g}")
+            axes.yaxis.set_minor_formatter(lambda value, place: "")
         if from_zero:
-            axes.set_ylim(bottom=0)
+            axes.set_ylim(bottom=0, top=max(axes.get_ylim()[1], reaching))
         axes.margins(x=0.02)
-        _finish(figure, axes, title, len(series))
+        if x in COUNTS and len(every) == 1:
+            axes.set_xticks(every)
+        _finish(figure, axes, title, max(len(series), len(places or ())))
         return svg(figure, name, f"{title}: {y} over {x}, {', '.join(series)}")
 
 

@@ -5,6 +5,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from repcon.reporting import plots
 from repcon.reporting.crops import Pictured
 from repcon.reporting.sources import Source
@@ -50,14 +52,25 @@ def training(sources: Sequence[Source]) -> list[Section]:
     )
     steps = {name: source.of("step") for name, source in runs.items()}
     drawn = [*_losses(runs), *over_time(steps, SPEED), *_agreement(runs)]
-    figures = {name: _brief(source.figures) for name, source in runs.items()}
-    tables = (side_by_side("", figures),) if any(figures.values()) else ()
+    figures = {name: _brief(source) for name, source in runs.items()}
+    note = MARKED if len(runs) > 1 else ""
+    tables = (side_by_side("", figures, note),) if any(figures.values()) else ()
     return [Section(title="Training", lead=lead, plots=tuple(drawn), tables=tables)]
 
 
-def _brief(figures: Mapping[str, Any]) -> dict[str, Any]:
-    """Without what the plots and the listing show in full."""
-    return {name: value for name, value in figures.items() if is_number(value) or name in ("loss", "validation")}
+MARKED = "Marked where the interval leaves that of the first column; a figure without an interval is never marked."
+
+
+def _brief(source: Source) -> dict[str, Any]:
+    """Without what the plots and the listing show in full; the throughput with its 20 and 80 % quantiles over lines."""
+    figures = {
+        name: value for name, value in source.figures.items() if is_number(value) or name in ("loss", "validation")
+    }
+    rates = [rate for line in source.of("step")[1:] if is_number(rate := line.get("images_per_second"))]
+    if "images_per_second" in figures and len(rates) >= 5:
+        low, median, high = (float(rate) for rate in np.quantile(rates, (0.2, 0.5, 0.8)))
+        figures["images_per_second"] = {"median": median, "q20": low, "q80": high}
+    return figures
 
 
 def _losses(runs: Mapping[str, Source]) -> list[Plot]:
@@ -83,30 +96,38 @@ def over_time(
     runs: Mapping[str, Sequence[Mapping[str, Any]]],
     wanted: Sequence[tuple[str, str, str, Callable[[Mapping[str, Any]], Any]]],
 ) -> list[Plot]:
-    """A plot for each wanted (name, title, unit, figure of a line) over minutes, from the runs' second line on."""
+    """A plot for each wanted (name, title, unit, figure of a line) over time, from the runs' second line on."""
     places = {name: number for number, name in enumerate(runs)}
-    minutes = {name: _minutes(lines) for name, lines in runs.items()}
+    seconds = {name: _seconds(lines) for name, lines in runs.items()}
+    longest = max((times[-1] for times in seconds.values() if times), default=0.0)
+    x, scale = next((x, scale) for x, scale, least in TIMES if longest >= least)
     drawn: list[Plot] = []
     for key, title, unit, figure in wanted:
         held = {
-            name: _points(list(zip(minutes[name], map(figure, lines), strict=True))[1:]) for name, lines in runs.items()
+            name: _points([(at / scale, figure(line)) for at, line in zip(seconds[name], lines, strict=True)][1:])
+            for name, lines in runs.items()
         }
         if any(len(xs) > 1 for xs, _ in held.values()):
-            drawn.append(_lines(key, title, held, "minutes", unit, places=places, from_zero=True))
+            reaching = 10.0 if unit.startswith("%") else 0.0
+            drawn.append(_lines(key, title, held, x, unit, places=places, from_zero=True, reaching=reaching))
     return drawn
 
 
-def _minutes(lines: Sequence[Mapping[str, Any]]) -> list[float]:
+TIMES = (("hours", 3600, 3 * 3600), ("minutes", 60, 180), ("seconds", 1, 0))
+"""What time is counted in, its seconds, and from how many seconds on."""
+
+
+def _seconds(lines: Sequence[Mapping[str, Any]]) -> list[float]:
     """Time in the run; a run that was resumed counts from zero again, and here goes on where it was."""
-    minutes: list[float] = []
+    times: list[float] = []
     before = last = 0.0
     for line in lines:
         given = line.get("seconds")
         seconds = float(given) if is_number(given) else last
         before += last if seconds < last else 0.0
         last = seconds
-        minutes.append((before + seconds) / 60)
-    return minutes
+        times.append(before + seconds)
+    return times
 
 
 def _waiting(line: Mapping[str, Any]) -> float | None:
@@ -125,7 +146,7 @@ def _agreement(runs: Mapping[str, Source]) -> list[Plot]:
         for head in dict.fromkeys(head for line in lines for head in _mapping(line.get("heads"))):
             label = head if len(runs) == 1 else f"{name}: {head}"
             agreement[label] = _points([(line.get("epoch"), _agreed(line, head)) for line in lines])
-        neighbours[name] = _points([(line.get("epoch"), line.get("knn")) for line in lines])
+        neighbours[name] = _points([(line.get("epoch"), _percent(line.get("knn"))) for line in lines])
     return [
         _lines(key, title, held, "epoch", unit, points=True)
         for key, title, held, unit in (
@@ -137,7 +158,10 @@ def _agreement(runs: Mapping[str, Source]) -> list[Plot]:
 
 
 def _agreed(line: Mapping[str, Any], head: str) -> float | None:
-    share = _mapping(_mapping(line.get("heads")).get(head)).get("agreement")
+    return _percent(_mapping(_mapping(line.get("heads")).get(head)).get("agreement"))
+
+
+def _percent(share: Any) -> float | None:
     return 100 * share if is_number(share) else None
 
 

@@ -63,11 +63,13 @@ def _sources(path: Path) -> Iterator[Source]:
         raise UserError(f"{path}: there is no such file or folder")
     if path.is_file():
         yield _json_file(path)
-    elif source := _folder(path):
-        yield source
     else:
-        inner = (_folder(folder) for folder in sorted(path.iterdir()) if folder.is_dir())
-        yield from (source for source in inner if source is not None)
+        source = _folder(path)
+        if source is not None:
+            yield source
+        if source is None or source.kind == "demo":  # The demo keeps the runs that it is made of inside its own.
+            inner = (_folder(folder) for folder in sorted(path.iterdir()) if folder.is_dir())
+            yield from (source for source in inner if source is not None and source.kind != "report")
 
 
 def _folder(path: Path) -> Source | None:

@@ -6,49 +6,72 @@ from typing import Any
 from repcon.reporting import plots
 from repcon.reporting.plots import Bar
 from repcon.reporting.sections import Plot, Section
-from repcon.reporting.tables import table, words
+from repcon.reporting.tables import figure, nat, readable, table, words
 
 
 def sections(found: Mapping[str, Any]) -> list[Section]:
     """What `store_figures.figures` found: the store, its truncation, its classes."""
     heads = {name: head for name, head in found["heads"].items() if "mass" in head}
-    shown = [_store(found)]
-    if heads:
-        shown += [_truncation(found, heads), _classes(heads)]
-    return shown
+    return [_store(found), _truncation(found, heads), _classes(heads, found["agreement"])] if heads else [_store(found)]
 
 
 def _store(found: Mapping[str, Any]) -> Section:
     single = {name: value for name, value in found.items() if isinstance(value, int | float | str)}
-    facts = table("", ("", ""), [(name.replace("_", " "), words(name, value)) for name, value in single.items()])
+    facts = table(
+        "Contents", ("figure", "value"), [(figure(name), _fact(name, value)) for name, value in single.items()]
+    )
     keys = ("architecture", "precision", "licence", "classes", "k", "bytes_per_crop", "weight_hash")
     rows = [[name, *(words(key, head[key]) for key in keys)] for name, head in found["heads"].items()]
-    teachers = table("Teachers", ("teacher", *(key.replace("_", " ") for key in keys)), rows)
+    teachers = table("Teachers", ("teacher", *map(readable, keys)), rows)
     bars = [Bar(label=name, value=head["bytes_per_crop"]) for name, head in found["heads"].items()]
     bars.append(Bar(label="boxes and flips", value=found["box_bytes_per_crop"]))
-    drawn = plots.bars("store-bytes", "Size", bars, "bytes per crop")
-    return Section(
-        title="The store", plots=(Plot(name="store-bytes", title="Size", svg=drawn),), tables=(teachers, facts)
-    )
+    drawn = [_plot("store-bytes", "Size", plots.bars("store-bytes", "Size", bars, "bytes per crop"))]
+    if sizes := _sizes_by_k(found):
+        title = "Size of the store against k"
+        svg = plots.lines("store-size", title, sizes, "k", "bytes per crop", points=True, from_zero=True)
+        drawn.append(_plot("store-size", title, svg))
+    return Section(title="The store", plots=tuple(drawn), tables=(teachers, facts))
+
+
+def _fact(name: str, value: Any) -> str:
+    return f"{value:.2f} times smaller" if name == "compression" else words(name, value)
+
+
+def _plot(name: str, title: str, svg: str) -> Plot:
+    return Plot(name=name, title=title, svg=svg)
+
+
+def _sizes_by_k(found: Mapping[str, Any]) -> dict[str, plots.Line]:
+    """Bytes per crop of the whole store, boxes and flips included, against k for each encoding of the values.
+
+    A head of fewer classes than k is stored whole. The rows that were looked at fill less than a shard, so they
+    compress a little worse or better than the store's own.
+    """
+    heads = [head["bytes_by_k"] for head in found["heads"].values() if head.get("bytes_by_k")]
+    every = sorted({k for sizes in heads for k in sizes["k"]})
+    ks = [k for k in every if all(k in sizes["k"] or k > sizes["k"][-1] for sizes in heads)]
+
+    def total(k: int, values: str) -> float:
+        parts = (sizes[values][sizes["k"].index(min(k, sizes["k"][-1]))] for sizes in heads)
+        return found["box_bytes_per_crop"] + sum(parts)
+
+    return {
+        values + (" (here)" if values == found["values"] else ""): (ks, [total(k, values) for k in ks])
+        for values in ("float16", "gaps8")
+    } if len(ks) > 1 else {}  # fmt: skip
 
 
 def _truncation(found: Mapping[str, Any], heads: Mapping[str, Any]) -> Section:
     lost = {name: (range(1, head["k"] + 1), head["kl_by_k"]) for name, head in heads.items()}
     mass = {name: (range(1, head["k"] + 1), head["mass_by_k"]) for name, head in heads.items()}
+    titles = ("KL lost by a smaller k", "Mass in the top k")
     drawn = (
-        Plot(
-            name="store-kl", title="KL lost",
-            svg=plots.lines("store-kl", "KL lost by a smaller k", lost, "k", "nat", points=True, from_zero=True),
-        ),
-        Plot(
-            name="store-mass", title="Mass",
-            svg=plots.lines("store-mass", "Mass in the top k", mass, "k", "probability", points=True),
-        ),
-    )  # fmt: skip
+        _plot("store-kl", titles[0], plots.lines("store-kl", titles[0], lost, "k", "nat", points=True, log=True)),
+        _plot("store-mass", titles[1], plots.lines("store-mass", titles[1], mass, "k", "probability", points=True)),
+    )
     rows = [
         [name, values + (" (here)" if values == found["values"] else ""), f"{held['bytes_per_crop']:.1f}",
-         *("unknown" if held[key] is None else f"{held[key]:.1e}" for key in ("kl", "kl_worst")),
-         f"{held['saturated']:.1%}"]
+         *(nat(held[key]) for key in ("kl", "kl_worst")), f"{100 * held['saturated']:.1f} %"]
         for name, head in heads.items() for values, held in head["encodings"].items()
     ]  # fmt: skip
     columns = ("teacher", "values", "bytes per crop", "mean KL", "worst KL", "saturated")
@@ -59,14 +82,21 @@ def _truncation(found: Mapping[str, Any], heads: Mapping[str, Any]) -> Section:
     return Section(title="Truncation", lead=lead, plots=drawn, tables=(table("Encodings", columns, rows),))
 
 
-def _classes(heads: Mapping[str, Any]) -> Section:
+def _classes(heads: Mapping[str, Any], agreement: Mapping[str, Any]) -> Section:
     drawn = []
     for number, (name, head) in enumerate(heads.items()):
         bars = [Bar(label=str(label), value=100 * share) for label, share in head["most_on_top"]]
         title = f"{name}: most often on top"
-        drawn.append(Plot(name=f"store-top-{number}", title=title,
-                          svg=plots.bars(f"store-top-{number}", title, bars, "% of crops")))  # fmt: skip
+        drawn.append(_plot(f"store-top-{number}", title, plots.bars(f"store-top-{number}", title, bars, "% of crops")))
     keys = ("top1_probability", "entropy_nat", "classes_on_top", "classes")
     rows = [[name, *(words(key, head[key]) for key in keys)] for name, head in heads.items()]
-    columns = ("teacher", "top-1 probability", "entropy in nat", "classes ever on top", "classes")
-    return Section(title="Classes", plots=tuple(drawn), tables=(table("", columns, rows),))
+    columns = ("teacher", "top-1 probability", "entropy", "classes ever on top", "classes")
+    tables = [table("", columns, rows)]
+    if agreement:
+        pairs = [
+            [pair, f"{values['mutual_information']:.2f}", words("same_class_share", values.get("same_class"))]
+            for pair, values in agreement.items()
+        ]
+        note = "Adjusted for chance: 0 where one's top class says nothing of the other's, 1 where it says all."
+        tables.append(table("Agreement", ("teachers", "mutual information", "same class"), pairs, note))
+    return Section(title="Classes", plots=tuple(drawn), tables=tuple(tables))

@@ -3,7 +3,7 @@
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeGuard
 
 from repcon.reporting.plots import Interval
@@ -12,15 +12,21 @@ ENDS = (("_low", "_high"), ("_q20", "_q80"), ("_20", "_80"))
 """What a benchmark calls the ends of a figure's interval, or its 20 and 80 % quantiles."""
 LONGEST = 8
 """Items of a list that a table shows."""
+CONTAINERS = ("heads", "metrics", "versions")
+"""Parts of a nested figure's name that say nothing to a reader."""
+UNITS = {"_us": "µs", "_ms": "ms", "_mb": "MB", "_gb": "GB", "_points": "points", "_nat": "nat"}
+"""What figures are measured in whose names say so at their end."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cell:
-    """One cell; `mark` is `better`, `worse`, `higher` or `lower`, shown as a word so that colour is not needed."""
+    """One cell; `mark` (`better`, `higher`, `reached`, ...) is a word, so that colour is not needed."""
 
     text: str
     detail: str = ""
     """Shown smaller, on a line of its own."""
+    hint: str = ""
+    """Shown when pointed at: a figure's name as the file has it."""
     mark: str = ""
 
 
@@ -55,13 +61,20 @@ def flat(figures: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def joined(figures: Mapping[str, Any]) -> dict[str, Any]:
-    """`name`, `name_low` and `name_high` (or quantiles) as one figure with its interval."""
+    """`name`, `name_low` and `name_high` (or quantiles) as one figure with its interval; `time_us` and
+    `time_spread_us`, a list of both ends, likewise."""
     found, taken = dict(figures), set[str]()
     for name, value in figures.items():
+        stem, _, unit = name.rpartition("_")
+        ends = figures.get(f"{stem}_spread_{unit}")
+        if isinstance(ends, list | tuple) and (interval := _interval([value, *ends])):
+            found[name] = interval
+            taken.add(f"{stem}_spread_{unit}")
         for low, high in ENDS:
             if interval := _interval([value, figures.get(name + low), figures.get(name + high)]):
-                found[name] = interval
-                taken |= {name + low, name + high}
+                repeats = figures.get(f"{name}_repeats")
+                found[name] = replace(interval, repeats=repeats) if isinstance(repeats, int) else interval
+                taken |= {name + low, name + high, f"{name}_repeats"}
                 break
     return {name: value for name, value in found.items() if name not in taken}
 
@@ -89,13 +102,15 @@ def is_number(value: Any) -> TypeGuard[int | float]:
 def words(name: str, value: Any) -> str:
     """The value as it is shown; the name's end tells the unit (`_bytes`, `_seconds`, `_share`, ...)."""
     if isinstance(value, Interval):
-        return f"{_number(name, value.mean)} ({_number(name, value.low)} to {_number(name, value.high)})"
+        repeats = f", {value.repeats} repeats" if value.repeats else ""
+        return f"{_number(name, value.mean)} ({_number(name, value.low)} to {_number(name, value.high)}{repeats})"
     if isinstance(value, bool) or value is None:
         return {True: "yes", False: "no", None: "-"}[value]
     if is_number(value):
         return _number(name, value)
     if isinstance(value, list | tuple):
-        shown = ", ".join(words(name, item) for item in value[:LONGEST])
+        between = "; " if any(isinstance(item, Mapping) for item in value) else ", "
+        shown = between.join(words(name, item) for item in value[:LONGEST])
         return shown + (f", … ({len(value):,} in all)" if len(value) > LONGEST else "")
     if isinstance(value, Mapping):
         return ", ".join(f"{key} {words(str(key), item)}" for key, item in value.items())
@@ -112,9 +127,31 @@ def _number(name: str, value: float) -> str:
         return duration(value)
     if name.endswith(("_share", "agreement", "mass")) and 0 <= value <= 1:
         return f"{100 * value:.1f} %"
+    if name.endswith("accuracy"):
+        return f"{value:.1f} %"
+    if unit := next((unit for ending, unit in UNITS.items() if name.endswith(ending)), ""):
+        return f"{value:,.4g} {unit}" if abs(value) < 10_000 else f"{value:,.0f} {unit}"
     if isinstance(value, int) or (value == int(value) and abs(value) >= 1000):
         return f"{int(value):,}"
     return f"{value:,.0f}" if abs(value) >= 10_000 else f"{value:.4g}"
+
+
+def nat(value: float | None) -> str:
+    """A loss in nat: `1.3e-05`, a plain `0`, and `unknown` where it cannot be told."""
+    return "unknown" if value is None else "0" if value == 0 else f"{value:.1e}"
+
+
+def readable(name: str) -> str:
+    """A figure's name in words, without the unit that its value is shown with: `memory_bytes` is `memory`.
+
+    Only names like those of a program are changed; `American_Goldfinch` stays.
+    """
+    parts = [part for part in name.split(" / ") if part not in CONTAINERS] or [name]
+    if re.fullmatch(r"([a-z]\w*)_bytes", parts[-1]):
+        parts[-1] = parts[-1].removesuffix("_bytes")
+    parts[-1] = re.sub(r"(^|_)seconds$", r"\1time", parts[-1])
+    parts[-1] = next((parts[-1].removesuffix(end) for end in UNITS if parts[-1].endswith(end)), parts[-1])
+    return " / ".join(part.replace("_", " ") if part == part.lower() else part for part in parts)
 
 
 def size(value: float) -> str:
@@ -140,7 +177,25 @@ def duration(seconds: float) -> str:
 
 def listing(title: str, figures: Mapping[str, Any]) -> Table:
     """Every figure of one source, a row each."""
-    return table(title, ("figure", "value"), [(name, words(name, value)) for name, value in flat(figures).items()])
+    rows = [(figure(name), words(name, value)) for name, value in flat(figures).items()]
+    return table(title, ("figure", "value"), rows)
+
+
+def figure(name: str) -> Cell:
+    """The first cell of a figure's row."""
+    text = readable(name)
+    return Cell(text=text, hint=name if name != text else "")
+
+
+def settings(title: str, config: Mapping[str, Any]) -> Table:
+    """A recipe, a row for each key, as the recipe calls it."""
+    return table(
+        title, ("setting", "value"), [(_key(name), words(name, value)) for name, value in flat(config).items()]
+    )
+
+
+def _key(name: str) -> str:
+    return name.replace(" / ", ".")
 
 
 def side_by_side(title: str, sources: Mapping[str, Mapping[str, Any]], note: str = "") -> Table:
@@ -150,7 +205,7 @@ def side_by_side(title: str, sources: Mapping[str, Mapping[str, Any]], note: str
     first = next(iter(figures.values()))
     rows: list[list[str | Cell]] = []
     for name in names:
-        row: list[str | Cell] = [name]
+        row: list[str | Cell] = [figure(name)]
         for values in figures.values():
             text = words(name, values[name]) if name in values else ""
             row.append(Cell(text=text, mark=mark(values.get(name), first.get(name))))
@@ -167,13 +222,12 @@ def mark(value: Any, other: Any) -> str:
 
 def differing(title: str, sources: Mapping[str, Mapping[str, Any]], note: str = "") -> Table | None:
     """Only the settings in which the sources differ; None where they agree."""
-    settings = {name: flat(values) for name, values in sources.items()}
-    keys = dict.fromkeys(key for values in settings.values() for key in values)
+    held = {name: flat(values) for name, values in sources.items()}
+    keys = dict.fromkeys(key for values in held.values() for key in values)
     missing = object()
     rows = [
-        [key, *(words(key, values[key]) if key in values else "" for values in settings.values())]
+        [_key(key), *(words(key, values[key]) if key in values else "" for values in held.values())]
         for key in keys
-        if any(values.get(key, missing) != next(iter(settings.values())).get(key, missing)
-               for values in settings.values())
+        if any(values.get(key, missing) != next(iter(held.values())).get(key, missing) for values in held.values())
     ]  # fmt: skip
-    return table(title, ("setting", *settings), rows, note) if rows else None
+    return table(title, ("setting", *held), rows, note) if rows else None

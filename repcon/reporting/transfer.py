@@ -5,9 +5,9 @@ from typing import Any
 
 from repcon.reporting import plots
 from repcon.reporting.plots import Interval
-from repcon.reporting.sections import Plot, Section
+from repcon.reporting.sections import MARKED, Plot, Section
 from repcon.reporting.sources import Source
-from repcon.reporting.tables import Cell, as_interval, is_number, table, words
+from repcon.reporting.tables import Cell, Table, as_interval, is_number, mark, table, words
 
 METRICS = {
     "knn_1": "kNN, k = 1", "knn_5": "kNN, k = 5", "knn_20": "kNN, k = 20", "probe": "linear probe",
@@ -16,9 +16,28 @@ METRICS = {
 
 
 def transfer(sources: Sequence[Source]) -> list[Section]:
-    """One section per evaluation: accuracies with intervals, and paired differences to the baseline."""
+    """One section per evaluation, accuracies with intervals and paired differences to the baseline; then side by side
+    those that tested on the same classes and as many images."""
     found = [source for source in sources if source.kind == "evaluate" and measured(source.figures)]
-    return [_transfer(source, number, several=len(found) > 1) for number, source in enumerate(found)]
+    sections = [_transfer(source, number, several=len(found) > 1) for number, source in enumerate(found)]
+    tests: dict[str, list[Source]] = {}
+    for source in found:
+        tests.setdefault(repr([source.figures.get(key) for key in ("class_names", "test_images")]), []).append(source)
+    tables = [compared for held in tests.values() if (compared := _side_by_side(held))]
+    return [*sections, Section(title="Transfer side by side", tables=tuple(tables))] if tables else sections
+
+
+def _side_by_side(sources: Sequence[Source]) -> Table | None:
+    """Accuracies of trunks that several evaluations have under one name; None where there are none."""
+    held = {source.name: measured(source.figures) for source in sources}
+    rows: list[list[str | Cell]] = []
+    pairs = dict.fromkeys((t, m) for trunks in held.values() for t, values in trunks.items() for m in values)
+    for trunk, metric in pairs:
+        values = [trunks.get(trunk, {}).get(metric) for trunks in held.values()]
+        if sum(value is not None for value in values) > 1:
+            cells = [Cell(text=_with_half(value) if value else "-", mark=mark(value, values[0])) for value in values]
+            rows.append([f"{trunk}, {METRICS.get(metric, metric)}", *cells])
+    return table("", ("trunk", *held), rows, f"Accuracy in per cent with 95 % intervals. {MARKED}") if rows else None
 
 
 def measured(figures: Mapping[str, Any]) -> dict[str, dict[str, Interval]]:
@@ -78,11 +97,15 @@ def _transfer_lead(figures: Mapping[str, Any]) -> str:
 def _with_difference(value: Interval | None, difference: Interval | None) -> Cell:
     if value is None:
         return Cell(text="-")
-    text = f"{value.mean:.1f} ± {_half(value):.1f}"
+    text = _with_half(value)
     if difference is None:
         return Cell(text=text)
     sure = "better" if difference.low > 0 else "worse" if difference.high < 0 else ""
     return Cell(text=text, detail=f"{difference.mean:+.1f} ± {_half(difference):.1f}", mark=sure)
+
+
+def _with_half(value: Interval) -> str:
+    return f"{value.mean:.1f} ± {_half(value):.1f}"
 
 
 def _half(value: Interval) -> float:

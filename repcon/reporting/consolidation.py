@@ -1,0 +1,89 @@
+"""The report's section on a consolidation record: margins, and accuracies of every method on every domain."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from repcon.reporting import plots
+from repcon.reporting.plots import Interval
+from repcon.reporting.sections import Plot, Section
+from repcon.reporting.sources import Source
+from repcon.reporting.tables import Cell, Table, figure, flat, is_number, listing, readable, table
+from repcon.reporting.transfer import METRICS
+
+
+def domains_of(figures: Mapping[str, Any]) -> list[str]:
+    """The domains of a consolidation record; none where the figures are of another benchmark."""
+    protocol = figures.get("protocol")
+    domains = protocol.get("domains") if isinstance(protocol, Mapping) else None
+    named = [str(domain) for domain in domains] if isinstance(domains, list | tuple) else []
+    return named if any(_parts(str(name), named)[0] for name in figures) else []
+
+
+def consolidation(source: Source, number: int, title: str, domains: Sequence[str]) -> Section:
+    """Figures `<domain>_<method>_<metric>` with intervals, and margins `finding_...`, in points."""
+    figures = flat(source.figures)
+    cells = {name: value for name, value in figures.items() if isinstance(value, Interval)}
+    methods = list(dict.fromkeys(method for name in cells for method, _, _ in [_parts(name, domains)] if method))
+    drawn: list[Plot] = []
+    tables: list[Table] = []
+    for place, domain in enumerate(domains):
+        held = {
+            metric: {method: cells[name] for method in methods if (name := f"{domain}_{method}_{metric}") in cells}
+            for metric in METRICS
+        }
+        held = {metric: values for metric, values in held.items() if values}
+        if "probe" in held:
+            groups = {readable(method): {"linear probe": value} for method, value in held["probe"].items()}
+            name, heading = f"bench{number}-domain{place}", f"{domain}: linear probe"
+            svg = plots.intervals(name, heading, groups, ["linear probe"], "accuracy (%)")
+            drawn.append(Plot(name=name, title=heading, svg=svg))
+        shown = [method for method in methods if any(method in values for values in held.values())]
+        rows = [[figure(method), *(_points(values.get(method)) for values in held.values())] for method in shown]
+        columns = ("method", *(METRICS[metric] for metric in held))
+        tables.append(table(domain, columns, rows, "Accuracy in per cent with 95 % intervals over seeds."))
+    margins = {name: value for name, value in figures.items() if f"{name}_worst" in figures}
+    if margins:
+        drawn.insert(0, _margins(f"bench{number}-margins", margins))
+        tables.insert(0, _margin_table(margins, figures, domains))
+    lead = "Margins are in points of linear-probe accuracy, with 95 % intervals; above zero the finding holds."
+    return Section(
+        title=title, lead=lead, plots=tuple(drawn), tables=tuple(tables), more=(listing("", source.figures),)
+    )
+
+
+def _margin_table(margins: Mapping[str, Any], figures: Mapping[str, Any], domains: Sequence[str]) -> Table:
+    """A margin's mean, and how it comes out in each domain."""
+    rows: list[list[str | Cell]] = []
+    for name, value in margins.items():
+        apart = [figures.get(f"{name}_{domain}") for domain in domains]
+        rows.append([figure(name), *(_points(part, signed=True) for part in (value, *apart))])
+    return table("Margins", ("margin", "mean", *domains), rows, "In points; of a single run there is no interval.")
+
+
+def _margins(name: str, margins: Mapping[str, Any]) -> Plot:
+    held = {margin: value if isinstance(value, Interval) else _alone(value) for margin, value in margins.items()}
+    groups = {readable(margin): {"margin": value} for margin, value in held.items() if value is not None}
+    return Plot(
+        name=name, title="Margins", svg=plots.intervals(name, "Margins", groups, ["margin"], "points", zero=True)
+    )
+
+
+def _alone(value: Any) -> Interval | None:
+    return Interval(mean=float(value), low=math.nan, high=math.nan) if is_number(value) else None
+
+
+def _parts(name: str, domains: Sequence[str]) -> tuple[str, str, str]:
+    """method, domain and metric of `<domain>_<method>_<metric>`; empty words for another name."""
+    for domain in domains:
+        for metric in METRICS:
+            if name.startswith(f"{domain}_") and name.endswith(f"_{metric}"):
+                return name[len(domain) + 1 : -len(metric) - 1], domain, metric
+    return "", "", ""
+
+
+def _points(value: Any, *, signed: bool = False) -> str:
+    sign = "+" if signed else ""
+    if isinstance(value, Interval):
+        return f"{value.mean:{sign}.1f} ± {max(value.high - value.mean, value.mean - value.low):.1f}"
+    return f"{value:{sign}.1f}" if is_number(value) else "-"

@@ -54,7 +54,8 @@ def write_store(folder: Path, pack: Pack, name: str = "teacher", text: Callable[
         rows = np.arange(unit.rows.start, unit.rows.stop)
         drawn = plan(recipe, pack.hashes[rows], pack.sizes[rows], list(unit.crops))
         labels = [top_three(rows, crop) for crop in unit.crops]
-        store.write(unit, drawn.boxes, drawn.flips, {name: tuple(np.stack(part) for part in zip(*labels, strict=True))})
+        ids, logp = (np.stack(part) for part in zip(*labels, strict=True))
+        store.write(unit, drawn.boxes, drawn.flips, {name: (ids, logp)})
     return store
 
 

@@ -109,8 +109,11 @@ class PrecomputeConfig:
     """Run a sample, print time, size and KL error for each k, and write nothing."""
     tolerate_missing: bool = False
     """End with exit code 0 although some images could not be decoded."""
-    processes: int = 1
-    """Processes on this machine, each taking whole units."""
+    processes: int = 0
+    """Processes on this machine, each taking whole units; 0 starts one per GPU, or one where there is none."""
+    records: str = ""
+    """Folder for this command's own records (metrics, environment); empty puts them beside the store. Each of several
+    commands that label one store at the same time needs its own."""
     ray: str = ""
     """Address of a Ray cluster (`auto` for the running one); empty for none."""
 

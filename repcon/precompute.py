@@ -21,7 +21,8 @@ from repcon.labelling.display import Display, Event, merged, show
 from repcon.labelling.estimate import estimate
 from repcon.labelling.leases import Leases
 from repcon.labelling.overlap import Ahead, Behind
-from repcon.labelling.panel import Answers, Panel, find_batch_size
+from repcon.labelling.panel import Answers, Panel
+from repcon.labelling.passes import find_batch_size
 from repcon.labelling.target import lease_folder, run_folder
 from repcon.labelling.unitwork import UnitWork
 from repcon.loaders import open_loader
@@ -41,15 +42,17 @@ def run(config: PrecomputeConfig) -> dict[str, Any]:
     if config.estimate:
         pack, loaded, device = load(config)
         return estimate(replace(config, batch_size=config.batch_size or find_batch_size(loaded, device)), pack, loaded)
-    record = Run(run_folder(config.out), "precompute", dump(config))
-    shared = config.ray or config.processes > 1  # Then this process only hands out and shows.
+    record = Run(config.records or run_folder(config.out), "precompute", dump(config))
+    gpus = torch.cuda.device_count() if choose_device(config) == "cuda" else 0
+    places = crew.posts(config.processes or max(1, gpus), gpus)
+    shared = config.ray or len(places) > 1  # Then this process only hands out and shows.
     bench = set_up(config, "cpu" if shared else "")
     todo = bench.todo()
     total = bench.total_crops()
     display = Display(record, total_crops=total, remaining_crops=sum(map(crops_of, todo)))
     try:
         with crew.terminable(), display:
-            _distribute(config, bench, todo, display)
+            _distribute(config, bench, todo, places, display)
     except KeyboardInterrupt:
         left = len(bench.todo())
         console.print(f"stopped: {left} of {len(bench.store.units())} units are left; the same command goes on there")
@@ -57,16 +60,17 @@ def run(config: PrecomputeConfig) -> dict[str, Any]:
     return _finish(config, record, display, bench, total)
 
 
-def _distribute(config: PrecomputeConfig, bench: Bench, todo: list[Unit], display: Display) -> None:
+def _distribute(
+    config: PrecomputeConfig, bench: Bench, todo: list[Unit], places: list[crew.Post], display: Display
+) -> None:
     """The units to this process, to several on this machine, or to a cluster."""
     if config.ray and todo:
         cluster.run(
             config.ray, UnitWorker, (config,), store=bench.store, units=todo, device=config.device,
-            per_node=config.processes, take=display.take,
+            per_node=config.processes or 1, take=display.take,
         )  # fmt: skip
-    elif config.processes > 1 and todo:
-        gpus = torch.cuda.device_count() if choose_device(config) == "cuda" else 0
-        crew.run(serve, (config,), crew.posts(config.processes, gpus), display.take)
+    elif len(places) > 1 and todo:
+        crew.run(serve, (config,), places, display.take)
     else:
         work(bench, display.take)
 
@@ -80,7 +84,7 @@ def work(bench: Bench, report: Report) -> None:
         while left:
             if not labeller.label(claimed(bench, left, leases), lambda unit: leases.release(unit.name)):
                 time.sleep(WAIT_SECONDS)  # All that is left is in other processes' hands.
-            left = bench.todo()
+            left = bench.left(left)
             report(Event(remaining_crops=sum(map(crops_of, left))))
 
 
@@ -101,14 +105,12 @@ class UnitWorker:
         if threads:
             torch.set_num_threads(threads)
         self._bench = set_up(replace(config, workers=config.workers or threads))
-        self._units = {unit.name: unit for unit in self._bench.store.units()}
         self._leases = Leases(lease_folder(config.out)).__enter__()
         self._labellers: dict[tuple[str, ...], Labeller] = {}
         self._events: list[Event] = []
 
-    def label(self, unit_name: str) -> Event | None:
+    def label(self, unit: Unit) -> Event | None:
         """Labels the unit; None where another process has it, or its boxes are still to come."""
-        unit = self._units[unit_name]
         if self._bench.store.is_done(unit):
             return Event()
         labeller = self._labellers.get(unit.heads)

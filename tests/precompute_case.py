@@ -1,6 +1,7 @@
 """A tiny pack, tiny teachers and recipes for the tests of precompute."""
 
 import hashlib
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -104,11 +105,10 @@ class Colours(nn.Module):
         self.layer, self.limit, self.seconds, self.nan = _linear(), limit, seconds, nan
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        import time
-
         if len(images) > self.limit:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        time.sleep(self.seconds)
+        if self.seconds:
+            time.sleep(self.seconds)
         logits = self.layer(images.mean((2, 3)))
         return logits * float("nan") if self.nan and len(images) > 1 else logits
 

@@ -8,8 +8,9 @@ from repcon import teachers
 from repcon.config import PrecomputeConfig
 from repcon.errors import UserError
 from repcon.images import Pack
-from repcon.labelling.panel import find_batch_size
+from repcon.labelling.passes import find_batch_size
 from repcon.labelling.target import open_target
+from repcon.storage.layout import part_of, unit_at
 from repcon.store import LabelStore, Unit
 from repcon.teachers import Teacher
 
@@ -25,8 +26,12 @@ class Bench:
     device: torch.device
 
     def todo(self) -> list[Unit]:
-        """The units still to do that this recipe's teachers can do, as the store says now."""
+        """The units still to do that this recipe's teachers can do, as the store says now: looks at every unit."""
         return [unit for unit in self.store.unfinished() if set(unit.heads) <= self.names]
+
+    def left(self, units: list[Unit]) -> list[Unit]:
+        """Those of the units that nobody has finished yet: looks at these only."""
+        return [unit for unit in units if not self.store.is_done(unit)]
 
     @property
     def names(self) -> set[str]:
@@ -39,11 +44,10 @@ class Bench:
 
     def boxes_are_there(self, unit: Unit) -> bool:
         """Whether the unit draws its boxes itself, or the unit that did is finished."""
-        return unit.writes_boxes or all(
-            self.store.is_done(other)
-            for other in self.store.units()
-            if other.writes_boxes and other.crops == unit.crops and other.rows == unit.rows
-        )
+        if unit.writes_boxes:
+            return True
+        manifest, crop, row = self.store.manifest, unit.crops.start, unit.rows.start
+        return self.store.is_done(unit_at(manifest, part_of(manifest, None, crop), crop, row))
 
 
 def check(config: PrecomputeConfig) -> None:
@@ -53,10 +57,10 @@ def check(config: PrecomputeConfig) -> None:
         raise UserError("teachers: none named; a recipe needs at least one [[teachers]] with name and model")
     if len(set(names)) < len(names):
         raise UserError(f"teachers: {', '.join(names)}: each needs a name of its own")
-    for field in ("crops", "k", "processes"):
+    for field in ("crops", "k"):
         if getattr(config, field) < 1:
             raise UserError(f"{field}: {getattr(config, field)} makes no sense; it must be 1 or more")
-    for field in ("batch_size", "workers", "rows_per_shard"):
+    for field in ("batch_size", "workers", "rows_per_shard", "processes"):
         if getattr(config, field) < 0:
             raise UserError(f"{field}: {getattr(config, field)} makes no sense; 0 chooses by itself")
 
@@ -67,7 +71,13 @@ def load(config: PrecomputeConfig, device: str = "") -> tuple[Pack, tuple[Teache
     if not len(pack):
         raise UserError(f"{config.pack}: the pack holds no images")
     place = torch.device(device or choose_device(config))
-    return pack, tuple(teachers.load(teacher, place) for teacher in config.teachers), place
+    if place.index is not None:
+        torch.cuda.set_device(place)  # Pinned memory and streams then belong to this GPU, not to the first.
+    try:
+        return pack, tuple(teachers.load(teacher, place) for teacher in config.teachers), place
+    except torch.OutOfMemoryError as error:
+        hint = "name fewer of them, and append the others in a further run"
+        raise UserError(f"device {place}: its memory does not hold the teachers; {hint}") from error
 
 
 def set_up(config: PrecomputeConfig, device: str = "") -> Bench:

@@ -20,7 +20,7 @@ _GROW_SECONDS = 15.0
 class Worker(Protocol):
     """What an actor holds."""
 
-    def label(self, unit_name: str) -> Any:
+    def label(self, unit: Unit) -> Any:
         """Labels a unit and gives what is to be reported; None where another process has it now."""
         ...
 
@@ -122,7 +122,7 @@ class _Driver:
         busy = {id(actor) for actor, _ in self._running.values()}
         for actor in self._actors:
             if id(actor) not in busy and (name := self._next()) is not None:
-                self._running[actor.label.remote(name)] = actor, name
+                self._running[actor.label.remote(self._left[name])] = actor, name
 
     def _next(self) -> str | None:
         while self._pending:
@@ -149,9 +149,12 @@ class _Driver:
         return True
 
     def _look(self) -> None:
-        """Drops units that others (by hand, or before the driver was started again) have finished meanwhile."""
-        for name, unit in list(self._left.items()):
-            if self._store.is_done(unit):
+        """Drops units whose task is out but which others (by hand, or an actor of a lost node) have finished.
+
+        Those that nobody is on yet are looked at when their turn comes: a look at all would cost more with each.
+        """
+        for _, name in self._running.values():
+            if name in self._left and self._store.is_done(self._left[name]):
                 del self._left[name]
 
 
@@ -161,5 +164,5 @@ class _Actor:
     def __init__(self, make: Callable[..., Worker], arguments: Sequence[Any], threads: int) -> None:
         self._worker = make(*arguments, threads)
 
-    def label(self, unit: str) -> Any:
+    def label(self, unit: Unit) -> Any:
         return self._worker.label(unit)

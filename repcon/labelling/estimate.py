@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,8 @@ from repcon.crops import CropPlan, plan
 from repcon.errors import UserError
 from repcon.images import Pack
 from repcon.labelling.overlap import Ahead
-from repcon.loaders import CropBatch, Request, open_loader
+from repcon.labelling.passes import Passes, Pixels
+from repcon.loaders import Request, open_loader
 from repcon.record import console, progress
 from repcon.storage.arrays import compressed_bytes
 from repcon.storage.layout import BOX, FLIP
@@ -67,8 +69,10 @@ def _sample(
         with progress() as bars, Ahead(iter(loader.batches(requests)), 2) as batches:
             task = bars.add_task("estimate", total=planned.flips.size, unit="crops", note="")
             limit = time.perf_counter() + SAMPLE_SECONDS
+            passes = Passes(config.batch_size, device, lambda message: bars.console.print(message, style="yellow"))
             for number, batch in enumerate(batches):
-                _answer(batch, teachers, parts)
+                for teacher in teachers:
+                    parts[teacher.name] += passes.run(batch.pixels, partial(_logits, teacher))
                 bars.advance(task, len(batch.images))
                 if number == 0 and len(requests) > 1:  # The first batch warms caches and compilers: it is not timed.
                     started, first_crops, waited = time.perf_counter(), len(batch.images), batches.waited_seconds
@@ -96,10 +100,9 @@ def _requests(rows: np.ndarray, planned: CropPlan, images_per_batch: int) -> Ite
         )
 
 
-def _answer(batch: CropBatch, teachers: Sequence[Teacher], parts: dict[str, list[torch.Tensor]]) -> None:
-    for teacher in teachers:
-        device = next(teacher.module.parameters()).device
-        parts[teacher.name].append(teacher(batch.pixels[teacher.preprocessing.size].to(device)).cpu())
+def _logits(teacher: Teacher, pixels: Pixels) -> torch.Tensor:
+    device = next(teacher.module.parameters()).device
+    return teacher(pixels[teacher.preprocessing.size].to(device)).cpu()
 
 
 def _box_bytes(config: PrecomputeConfig, planned: CropPlan) -> float:

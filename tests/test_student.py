@@ -87,13 +87,21 @@ def test_frozen_norms_keep_their_statistics() -> None:
     assert means and all(not mean.any() for mean in means)
 
 
-@pytest.mark.parametrize("projection", [0, 16])
-def test_save_and_load(tmp_path: Path, images: torch.Tensor, projection: int) -> None:
-    model = student.build("test_efficientnet", heads(a=5, b=7), pretrained=False, projection=projection).eval()
+FAMILIES = ("byobnet", "convnext", "efficientnet", "mambaout", "nfnet", "resnet", "vit", "vit3")
+
+
+@pytest.mark.parametrize(("family", "projection"), [("efficientnet", 16), *((family, 0) for family in FAMILIES)])
+def test_save_and_load(tmp_path: Path, images: torch.Tensor, family: str, projection: int) -> None:
+    """The same answers again, and the same features from timm, which is given the folder and nothing else."""
+    stored = heads(a=5, b=7)
+    model = student.build(f"test_{family}", stored, size=64, pretrained=False, projection=projection).eval()
     student.save(model, tmp_path / "student", preprocessing=backbones.preprocessing(model.trunk, 64), card={})
     loaded = student.load(tmp_path / "student").eval()
     assert isinstance(loaded, Student) and loaded.head_slices == model.head_slices
-    assert torch.equal(model(images), loaded(images))
+    opened = timm.create_model(f"local-dir:{tmp_path / 'student'}", pretrained=True).eval()
+    with torch.no_grad():
+        assert torch.equal(model(images), loaded(images))
+        assert torch.equal(model.features(images), opened(images))
     assert "| a | 5 |" in (tmp_path / "student" / "README.md").read_text()
 
 

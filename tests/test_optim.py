@@ -1,6 +1,7 @@
 """optim.py: the shared step does what plain torch would do, and says so where it cannot."""
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -53,6 +54,28 @@ def test_the_schedule_warms_up_and_falls_to_nothing() -> None:
     assert rates[0] == pytest.approx(1e-3) and rates[2] == max(rates)
     assert rates[3] == pytest.approx(0.05 * (1 + math.cos(math.pi * 3 / 10)))
     assert stepping.lr == 0 and rates[-1] > 0
+
+
+@pytest.mark.parametrize("schedule", ["step", "multistep"])
+def test_schedules_of_steps_fall_within_the_run(schedule: str) -> None:
+    model = line()
+    stepping = updates(model, total=10, schedule=schedule)
+    rates = []
+    for _ in range(10):
+        rates.append(stepping.lr)
+        stepping.step(model(torch.randn(2, 4)).square().mean())
+    falls = [later / earlier for earlier, later in pairwise(rates)]
+    assert [place for place, fall in enumerate(falls, 1) if fall == pytest.approx(0.1)] in ([3, 6, 9], [2, 5, 8])
+    assert rates[0] == 0.1 and rates[-1] == pytest.approx(1e-4)
+
+
+@pytest.mark.parametrize("schedule", ["tanh", "poly", "wsd", "rsqrt", "constant", "none"])
+def test_timms_other_schedules(schedule: str) -> None:
+    model = line()
+    stepping = updates(model, total=10, schedule=schedule, warmup_epochs=0.4)
+    for _ in range(10):
+        assert 0 < stepping.lr <= 0.1
+        stepping.step(model(torch.randn(2, 4)).square().mean())
 
 
 def test_warm_up_takes_at_most_half() -> None:

@@ -112,7 +112,10 @@ def _optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
 
 
 def _schedule(optimizer: torch.optim.Optimizer, config: OptimConfig, total: int, per_epoch: float) -> Any:
-    """timm's schedule, counted in updates: an "epoch" of its interface is one update here."""
+    """timm's schedule, counted in updates: an "epoch" of its interface is one update here.
+
+    What timm gives in epochs of a run of 300 (steps of 90, milestones) is the same share of this run.
+    """
     if config.schedule == "plateau":
         raise UserError("optim.schedule 'plateau' waits for a metric per epoch; choose one that follows the updates")
     warmup = min(round(config.warmup_epochs * per_epoch), total // 2)
@@ -121,6 +124,8 @@ def _schedule(optimizer: torch.optim.Optimizer, config: OptimConfig, total: int,
             optimizer,
             config.schedule,
             num_epochs=max(total, 1),
+            decay_epochs=max(1, round(0.3 * total)) if config.schedule == "step" else None,
+            decay_milestones=[round(share * total) for share in (0.3, 0.6, 0.9)],
             warmup_epochs=warmup,
             warmup_lr=config.lr / 100,
             step_on_epochs=False,

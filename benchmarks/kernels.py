@@ -26,6 +26,7 @@ from kernels_contenders import Problem, Step
 from kernels_timing import Timing
 from records import cells, put, write_record
 from repcon_kernels import TAILS, linear_kl, multi_head_kl
+from targets import targets
 
 from repcon.environment import environment
 
@@ -55,7 +56,8 @@ def main() -> None:
     memory(device, figures)
     table = "\n".join([CAPTIONS[device], "", header(), *rows])
     print(table)
-    figures["environment"] = environment() | {"threads": torch.get_num_threads()}
+    facts: dict[str, Any] = {**environment(), "threads": torch.get_num_threads()}
+    figures |= {"environment": facts, "targets": targets("kernels", facts["device"])}
     if arguments.json:
         Path(arguments.json).write_text(json.dumps(figures, indent=2) + "\n")
     if arguments.record:

@@ -41,8 +41,9 @@ def number(value: float) -> str:
     return f"{value:,.0f}" if isinstance(value, int) or 1000 <= abs(value) < 1e9 else f"{value:.4g}"
 
 
-def table_rows(figures: Mapping[str, Any], targets: Mapping[str, str]) -> list[tuple[str, str, str, str, str]]:
-    """All numbers of a flat object of figures: name, value, quantiles, repeats, and what it should reach."""
+def table_rows(figures: Mapping[str, Any]) -> list[tuple[str, str, str, str, str]]:
+    """All numbers of a flat object of figures: name, value, quantiles, repeats, and what `targets` ask of it."""
+    targets = figures.get("targets", {})
     names = [
         name
         for name, value in figures.items()

@@ -12,7 +12,7 @@ epoch_over_gather                  all rows in random batches, slabs decoded mea
 write_over_raw_zstd, ...           rate of writing a store (checks, compression, fsync, markers) over one raw file
 npz_, log_, lmdb_, parquet_        + bytes_per_crop, batch_over_gather: peers on the first rows of the same labels
 
-Rates are medians over rounds in which all contenders take turns; `_20` and `_80` are the quantiles over rounds.
+Rates are medians over rounds in which all contenders take turns; quantiles are over those.
 `--long` takes four times the rows and then kills and damages stores: see store_faults.py.
 """
 
@@ -25,12 +25,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.table import Table
+import tables
+from records import put, write_record
 from store_faults import faults
 from store_labels import CROPS, Labels, make_labels, spec_of
 from store_peers import PEERS, Peer
+from targets import targets
 
-from repcon.record import console, environment, progress, write_json
+from repcon.environment import environment
+from repcon.record import console, progress, write_json
 from repcon.storage.truncation import bucket_kl
 from repcon.store import LabelStore, Slab
 
@@ -51,12 +54,14 @@ def main() -> None:
         figures = measure(Path(folder), images=131_072 if arguments.long else 32_768, rounds=3)
         if arguments.long:
             figures |= faults(Path(folder), kills=100, damages=400)
-    show(figures)
-    figures["environment"] = environment()
+    facts = environment() | {"device": "cpu"}  # whatever else the machine has
+    figures |= {"environment": facts, "targets": targets("store", "cpu")}
+    found = tables.of_figures("Label store", figures)
+    console.print(found.table())
     if arguments.json:
         write_json(Path(arguments.json), figures)
     if arguments.record:
-        record(figures)
+        console.print(f"recorded in {write_record('store', figures, found.markdown())}")
 
 
 def measure(folder: Path, images: int, rounds: int) -> dict[str, Any]:
@@ -122,7 +127,7 @@ def write(folder: Path, labels: Labels, rounds: int, figures: dict[str, Any]) ->
             stores[name] = store = LabelStore.create(str(folder / f"{name}-{number}"), spec)
             times[name].append(_seconds(lambda store=store: _fill(store, labels)))
     for name, store in stores.items():
-        _put(figures, f"write_over_raw_{name}", np.divide(times["raw"], times[name]))
+        put(figures, f"write_over_raw_{name}", np.divide(times["raw"], times[name]))
         files = [path for path in Path(store.url).rglob("*") if path.is_file()]
         figures[f"bytes_per_crop_{name}"] = sum(path.stat().st_size for path in files) / (labels.images * CROPS)
         figures[f"write_crops_per_second_{name}"] = labels.images * CROPS / float(np.median(times[name]))
@@ -146,7 +151,7 @@ def read_slabs(stores: Mapping[str, LabelStore], raw: RawFile, rounds: int, figu
             times[name].append(_seconds(lambda store=store, crop=crop: store.slab(crop)))
     warm = slice(CROPS, None)  # the first round opens files and reads markers
     for name in stores:
-        _put(figures, f"slab_over_memmap_{name}", np.divide(times["raw"][warm], times[name][warm]))
+        put(figures, f"slab_over_memmap_{name}", np.divide(times["raw"][warm], times[name][warm]))
         rate = len(raw.data) / CROPS / float(np.median(times[name][warm]))
         figures[f"slab_bytes_per_second_{name}"] = rate
     figures["memmap_bytes_per_second"] = len(raw.data) / CROPS / float(np.median(times["raw"][warm]))
@@ -162,14 +167,14 @@ def read_batches(store: LabelStore, raw: RawFile, rounds: int, figures: dict[str
         ratios.append(
             _seconds(lambda rows=rows: _gather(mapped, rows)) / _seconds(lambda rows=rows: _gather(slab, rows))
         )
-    _put(figures, "batch_over_gather", ratios)
+    put(figures, "batch_over_gather", ratios)
     orders = [generator.permutation(store.images) for _ in range(CROPS)]
     epochs = []
     for _ in range(rounds):
         theirs = _seconds(lambda: [_epoch(raw.arrays(crop), order) for crop, order in enumerate(orders)])
         ours = _seconds(lambda: [_epoch(arrays_of(s), orders[s.crop]) for s in store.slabs(range(CROPS))])
         epochs.append(theirs / ours)
-    _put(figures, "epoch_over_gather", epochs)
+    put(figures, "epoch_over_gather", epochs)
 
 
 def _epoch(arrays: list[np.ndarray], order: np.ndarray) -> None:
@@ -189,7 +194,7 @@ def read_peer(name: str, peer: Peer, images: int, raw: RawFile, figures: dict[st
         rows = generator.integers(0, images, BATCH)
         fast = min(_seconds(lambda rows=rows: _gather(mapped, rows)) for _ in range(3))
         ratios.append(fast / _seconds(lambda rows=rows: peer.read(0, rows)))
-    _put(figures, f"{name}_batch_over_gather", ratios)
+    put(figures, f"{name}_batch_over_gather", ratios)
     figures[f"{name}_bytes_per_crop"] = peer.bytes / (images * CROPS)
 
 
@@ -207,50 +212,6 @@ def _seconds(action: Callable[[], object]) -> float:
     start = time.perf_counter()
     action()
     return time.perf_counter() - start
-
-
-def _put(figures: dict[str, Any], name: str, ratios: Any) -> None:
-    figures[name] = float(np.median(ratios))
-    figures[f"{name}_20"], figures[f"{name}_80"] = (float(value) for value in np.quantile(ratios, (0.2, 0.8)))
-
-
-TARGETS = {
-    "bytes_per_crop_zstd": ("at most", 120), "bytes_per_crop_gaps": ("at most", 85), "gaps_mean_kl": ("at most", 1e-4),
-    "gaps_worst_kl": ("at most", 1e-3), "slab_over_memmap_zstd": ("at least", 0.15),
-    "slab_over_memmap_lz4": ("at least", 0.35), "batch_over_gather": ("at least", 0.6),
-    "write_over_raw_zstd": ("at least", 0.12),
-}  # fmt: skip
-
-
-def rows_of(figures: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    """Name, value with its quantiles, and what it should reach."""
-    found = []
-    for name, value in figures.items():
-        if isinstance(value, int | float) and not name.endswith(("_20", "_80")):
-            spread = f" ({figures[f'{name}_20']:.3g} to {figures[f'{name}_80']:.3g})" if f"{name}_20" in figures else ""
-            found.append((name, f"{value:,.4g}{spread}", " ".join(map(str, TARGETS.get(name, ())))))
-    return found
-
-
-def show(figures: Mapping[str, Any]) -> None:
-    """The table."""
-    table = Table("figure", "value (20 to 80 % of rounds)", "to reach", title="Label store", title_justify="left")
-    for row in rows_of(figures):
-        table.add_row(*row)
-    console.print(table)
-
-
-def record(figures: Mapping[str, Any]) -> None:
-    """A folder in benchmarks/records: results.json, table.md, env.json."""
-    cores = figures["environment"]["cores"]
-    folder = Path(__file__).parent / "records" / f"{time.strftime('%Y-%m-%d')}-store-cpu-{cores}-cores"
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / "results.json", {name: value for name, value in figures.items() if name != "environment"})
-    write_json(folder / "env.json", figures["environment"])
-    lines = ["| figure | value (20 to 80 % of rounds) | to reach |", "|---|---|---|"]
-    lines += [f"| {name} | {value} | {target} |" for name, value, target in rows_of(figures)]
-    (folder / "table.md").write_text("\n".join(lines) + "\n")
-    console.print(f"record: {folder}")
 
 
 if __name__ == "__main__":

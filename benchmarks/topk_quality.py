@@ -17,14 +17,14 @@ import argparse
 import json
 import os
 import statistics
-import time
 from collections.abc import Generator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from rich.table import Table
+from records import write_record
+from tables import Grid
 
 from repcon import images, precompute, student, teach, topk, transfer
 from repcon.config import (
@@ -38,8 +38,9 @@ from repcon.config import (
     TeacherConfig,
     TrainConfig,
 )
+from repcon.environment import environment
 from repcon.errors import UserError
-from repcon.record import console, environment, write_json
+from repcon.record import console, write_json
 from repcon.store import LabelStore
 from repcon.teachers import Teacher, from_section
 from repcon.training.feed import Batch, Feed
@@ -93,16 +94,13 @@ def main() -> None:
         raise UserError("no photographs: give --data FOLDER or set REPCON_DATA (tools/photos.py builds the folder)")
     protocol, name = (LONG, "long") if arguments.long else (SHORT, "short")
     figures = summarise(run(Path(arguments.data), Path(arguments.work) / name, protocol), protocol)
-    show(figures)
-    figures["environment"] = environment()
+    found = grid(figures)
+    console.print(found.table())
+    figures["environment"] = environment() | {"device": "cpu"}  # All of it runs there.
     if arguments.json:
         write_json(Path(arguments.json), figures)
     if arguments.record:
-        cores = figures["environment"]["cores"]
-        folder = Path(__file__).parent / "records" / f"{time.strftime('%Y-%m-%d')}-topk-quality-cpu-{cores}-cores"
-        folder.mkdir(parents=True, exist_ok=True)
-        write_json(folder / "results.json", figures)
-        console.print(f"recorded in {folder}")
+        console.print(f"recorded in {write_record('topk-quality', figures, found.markdown())}")
 
 
 def run(data: Path, work: Path, protocol: Protocol) -> dict[str, list[dict[str, float]]]:
@@ -260,12 +258,19 @@ def _spread(values: list[float]) -> float:
     return statistics.stdev(values) if len(values) > 1 else 0.0
 
 
-def show(figures: dict[str, Any]) -> None:
-    table = Table("figure", "value", title="stored top-k labels against teachers in every step")
-    for name, value in figures.items():
-        table.add_row(name, f"{value:.4f}" if name.startswith("kl") else f"{value:.2f}")
-    console.print(table)
+def grid(figures: dict[str, Any]) -> Grid:
+    """The table."""
+    rows = [(name, f"{value:.4f}" if name.startswith("kl") else f"{value:.2f}") for name, value in figures.items()]
+    return Grid(
+        title="Stored top-k labels against teachers in every step: % and points",
+        titles=("figure", "value"),
+        rows=rows,
+    )
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except UserError as error:
+        console.print(f"[bold red]error[/] {error}")
+        raise SystemExit(1) from None

@@ -12,14 +12,13 @@ torchdistill_over_ours the same as online_over_ours through torchdistill, where 
 data_share             of the trainer's time, the part spent waiting for data
 *_memory_bytes         the largest memory while each ran: of the GPU, or resident in a process of its own (--long)
 
-Every round runs all contenders once, one after the other; figures are medians over rounds of the ratio within a round.
+Every round runs all contenders once, one after the other; figures are medians over rounds of the ratio within a
+round.
 The pictures are generated JPEGs of 500 x 375 pixels and about 100 kB, the stored labels random.
 """
 
 import argparse
 import multiprocessing
-import resource
-import statistics
 import tempfile
 import time
 from collections.abc import Callable, Mapping
@@ -27,11 +26,15 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import tables
 import torch
-from rich.table import Table
+from records import peak_memory_bytes, put, write_record
+from targets import targets
 from training_contenders import Contender, Setting, heavy_contenders, light_contenders, make_data, open_data
 
-from repcon.record import console, environment, progress, write_json
+from repcon.environment import environment
+from repcon.record import console, progress, write_json
 
 SHORT = Setting(heavy_images=64, light_images=192, batch_size=16, rounds=3)
 LONG = Setting(heavy_images=256, light_images=960, batch_size=32, rounds=7)
@@ -48,12 +51,15 @@ def main() -> None:
     setting = GPU if arguments.device == "cuda" else LONG if arguments.long else SHORT
     with tempfile.TemporaryDirectory() as folder:
         figures = measure(setting, arguments.device, Path(folder), memory=arguments.long)
-    show(figures)
-    figures["environment"] = environment()
+    facts = environment()
+    facts["device"] = facts["device"] if arguments.device == "cuda" else "cpu"
+    figures |= {"environment": facts, "targets": targets("training", facts["device"])}
+    found = tables.of_figures("Training", figures)
+    console.print(found.table())
     if arguments.json:
         write_json(Path(arguments.json), figures)
     if arguments.record:
-        record(figures)
+        console.print(f"recorded in {write_record('training', figures, found.markdown())}")
 
 
 def measure(setting: Setting, device: str, folder: Path, *, memory: bool) -> dict[str, Any]:
@@ -62,21 +68,21 @@ def measure(setting: Setting, device: str, folder: Path, *, memory: bool) -> dic
     heavy = timed(heavy_contenders(data, setting, device), setting.rounds, device)
     light = timed(light_contenders(data, setting, device), setting.rounds, device)
 
-    def ratio(times: Mapping[str, list[float]], above: str, below: str) -> float:
-        return statistics.median(a / b for a, b in zip(times[above], times[below], strict=True))
-
-    figures: dict[str, Any] = {
-        "step_over_synthetic": ratio(heavy.seconds, "synthetic", "ours"),
-        "ideal_over_ours": ratio(heavy.seconds, "ideal", "ours"),
-        "online_over_ours": ratio(heavy.seconds, "online", "ours_one"),
-        "online_two_over_ours": ratio(heavy.seconds, "online_two", "ours"),
-        "epoch_over_plain_1": ratio(light.seconds, "ours_1", "plain"),
-        "epoch_over_plain_4": ratio(light.seconds, "ours_4", "plain"),
-        "data_share": statistics.median(heavy.data_shares["ours"]),
-        "images_per_second": 1 / statistics.median(heavy.seconds["ours"]),
+    ratios = {
+        "step_over_synthetic": (heavy, "synthetic", "ours"),
+        "ideal_over_ours": (heavy, "ideal", "ours"),
+        "online_over_ours": (heavy, "online", "ours_one"),
+        "online_two_over_ours": (heavy, "online_two", "ours"),
+        "torchdistill_over_ours": (heavy, "torchdistill", "ours_one"),
+        "epoch_over_plain_1": (light, "ours_1", "plain"),
+        "epoch_over_plain_4": (light, "ours_4", "plain"),
     }
-    if "torchdistill" in heavy.seconds:
-        figures["torchdistill_over_ours"] = ratio(heavy.seconds, "torchdistill", "ours_one")
+    figures: dict[str, Any] = {}
+    for name, (part, above, below) in ratios.items():
+        if above in part.seconds:
+            put(figures, name, np.divide(part.seconds[above], part.seconds[below]))
+    put(figures, "data_share", heavy.data_shares["ours"])
+    put(figures, "images_per_second", 1 / np.array(heavy.seconds["ours"]))
     peaks = heavy.memory | light.memory
     if memory and device == "cpu":
         peaks = {name: peak_alone(name, folder, setting) for name in ("ours", "ideal", "online", "plain", "ours_4")}
@@ -143,24 +149,7 @@ def _run_alone(name: str, folder: Path, setting: Setting, writer: Connection) ->
     chosen = contenders(data, setting, "cpu", only=name)[name]
     chosen.epoch()
     chosen.close()
-    writer.send(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
-
-
-def show(figures: Mapping[str, Any]) -> None:
-    table = Table("figure", "value", title="training")
-    for name, value in figures.items():
-        table.add_row(name, f"{value / 2**20:,.0f} MiB" if name.endswith("_bytes") else f"{value:.3f}")
-    console.print(table)
-
-
-def record(figures: Mapping[str, Any]) -> None:
-    """A folder with the figures under benchmarks/records."""
-    device = figures["environment"]["device"]
-    name = f"cpu-{figures['environment']['cores']}-cores" if device == "cpu" else device.lower().replace(" ", "-")
-    folder = Path(__file__).parent / "records" / f"{time.strftime('%Y-%m-%d')}-training-{name}"
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / "results.json", figures)
-    console.print(f"recorded in {folder}")
+    writer.send(peak_memory_bytes())
 
 
 if __name__ == "__main__":

@@ -2,11 +2,8 @@
 
 import json
 import os
-import platform
-import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -18,6 +15,7 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
+from repcon.environment import environment
 from repcon.errors import UserError
 
 console = Console()
@@ -25,40 +23,6 @@ console = Console()
 LEAST_BAR, MOST_BAR = 10, 30
 """Columns that a progress bar takes."""
 SPINNER = Spinner("dots")
-
-PACKAGES = (
-    "repcon", "torch", "torchvision", "timm", "triton", "numpy", "zarr", "numcodecs", "nvidia-dali-cuda130",
-    "nvidia-dali-cuda120", "ffcv", "ray", "scikit-learn",
-)  # fmt: skip
-
-
-def environment() -> dict[str, Any]:
-    """The facts that a figure cannot be believed without: versions, processor, device, command."""
-    import torch
-
-    versions: dict[str, str] = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return {
-        "versions": versions,
-        "system": f"{platform.system()} {platform.machine()}",
-        "processor": _processor(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
-        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-    }
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "unknown")
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:

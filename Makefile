@@ -19,8 +19,10 @@ lint: $(VENV)/.test
 	$(BIN)/basedpyright
 	$(BIN)/lint-imports
 
+# make bench ARGS="--long --record --data FOLDER"
 bench: $(VENV)/.test
-	$(BIN)/python benchmarks/run.py
+	@if tools/install-ffcv --possible; then tools/install-ffcv $(BIN)/python; fi
+	$(BIN)/python benchmarks/run.py $(ARGS)
 
 ffcv: $(VENV)/.demo
 	tools/install-ffcv $(BIN)/python

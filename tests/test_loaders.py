@@ -7,13 +7,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import simplejpeg
 import torch
 from loader_case import SIDES, make_pack, request
 
+from repcon import images
+from repcon.config import PackConfig
 from repcon.errors import UserError
 from repcon.images import Pack
 from repcon.loaders import CropBatch, Loader, Request, installed, open_loader, opening
 from repcon.loaders.buffers import Buffers
+from repcon.loaders.order import Order, Pass
 from repcon.loaders.reference import crop, crop_float
 
 MEAN_DIFFERENCE = {"torch": 0.25, "dali": 0.05, "ffcv": 0.05}
@@ -80,6 +84,63 @@ def test_a_batch_for_each_request_in_order(kind: str, pack: Pack, loader: Loader
             assert batch.pixels[side].shape == (n * c, 3, side, side)
             assert batch.pixels[side].dtype == torch.uint8
             assert batch.pixels[side].is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("kind", FAST)
+def test_very_long_images(kind: str, tmp_path: Path) -> None:
+    (tmp_path / "source").mkdir()
+    for width, height in ((20_000, 10), (10, 20_000)):
+        pixels = np.random.default_rng(width).integers(0, 256, (height, width, 3), np.uint8)
+        (tmp_path / f"source/{width}.jpg").write_bytes(simplejpeg.encode_jpeg(pixels))
+    images.run(PackConfig(source=str(tmp_path / "source"), out=str(tmp_path / "pack"), max_side=0, ffcv=kind == "ffcv"))
+    pack = Pack.open(tmp_path / "pack")
+    requests = [request(pack, [0, 1], 6)]
+    (expected,), opened = open_loader("reference", pack, SIDES).batches(requests), open_loader(kind, pack, SIDES)
+    (found,) = opened.batches(requests)
+    opened.close()
+    assert sorted(pack.sizes.tolist()) == [[10, 20_000], [20_000, 10]]
+    for side in SIDES:
+        assert difference(expected, found, side).mean() <= MEAN_DIFFERENCE[kind]
+
+
+def of_the_order(pack: Pack, loader: Loader, start: int = 0, window: int = 0, rank: int = 0, world: int = 1):
+    """The order, and the batches that the loader makes of it from `start` on; the last one is smaller than the rest."""
+    part, boxes = Pass(epoch=3, crops=(0, 1)), request(pack, range(len(pack)), 6, seed=9)
+    order = Order(np.arange(len(pack)), part, seed=5, batch_size=8, mix_window=window, rank=rank, world=world)
+    stored = [boxes.boxes[:, j] for j in (2, 5)], [boxes.flips[:, j] for j in (2, 5)]
+    return order, list(order.batches(loader.batches(order.requests(*stored, start)), start))
+
+
+@pytest.mark.parametrize("window", [0, 4])
+@pytest.mark.parametrize("kind", ALL)
+def test_the_order_of_training_is_the_same_in_all(kind: str, window: int, pack: Pack, loader: Loader) -> None:
+    """The same for a seed and an epoch, shared by any number of processes, and from any batch on."""
+    order, whole = of_the_order(pack, loader, window=window)
+    assert [len(batch.images) for batch in whole] == {0: [8, 8, 6], 4: [7, 8, 7]}[window]
+    for step, batch in enumerate(whole):
+        wanted = order.samples(step)
+        assert batch.images.tolist() == wanted[0].tolist() and batch.crops.tolist() == wanted[1].tolist()
+    for start in range(1, 4):
+        rest = of_the_order(pack, loader, start, window)[1]
+        assert len(rest) == 3 - start
+        for one, other in zip(rest, whole[start:], strict=True):
+            assert torch.equal(one.images, other.images) and torch.equal(one.crops, other.crops)
+            assert torch.equal(one.pixels[SIDES[0]], other.pixels[SIDES[0]])
+    shares = [of_the_order(pack, loader, window=window, rank=rank, world=2)[1] for rank in range(2)]
+    for batch, *parts in zip(whole, *shares, strict=True):
+        assert pixels_by_crop([batch]) == pixels_by_crop(parts)
+
+
+def pixels_by_crop(batches: list[CropBatch]) -> dict[tuple[int, int], bytes]:
+    rows = [
+        ((image, number), pixels.numpy().tobytes())
+        for batch in batches
+        for image, number, pixels in zip(
+            batch.images.tolist(), batch.crops.tolist(), batch.pixels[SIDES[0]], strict=True
+        )
+    ]
+    assert len(dict(rows)) == len(rows)
+    return dict(rows)
 
 
 @pytest.mark.parametrize("kind", FAST)
@@ -194,6 +255,22 @@ def test_closing_ends_the_threads_even_in_the_middle(kind: str, pack: Pack) -> N
     while set(threading.enumerate()) - before and time.monotonic() < deadline:
         time.sleep(0.01)
     assert not set(threading.enumerate()) - before
+
+
+def test_torch_stays_single_in_the_loaders_threads_only(pack: Pack) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        loader, seen = open_loader("torch", pack, SIDES, workers=4), []
+        loader._pool.in_each_thread(lambda: seen.append(torch.get_num_threads()))  # pyright: ignore
+        assert seen == [1] * 4 and torch.get_num_threads() == 3
+        other = threading.Thread(target=lambda: seen.append(torch.get_num_threads()))
+        other.start()
+        other.join()
+        assert seen[-1] == 3
+        loader.close()
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_memory_is_taken_again_only_when_nothing_looks_at_it() -> None:

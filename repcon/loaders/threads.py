@@ -32,6 +32,7 @@ class ThreadsLoader:
     def __init__(self, pack: "Pack", sides: Sequence[int], *, workers: int = 0, device: str = "cpu") -> None:
         self._pack, self._sides, self._buffers = pack, tuple(sides), Buffers(device)
         self._pool = BatchPool(workers)
+        _keep_torch_single(self._pool)
 
     def batches(self, requests: Iterable[Request]) -> Iterator[CropBatch]:
         """See `Loader.batches`."""
@@ -57,6 +58,21 @@ class ThreadsLoader:
     def close(self) -> None:
         """See `Loader.close`."""
         self._pool.close()
+
+
+def _keep_torch_single(pool: BatchPool) -> None:
+    """torch splits each resize over threads of its own, which on cores that are busy decoding costs several times
+    what it saves. How many it takes is a property of the calling thread, and the last number given is the default of
+    threads to come: it is put back.
+    """
+    threads = torch.get_num_threads()
+    pool.in_each_thread(_single)
+    torch.set_num_threads(threads)
+
+
+def _single() -> None:
+    torch.get_num_threads()  # a thread's first question sets the default
+    torch.set_num_threads(1)
 
 
 def cut(image: np.ndarray, request: Request, i: int, pixels: dict[int, torch.Tensor]) -> None:

@@ -85,9 +85,13 @@ def _open(kind: str, pack: "Pack", sides: tuple[int, ...], workers: int, device:
         from repcon.loaders.ffcv import FfcvLoader
 
         return FfcvLoader(pack, sides, workers=workers, device=device)
-    from repcon.loaders.dali import open_dali
+    if device.startswith("cuda"):
+        from repcon.loaders.dali_graph import GraphLoader
 
-    return open_dali(pack, sides, workers=workers, device=device)
+        return GraphLoader(pack, sides, workers=workers, device=device)
+    from repcon.loaders.dali import CpuLoader
+
+    return CpuLoader(pack, sides, workers=workers)
 
 
 def _choose(pack: "Pack", on_gpu: bool) -> tuple[str, str]:

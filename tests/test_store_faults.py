@@ -7,7 +7,6 @@ import pickle
 import random
 import shutil
 import subprocess
-import time
 from pathlib import Path
 
 import numpy as np
@@ -36,32 +35,6 @@ def read_everything(url: str, heads: list[str] | None = None, crops: int = 4) ->
             wanted_ids, wanted_logp = expected(store, slab.crop, name)
             np.testing.assert_array_equal(ids, wanted_ids)
             np.testing.assert_array_equal(logp, wanted_logp)
-
-
-def files_in(folder: Path) -> int:
-    return sum(len(names) for _, _, names in os.walk(folder))
-
-
-def test_ten_kills_lose_nothing_and_the_end_is_byte_identical(tmp_path):
-    facts = {"images": 300, "rows_per_shard": 10}
-    create_and_fill(str(tmp_path / "whole"), **facts)
-    generator, killed = random.Random(4), tmp_path / "killed"
-    left = [30]
-    for _ in range(10):
-        process = CONTEXT.Process(target=create_and_fill, args=(str(killed),), kwargs=facts)
-        process.start()
-        # By files and not by the clock: a busy machine only takes longer to come to the same places.
-        goal = files_in(killed) + generator.randrange(1, 25)
-        while files_in(killed) < goal and process.is_alive():
-            time.sleep(0.001)
-        time.sleep(generator.uniform(0, 0.01))
-        process.kill()
-        process.join()
-        if (killed / "manifest.json").exists():
-            left.append(len(LabelStore.open(str(killed)).unfinished()))
-    assert left == sorted(left, reverse=True) and len(set(left)) > 4
-    create_and_fill(str(killed), **facts)
-    assert snapshot(killed) == snapshot(tmp_path / "whole")
 
 
 def test_racing_writers_of_the_same_units_lose_nothing(tmp_path):

@@ -21,7 +21,7 @@ from repcon.errors import UserError
 from repcon.packs import format as pack_format
 from repcon.packs import packing, sources
 from repcon.packs.files import Files, files_below
-from repcon.packs.format import BETON, INDEX, LEFT_OUT, MANIFEST, Keys, Manifest, shard_name
+from repcon.packs.format import BETON, INDEX, LEFT_OUT, MANIFEST, MAX_MANIFEST_BYTES, Keys, Manifest, shard_name
 from repcon.packs.jpeg import Unusable, content_hash, read_header
 from repcon.record import Run, console
 
@@ -60,7 +60,7 @@ class Pack:
         """
         files, origin = files_below(str(url))
         try:
-            manifest = pack_format.load_manifest(files.whole(MANIFEST), origin)
+            manifest = pack_format.load_manifest(files.part(MANIFEST, 0, MAX_MANIFEST_BYTES + 1), origin)
             index = files.whole(INDEX)
         except OSError as error:
             raise UserError(

@@ -26,6 +26,7 @@ from repcon.storage.layout import (
 from repcon.storage.manifest import (
     JOURNAL,
     MANIFEST,
+    MOST_BYTES,
     Manifest,
     Part,
     StoreSpec,
@@ -81,11 +82,11 @@ class LabelStore:
         which an existing store differs; versions and licences may.
         """
         files = open_files(str(url))
-        files.sweep()
         if files.size(MANIFEST) is None:
             if files.names("") and files.size(JOURNAL) is None:
                 raise UserError(f"{files.root} holds other files; name an empty or new folder for the store")
             commit(files, manifest_of(spec))
+        files.sweep()
         complete(files)
         store = cls.open(url)
         require_same(store.manifest, spec, store.url)
@@ -96,7 +97,7 @@ class LabelStore:
         """An existing store. Raises UserError on damage, another format version, or no store."""
         files = open_files(str(url))
         try:
-            store = cls(files, files.read(MANIFEST))
+            store = cls(files, files.read(MANIFEST, 0, MOST_BYTES + 1))
         except (FileNotFoundError, NotADirectoryError):
             hint = f"no label store here (it has no {MANIFEST}); `repcon precompute` makes one"
             raise UserError(f"{files.root}: {hint}") from None

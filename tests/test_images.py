@@ -3,6 +3,7 @@
 import hashlib
 import json
 import multiprocessing
+import os
 import pickle
 import shutil
 from concurrent.futures import ThreadPoolExecutor
@@ -134,6 +135,12 @@ def test_an_index_that_lies_about_a_header_is_found(copy: Path) -> None:
     (copy / "pack.json").write_text(json.dumps(manifest))
     with pytest.raises(UserError, match="is 65500 x 65500 pixels, not as the index says"):
         Pack.open(copy).read(0)
+
+
+def test_a_manifest_of_a_terabyte_is_not_read(copy: Path) -> None:
+    os.truncate(copy / "pack.json", 2**40)
+    with pytest.raises(UserError, match="too many for a manifest"):
+        Pack.open(copy)
 
 
 def test_no_pack_there(tmp_path: Path) -> None:

@@ -243,8 +243,10 @@ def test_opening_what_is_no_store(tmp_path):
     with pytest.raises(UserError, match="no label store here"):
         LabelStore.open(str(tmp_path / "absent"))
     (tmp_path / "thesis.tex").write_text("years of work")
+    (tmp_path / ".draft.tmp").write_text("another program's")
     with pytest.raises(UserError, match="holds other files"):
         LabelStore.create(str(tmp_path), spec())
+    assert {path.name for path in tmp_path.iterdir()} == {"thesis.tex", ".draft.tmp"}
 
 
 def test_another_process_gets_its_own_by_pickling(store):

@@ -9,10 +9,10 @@ from repcon.errors import UserError
 from repcon.storage.files import open_files
 
 
-@pytest.fixture(params=["path", "file", "memory"])
+@pytest.fixture(params=["path", "file", "local", "memory"])
 def files(request, tmp_path):
-    roots = {"path": str(tmp_path / "root"), "file": f"file://{tmp_path}/root", "memory": f"memory://{tmp_path.name}"}
-    return open_files(roots[request.param])
+    places = {"path": tmp_path / "root", "file": f"file://{tmp_path}/root", "local": f"local://{tmp_path}/root"}
+    return open_files(str(places.get(request.param, f"memory://{tmp_path.name}")))
 
 
 def test_what_is_written_is_read_in_whole_and_in_part(files):

@@ -1,5 +1,6 @@
 """A store from a stranger is safe to open: it cannot ask for impossible memory, leave its folder, or serve poison."""
 
+import os
 from pathlib import Path
 
 import google_crc32c
@@ -27,6 +28,12 @@ def test_a_strangers_store_cannot_ask_for_impossible_sizes(store):
     path.write_bytes(seal(values | {"images": 2**33, "rows_per_shard": 2**20}))
     with pytest.raises(UserError):  # the markers of all those units are not there, and nothing was allocated
         LabelStore.open(store.url).slab(0)
+
+
+def test_a_manifest_of_a_terabyte_is_not_read(store):
+    os.truncate(Path(store.url) / "manifest.json", 2**40)
+    with pytest.raises(UserError, match="too many for a manifest"):
+        LabelStore.open(store.url)
 
 
 def test_a_strangers_store_cannot_lead_out_of_its_folder(store, tmp_path):

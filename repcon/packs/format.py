@@ -117,8 +117,10 @@ class Manifest:
 
 def load_manifest(data: bytes, origin: str) -> Manifest:
     """Raises UserError naming the field that is missing, of another type, or of another format version."""
+    if len(data) > MAX_MANIFEST_BYTES:
+        raise _damaged(origin, f"{MANIFEST}: more than {MAX_MANIFEST_BYTES} bytes are too many for a manifest")
     try:
-        values = json.loads(data) if len(data) <= MAX_MANIFEST_BYTES else None
+        values = json.loads(data)
     except (ValueError, RecursionError) as error:
         raise _damaged(origin, f"{MANIFEST}: {error}") from error
     if not isinstance(values, dict) or values.get("kind") != "repcon pack":

@@ -17,6 +17,7 @@ from repcon.storage.layout import layouts_of
 from repcon.storage.manifest import (
     JOURNAL,
     MANIFEST,
+    MOST_BYTES,
     Manifest,
     StoreSpec,
     TeacherSection,
@@ -55,14 +56,18 @@ def _same_json(held: bytes, wanted: bytes) -> bool:
 def complete(files: Files) -> None:
     """Completes a change that was cut short, if there is one."""
     if files.size(JOURNAL) is not None:
-        commit(files, read_manifest(files.read(JOURNAL), f"{files.root}/{JOURNAL}"))
+        commit(files, _coming(files))
+
+
+def _coming(files: Files) -> Manifest:
+    return read_manifest(files.read(JOURNAL, 0, MOST_BYTES + 1), f"{files.root}/{JOURNAL}")
 
 
 def check_metadata(files: Files, manifest: Manifest) -> None:
     """Compares every `zarr.json` with its hash; while a change is under way the coming one is right too."""
     accepted = [manifest.metadata]
     if files.size(JOURNAL) is not None:
-        accepted.append(read_manifest(files.read(JOURNAL), f"{files.root}/{JOURNAL}").metadata)
+        accepted.append(_coming(files).metadata)
 
     def problem(name: str) -> str | None:
         try:

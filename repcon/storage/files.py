@@ -50,10 +50,11 @@ class Files(Protocol):
 
 def open_files(url: str) -> Files:
     """A path, `file://`, or anything that fsspec opens: `memory://`, `s3://`, ..."""
-    if "://" not in url:
+    scheme, separator, path = url.partition("://")
+    if not separator:
         return LocalFiles(Path(url))
-    if url.startswith("file://"):
-        return LocalFiles(Path(url.removeprefix("file://")))
+    if scheme in ("file", "local"):
+        return LocalFiles(Path(path))
     import fsspec
 
     try:

@@ -18,6 +18,8 @@ from repcon.errors import UserError
 FORMAT, VERSION = "repcon labels", 1
 MANIFEST, JOURNAL, MARKERS = "manifest.json", "manifest.next.json", "done"
 CROPS_PER_SHARD, ROWS_PER_SHARD = 8, 16_384
+MOST_BYTES = 64 * 2**20
+"""A longer manifest is refused, and no more of it is read."""
 _HEAD_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 _LARGEST = {"images": 2**36, "crops": 2**16, "k": 2**16, "rows_per_shard": 2**20, "crops_per_shard": CROPS_PER_SHARD}
 _MOST_UNITS = 10**7
@@ -205,8 +207,8 @@ def write_manifest(manifest: Manifest) -> bytes:
 
 def read_manifest(data: bytes, origin: str) -> Manifest:
     """Parses and checks a manifest. Raises UserError on another format version, damage, or impossible values."""
-    if len(data) > 64 * 2**20:
-        raise UserError(f"{origin}: {len(data)} bytes are too many for a manifest")
+    if len(data) > MOST_BYTES:
+        raise UserError(f"{origin}: more than {MOST_BYTES} bytes are too many for a manifest")
     try:
         loose = json.loads(data)
     except (ValueError, RecursionError):

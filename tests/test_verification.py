@@ -1,4 +1,5 @@
 import dataclasses
+import json
 import shutil
 from pathlib import Path
 
@@ -7,14 +8,18 @@ import pytest
 import torch
 from store_builder import boxes_of, fill, labels_of, spec, write
 
-from repcon import backbones, precompute, verification
+from repcon import backbones, cli, images, precompute, verification
 from repcon.backbones import Preprocessing
-from repcon.config import PrecomputeConfig, TeacherConfig, VerifyConfig
+from repcon.config import PackConfig, PrecomputeConfig, TeacherConfig, VerifyConfig
 from repcon.errors import UserError
-from repcon.images import open_or_pack
+from repcon.images import Pack
+from repcon.loaders import installed
 from repcon.storage.manifest import seal, unseal
 from repcon.store import LabelStore
 from repcon.verification import label_problems
+
+FAST = {"torch": 0.25, "dali": 0.05, "ffcv": 0.05}
+"""Mean absolute difference to the reference's pixels, of 255."""
 
 
 @pytest.fixture
@@ -54,6 +59,17 @@ def test_every_kind_of_damage_is_told_at_once(store):
     assert len(error.figures["problems"]) == 3 and "3 problems" in str(error)
     for name in ("heads/wide/ids/c/0/0/0", "heads/small/logp/c/0/1/0", "part-0-crop-0-row-80"):
         assert name in problems
+
+
+def test_the_exit_code_and_the_figures_tell_a_script(store, tmp_path, capsys):
+    words = ["verify", store.url, "--json", str(tmp_path / "figures.json")]
+    assert cli.main(words) == 0
+    assert json.loads((tmp_path / "figures.json").read_text())["passed"] is True
+    (Path(store.url) / "heads/wide/ids/c/0/0/0").write_bytes(b"")
+    assert cli.main(words) == 1
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    assert figures["passed"] is False and len(figures["problems"]) == 1
+    assert "1 problem" in capsys.readouterr().out.replace("\n", " ")
 
 
 def test_a_flipped_byte_that_no_reader_looks_at_is_found_by_its_hash(store):
@@ -102,7 +118,8 @@ def test_boxes_must_lie_in_their_images(store):
 def real(tmp_path_factory, picture_folder) -> Path:
     """A pack, two teachers in folders, and the store that `repcon precompute` made of them."""
     root = tmp_path_factory.mktemp("real")
-    pack = open_or_pack(str(picture_folder), root / "cache")
+    images.run(PackConfig(source=str(picture_folder), out=str(root / "images"), ffcv=installed("ffcv")))
+    pack = Pack.open(root / "images")
     for seed, classes in ((0, 5), (1, 30)):
         torch.manual_seed(seed)
         data = Preprocessing(size=32, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
@@ -135,11 +152,15 @@ def config(real: Path, store: str = "", **changes) -> VerifyConfig:
 
 
 def test_teachers_give_the_stored_answers_again_through_each_loader(real):
-    figures = verification.run(config(real))
+    figures = verification.run(config(real, loaders=("auto",)))
     assert figures["passed"] and set(figures["reruns"]) == {"t5", "t30"}
     for loaders in figures["reruns"].values():
+        assert set(loaders) == {"reference", *(kind for kind in FAST if installed(kind))}
         assert loaders["reference"]["kl"] < 1e-5 and loaders["reference"]["agreement"] == 1
-        assert loaders["torch"]["kl"] < 0.01 and loaders["torch"]["pixel_difference"] < 1
+        for kind, limit in FAST.items():
+            if kind in loaders:
+                assert loaders[kind]["kl"] < 0.01 and loaders[kind]["pixel_difference"] <= limit
+                assert loaders[kind]["agreement"] >= 0.99
 
 
 def test_thresholds_decide(real):

@@ -125,7 +125,7 @@ class UnitWorker:
 def claimed(bench: Bench, units: list[Unit], leases: Leases) -> Iterator[Unit]:
     """Those units that nobody else has, as they are asked for."""
     for unit in units:
-        if not leases.claim(unit.name):
+        if bench.store.is_done(unit) or not leases.claim(unit.name):
             continue
         if bench.store.is_done(unit) or not bench.boxes_are_there(unit):
             leases.release(unit.name)

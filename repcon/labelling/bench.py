@@ -1,5 +1,6 @@
 """What a process labels with, and what is left to label."""
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 import torch
@@ -8,11 +9,15 @@ from repcon import teachers
 from repcon.config import PrecomputeConfig
 from repcon.errors import UserError
 from repcon.images import Pack
+from repcon.labelling.nearby import NearbyPack
 from repcon.labelling.passes import find_batch_size
 from repcon.labelling.target import open_target
 from repcon.storage.layout import part_of, unit_at
 from repcon.store import LabelStore, Unit
 from repcon.teachers import Teacher
+
+SCAN_THREADS = 32
+"""Requests at a time while the units of a store behind a URL are looked at."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,7 +32,12 @@ class Bench:
 
     def todo(self) -> list[Unit]:
         """The units still to do that this recipe's teachers can do, as the store says now: looks at every unit."""
-        return [unit for unit in self.store.unfinished() if set(unit.heads) <= self.names]
+        units = [unit for unit in self.store.units() if set(unit.heads) <= self.names]
+        # Opened anew, and let go: the markers of all units are read once, and not kept for the rest of the run.
+        store = LabelStore.open(self.store.url)
+        with ThreadPoolExecutor(SCAN_THREADS if "://" in store.url else 1) as pool:
+            done = pool.map(store.is_done, units)
+            return [unit for unit, is_done in zip(units, done, strict=True) if not is_done]
 
     def left(self, units: list[Unit]) -> list[Unit]:
         """Those of the units that nobody has finished yet: looks at these only."""
@@ -65,9 +75,11 @@ def check(config: PrecomputeConfig) -> None:
             raise UserError(f"{field}: {getattr(config, field)} makes no sense; 0 chooses by itself")
 
 
-def load(config: PrecomputeConfig, device: str = "") -> tuple[Pack, tuple[Teacher, ...], torch.device]:
+def load(
+    config: PrecomputeConfig, device: str = "", *, pack_type: type[Pack] = Pack
+) -> tuple[Pack, tuple[Teacher, ...], torch.device]:
     """Pack and teachers, on `device` or on the recipe's."""
-    pack = Pack.open(config.pack)
+    pack = pack_type.open(config.pack)
     if not len(pack):
         raise UserError(f"{config.pack}: the pack holds no images")
     place = torch.device(device or choose_device(config))
@@ -82,7 +94,8 @@ def load(config: PrecomputeConfig, device: str = "") -> tuple[Pack, tuple[Teache
 
 def set_up(config: PrecomputeConfig, device: str = "") -> Bench:
     """Pack, teachers and store; the store is made, or compared with the recipe and extended."""
-    pack, loaded, place = load(config, device)
+    nearby = NearbyPack if "://" in config.pack else Pack
+    pack, loaded, place = load(config, device, pack_type=nearby)
     store = open_target(config, pack, [teacher.section for teacher in loaded])
     size = config.batch_size or find_batch_size(loaded, place)
     return Bench(config=replace(config, batch_size=size), pack=pack, store=store, teachers=loaded, device=place)

@@ -1,0 +1,102 @@
+"""How precompute grows: over processes, and in memory and cost over images; the light teacher, in further processes."""
+
+import multiprocessing
+import time
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import torch
+from precompute_contenders import CROP, MODELS, Job, Packs, load, ours
+from records import peak_memory_bytes
+
+from repcon import precompute
+from repcon.config import Precision, PrecomputeConfig, TeacherConfig
+from repcon.images import Pack
+from repcon.labelling import crew
+from repcon.labelling.display import Event
+from repcon.labelling.passes import find_batch_size
+from repcon.memory import keep_freed_memory
+
+CROPS, REPEATS = 4, 3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setting:
+    """How much is run."""
+
+    size: int
+    images: int
+    """N."""
+    processes_images: int
+    """Images that one or two processes label."""
+    precision: Precision = "fp32"
+
+
+def scaling(setting: Setting, device: torch.device, packs: Packs, folder: Path, figures: dict[str, Any]) -> None:
+    """Crops per second of one and of two processes, from when a third of the work is done until nine tenths are."""
+    posts = crew.posts(2, torch.cuda.device_count() if device.type == "cuda" else 0)
+    pack, _ = packs.of(setting.processes_images)
+    for count in (1, 2):
+        config = PrecomputeConfig(
+            pack=pack.url,
+            out=str(folder / f"processes-{count}.zarr"),
+            teachers=(
+                TeacherConfig(name="light", model=MODELS["light"], size=setting.size, precision=setting.precision),
+            ),
+            crops=2 * CROPS,
+            crop=CROP,
+            rows_per_shard=max(1, setting.processes_images // 24),
+        )
+        seen: list[tuple[float, int]] = [(time.perf_counter(), 0)]
+
+        def take(event: Event, seen: list[tuple[float, int]] = seen) -> None:
+            seen.append((time.perf_counter(), seen[-1][1] + event.crops))
+
+        crew.run(precompute.serve, (config,), posts[:count], take)
+        total = seen[-1][1]
+        within = [place for place in seen if total / 3 <= place[1] <= 0.9 * total]
+        (start, before), (stop, after) = within[0], within[-1]
+        figures[f"processes_{count}_crops_per_second"] = (after - before) / (stop - start)
+    ratio = figures["processes_2_crops_per_second"] / figures["processes_1_crops_per_second"]
+    figures["processes_2_over_1"] = ratio
+
+
+def growth(setting: Setting, device: torch.device, packs: Packs, folder: Path, figures: dict[str, Any]) -> None:
+    """Peak memory and cost per crop at N, 4 N and 16 N images, in one new process, the smallest first."""
+    places = [packs.of(setting.images * times)[0].url for times in (1, 4, 16)]
+    context = multiprocessing.get_context("spawn")
+    reader, writer = context.Pipe(duplex=False)
+    process = context.Process(target=_grow, args=(setting, device.type, places, folder, writer))
+    process.start()
+    writer.close()
+    found: list[tuple[int, float]] = reader.recv()
+    process.join()
+    for name, (memory, seconds) in zip(("n", "4n", "16n"), found, strict=True):
+        figures |= {f"memory_bytes_{name}": memory, f"seconds_per_crop_{name}": seconds}
+    figures["memory_growth"] = found[-1][0] / found[0][0]
+    figures["cost_growth"] = found[-1][1] / found[0][1]
+
+
+def _grow(setting: Setting, kind: str, places: list[str], folder: Path, writer: Connection) -> None:
+    keep_freed_memory()
+    device = torch.device(kind)
+    teachers = load({"light": setting.size}, setting.precision, device)
+    found = []
+    for number, place in enumerate(places):
+        job = Job(
+            teachers=teachers,
+            pack=Pack.open(place),
+            pictures=Path(),
+            crops=CROPS,
+            batch_size=find_batch_size(teachers, device),
+            device=device,
+            folder=folder,
+        )
+        if number == 0:
+            ours(job, setting.images)  # Libraries and caches warm up.
+        runs = [ours(job, setting.images).seconds for _ in range(REPEATS if number == 0 else 1)]
+        memory = torch.cuda.max_memory_allocated() if kind == "cuda" else peak_memory_bytes()
+        found.append((memory, sorted(runs)[len(runs) // 2] / job.total))
+    writer.send(found)

@@ -5,6 +5,7 @@ the driver may die and be started again, and processes started by hand may help.
 """
 
 import logging
+import socket
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -15,6 +16,7 @@ from repcon.store import LabelStore, Unit
 
 _ROUND_SECONDS = 1.0
 _GROW_SECONDS = 15.0
+_CONNECT_SECONDS = 10.0
 
 
 class Worker(Protocol):
@@ -53,9 +55,12 @@ def _connect(address: str) -> Any:
         import ray
     except ImportError as error:
         raise UserError("ray: Ray is not installed: pip install 'repcon[ray]'") from error
+    host, _, port = address.removeprefix("ray://").rpartition(":")
     try:
+        if host and port.isdigit():  # Ray itself would go on asking an address where nobody listens for minutes.
+            socket.create_connection((host, int(port)), _CONNECT_SECONDS).close()
         ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"ray {address}: no cluster answers ({reason}); start one with `ray start --head`") from error
     return ray

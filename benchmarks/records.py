@@ -48,13 +48,13 @@ def table_rows(
 
     That is what `targets` say, or the figures' own `"targets"`.
     """
-    targets = figures.get("targets", {}) if targets is None else targets
+    reach: Mapping[str, str] = figures.get("targets", {}) if targets is None else targets
     names = [
         name
         for name, value in figures.items()
         if isinstance(value, int | float) and not isinstance(value, bool) and not name.endswith(SPREAD)
     ]
-    return [(name, *cells(figures, name), targets.get(name, "")) for name in names]
+    return [(name, *cells(figures, name), reach.get(name, "")) for name in names]
 
 
 def peak_memory_bytes() -> int:

@@ -1,0 +1,170 @@
+"""Loaders against bare JPEG decoding, and against how others cut crops; and whether they cut the teacher's crop.
+
+    python benchmarks/loaders.py [--data FOLDER] [--long] [--json FILE] [--record]
+
+NAME_over_decode      images per second over libjpeg-turbo's alone (simplejpeg, on bytes in memory, into a buffer that
+                      is used again) on the same images and as many threads; 4 crops of 160 pixels from 400 x 300
+                      NAME: torch, dali, ffcv, and the peers dataloader_pil, ffcv_stock (see loaders_contenders.py)
+NAME_decode_only_over_decode  the same with one pixel cut out of each image
+NAME_checked_over_unchecked   time of a first epoch with every image compared with its content hash, over one without
+NAME_first_batch_seconds      from the import of its libraries; numba's caches are warm, FFCV's compiler keeps none
+NAME_peak_memory_bytes        of its process, libraries, mapped files and workers included
+NAME_pixel_difference         mean absolute, of 255, to the float32 reference, on crops of the teacher's size
+NAME_label_kl, _agreement     from the label that `repcon precompute` stored to the teacher on the crop of the loader
+
+--long: also 1, 4 and 8 crops of 64, 160 and 224 pixels from 400 x 300 and 1280 x 960: 400x300_1x64_NAME_over_decode ...
+On a GPU also DALI's mixed decode: dali_mixed_over_decode, and dali_mixed_over_resnet50, dali_mixed_4_over_resnet50: its
+crops per second (1 and 4 per image) over the images that a ResNet-50's training steps take.
+Pictures are generated (loaders_pictures.py); with --data, or REPCON_DATA, photographs from a folder of tars: mosaics of
+them where a size is given, themselves for the labels. Contenders take turns; each is timed right after the floor.
+"""
+
+import argparse
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from loaders_contenders import Case, write_stock
+from loaders_contract import contract
+from loaders_pictures import Size, generated, mosaics, pack, photographs
+from loaders_race import Race
+from loaders_tables import grids
+from records import write_record
+from targets import targets
+
+from repcon.environment import environment
+from repcon.errors import UserError
+from repcon.images import Pack
+from repcon.loaders.pool import cores
+from repcon.record import console, progress, write_json
+
+SIZES: dict[str, Size] = {"400x300": (400, 300), "1280x960": (1280, 960)}
+MAIN, LABELLED = "400x300", "labelled"
+CROPS, SIDE = 4, 160
+SWEEP = [(size, crops, side) for size in SIZES for crops in (1, 4, 8) for side in (64, 160, 224)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setting:
+    """How much is run."""
+
+    images: dict[str, int]
+    """Of each size, and those that are labelled."""
+    teacher_side: int
+    rounds: int
+    openings: int
+    """Processes in which the time to the first batch is taken."""
+    sweep: tuple[tuple[str, int, int], ...] = ()
+    """(size, crops, side) of further rows."""
+    sweep_rounds: int = 5
+
+
+SHORT = Setting(images={MAIN: 384, LABELLED: 384}, teacher_side=128, rounds=5, openings=1)
+LONG = Setting(
+    images={MAIN: 1024, "1280x960": 160, LABELLED: 2048}, teacher_side=224, rounds=11, openings=5, sweep=tuple(SWEEP)
+)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Loaders against bare JPEG decoding, and against their peers.")
+    parser.add_argument("--data", default=os.environ.get("REPCON_DATA", ""), help="folder of tars of photographs")
+    parser.add_argument("--long", action="store_true", help="more rounds, and every number and size of crops")
+    parser.add_argument("--json", help="write the figures here")
+    parser.add_argument("--record", action="store_true", help="add a folder to benchmarks/records")
+    arguments = parser.parse_args()
+    setting = LONG if arguments.long else SHORT
+    with tempfile.TemporaryDirectory() as folder:
+        figures = measure(setting, arguments.data, Path(folder))
+    facts = environment()
+    figures |= {"environment": facts, "targets": targets("loaders", facts["device"])}
+    found = grids(figures, [(case_name(*row), row[1]) for row in setting.sweep])
+    for grid in found:
+        console.print(grid.table())
+    if arguments.json:
+        write_json(Path(arguments.json), figures)
+    if arguments.record:
+        folder = write_record("loaders", figures, "\n".join(grid.markdown() for grid in found))
+        console.print(f"recorded in {folder}")
+
+
+def measure(setting: Setting, data: str, folder: Path) -> dict[str, Any]:
+    """All figures."""
+    threads = cores()
+    figures: dict[str, Any] = {"pictures": "photographs" if data else "generated", "threads": threads}
+    packs = make_packs(setting, data, folder)
+    small = Pack.open(packs[MAIN])
+    figures |= {"images": len(small), "bytes_per_image": float(small.lengths.mean())}
+    with progress() as bar:
+        task = bar.add_task("loaders", total=5 + len(setting.sweep), unit="parts", note="labels")
+        labels(packs[LABELLED], folder / "labels.zarr", setting, figures)
+        bar.update(task, advance=1, note="4 crops of 160")
+        with closing(Race(threads, figures)) as race:
+            for part in parts(race, packs, setting):
+                bar.update(task, advance=1, note=part)
+        if torch.cuda.is_available():
+            import loaders_gpu  # Slow to import.
+
+            loaders_gpu.feeding(packs[MAIN], len(small), threads, setting.rounds, figures)
+        bar.advance(task)
+    return figures
+
+
+def parts(race: Race, packs: dict[str, Path], setting: Setting) -> Iterator[str]:
+    """Runs one after the other, and says what comes next."""
+    images = setting.images[MAIN]
+    case = Case(pack=str(packs[MAIN]), crops=CROPS, side=SIDE)
+    opened = race.run(case, images, setting.rounds, kinds=race.kinds, name="{}")
+    race.first_batches(case, opened, setting.openings)
+    yield "decoding alone"
+    decoding = Case(pack=case.pack, crops=0, side=1)
+    race.run(decoding, images, setting.rounds, kinds=race.ours, name="{}_decode_only")
+    yield "content hashes"
+    race.checks(case, setting.rounds)
+    for size, crops, side in setting.sweep:
+        yield f"{crops} crops of {side} from {size}"
+        row = Case(pack=str(packs[size]), crops=crops, side=side)
+        name = f"{case_name(size, crops, side)}_{{}}"
+        race.run(row, setting.images[size], setting.sweep_rounds, kinds=race.kinds, name=name)
+    yield "a student's appetite" if torch.cuda.is_available() else ""
+
+
+def case_name(size: str, crops: int, side: int) -> str:
+    """A row's name, as its figures begin."""
+    return f"{size}_{crops}x{side}"
+
+
+def make_packs(setting: Setting, data: str, folder: Path) -> dict[str, Path]:
+    """A pack per size, and the one whose crops are labelled: photographs as they are, or the generated pictures."""
+    console.quiet = True
+    found: dict[str, Path] = {}
+    taken = photographs(Path(data), setting.images[LABELLED]) if data else []
+    for size, pixels in SIZES.items():
+        if count := setting.images.get(size, 0):
+            pictures = mosaics(taken, count, pixels) if taken else generated(count, pixels)
+            found[size] = pack(pictures, folder / size)
+            write_stock(found[size], cores())
+    count = setting.images[LABELLED]
+    found[LABELLED] = pack(taken or generated(count, SIZES[MAIN], seed=1), folder / LABELLED)
+    console.quiet = False
+    return found
+
+
+def labels(packed: Path, store: Path, setting: Setting, figures: dict[str, Any]) -> None:
+    """Adds how far each loader's crops are from the teacher's."""
+    figures |= {"label_images": len(Pack.open(packed)), "teacher_side": setting.teacher_side}
+    for kind, found in contract(packed, store, setting.teacher_side).items():
+        for name, value in found.items():
+            figures[f"{kind}_pixel_difference" if name == "pixel_difference" else f"{kind}_label_{name}"] = value
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except UserError as error:
+        console.print(f"[bold red]error[/] {error}")
+        raise SystemExit(1) from None

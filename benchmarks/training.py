@@ -10,10 +10,11 @@ online_over_ours       time with the teacher in every step, timm.task's distilla
 online_two_over_ours   the same in plain torch with two teachers of different classes, over ours with two heads
 torchdistill_over_ours the same as online_over_ours through torchdistill, where it is installed
 data_share             of the trainer's time, the part spent waiting for data
-*_memory_bytes         the largest memory while each ran: of the GPU, or resident in a process of its own (--long)
+*_memory_bytes         the largest memory while each ran: of the GPU, or resident in a process of its own (plain without
+                       its loader's processes); more of them with --long
 
 Every round runs all contenders once, one after the other; figures are medians over rounds of the ratio within a
-round.
+round. Freed memory is kept, as `repcon train` keeps it, for all of them.
 The pictures are generated JPEGs of 500 x 375 pixels and about 100 kB, the stored labels random.
 """
 
@@ -21,7 +22,7 @@ import argparse
 import multiprocessing
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -34,11 +35,14 @@ from targets import targets
 from training_contenders import Contender, Setting, heavy_contenders, light_contenders, make_data, open_data
 
 from repcon.environment import environment
+from repcon.memory import keep_freed_memory
 from repcon.record import console, progress, write_json
 
 SHORT = Setting(heavy_images=64, light_images=192, batch_size=16, rounds=3)
 LONG = Setting(heavy_images=256, light_images=960, batch_size=32, rounds=7)
 GPU = Setting(heavy_images=4096, light_images=8192, batch_size=256, rounds=5, size=224, precision="bf16")
+ALONE, ALONE_LONG = ("ours", "online", "plain"), ("ours", "ideal", "online", "online_two", "plain", "ours_4")
+"""Whose memory is measured on a CPU."""
 
 
 def main() -> None:
@@ -49,8 +53,9 @@ def main() -> None:
     parser.add_argument("--record", action="store_true", help="add a folder to benchmarks/records")
     arguments = parser.parse_args()
     setting = GPU if arguments.device == "cuda" else LONG if arguments.long else SHORT
+    keep_freed_memory()
     with tempfile.TemporaryDirectory() as folder:
-        figures = measure(setting, arguments.device, Path(folder), memory=arguments.long)
+        figures = measure(setting, arguments.device, Path(folder), ALONE_LONG if arguments.long else ALONE)
     facts = environment()
     facts["device"] = facts["device"] if arguments.device == "cuda" else "cpu"
     figures |= {"environment": facts, "targets": targets("training", facts["device"])}
@@ -62,8 +67,8 @@ def main() -> None:
         console.print(f"recorded in {write_record('training', figures, found.markdown())}")
 
 
-def measure(setting: Setting, device: str, folder: Path, *, memory: bool) -> dict[str, Any]:
-    """Seconds per crop of every contender in every round, as the figures named above."""
+def measure(setting: Setting, device: str, folder: Path, alone: Sequence[str]) -> dict[str, Any]:
+    """Seconds per crop of every contender in every round, and the memory of some, as the figures named above."""
     data = make_data(folder, setting)
     heavy = timed(heavy_contenders(data, setting, device), setting.rounds, device)
     light = timed(light_contenders(data, setting, device), setting.rounds, device)
@@ -81,11 +86,13 @@ def measure(setting: Setting, device: str, folder: Path, *, memory: bool) -> dic
     for name, (part, above, below) in ratios.items():
         if above in part.seconds:
             put(figures, name, np.divide(part.seconds[above], part.seconds[below]))
+        else:
+            console.print(f"{above} is not installed and takes no part: pip install {above}", highlight=False)
     put(figures, "data_share", heavy.data_shares["ours"])
     put(figures, "images_per_second", 1 / np.array(heavy.seconds["ours"]))
     peaks = heavy.memory | light.memory
-    if memory and device == "cpu":
-        peaks = {name: peak_alone(name, folder, setting) for name in ("ours", "ideal", "online", "plain", "ours_4")}
+    if device == "cpu":
+        peaks = {name: peak_alone(name, folder, setting) for name in alone}
     return figures | {f"{name}_memory_bytes": peak for name, peak in peaks.items()}
 
 
@@ -144,6 +151,7 @@ def peak_alone(name: str, folder: Path, setting: Setting) -> int:
 
 
 def _run_alone(name: str, folder: Path, setting: Setting, writer: Connection) -> None:
+    keep_freed_memory()
     data = open_data(folder)
     contenders = light_contenders if name in ("plain", "ours_4") else heavy_contenders
     chosen = contenders(data, setting, "cpu", only=name)[name]

@@ -12,6 +12,7 @@ from training_case import CLASSES, SIZE, colour_logits, pack_path
 
 from repcon.errors import UserError
 from repcon.images import Pack
+from repcon.storage import shared as store_shared
 from repcon.store import LabelStore
 from repcon.training.feed import Clock, Feed, ahead
 from repcon.training.labels import Shelf
@@ -46,7 +47,7 @@ def test_leaving_an_epoch_early_leaves_no_thread(case: Path) -> None:
 
 def test_the_next_labels_are_read_while_the_last_are_used(case: Path) -> None:
     store = LabelStore.open(str(case / "labels.zarr"))
-    shelf = Shelf(store, ("tones",), torch.device("cpu"))
+    shelf = Shelf(store, ("tones",), torch.device("cpu"), shared=False)
     first = shelf.get((1, 0))
     shelf.fetch((2, 3))
     assert shelf.get((1, 0)) is first
@@ -61,7 +62,7 @@ def test_the_next_labels_are_read_while_the_last_are_used(case: Path) -> None:
 
 
 def test_a_part_of_the_labels_answers_for_its_images(case: Path) -> None:
-    shelf = Shelf(LabelStore.open(str(case / "labels.zarr")), ("tones",), torch.device("cpu"))
+    shelf = Shelf(LabelStore.open(str(case / "labels.zarr")), ("tones",), torch.device("cpu"), shared=False)
     whole = shelf.get((0,))
     part = whole.only(np.array([3, 11, 20]))
     shelf.close()
@@ -69,6 +70,29 @@ def test_a_part_of_the_labels_answers_for_its_images(case: Path) -> None:
     for table, wanted in zip(tables["tones"], whole.heads["tones"], strict=True):
         assert len(table) == 3
         np.testing.assert_array_equal(table.numpy()[rows.numpy()], wanted.numpy()[[20, 3]])
+
+
+def test_processes_of_a_machine_share_one_copy(
+    case: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two ranks read the same memory; where there is none to share, each reads its own and says so."""
+    monkeypatch.setattr(store_shared, "FOLDER", tmp_path)
+    pack, store = Pack.open(str(pack_path(case))), LabelStore.open(str(case / "labels.zarr"))
+    parts = {"size": SIZE, "batch_size": 8, "epochs": 1, "holdout": 0.1, "loader": "torch", "workers": 1, "world": 2}
+    feeds = [Feed(pack, store, rank=rank, **parts) for rank in range(2)]  # pyright: ignore[reportArgumentType]
+    first, second = (next(feed.batches(0)) for feed in feeds)
+    assert len(list(tmp_path.iterdir())) == 1
+    first.labels["tones"][0][0] = 2
+    assert second.labels["tones"][0][0].tolist() == [2, 2, 2]
+    for feed in feeds:
+        feed.close()
+
+    monkeypatch.setattr(store_shared, "FOLDER", tmp_path / "none")
+    alone = Feed(pack, store, rank=0, **parts)  # pyright: ignore[reportArgumentType]
+    batch = next(alone.batches(0))
+    assert "labels: not shared, each process reads its own" in capsys.readouterr().out
+    assert torch.equal(batch.images, first.images) and len(list(alone.held_out())) > 0
+    alone.close()
 
 
 def test_an_error_in_the_thread_is_raised_here() -> None:

@@ -38,13 +38,14 @@ def launch(world: int, settings_: TrainConfig, folder: Path, shown: Path, stop_a
     return done.returncode
 
 
-def test_two_processes_then_three_train_like_one(tmp_path: Path, picture_folder: Path) -> None:
+def test_one_process_then_two_then_three_train_like_one(tmp_path: Path, picture_folder: Path) -> None:
     """Batch norm frozen, so that the mathematics is the same; a SIGTERM to ONE process stops and saves all."""
     case = make_case(tmp_path / "case", picture_folder)
     changes = {"freeze_norm": True, "crops_per_decode": 2, "mix_window": 2, "epochs": CROPS, "batch_size": 12}
     train.run(settings(case, tmp_path / "one", **changes))
 
     several, shown = settings(case, tmp_path / "several", **changes), tmp_path / "shown.jsonl"
+    assert launch(1, several, tmp_path, shown, stop_at=3) != 0
     assert launch(2, several, tmp_path, shown, stop_at=6) != 0
     assert not (tmp_path / "several" / "results.json").exists()
     assert launch(3, several, tmp_path, shown) == 0
@@ -52,7 +53,10 @@ def test_two_processes_then_three_train_like_one(tmp_path: Path, picture_folder:
     seen = Counter(tuple(pair) for line in shown.read_text().splitlines() for pair in json.loads(line)["shown"])
     assert set(seen.values()) == {1}
     assert len(seen) == json.loads((tmp_path / "one" / "results.json").read_text())["images"]
-    assert [step for step, _ in losses(tmp_path / "several")] == [step for step, _ in losses(tmp_path / "one")]
+    for (step, loss), (same_step, same_loss) in zip(
+        losses(tmp_path / "one"), losses(tmp_path / "several"), strict=True
+    ):
+        assert same_step == step and same_loss == pytest.approx(loss, rel=1e-3)
     one, many = (torch.load(newest(tmp_path / name), weights_only=True)["student"] for name in ("one", "several"))
     for name, value in one.items():
         torch.testing.assert_close(many[name], value, rtol=1e-3, atol=1e-4)

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,12 @@ import pytest
 import torch
 from training_case import lines, losses, newest, settings, stop_after
 
-from repcon import config, train
-from repcon.config import OptimConfig
+from repcon import config, student, train
+from repcon.config import HeadConfig, OptimConfig
+from repcon.training.feed import Batch
+from repcon.training.sanity import LossGuard
 from repcon.training.trainer import Trainer
+from repcon.training.validation import Validation
 
 pytest_plugins = ("training_fixtures",)
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -71,7 +75,10 @@ def test_a_run_killed_between_checkpoints_repeats_its_steps(
     assert losses(parts) == losses(whole)
 
 
-def test_ctrl_c_ends_the_command_with_130_and_it_goes_on(case: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_command_with_130_and_it_goes_on(
+    case: Path, tmp_path: Path, number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     recipe, out = tmp_path / "recipe.toml", tmp_path / "run"
     recipe.write_text(config.dump(settings(case, out, epochs=200)))
     command = [sys.executable, "-m", "repcon.cli", "train", "--recipe", str(recipe)]
@@ -81,8 +88,68 @@ def test_ctrl_c_ends_the_command_with_130_and_it_goes_on(case: Path, tmp_path: P
     while not (out / "metrics.jsonl").exists() or len(losses(out)) < 5:
         assert process.poll() is None and time.monotonic() - waited < 120, process.communicate()[0]
         time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     told = process.communicate(timeout=60)[0]
     assert process.returncode == 130 and "Traceback" not in told, told
     state = torch.load(newest(out), weights_only=True)
     assert state["step"] == losses(out)[-1][0]
+    stop_after(1, monkeypatch)
+    with pytest.raises(KeyboardInterrupt):
+        train.run(settings(case, out, epochs=200))
+    assert [step for step, _ in losses(out)] == list(range(1, state["step"] + 2))
+
+
+def test_accumulated_batches_count_as_one(case: Path, tmp_path: Path) -> None:
+    """Two batches of 8 move the weights as one of 16 does, under clipping too."""
+    optim = OptimConfig(name="sgd", lr=0.05, weight_decay=0.0, warmup_epochs=0.0, clip_norm=0.5)
+    changes: dict[str, Any] = {"holdout": 0.0, "freeze_norm": True, "epochs": 2, "optim": optim}
+    train.run(settings(case, tmp_path / "whole", **changes, batch_size=16))
+    train.run(settings(case, tmp_path / "parts", **changes, batch_size=8, accumulate=2))
+    states = [torch.load(newest(tmp_path / name), weights_only=True) for name in ("whole", "parts")]
+    assert [state["updates"]["count"] for state in states] == [4, 4]
+    for name, value in states[0]["student"].items():
+        torch.testing.assert_close(states[1]["student"][name], value, rtol=1e-4, atol=1e-5)
+
+
+def test_bf16_and_channels_last(case: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Activations are bfloat16; weights, losses and images are not, and what has channels has them last."""
+    plain, seen = LossGuard.watch, []
+
+    def watch(self: LossGuard, step: int, losses: torch.Tensor, logits: torch.Tensor, batch: Batch) -> None:
+        seen.append((losses.dtype, logits.dtype, batch.pixels.is_contiguous(memory_format=torch.channels_last)))
+        plain(self, step, losses, logits, batch)
+
+    convolution = []
+    monkeypatch.setattr(LossGuard, "watch", watch)
+    monkeypatch.setattr(
+        Trainer, "_apart", lambda self, last: convolution.append(self.student.trunk.conv_stem.weight) or nullcontext()
+    )
+    train.run(settings(case, tmp_path / "run", epochs=1, precision="bf16"))
+    assert set(seen) == {(torch.float32, torch.bfloat16, True)}
+    (stem,) = set(convolution)
+    assert stem.dtype == torch.float32 and stem.is_contiguous(memory_format=torch.channels_last)
+    assert not stem.is_contiguous()
+
+
+def test_what_is_written_is_the_moving_average(case: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    train.run(settings(case, out, epochs=2, optim=OptimConfig(lr=3e-3, ema=0.9)))
+    state = torch.load(newest(out), weights_only=True)
+    written = student.load(out / "student").state_dict()
+    assert all(torch.equal(written[name], value) for name, value in state["updates"]["ema"].items())
+    assert not torch.equal(written["answer.weight"], state["student"]["answer.weight"])
+
+
+def test_the_best_checkpoint_is_of_the_lowest_kl(case: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told = iter([3.0, 1.0, 2.0, 1.5])
+    out = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(Validation, "measure", lambda *_: {"heads": {"tones": {"kl": next(told), "agreement": 0.5}}})
+        train.run(settings(case, out, heads=(HeadConfig(name="tones"),)))
+    wanted = lines(out, "validation")[1]["step"]
+    assert torch.load(out / "checkpoints" / "best.pt", weights_only=True)["step"] == wanted
+
+    train.run(settings(case, tmp_path / "blind", epochs=2, holdout=0.0))
+    blind = tmp_path / "blind"
+    best, last = (torch.load(path, weights_only=True) for path in (blind / "checkpoints" / "best.pt", newest(blind)))
+    assert best["step"] == last["step"]

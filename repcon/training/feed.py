@@ -78,7 +78,8 @@ class Feed:
             Order(self.rows, part, seed=seed, batch_size=batch_size, mix_window=mix_window, rank=rank, world=world)
             for part in self.passes
         ]
-        self._shelf = Shelf(store, tuple(store.heads if heads is None else heads), self._device)
+        names = tuple(store.heads if heads is None else heads)
+        self._shelf = Shelf(store, names, self._device, shared=world > 1)
         self._held_labels: Labels | None = None
         self._loader = open_loader(loader, pack, (size,), workers=workers, device=self._device.type)
 

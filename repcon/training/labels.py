@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from repcon.store import LabelStore, Slab
-from repcon.topk import id_dtype
+from repcon.errors import UserError
+from repcon.record import console
+from repcon.store import LabelStore, Tables
 
 Pair = tuple[torch.Tensor, torch.Tensor]
 
@@ -30,6 +31,8 @@ class Labels:
     """Per crop of all images (N,) uint8."""
     heads: dict[str, Pair]
     """Per head (len(crops) * n, k) ids and (len(crops) * n, k + T) float16 values, on the CPU or on the device."""
+    tables: Tables | None
+    """Where they lie, if that is memory that other processes are to find while somebody holds it."""
 
     def of(
         self, images: torch.Tensor, crops: torch.Tensor, device: torch.device
@@ -46,14 +49,15 @@ class Labels:
         return torch.arange(len(rows), device=device), gathered
 
     def only(self, images: np.ndarray) -> "Labels":
-        """Those of one crop for some rising rows: a small table that may be kept."""
+        """Those of one crop for some rising rows: a small table of its own, that may be kept."""
         assert len(self.crops) == 1
         places = np.searchsorted(self.images, images)
         heads = {
             name: (_taken(ids, places, ids.device), _taken(values, places, ids.device))
             for name, (ids, values) in self.heads.items()
         }
-        return dataclasses.replace(self, images=images, heads=heads)
+        boxes, flips = [self.boxes[0].copy()], [self.flips[0].copy()]
+        return dataclasses.replace(self, images=images, boxes=boxes, flips=flips, heads=heads, tables=None)
 
     def _places(self, crops: np.ndarray) -> np.ndarray:
         numbers = np.array(self.crops)
@@ -62,10 +66,14 @@ class Labels:
 
 
 class Shelf:
-    """Reads labels, keeps those in use, and reads the next ones in a thread meanwhile."""
+    """Reads labels, keeps those in use, and reads the next ones in a thread meanwhile.
 
-    def __init__(self, store: LabelStore, heads: tuple[str, ...], device: torch.device) -> None:
-        self._store, self._heads, self._device = store, heads, device
+    shared: one copy for all processes of this machine that ask for the same; said and done without where there is no
+    shared memory for it.
+    """
+
+    def __init__(self, store: LabelStore, heads: tuple[str, ...], device: torch.device, *, shared: bool) -> None:
+        self._store, self._heads, self._device, self._shared = store, heads, device, shared
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="repcon-labels")
         self._held: Labels | None = None
         self._next: tuple[tuple[int, ...], Future[Labels]] | None = None
@@ -91,30 +99,26 @@ class Shelf:
 
     def read(self, crops: Sequence[int]) -> Labels:
         """Decodes each slab straight into its part of one table per head."""
-        count, total = self._store.images, self._store.images * len(crops)
-        tables = {}
-        for name in self._heads:
-            head = self._store.heads[name]
-            values = np.empty((total, head.k + len(head.temperatures)), np.float16)
-            tables[name] = (np.empty((total, head.k), id_dtype(head.classes)), values)
-        slabs = []
-        for place, crop in enumerate(crops):
-            rows = slice(place * count, (place + 1) * count)
-            out = Slab(
-                crop=crop,
-                boxes=np.empty((count, 4), np.uint16),
-                flips=np.empty(count, np.uint8),
-                labels={name: (ids[rows], values[rows]) for name, (ids, values) in tables.items()},
-            )
-            slabs.append(self._store.slab(crop, self._heads, out))
-        heads = {name: (torch.from_numpy(ids), torch.from_numpy(values)) for name, (ids, values) in tables.items()}
+        tables = self._tables(crops)
+        slabs = [tables.slab(place) for place in range(len(crops))]
+        heads = {name: (torch.from_numpy(ids), torch.from_numpy(logp)) for name, (ids, logp) in tables.labels.items()}
         return Labels(
             crops=tuple(crops),
-            images=np.arange(count),
+            images=np.arange(self._store.images),
             boxes=[slab.boxes for slab in slabs],
             flips=[slab.flips for slab in slabs],
             heads=self._placed(heads),
+            tables=tables if self._shared else None,
         )
+
+    def _tables(self, crops: Sequence[int]) -> Tables:
+        if self._shared:
+            try:
+                return self._store.tables(crops, self._heads, shared=True)
+            except (OSError, UserError) as error:
+                console.print(f"labels: not shared, each process reads its own ({error})", markup=False)
+                self._shared = False
+        return self._store.tables(crops, self._heads)
 
     def _placed(self, heads: dict[str, Pair]) -> dict[str, Pair]:
         """On the GPU where they fit, so that the loss gathers there by row number."""

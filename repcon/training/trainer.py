@@ -141,7 +141,7 @@ class Trainer:
         figures = self.validation.measure(kept, partial(self._answer, kept), self.feed)
         log.validated(self.step, epoch, figures)
         kl = sum(values["kl"] for values in figures["heads"].values())
-        best = kl < self._best
+        best = kl < self._best or not figures["heads"]  # With nothing held out, the newest is taken for the best.
         self._best = min(kl, self._best)
         self._save(checkpoints, log, (part + 1, 0), best=best)
 

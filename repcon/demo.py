@@ -62,7 +62,6 @@ def run(config: DemoConfig) -> dict[str, Any]:
         paths=tuple(str(folder / part) for part in parts), out=str(folder / "report"), title="repcon demo"
     )
     report.run(page)
-    console.print(f"\nreport: [bold]{(folder / 'report' / 'report.html').resolve()}[/]", soft_wrap=True)
     return results
 
 

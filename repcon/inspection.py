@@ -5,6 +5,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
 
@@ -31,7 +32,7 @@ def run(config: InspectConfig) -> dict[str, Any]:
 
 def show(store: LabelStore, found: dict[str, Any]) -> None:
     """The tables."""
-    recipe = ", ".join(words("", {name: value}) for name, value in found["crop_recipe"].items())
+    recipe = ", ".join(f"{name} {_range(value)}" for name, value in found["crop_recipe"].items())
     facts = Table(box=None, show_header=False, title=escape(store.url), title_justify="left", title_style="bold")
     facts.add_row("images", f"{found['images']:,}" + (f" ({found['missing']} missing)" if found["missing"] else ""))
     facts.add_row("crops per image", f"{found['crops']}   [dim]{escape(recipe)}[/]")
@@ -51,8 +52,14 @@ def show(store: LabelStore, found: dict[str, Any]) -> None:
     console.print(f"[dim]labels looked at: {found['sampled_crops']:,} crops; KL in nat at temperature 1[/]")
 
 
+def _range(value: Any) -> str:
+    """`0.25 to 1` for a pair of ends."""
+    return " to ".join(words("", end) for end in value) if isinstance(value, list | tuple) else words("", value)
+
+
 def _heads(found: dict[str, Any]) -> Table:
-    table = Table(title="Teachers (mass: of the k stored; on top: classes that ever were)", title_justify="left")
+    title = "Teachers (mass: of the k stored; on top: classes that ever were)"
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("teacher", overflow="fold")
     for column in ("classes", "k", "B/crop", "top-1 p", "mass", "entropy", "on top"):
         table.add_column(column, justify="right")

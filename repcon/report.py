@@ -12,6 +12,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from rich.markup import escape
+
 from repcon.config import ReportConfig, dump
 from repcon.record import Run, console
 from repcon.reporting import benchmarks as report_benchmarks
@@ -49,8 +51,8 @@ def run(config: ReportConfig) -> dict[str, Any]:
     for name, text in pages.items():
         _write(output.path / name, text)
     for note in report.notes:
-        console.print(f"[yellow]note[/] {note}", markup=True, highlight=False, soft_wrap=True)
-    console.print(f"report: [bold]{output.path / 'report.html'}[/]", soft_wrap=True)
+        console.print(f"[yellow]note[/] {escape(note)}", highlight=False, soft_wrap=True)
+    console.print(f"report: [bold]{escape(str((output.path / 'report.html').resolve()))}[/]", soft_wrap=True)
     counts = {"sources": len(report.sources), "sections": len(report.sections), "plots": len(plots)}
     files = {"html": str(output.path / "report.html"), "markdown": str(output.path / "report.md")}
     return output.finish(files | counts | {"notes": list(report.notes)})
@@ -143,22 +145,23 @@ def _licences(sources: Sequence[Source]) -> list[Section]:
 
 
 def _environment(sources: Sequence[Source]) -> list[Section]:
-    """Machines and versions, sources that share one in one column; then who ran what, and when."""
-    columns: dict[str, tuple[list[str], dict[str, Any]]] = {}
+    """Who ran what, when and on which machine; then machines and versions, those that are the same in one column."""
+    machines: dict[str, tuple[str, dict[str, Any]]] = {}
     commands: list[list[str]] = []
     for source in sources:
         facts = flat({key: value for key, value in source.environment.items() if key not in ("command", "started")})
         facts = {name.removeprefix("versions / "): value for name, value in facts.items()}
         if facts:
-            columns.setdefault(repr(facts), ([], facts))[0].append(source.name)
+            machine, _ = machines.setdefault(repr(facts), (f"machine {len(machines) + 1}", facts))
             given = [str(source.environment.get(key, "")) for key in ("command", "started")]
-            commands.append([source.name, source.kind, *given])
-    if not columns:
+            commands.append([source.name, source.kind, *given, machine.removeprefix("machine ")])
+    if not machines:
         return []
-    held = {"everywhere" if len(columns) == 1 else ", ".join(names): facts for names, facts in columns.values()}
-    machines = side_by_side("", held)
-    runs = table("", ("name", "kind", "command", "started"), commands)
-    return [Section(title="Environment", tables=(runs, replace(machines, title="Machines and versions")))]
+    titles = ("name", "kind", "command", "started", "machine")
+    one = len(machines) == 1
+    runs = table("", titles[:-1] if one else titles, [row[:-1] if one else row for row in commands])
+    held = {"everywhere" if one else machine: facts for machine, facts in machines.values()}
+    return [Section(title="Environment", tables=(runs, side_by_side("Machines and versions", held)))]
 
 
 def html(report: Report) -> str:

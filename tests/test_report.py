@@ -255,7 +255,7 @@ def test_consolidation_records_show_margins_and_domains(tmp_path: Path) -> None:
 
 def test_figures_that_count_something_are_a_line(tmp_path: Path) -> None:
     figures = {f"{metric}_k{k}_minus_online": 0.1 * k for metric in ("probe", "knn") for k in (4, 8, 1000)}
-    memory = {f"memory_{images}_images": 1e9 for images in (64, 256, 1024)}
+    memory = {f"memory_{images}_images_bytes": 1e9 for images in (64, 256, 1024)}
     record = write_record(tmp_path / "quality", **figures, **memory, finding_1=1.0, finding_2=2.0, b256_us=3.0)
     _, markdown = make(tmp_path / "out", record)
     assert re.findall(r"!\[(.*)\]", markdown) == ["minus online by k", "memory by images"]

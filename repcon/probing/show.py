@@ -5,7 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
+from rich.box import SIMPLE_HEAD
+from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from repcon.probing.intervals import show
 from repcon.record import console
@@ -14,36 +17,38 @@ TITLES: dict[str, str] = {
     "knn_1": "kNN 1", "knn_5": "kNN 5", "knn_20": "kNN 20", "probe": "probe",
     "shot_1": "1-shot", "shot_5": "5-shot", "shot_10": "10-shot", "finetune": "fine-tuned",
 }  # fmt: skip
+NAME_COLUMNS, WIDE_COLUMNS = 26, 13
+"""Of the terminal: a trunk's name, and a metric whose interval stands beside its mean."""
 
 
 def table(results: Mapping[str, Any]) -> None:
-    """Accuracies with 95 % intervals, and below each the paired difference to the baseline."""
+    """Accuracies with 95 % intervals, and below each the paired difference to the baseline; four trunks fill a screen
+    of 80 columns and 24 lines, a wider one has each interval beside its mean."""
+    baseline = escape(results["baseline"])
     metrics: list[str] = list(next(iter(results["trunks"].values()))["metrics"])
+    between = " " if console.width >= NAME_COLUMNS + WIDE_COLUMNS * len(metrics) else "\n"
     grid = Table(
-        title=f"Transfer, % of {results['test_images']:,} test images of {results['classes']} classes "
-        f"(95 % intervals; differences to {results['baseline']}, paired)"
-    )
+        title=f"Transfer: % of {results['test_images']:,} test images of {results['classes']} classes, 95 % intervals",
+        title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), collapse_padding=True,
+    )  # fmt: skip
     grid.add_column("trunk", style="bold", overflow="fold")
     for metric in metrics:
         grid.add_column(TITLES[metric], justify="right", no_wrap=True)
     for name, trunk in results["trunks"].items():
-        grid.add_row(name, *(_narrow(trunk["metrics"][metric]) for metric in metrics))
+        values = [show(trunk["metrics"][metric]).replace(" ± ", f"{between}± ") for metric in metrics]
+        grid.add_row(escape(name), *values)
         if name in results["differences"]:
             difference = results["differences"][name]
-            grid.add_row(f"[dim]- {results['baseline']}[/]", *(_colour(difference[metric]) for metric in metrics))
-        grid.add_section()
+            cells = [_difference(difference[metric], between) for metric in metrics]
+            grid.add_row(Text(f"  - {results['baseline']}", style="dim not bold"), *cells)
     console.print(grid)
+    console.print(f"[dim]- {baseline}: paired difference in points, coloured where zero lies outside[/]")
 
 
-def _colour(difference: Mapping[str, float]) -> str:
+def _difference(interval: Mapping[str, float], between: str) -> Text:
     """Green or red only where the interval leaves zero out."""
-    colour = "green" if difference["low"] > 0 else "red" if difference["high"] < 0 else "dim"
-    return f"[{colour}]{_narrow(difference, signed=True)}[/]"
-
-
-def _narrow(interval: Mapping[str, float], *, signed: bool = False) -> str:
-    """The interval below the mean, so that seven metrics fit a terminal of 80 columns."""
-    return show(interval, signed=signed).replace(" ± ", "\n± ")
+    colour = "green" if interval["low"] > 0 else "red" if interval["high"] < 0 else "dim"
+    return Text(show(interval, signed=True).replace(" ± ", f"{between}± "), style=colour)
 
 
 def plot(results: Mapping[str, Any], path: Path) -> None:

@@ -3,7 +3,7 @@ rest as tables."""
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from repcon.reporting import plots
@@ -45,11 +45,7 @@ def _section(source: Source, number: int) -> Section:
         for start in range(0, len(bars), ROWS)
     ]
     drawn = [_bars(f"bench{number}-{part}", heading, rows) for part, (heading, rows) in enumerate(parts)]
-    drawn += [
-        Plot(name=name, title=heading, svg=plots.lines(name, heading, series, x, "", points=True, log_x=True))
-        for part, (heading, x, series) in enumerate(_scaling(figures))
-        for name in [f"bench{number}-line{part}"]
-    ]
+    drawn += [found.plot(f"bench{number}-line{part}") for part, found in enumerate(_scaling(figures))]
     drawn += _gains(figures, number)
     lead = "Ratios measured in one run; the line across a bar is what it should reach, or its limit or peer."
     tables = (_with_targets(figures, targets) if targets else listing("", shown),)
@@ -90,7 +86,7 @@ def _families(figures: Mapping[str, Any], targets: Targets) -> dict[str, list[Ba
     by_peer: dict[str, list[Bar]] = {}
     for name, value in figures.items():
         if bar := _bar(name, value, figures, targets):
-            by_peer.setdefault(name.rpartition("_over_")[2], []).append(bar)
+            by_peer.setdefault(name.rpartition("over_")[2], []).append(bar)
     families: dict[str, list[Bar]] = {}
     for peer, bars in by_peer.items():
         over = readable(peer)
@@ -102,8 +98,8 @@ def _families(figures: Mapping[str, Any], targets: Targets) -> dict[str, list[Ba
 
 
 def _bar(name: str, value: Any, figures: Mapping[str, Any], targets: Targets) -> Bar | None:
-    """Figures called `this_over_that` are ratios; their limit is 1, or what the targets or `..._limit` say."""
-    if "_over_" not in name or name.endswith("_limit"):
+    """`this_over_that` and `over_that` are ratios; their limit is 1, or what the targets or `..._limit` say."""
+    if not re.search("(^|_)over_", name) or name.endswith("_limit"):
         return None
     limit = targets[name][1] if name in targets else figures.get(f"{name}_limit", 1.0)
     limit = float(limit) if is_number(limit) else 1.0
@@ -113,24 +109,43 @@ def _bar(name: str, value: Any, figures: Mapping[str, Any], targets: Targets) ->
     return Bar(label=label, value=float(value), limit=limit) if is_number(value) else None
 
 
-def _scaling(figures: Mapping[str, Any]) -> list[tuple[str, str, dict[str, plots.Line]]]:
-    """Figures whose names differ in one number, as `probe_k4_minus_online` or `memory_1000_images`, against it.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scaling:
+    """Figures whose names differ in one number, against that number `x`."""
 
-    Gives (title, what is counted, series), from three numbers on; names that go on alike share a plot.
-    """
-    held: dict[tuple[str, str, str], list[tuple[float, float]]] = {}
+    title: str
+    x: str
+    unit: str
+    series: Mapping[str, plots.Line]
+
+    def plot(self, name: str) -> Plot:
+        """From zero where nothing is below it, so that noise does not look like growth."""
+        least = min(y for _, ys in self.series.values() for y in ys)
+        svg = plots.lines(
+            name, self.title, self.series, self.x, self.unit, points=True, log_x=True, from_zero=least >= 0
+        )
+        return Plot(name=name, title=self.title, svg=svg)
+
+
+def _scaling(figures: Mapping[str, Any]) -> list[Scaling]:
+    """Of figures like `probe_k4_minus_online` or `memory_1000_images_bytes`; names that go on alike share one."""
+    held: dict[tuple[str, str, str, str], list[tuple[float, float]]] = {}
     for name, value in figures.items():
-        found = re.fullmatch(r"((?:.*_)?)(?:([a-z]+)([0-9]+)|([0-9]+)_([a-z]+))(_.*)?", name)
         amount = value.mean if isinstance(value, Interval) else value
-        if found and is_number(amount):
-            place = (found[1].strip("_"), found[2] or found[5], (found[6] or "").strip("_"))
-            held.setdefault(place, []).append((float(found[3] or found[4]), float(amount)))
-    shared: dict[tuple[str, str], dict[str, plots.Line]] = {}
-    for (before, x, after), points in held.items():
+        unit, scale = ("MB", 1e6) if name.endswith("_bytes") else ("", 1.0)
+        found = re.fullmatch(r"((?:.*_)?)(?:([a-z]+)([0-9]+)|([0-9]+)_([a-z]+))(_.*)?", name.removesuffix("_bytes"))
+        if found and is_number(amount) and not name.endswith("_spread"):
+            place = (found[1].strip("_"), found[2] or found[5], (found[6] or "").strip("_"), unit)
+            held.setdefault(place, []).append((float(found[3] or found[4]), float(amount) / scale))
+    shared: dict[tuple[str, str, str], dict[str, plots.Line]] = {}
+    for (before, x, after, unit), points in held.items():
         if len(points) >= LEAST_POINTS:
             xs, ys = zip(*sorted(points), strict=True)
-            shared.setdefault((x, after or before), {})[readable(before)] = (list(xs), list(ys))
-    return [(f"{readable(what)} by {x}", x, series) for (x, what), series in shared.items()]
+            shared.setdefault((after or before, x, unit), {})[readable(before)] = (list(xs), list(ys))
+    return [
+        Scaling(title=f"{readable(what)} by {x}", x=x, unit=unit, series=series)
+        for (what, x, unit), series in shared.items()
+    ]
 
 
 def _gains(figures: Mapping[str, Any], number: int) -> list[Plot]:
@@ -149,7 +164,11 @@ def _gains(figures: Mapping[str, Any], number: int) -> list[Plot]:
 
 def compared(sources: Sequence[Source]) -> list[Section]:
     """Records of one benchmark side by side: those that share most of their figures' names."""
-    found = {source.name: flat(source.figures) for source in sources if source.kind in ("benchmark", "figures")}
+    found = {
+        source.name: flat({name: value for name, value in source.figures.items() if name != "targets"})
+        for source in sources
+        if source.kind in ("benchmark", "figures")
+    }
     groups: list[dict[str, Mapping[str, Any]]] = []
     for name, figures in found.items():
         for group in groups:

@@ -60,7 +60,7 @@ def labels(sources: Sequence[Source]) -> tuple[list[Section], list[str]]:
         sections.append(_precompute(runs))
     found = places(sources)
     for place in found:
-        name = f": {Path(place.store).name}" if len(found) > 1 else ""
+        name = f": {_called(place, found)}" if len(found) > 1 else ""
         for part in (_sheet, _store):
             try:
                 sections += part(place, name)
@@ -72,6 +72,13 @@ def labels(sources: Sequence[Source]) -> tuple[list[Section], list[str]]:
         except (KeyError, TypeError, AttributeError) as error:
             notes.append(f"{source.name}: not the figures of this version's `repcon inspect` ({error!r})")
     return sections, notes
+
+
+def _called(place: Place, places: Sequence[Place]) -> str:
+    """The store's name, with its folder's where another has the same."""
+    name = Path(place.store).name
+    alone = [Path(other.store).name for other in places].count(name) == 1
+    return name if alone else f"{Path(place.store).resolve().parent.name}/{name}"
 
 
 def _precompute(runs: Mapping[str, Source]) -> Section:

@@ -69,7 +69,8 @@ def _sources(path: Path) -> Iterator[Source]:
             yield source
         if source is None or source.kind == "demo":  # The demo keeps the runs that it is made of inside its own.
             inner = (_folder(folder) for folder in sorted(path.iterdir()) if folder.is_dir())
-            yield from (source for source in inner if source is not None and source.kind != "report")
+            left_out = ("report", "figures", "benchmark") if source is not None else ("report",)
+            yield from (found for found in inner if found is not None and found.kind not in left_out)
 
 
 def _folder(path: Path) -> Source | None:

@@ -122,7 +122,7 @@ def _number(name: str, value: float) -> str:
     if not math.isfinite(value):
         return "-" if math.isnan(value) else "∞" if value > 0 else "-∞"
     if re.search(r"(^|_)bytes($|_)", name.rpartition(" / ")[2]):
-        return size(value)
+        return size(value) + ("/s" if name.find("per_second") >= 0 else "")
     if name.endswith("seconds"):
         return duration(value)
     if name.endswith(("_share", "agreement", "mass")) and 0 <= value <= 1:

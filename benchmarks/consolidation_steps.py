@@ -15,14 +15,14 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from repcon import config, images, precompute, teach, train, transfer
+from repcon import config, packing, precompute, teach, train, transfer
 from repcon.config import EvaluateConfig, PackConfig, PrecomputeConfig, TeachConfig, TrainConfig
 from repcon.errors import UserError
 from repcon.memory import keep_freed_memory
 from repcon.record import console, write_json
 
 COMMANDS = {
-    PackConfig: images.run,
+    PackConfig: packing.run,
     TeachConfig: teach.run,
     PrecomputeConfig: precompute.run,
     TrainConfig: train.run,

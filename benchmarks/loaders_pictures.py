@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import simplejpeg
 
-from repcon import images
+from repcon import packing
 from repcon.config import PackConfig
 from repcon.errors import UserError
 from repcon.loaders import installed
@@ -100,5 +100,5 @@ def pack(pictures: Iterable[bytes], out: Path) -> Path:
     folder.mkdir()
     for number, data in enumerate(pictures):
         (folder / f"{number:06d}.jpg").write_bytes(data)
-    images.run(PackConfig(source=str(folder), out=str(out), ffcv=installed("ffcv")))
+    packing.run(PackConfig(source=str(folder), out=str(out), ffcv=installed("ffcv")))
     return out

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
-from repcon import backbones, images, precompute, teachers
+from repcon import backbones, packing, precompute, teachers
 from repcon.backbones import timm
 from repcon.config import CropConfig, PackConfig, Precision, PrecomputeConfig, TeacherConfig
 from repcon.images import Pack
@@ -185,7 +185,7 @@ class Packs:
             for number in range(count):
                 (place / f"{number:06d}.jpg").write_bytes(_marked(self._held[number % len(self._held)], number))
             console.quiet = True
-            images.run(PackConfig(source=str(place), out=str(out)))
+            packing.run(PackConfig(source=str(place), out=str(out)))
             console.quiet = False
         return Pack.open(out), place
 

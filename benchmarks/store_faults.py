@@ -46,7 +46,7 @@ def _recipe(folder: Path) -> dict[str, Any]:
 
     from repcon import backbones
     from repcon.backbones import Preprocessing
-    from repcon.images import open_or_pack
+    from repcon.packing import open_or_pack
 
     pictures = folder / "pictures" / "any"
     pictures.mkdir(parents=True)

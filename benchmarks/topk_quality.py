@@ -26,7 +26,7 @@ import torch
 from records import write_record
 from tables import Grid
 
-from repcon import images, precompute, student, teach, topk, transfer
+from repcon import packing, precompute, student, teach, topk, transfer
 from repcon.config import (
     ClassSubset,
     EvaluateConfig,
@@ -40,6 +40,7 @@ from repcon.config import (
 )
 from repcon.environment import environment
 from repcon.errors import UserError
+from repcon.images import Pack
 from repcon.record import console, write_json
 from repcon.store import LabelStore
 from repcon.teachers import Teacher, from_section
@@ -108,7 +109,7 @@ def run(data: Path, work: Path, protocol: Protocol) -> dict[str, list[dict[str, 
     sources = {"proxy": data / "objects.tar", "domain": data / "grocery.tar"}
     for name, source in sources.items():
         if not (work / name).exists():
-            images.run(PackConfig(source=str(source), out=str(work / name)))
+            packing.run(PackConfig(source=str(source), out=str(work / name)))
     proxy = _part(work, protocol.proxy_images)
     task = work / "task-teacher"
     if not (task / "results.json").exists():
@@ -131,13 +132,13 @@ def _part(work: Path, count: int) -> Path:
     """The first `count` proxy images, by content hash, as a pack of their own."""
     out = work / f"proxy-{count}"
     if not out.exists():
-        pack = images.Pack.open(work / "proxy")
+        pack = Pack.open(work / "proxy")
         chosen = sorted(range(len(pack)), key=lambda row: pack.hashes[row].tobytes())[:count]
         folder = work / f"proxy-{count}-pictures"
         folder.mkdir(parents=True, exist_ok=True)
         for number, row in enumerate(chosen):
             (folder / f"{number:05d}.jpg").write_bytes(pack.read(row))
-        images.run(PackConfig(source=str(folder), out=str(out)))
+        packing.run(PackConfig(source=str(folder), out=str(out)))
     return out
 
 
@@ -194,7 +195,7 @@ def _student(
 ) -> float:
     """Trains one student from the labels `stored` (or online) into `out`; gives its KL to `whole` on held-out rows."""
     settings, team = _settings(protocol, seed), Team(rank=0, world=1, device=torch.device("cpu"), words=None)
-    pack, store = images.Pack.open(proxy), LabelStore.open(str(stored))
+    pack, store = Pack.open(proxy), LabelStore.open(str(stored))
     kind = OnlineFeed if online else Feed
     feed = kind(pack, store, size=SIZE, batch_size=64, epochs=protocol.epochs, holdout=settings.holdout, seed=seed)
     if isinstance(feed, OnlineFeed):

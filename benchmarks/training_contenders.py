@@ -14,7 +14,8 @@ from torch import nn
 from repcon import backbones, crops, topk
 from repcon.backbones import timm
 from repcon.config import CropConfig, HeadConfig, OptimConfig, Precision, TrainConfig
-from repcon.images import Pack, open_or_pack
+from repcon.images import Pack
+from repcon.packing import open_or_pack
 from repcon.store import LabelStore, StoreSpec, TeacherSection
 from repcon.training.feed import Batch, Clock, Feed
 from repcon.training.optim import Updates, autocast

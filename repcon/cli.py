@@ -18,7 +18,7 @@ from repcon.memory import keep_freed_memory
 from repcon.record import console
 
 COMMANDS: dict[str, tuple[type, str]] = {
-    "pack": (config.PackConfig, "repcon.images"),
+    "pack": (config.PackConfig, "repcon.packing"),
     "teach": (config.TeachConfig, "repcon.teach"),
     "precompute": (config.PrecomputeConfig, "repcon.precompute"),
     "inspect": (config.InspectConfig, "repcon.inspection"),

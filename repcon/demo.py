@@ -8,7 +8,7 @@ features transfer. Every step is the command of the same name, so each can be re
 from pathlib import Path
 from typing import Any
 
-from repcon import images, inspection, precompute, report, teach, train, transfer
+from repcon import inspection, packing, precompute, report, teach, train, transfer
 from repcon.config import (
     ClassSubset,
     CropConfig,
@@ -74,7 +74,7 @@ def _pictures(config: DemoConfig, folder: Path) -> tuple[Path, Path, list[dict[s
     render(PROXY, folder / "drawings" / "proxy")
     packs = folder / "packs"
     for name in (config.domain, "proxy"):
-        images.run(PackConfig(source=str(folder / "drawings" / name), out=str(packs / name)))
+        packing.run(PackConfig(source=str(folder / "drawings" / name), out=str(packs / name)))
     return packs / config.domain, packs / "proxy", domain["licences"]
 
 
@@ -84,9 +84,9 @@ def _own_pictures(config: DemoConfig, folder: Path) -> tuple[Path, Path]:
     if Path(config.data).resolve() == Path(config.proxy or ".").resolve():
         raise UserError(f"--proxy {config.proxy}: the proxy must not be the labelled data, whose half is tested on")
     domain = folder / "packs" / "domain"
-    images.run(PackConfig(source=config.data, out=str(domain)))
+    packing.run(PackConfig(source=config.data, out=str(domain)))
     source = Path(config.proxy) if config.proxy else _unlabelled_half(config, Pack.open(domain), folder / "proxy")
-    images.run(PackConfig(source=str(source), out=str(folder / "packs" / "proxy")))
+    packing.run(PackConfig(source=str(source), out=str(folder / "packs" / "proxy")))
     return domain, folder / "packs" / "proxy"
 
 

@@ -12,7 +12,8 @@ from torch import nn
 from repcon import backbones
 from repcon.config import TeachConfig, dump
 from repcon.errors import UserError
-from repcon.images import class_rows, open_or_pack
+from repcon.images import class_rows
+from repcon.packing import open_or_pack
 from repcon.probing.probes import split_classes
 from repcon.record import Run, console, progress
 from repcon.training.finetune import Epoch, Labelled, fit

@@ -18,8 +18,9 @@ from rich.progress import Progress
 from repcon import backbones
 from repcon.config import EvaluateConfig, OptimConfig, TeachConfig, dump
 from repcon.errors import UserError
-from repcon.images import Pack, class_rows, open_or_pack
+from repcon.images import Pack, class_rows
 from repcon.loaders import open_loader
+from repcon.packing import open_or_pack
 from repcon.probing import intervals, probes
 from repcon.probing import show as transfer_show
 from repcon.probing.features import Reading, extract

@@ -9,7 +9,7 @@ import simplejpeg
 from pictures import photograph
 from PIL import Image
 
-from repcon import images
+from repcon import packing
 from repcon.config import PackConfig
 from repcon.images import Pack
 from repcon.loaders import Request, installed
@@ -47,7 +47,7 @@ def make_pack(folder: Path, *, seed: int = 0) -> Path:
     extra = simplejpeg.encode_jpeg(photograph(100 + seed, 90, 80), colorsubsampling="420")
     (folder / "source" / "a class" / "extra.jpg").write_bytes(extra)
     out = folder / "pack"
-    images.run(PackConfig(source=str(folder / "source"), out=str(out), workers=1, ffcv=installed("ffcv")))
+    packing.run(PackConfig(source=str(folder / "source"), out=str(out), workers=1, ffcv=installed("ffcv")))
     return out
 
 

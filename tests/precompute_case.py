@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from repcon import backbones, images
+from repcon import backbones, packing
 from repcon.backbones import Preprocessing
 from repcon.config import CropConfig, PackConfig, PrecomputeConfig, TeacherConfig
 from repcon.images import Pack
@@ -21,7 +21,7 @@ SIZE = 32
 def pack_path(picture_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The 32 pictures as a pack."""
     out = tmp_path_factory.mktemp("packs") / "pack"
-    images.run(PackConfig(source=str(picture_folder), out=str(out), workers=1))
+    packing.run(PackConfig(source=str(picture_folder), out=str(out), workers=1))
     return out
 
 

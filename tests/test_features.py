@@ -9,7 +9,8 @@ import torch
 
 from repcon import backbones
 from repcon.errors import UserError
-from repcon.images import Pack, open_or_pack
+from repcon.images import Pack
+from repcon.packing import open_or_pack
 from repcon.probing import features
 from repcon.record import progress
 

@@ -15,10 +15,11 @@ import pytest
 import simplejpeg
 from pictures import photograph
 
-from repcon import cli, images
+from repcon import cli, packing
 from repcon.config import ClassSubset, PackConfig
 from repcon.errors import UserError
-from repcon.images import Pack, class_rows, open_or_pack
+from repcon.images import Pack, class_rows
+from repcon.packing import open_or_pack
 from repcon.packs import format as pack_format
 from repcon.packs.jpeg import content_hash
 
@@ -26,7 +27,7 @@ from repcon.packs.jpeg import content_hash
 @pytest.fixture(scope="module")
 def original(picture_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("packs") / "original"
-    images.run(PackConfig(source=str(picture_folder), out=str(out), workers=2))
+    packing.run(PackConfig(source=str(picture_folder), out=str(out), workers=2))
     return out
 
 
@@ -190,7 +191,7 @@ def test_a_replaced_pack_is_not_reopened_for_the_old_one(copy: Path, picture_fol
     source = Path(shutil.copytree(picture_folder, copy.parent / "source"))
     (source / "apple/00.jpg").unlink()
     shutil.rmtree(copy)
-    images.run(PackConfig(source=str(source), out=str(copy)))
+    packing.run(PackConfig(source=str(source), out=str(copy)))
     with pytest.raises(UserError, match="was replaced"):
         pickle.loads(pickled)
 
@@ -210,7 +211,7 @@ def test_more_shards_than_stay_open(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         pixels = generator.integers(0, 256, (480, 640, 3), dtype=np.uint8)
         data = simplejpeg.encode_jpeg(pixels, quality=98, colorsubsampling="444")
         (tmp_path / f"source/{number}.jpg").write_bytes(data)
-    figures = images.run(PackConfig(source=str(tmp_path / "source"), out=str(tmp_path / "pack"), shard_megabytes=1))
+    figures = packing.run(PackConfig(source=str(tmp_path / "source"), out=str(tmp_path / "pack"), shard_megabytes=1))
     assert figures["shards"] >= 2 and figures["classes"] == 0
     pack = Pack.open(tmp_path / "pack")
     for image in (3, 0, 3, 1, 2, 0):
@@ -268,9 +269,9 @@ def test_the_command(picture_folder: Path, tmp_path: Path, capsys: pytest.Captur
 def test_a_beton_is_made_of_the_same_pack(picture_folder: Path, tmp_path: Path) -> None:
     pytest.importorskip("ffcv", reason="FFCV is not installed", exc_type=ImportError)
     out = tmp_path / "out"
-    plain = images.run(PackConfig(source=str(picture_folder), out=str(out)))
+    plain = packing.run(PackConfig(source=str(picture_folder), out=str(out)))
     assert not (out / "images.beton").exists()
-    again = images.run(PackConfig(source=str(picture_folder), out=str(out), ffcv=True))
+    again = packing.run(PackConfig(source=str(picture_folder), out=str(out), ffcv=True))
     assert again["fingerprint"] == plain["fingerprint"]
     beton = (out / "images.beton").read_bytes()
     assert all(Pack.open(out).read(image) in beton for image in range(32))

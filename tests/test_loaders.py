@@ -11,7 +11,7 @@ import simplejpeg
 import torch
 from loader_case import SIDES, make_pack, request
 
-from repcon import images
+from repcon import packing
 from repcon.config import PackConfig
 from repcon.errors import UserError
 from repcon.images import Pack
@@ -92,7 +92,9 @@ def test_very_long_images(kind: str, tmp_path: Path) -> None:
     for width, height in ((20_000, 10), (10, 20_000)):
         pixels = np.random.default_rng(width).integers(0, 256, (height, width, 3), np.uint8)
         (tmp_path / f"source/{width}.jpg").write_bytes(simplejpeg.encode_jpeg(pixels))
-    images.run(PackConfig(source=str(tmp_path / "source"), out=str(tmp_path / "pack"), max_side=0, ffcv=kind == "ffcv"))
+    packing.run(
+        PackConfig(source=str(tmp_path / "source"), out=str(tmp_path / "pack"), max_side=0, ffcv=kind == "ffcv")
+    )
     pack = Pack.open(tmp_path / "pack")
     requests = [request(pack, [0, 1], 6)]
     (expected,), opened = open_loader("reference", pack, SIDES).batches(requests), open_loader(kind, pack, SIDES)

@@ -20,14 +20,14 @@ from simplejpeg import encode_jpeg
 from repcon.config import PackConfig
 from repcon.errors import UserError
 from repcon.images import Pack
-from repcon.packs import packing
+from repcon.packs import writing
 from repcon.packs.format import Manifest
 
 RESULTS = ("index.npz", "left_out.jsonl", "pack.json")
 
 
 def pack(source: Path, out: Path, **settings: int) -> Manifest:
-    return packing.write(packing.plan(PackConfig(source=str(source), out=str(out), **settings)))
+    return writing.write(writing.plan(PackConfig(source=str(source), out=str(out), **settings)))
 
 
 def contents(out: Path) -> dict[str, bytes]:
@@ -119,7 +119,7 @@ def test_killed_packs_go_on_and_end_the_same(noisy_folder: Path, unbroken: dict[
     """Killed as each shard's record appears, then somewhere within the next shard."""
     out = tmp_path / "pack"
     config = PackConfig(source=str(noisy_folder), out=str(out), shard_megabytes=1, workers=1)
-    program = f"from repcon.packs.packing import PackConfig, plan, write; write(plan({config!r}))"
+    program = f"from repcon.packs.writing import PackConfig, plan, write; write(plan({config!r}))"
     killed, generator = 0, np.random.default_rng(0)
     for number in range(4):
         process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.DEVNULL)
@@ -143,12 +143,12 @@ def test_a_shard_lost_while_unfinished_is_made_again(
     noisy_folder: Path, unbroken: dict[str, bytes], tmp_path: Path
 ) -> None:
     out = tmp_path / "pack"
-    started = packing.plan(PackConfig(source=str(noisy_folder), out=str(out), shard_megabytes=1))
+    started = writing.plan(PackConfig(source=str(noisy_folder), out=str(out), shard_megabytes=1))
     (out / "parts").mkdir(parents=True)
-    parts, _ = packing._shards(started)
+    parts, _ = writing._shards(started)
     (out / "shard-00001.tar").write_bytes(b"torn")
-    assert len(packing._finished(out)) == 1 < len(parts)
-    packing.write(started)
+    assert len(writing._finished(out)) == 1 < len(parts)
+    writing.write(started)
     assert contents(out) == unbroken
 
 
@@ -161,8 +161,8 @@ def test_a_finished_pack_is_left_as_it_is(noisy_folder: Path, unbroken: dict[str
 
 def test_two_packers_wait_for_one_another(noisy_folder: Path, unbroken: dict[str, bytes], tmp_path: Path) -> None:
     """Threads here, processes in life: the lock is on an open file, so it holds between both."""
-    started = packing.plan(PackConfig(source=str(noisy_folder), out=str(tmp_path / "pack"), shard_megabytes=1))
-    threads = [threading.Thread(target=packing.write, args=(started,)) for _ in range(3)]
+    started = writing.plan(PackConfig(source=str(noisy_folder), out=str(tmp_path / "pack"), shard_megabytes=1))
+    threads = [threading.Thread(target=writing.write, args=(started,)) for _ in range(3)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -174,9 +174,9 @@ def test_two_packers_wait_for_one_another(noisy_folder: Path, unbroken: dict[str
 def test_other_settings_or_sources_are_refused_by_name(finished: bool, picture_folder: Path, tmp_path: Path) -> None:
     source, out = tmp_path / "source", tmp_path / "pack"
     shutil.copytree(picture_folder, source)
-    started = packing.plan(PackConfig(source=str(source), out=str(out)))
+    started = writing.plan(PackConfig(source=str(source), out=str(out)))
     if finished:
-        packing.write(started)
+        writing.write(started)
     else:
         (out / "parts").mkdir(parents=True)
         (out / "parts/settings.json").write_text(json.dumps(started.settings))

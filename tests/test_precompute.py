@@ -142,12 +142,12 @@ def test_a_resume_with_other_weights_preprocessing_or_pack_is_refused(recipe, te
         precompute.run(replace(recipe, teachers=(replace(recipe.teachers[0], size=48),)))
     with pytest.raises(UserError, match=r"teachers\.five\.precision"):
         precompute.run(replace(recipe, teachers=(replace(recipe.teachers[0], precision="bf16"),)))
-    from repcon import images
+    from repcon import packing
 
     folder = tmp_path / "one" / "class"
     folder.mkdir(parents=True)
     (folder / "a.jpg").write_bytes(Pack.open(pack_path).read(0))
-    images.run(config.PackConfig(source=str(tmp_path / "one"), out=str(tmp_path / "other"), workers=1))
+    packing.run(config.PackConfig(source=str(tmp_path / "one"), out=str(tmp_path / "other"), workers=1))
     with pytest.raises(UserError, match=r"pack_fingerprint|images"):
         precompute.run(replace(recipe, pack=str(tmp_path / "other")))
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from report_case import CLASSES, EVIL, Page, make, write_evaluate, write_record, write_store, write_teach, write_train
 
-from repcon import images, report
+from repcon import packing, report
 from repcon.config import PackConfig
 from repcon.errors import UserError
 from repcon.images import Pack
@@ -27,7 +27,7 @@ from repcon.store import LabelStore
 def world(picture_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with everything that a report may be made of."""
     root = tmp_path_factory.mktemp("world")
-    images.run(PackConfig(source=str(picture_folder), out=str(root / "pack"), workers=1))
+    packing.run(PackConfig(source=str(picture_folder), out=str(root / "pack"), workers=1))
     write_store(root / "labels.zarr", Pack.open(str(root / "pack")), name="teacher")
     for seed, name in enumerate(["student", f"student {EVIL.replace('/', '')}"]):
         write_train(root / name, str(root / "pack"), str(root / "labels.zarr"), ["generalist", EVIL], seed=seed)
@@ -126,7 +126,7 @@ def test_the_sheet_shows_the_stored_labels_of_the_crop(world: Path) -> None:
 
 
 def test_a_store_that_moved_or_belongs_elsewhere_is_a_note(world: Path, tmp_path: Path, picture_folder: Path) -> None:
-    images.run(PackConfig(source=str(picture_folder / "apple"), out=str(tmp_path / "other"), workers=1))
+    packing.run(PackConfig(source=str(picture_folder / "apple"), out=str(tmp_path / "other"), workers=1))
     write_train(tmp_path / "run", str(tmp_path / "other"), str(world / "labels.zarr"), ["teacher"])
     html, _ = make(tmp_path / "out", tmp_path / "run")
     assert "another pack" in html

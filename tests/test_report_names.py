@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from report_case import Page, write_evaluate, write_record, write_store, write_teach, write_train
 
-from repcon import images, report
+from repcon import packing, report
 from repcon.config import PackConfig, ReportConfig
 from repcon.images import Pack
 from repcon.record import Run
@@ -25,7 +25,7 @@ def page(picture_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Page
     source.mkdir(parents=True)
     for number, picture in enumerate(sorted(picture_folder.rglob("*.jpg"))[:8]):
         (source / f"{evil('file')}{number}.jpg").write_bytes(picture.read_bytes())
-    images.run(PackConfig(source=str(root / "source"), out=str(root / "pack"), workers=1))
+    packing.run(PackConfig(source=str(root / "source"), out=str(root / "pack"), workers=1))
     store = write_store(root / "labels.zarr", Pack.open(str(root / "pack")), text=evil)
     found = store_figures.figures(store)
     found["heads"] = {evil("teacher"): found["heads"]["teacher"]}

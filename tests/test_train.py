@@ -136,7 +136,7 @@ def test_mistakes_are_named(case: Path, tmp_path: Path, changes: dict[str, Any],
 
 
 def test_another_packs_labels_are_refused(case: Path, tmp_path: Path, picture_folder: Path) -> None:
-    from repcon.images import open_or_pack
+    from repcon.packing import open_or_pack
 
     open_or_pack(str(picture_folder / "apple"), tmp_path / "cache")
     with pytest.raises(UserError, match="another pack"):

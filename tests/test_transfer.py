@@ -10,7 +10,7 @@ import torch
 from repcon import backbones, transfer
 from repcon.config import ClassSubset, EvaluateConfig
 from repcon.errors import UserError
-from repcon.images import open_or_pack
+from repcon.packing import open_or_pack
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ import pytest
 import torch
 from store_builder import boxes_of, fill, labels_of, spec, write
 
-from repcon import backbones, cli, images, precompute, verification
+from repcon import backbones, cli, packing, precompute, verification
 from repcon.backbones import Preprocessing
 from repcon.config import PackConfig, PrecomputeConfig, TeacherConfig, VerifyConfig
 from repcon.errors import UserError
@@ -118,7 +118,7 @@ def test_boxes_must_lie_in_their_images(store):
 def real(tmp_path_factory, picture_folder) -> Path:
     """A pack, two teachers in folders, and the store that `repcon precompute` made of them."""
     root = tmp_path_factory.mktemp("real")
-    images.run(PackConfig(source=str(picture_folder), out=str(root / "images"), ffcv=installed("ffcv")))
+    packing.run(PackConfig(source=str(picture_folder), out=str(root / "images"), ffcv=installed("ffcv")))
     pack = Pack.open(root / "images")
     for seed, classes in ((0, 5), (1, 30)):
         torch.manual_seed(seed)

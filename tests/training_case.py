@@ -12,8 +12,9 @@ import torch
 
 from repcon import crops, topk
 from repcon.config import CropConfig, HeadConfig, OptimConfig, TrainConfig
-from repcon.images import Pack, open_or_pack
+from repcon.images import Pack
 from repcon.loaders import Request, open_loader
+from repcon.packing import open_or_pack
 from repcon.store import LabelStore, StoreSpec, TeacherSection
 from repcon.training.trainer import Trainer
 

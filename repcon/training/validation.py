@@ -9,9 +9,10 @@ import torch
 
 from repcon import backbones
 from repcon.config import ClassSubset, HeadConfig, Tail, TrainConfig
-from repcon.images import class_rows, open_or_pack
+from repcon.images import class_rows
 from repcon.loaders import open_loader
 from repcon.loss import HeadsLoss
+from repcon.packing import open_or_pack
 from repcon.probing.features import whole_images
 from repcon.probing.probes import knn, split_classes
 from repcon.store import LabelStore

@@ -1,0 +1,81 @@
+"""`repcon pack`: a pack from a folder or from WebDataset tars, and FFCV's file of the same JPEGs beside it."""
+
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from rich.markup import escape
+from rich.table import Table
+
+from repcon import config as configuration
+from repcon.config import PackConfig
+from repcon.images import Pack
+from repcon.packs import sources, writing
+from repcon.packs.format import BETON, LEFT_OUT, MANIFEST
+from repcon.record import Run, console
+
+
+def run(config: PackConfig) -> dict[str, Any]:
+    """`repcon pack`: writes the pack, shows what became of the source, gives the figures."""
+    started = time.perf_counter()
+    plan = writing.plan(config)
+    record = Run(config.out, "pack", configuration.dump(config))
+    manifest = writing.write(plan)
+    seconds = time.perf_counter() - started
+    if config.ffcv:
+        _write_beton(Path(config.out))
+    left_out, re_encoded = manifest.summary["left_out"], manifest.summary["re_encoded"]
+    figures = {
+        "images": manifest.images,
+        "classes": len(manifest.classes),
+        "shards": len(manifest.shard_bytes),
+        "megabytes": round(sum(manifest.shard_bytes) / 1e6, 3),
+        "kept": manifest.images - sum(re_encoded.values()),
+        "re_encoded": re_encoded,
+        "left_out": left_out,
+        "fingerprint": manifest.fingerprint,
+        "seconds": round(seconds, 3),
+    }
+    _show(config, figures)
+    return record.finish(figures)
+
+
+def open_or_pack(source: str, cache: Path) -> Pack:
+    """Opens a pack (path or URL); packs a folder or tar into `cache` first, once for each state of the source."""
+    if "://" in source or Path(source, MANIFEST).is_file():
+        return Pack.open(source)
+    identity = sources.read(source).identity
+    out = Path(cache) / f"pack-{identity[:16]}"
+    if not (out / MANIFEST).is_file():
+        run(PackConfig(source=source, out=str(out)))
+    return Pack.open(out)
+
+
+def _write_beton(out: Path) -> None:
+    if not (out / BETON).is_file():
+        from repcon.loaders.ffcv import write_beton  # FFCV is an extra, and slow to import.
+
+        temporary = out / f".{BETON}.tmp"
+        write_beton(Pack.open(out), temporary)
+        os.replace(temporary, out / BETON)
+
+
+def _show(config: PackConfig, figures: dict[str, Any]) -> None:
+    table = Table()
+    table.add_column("what became of the source")
+    table.add_column("images", justify="right")
+    table.add_row("kept as they were", f"{figures['kept']:,}")
+    for reason, count in figures["re_encoded"].items():
+        table.add_row(f"re-encoded: {escape(reason)}", f"{count:,}")
+    for reason, count in figures["left_out"].items():
+        table.add_row(f"[yellow]left out: {escape(reason)}[/]", f"{count:,}")
+    console.print(f"[bold]{escape(config.out)}[/]: {figures['images']:,} images", soft_wrap=True, highlight=False)
+    console.print(table)
+    shards = f"{figures['shards']} shard{'s' if figures['shards'] != 1 else ''}"
+    classes = f"{figures['classes']} classes" if figures["classes"] else "no classes"
+    facts = f"{figures['megabytes']:,.1f} MB in {shards}, {classes}, fingerprint {figures['fingerprint'][:16]}"
+    console.print(facts, highlight=False)
+    if figures["left_out"]:
+        path = escape(str(Path(config.out, LEFT_OUT)))
+        console.print(f"each file that was left out, with the reason: {path}", soft_wrap=True)

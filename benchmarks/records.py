@@ -78,7 +78,8 @@ def write_record(what: str, figures: Mapping[str, Any], table_markdown: str, fil
     `figures` hold the environment as `"environment"`. Nothing is overwritten: another record of the same day, benchmark
     and device gets a number at its end.
     """
-    environment = figures["environment"]
+    environment = figures["environment"] | {"command": _portable(figures["environment"]["command"])}
+    figures = {**figures, "environment": environment}
     folder = _new_folder(f"{time.strftime('%Y-%m-%d')}-{what}-{_device(environment)}")
     for name, value in (("results.json", figures), ("env.json", environment)):
         (folder / name).write_text(json.dumps(value, indent=2, default=str) + "\n")
@@ -86,6 +87,11 @@ def write_record(what: str, figures: Mapping[str, Any], table_markdown: str, fil
     for file in files:
         shutil.copy(file, folder)
     return folder
+
+
+def _portable(command: str) -> str:
+    """Without the folders that paths of this machine lead through, which say nothing elsewhere."""
+    return re.sub(r"(?<=[\s=])/(?:[^\s/]+/)*([^\s/]+)/?", r"\1", command)
 
 
 def _new_folder(name: str) -> Path:

@@ -49,6 +49,7 @@ def benchmarks(on_gpu: bool) -> tuple[Benchmark, ...]:
     return (
         Benchmark(name="kernels"),
         Benchmark(name="store"),
+        Benchmark(name="scale"),
         Benchmark(name="loaders"),
         Benchmark(name="precompute"),
         Benchmark(name="training", short=device, long=(*device, "--long")),

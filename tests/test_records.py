@@ -36,7 +36,7 @@ def test_a_second_record_of_a_day_leaves_the_first_as_it_was(figures, tmp_path, 
     monkeypatch.setattr(records, "RECORDS", tmp_path)
     plot = tmp_path / "plot.svg"
     plot.write_text("<svg/>")
-    facts = {**environment(), "device": "cpu", "cores": 2}
+    facts = {**environment(), "device": "cpu", "cores": 2, "command": "store.py --data /home/ann/photos --json=/a.json"}
     folders = [
         records.write_record("store", figures | {"number": number, "environment": facts}, "| a |\n|---|\n", [plot])
         for number in (1, 2)
@@ -44,7 +44,8 @@ def test_a_second_record_of_a_day_leaves_the_first_as_it_was(figures, tmp_path, 
     assert folders[0].name.endswith("-store-cpu-2-cores") and folders[1].name == folders[0].name + "-2"
     assert [json.loads((folder / "results.json").read_text())["number"] for folder in folders] == [1, 2]
     assert {path.name for path in folders[1].iterdir()} == {"results.json", "env.json", "table.md", "plot.svg"}
-    assert facts["command"] in (folders[0] / "table.md").read_text()
+    for name in ("table.md", "env.json", "results.json"):
+        assert "store.py --data photos --json=a.json" in (folders[0] / name).read_text()
 
 
 def test_a_gpus_record_is_named_after_it(figures, tmp_path, monkeypatch):

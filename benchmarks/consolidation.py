@@ -22,7 +22,7 @@ from pathlib import Path
 
 import consolidation_summary as summary
 import torch
-from consolidation_protocol import LONG, SHORT, USUAL, Protocol
+from consolidation_protocol import LONG, METHODS, SHORT, USUAL, Protocol
 from consolidation_study import Study
 
 from repcon.errors import UserError
@@ -35,6 +35,7 @@ def main() -> None:
     parser.add_argument("--work", default="bench-run/consolidation", help="folder for packs, labels, models; resumed")
     parser.add_argument("--seeds", help="for example 0,1,2")
     parser.add_argument("--domains", help="for example birds,grocery")
+    parser.add_argument("--methods", help=f"rows of the table, some of {', '.join(METHODS)}")
     parser.add_argument("--jobs", type=int, help="commands side by side; one per core by default, one on a GPU")
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--short", action="store_true", help="two minutes, to see that it runs")
@@ -59,6 +60,7 @@ def _protocol(arguments: argparse.Namespace) -> Protocol:
     return protocol.changed(
         seeds=tuple(int(seed) for seed in arguments.seeds.split(",")) if arguments.seeds else None,
         domains=tuple(arguments.domains.split(",")) if arguments.domains else None,
+        methods=tuple(arguments.methods.split(",")) if arguments.methods else None,
     )
 
 

@@ -68,9 +68,9 @@ class Protocol:
     def changed(self, **changes: Any) -> "Protocol":
         """The protocol with those changes that are not None."""
         wanted = {name: value for name, value in changes.items() if value is not None}
-        unknown = set(wanted.get("domains", ())) - set(DOMAINS)
-        if unknown:
-            raise UserError(f"domains: {', '.join(sorted(unknown))} unknown; there are {', '.join(DOMAINS)}")
+        for name, known in (("domains", DOMAINS), ("methods", METHODS)):
+            if unknown := set(wanted.get(name, ())) - set(known):
+                raise UserError(f"{name}: {', '.join(sorted(unknown))} unknown; there are {', '.join(known)}")
         return replace(self, **wanted)
 
 

@@ -182,13 +182,13 @@ def test_packs_that_share_an_image_stop_the_study(finished: tuple[study.Study, d
 
 def test_variants_are_the_usual_student_but_for_one_setting(photographs: Path, tmp_path: Path, finished):
     protocol = finished[0].protocol.changed(methods=("task_generalist",))
-    names = ("usual", "task_only", "k_4", "domain_images", "lr_3e-4")
+    names = ("usual", "task_only", "k_4", "domain_images", "lr_1e-3")
     variants = {name: VARIANTS[name] for name in names}
     run = ablation.Ablation(photographs, tmp_path, protocol)
     figures = ablation.summarise(run.compare(variants), variants, protocol)
     recipes = {name: run._student(4, name, variant).settings for name, variant in variants.items()}
-    assert recipes["lr_3e-4"] == replace(
-        recipes["usual"], out=recipes["lr_3e-4"].out, optim=replace(recipes["usual"].optim, lr=3e-4)
+    assert recipes["lr_1e-3"] == replace(
+        recipes["usual"], out=recipes["lr_1e-3"].out, optim=replace(recipes["usual"].optim, lr=1e-3)
     )
     assert [head.name for head in recipes["task_only"].heads] == ["task"]
     assert LabelStore.open(recipes["k_4"].store).manifest.k == 4

@@ -67,12 +67,12 @@ def test_stopping_early_leaves_no_thread(store):
 
 @given(st.integers(1, 500), st.integers(1, 100), st.integers(1, 20), st.integers(0, 10_000), st.integers(0, 5))
 def test_windows_hold_every_row_once_within_the_budget(images, rows_per_shard, bytes_per_row, memory, seed):
-    plan = window_plan(images, rows_per_shard, bytes_per_row, memory, seed)
+    plan = list(window_plan(images, rows_per_shard, bytes_per_row, memory, seed))
     assert sorted(np.concatenate(plan).tolist()) == list(range(images))
     largest = max(len(window) for window in plan)
     assert largest <= rows_per_shard or 2 * largest * bytes_per_row <= memory
     assert all((np.diff(window) > 0).all() for window in plan)
-    again = window_plan(images, rows_per_shard, bytes_per_row, memory, seed)
+    again = list(window_plan(images, rows_per_shard, bytes_per_row, memory, seed))
     assert all(np.array_equal(one, other) for one, other in zip(plan, again, strict=True))
 
 

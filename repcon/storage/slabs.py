@@ -118,21 +118,25 @@ def ahead(work: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Res
             yield coming.result()
 
 
-def window_plan(images: int, rows_per_shard: int, bytes_per_row: int, memory_bytes: int, seed: int) -> list[np.ndarray]:
+def window_plan(
+    images: int, rows_per_shard: int, bytes_per_row: int, memory_bytes: int, seed: int
+) -> Iterator[np.ndarray]:
     """Which rows are held together: all in one window if two such slabs fit, otherwise shards in shuffled groups.
 
     Each window is sorted (n,) int64; together they hold every row once. Two windows (the one in use and the one
     being decoded) stay within `memory_bytes`; a single shard per window is the least.
     """
     if 2 * images * bytes_per_row <= memory_bytes:
-        return [np.arange(images)]
+        yield np.arange(images)
+        return
     shards = -(-images // rows_per_shard)
     together = max(1, memory_bytes // 2 // max(1, bytes_per_row * rows_per_shard))
     order = np.random.default_rng(seed).permutation(shards)
-    groups = [np.sort(order[start : start + together]) for start in range(0, shards, together)]
     inside = np.arange(rows_per_shard)
-    windows = [(group[:, None] * rows_per_shard + inside).reshape(-1) for group in groups]
-    return [window[window < images] for window in windows]
+    for start in range(0, shards, together):
+        group = np.sort(order[start : start + together])
+        window = (group[:, None] * rows_per_shard + inside).reshape(-1)
+        yield window[window < images]
 
 
 def ranges(rows: np.ndarray) -> list[range]:

@@ -101,6 +101,8 @@ def is_number(value: Any) -> TypeGuard[int | float]:
 
 def words(name: str, value: Any) -> str:
     """The value as it is shown; the name's end tells the unit (`_bytes`, `_seconds`, `_share`, ...)."""
+    if isinstance(value, Interval) and value.repeats == 1:
+        return f"{_number(name, value.mean)} (measured once)"
     if isinstance(value, Interval):
         repeats = f", {value.repeats} repeats" if value.repeats else ""
         return f"{_number(name, value.mean)} ({_number(name, value.low)} to {_number(name, value.high)}{repeats})"

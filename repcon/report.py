@@ -146,21 +146,22 @@ def _licences(sources: Sequence[Source]) -> list[Section]:
 
 def _environment(sources: Sequence[Source]) -> list[Section]:
     """Who ran what, when and on which machine; then machines and versions, those that are the same in one column."""
-    machines: dict[str, tuple[str, dict[str, Any]]] = {}
+    machines: dict[str, dict[str, Any]] = {}
     commands: list[list[str]] = []
     for source in sources:
         facts = flat({key: value for key, value in source.environment.items() if key not in ("command", "started")})
         facts = {name.removeprefix("versions / "): value for name, value in facts.items()}
         if facts:
-            machine, _ = machines.setdefault(repr(facts), (f"machine {len(machines) + 1}", facts))
+            machines.setdefault(repr(facts), facts)
+            number = list(machines).index(repr(facts)) + 1
             given = [str(source.environment.get(key, "")) for key in ("command", "started")]
-            commands.append([source.name, source.kind, *given, machine.removeprefix("machine ")])
+            commands.append([source.name, source.kind, *given, str(number)])
     if not machines:
         return []
     titles = ("name", "kind", "command", "started", "machine")
     one = len(machines) == 1
     runs = table("", titles[:-1] if one else titles, [row[:-1] if one else row for row in commands])
-    held = {"everywhere" if one else machine: facts for machine, facts in machines.values()}
+    held = {"everywhere" if one else f"machine {number}": facts for number, facts in enumerate(machines.values(), 1)}
     return [Section(title="Environment", tables=(runs, side_by_side("Machines and versions", held)))]
 
 

@@ -101,9 +101,9 @@ def is_number(value: Any) -> TypeGuard[int | float]:
 
 def words(name: str, value: Any) -> str:
     """The value as it is shown; the name's end tells the unit (`_bytes`, `_seconds`, `_share`, ...)."""
-    if isinstance(value, Interval) and value.repeats == 1:
-        return f"{_number(name, value.mean)} (measured once)"
     if isinstance(value, Interval):
+        if value.repeats == 1:
+            return f"{_number(name, value.mean)} (measured once)"
         repeats = f", {value.repeats} repeats" if value.repeats else ""
         return f"{_number(name, value.mean)} ({_number(name, value.low)} to {_number(name, value.high)}{repeats})"
     if isinstance(value, bool) or value is None:
@@ -124,7 +124,7 @@ def _number(name: str, value: float) -> str:
     if not math.isfinite(value):
         return "-" if math.isnan(value) else "∞" if value > 0 else "-∞"
     if re.search(r"(^|_)bytes($|_)", name.rpartition(" / ")[2]):
-        return size(value) + ("/s" if name.find("per_second") >= 0 else "")
+        return size(value) + ("/s" if "per_second" in name else "")
     if name.endswith("seconds"):
         return duration(value)
     if name.endswith(("_share", "agreement", "mass")) and 0 <= value <= 1:

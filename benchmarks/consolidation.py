@@ -21,17 +21,14 @@ import time
 from pathlib import Path
 
 import consolidation_summary as summary
+import script
 import torch
 from consolidation_protocol import LONG, METHODS, SHORT, USUAL, Protocol
 from consolidation_study import Study
 
-from repcon.errors import UserError
-from repcon.record import console
-
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="The paper's three findings on real photographs.")
-    parser.add_argument("--data", default=os.environ.get("REPCON_DATA", ""), help="folder with the five tars")
+    parser = script.parser("The paper's three findings on real photographs.", data="folder with the five tars")
     parser.add_argument("--work", default="bench-run/consolidation", help="folder for packs, labels, models; resumed")
     parser.add_argument("--seeds", help="for example 0,1,2")
     parser.add_argument("--domains", help="for example birds,grocery")
@@ -40,15 +37,12 @@ def main() -> None:
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--short", action="store_true", help="two minutes, to see that it runs")
     form.add_argument("--long", action="store_true", help="224 pixels and more seeds, on a GPU")
-    parser.add_argument("--json", help="write the figures here")
-    parser.add_argument("--record", action="store_true", help="add a folder to benchmarks/records")
     arguments = parser.parse_args()
-    if not arguments.data:
-        raise UserError("no photographs: give --data FOLDER or set REPCON_DATA (tools/photos.py builds the folder)")
+    data = script.photographs(arguments)
     protocol = _protocol(arguments)
     started = time.time()
     jobs = arguments.jobs or (1 if torch.cuda.is_available() else os.cpu_count() or 1)
-    study = Study(Path(arguments.data), Path(arguments.work) / protocol.name, protocol, jobs)
+    study = Study(data, Path(arguments.work) / protocol.name, protocol, jobs)
     cells = study.run()
     results = summary.summarise(cells, protocol, study.facts() | {"wall_seconds": round(time.time() - started)})
     summary.show(results)
@@ -65,8 +59,4 @@ def _protocol(arguments: argparse.Namespace) -> Protocol:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except UserError as error:
-        console.print(f"[bold red]error[/] {error}")
-        raise SystemExit(1) from None
+    script.run(main)

@@ -11,7 +11,6 @@ student is measured on the downstream half. FOLDER holds the five tars of tools/
 <variant>_probe_gain       points over the usual settings, paired by test image; <variant>_shot_5_gain likewise
 """
 
-import argparse
 import os
 import re
 import time
@@ -21,17 +20,17 @@ from pathlib import Path
 from typing import Any
 
 import consolidation_summary as summary
+import script
 from consolidation_protocol import GENERALIST, SHORT, TEACHER_HALF, USUAL, Protocol, recipe
 from consolidation_steps import Step
 from consolidation_study import Study
 from consolidation_variants import VARIANTS, Variant, changed
-from records import write_record
 from rich.table import Table
 
 from repcon.config import ClassSubset, PackConfig, TrainConfig
 from repcon.errors import UserError
 from repcon.images import Pack, class_rows
-from repcon.record import console, environment, write_json
+from repcon.record import console, environment
 
 DOMAIN, SEEDS, EPOCHS = "aerial", (9,), 6
 """Neither domain nor seed is among what benchmarks/consolidation.py reports by default; fewer epochs than there. Of a
@@ -151,19 +150,15 @@ def _rows(figures: dict[str, Any], variants: dict[str, Variant]) -> list[list[st
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="What each setting of the consolidation benchmark does.")
-    parser.add_argument("--data", default=os.environ.get("REPCON_DATA", ""), help="folder with the five tars")
+    parser = script.parser("What each setting of the consolidation benchmark does.", data="folder with the five tars")
     parser.add_argument("--work", default="bench-run/ablation", help="folder for packs, labels, models; resumed")
     parser.add_argument("--domain", default=DOMAIN, help=f"instead of {DOMAIN}")
     parser.add_argument("--seeds", default=",".join(map(str, SEEDS)), help="for example 9,10")
     parser.add_argument("--variants", help=f"some of {', '.join(VARIANTS)}")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="commands side by side")
     parser.add_argument("--short", action="store_true", help="two minutes, to see that it runs")
-    parser.add_argument("--json", help="write the figures here")
-    parser.add_argument("--record", action="store_true", help="add a folder to benchmarks/records")
     arguments = parser.parse_args()
-    if not arguments.data:
-        raise UserError("no photographs: give --data FOLDER or set REPCON_DATA (tools/photos.py builds the folder)")
+    data = script.photographs(arguments)
     names = arguments.variants.split(",") if arguments.variants else list(VARIANTS)
     names = names[:2] if arguments.short else names
     protocol = SHORT if arguments.short else USUAL.changed(epochs=EPOCHS)
@@ -171,23 +166,15 @@ def main() -> None:
         domains=(arguments.domain,), seeds=tuple(int(seed) for seed in arguments.seeds.split(","))
     )
     started = time.time()
-    study = Ablation(Path(arguments.data), Path(arguments.work) / protocol.name, protocol, arguments.jobs)
+    study = Ablation(data, Path(arguments.work) / protocol.name, protocol, arguments.jobs)
     if unknown := set(names) - set(VARIANTS):
         raise UserError(f"variants: {', '.join(sorted(unknown))} unknown; there are {', '.join(VARIANTS)}")
     variants = {name: VARIANTS[name] for name in dict.fromkeys(["usual", *names])}
     figures = summarise(study.compare(variants), variants, protocol)
     figures |= study.facts() | {"wall_seconds": round(time.time() - started), "environment": environment()}
     show(figures, variants)
-    if arguments.json:
-        write_json(Path(arguments.json), figures)
-    if arguments.record:
-        folder = write_record("consolidation-ablation", figures, markdown(figures, variants))
-        console.print(f"recorded in {folder}")
+    script.keep("consolidation-ablation", figures, markdown(figures, variants), arguments)
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except UserError as error:
-        console.print(f"[bold red]error[/] {error}")
-        raise SystemExit(1) from None
+    script.run(main)

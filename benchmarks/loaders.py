@@ -19,8 +19,6 @@ Pictures are generated (loaders_pictures.py); with --data, or REPCON_DATA, photo
 them where a size is given, themselves for the labels. Contenders take turns; each is timed right after the floor.
 """
 
-import argparse
-import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import closing
@@ -28,20 +26,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import script
 import torch
 from loaders_contenders import Case, write_stock
 from loaders_contract import contract
 from loaders_pictures import Size, generated, mosaics, pack, photographs
 from loaders_race import Race
 from loaders_tables import grids
-from records import write_record
 from targets import targets
 
 from repcon.environment import environment
-from repcon.errors import UserError
 from repcon.images import Pack
 from repcon.loaders.pool import cores
-from repcon.record import console, progress, write_json
+from repcon.record import console, progress
 
 SIZES: dict[str, Size] = {"400x300": (400, 300), "1280x960": (1280, 960)}
 MAIN, LABELLED = "400x300", "labelled"
@@ -71,11 +68,10 @@ LONG = Setting(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Loaders against bare JPEG decoding, and against their peers.")
-    parser.add_argument("--data", default=os.environ.get("REPCON_DATA", ""), help="folder of tars of photographs")
+    parser = script.parser(
+        "Loaders against bare JPEG decoding, and against their peers.", data="folder of tars of photographs"
+    )
     parser.add_argument("--long", action="store_true", help="more rounds, and every number and size of crops")
-    parser.add_argument("--json", help="write the figures here")
-    parser.add_argument("--record", action="store_true", help="add a folder to benchmarks/records")
     arguments = parser.parse_args()
     setting = LONG if arguments.long else SHORT
     with tempfile.TemporaryDirectory() as folder:
@@ -83,13 +79,7 @@ def main() -> None:
     facts = environment()
     figures |= {"environment": facts, "targets": targets("loaders", facts["device"])}
     found = grids(figures, [(case_name(*row), row[1]) for row in setting.sweep])
-    for grid in found:
-        console.print(grid.table())
-    if arguments.json:
-        write_json(Path(arguments.json), figures)
-    if arguments.record:
-        folder = write_record("loaders", figures, "\n".join(grid.markdown() for grid in found))
-        console.print(f"recorded in {folder}")
+    script.finish("loaders", figures, found, arguments)
 
 
 def measure(setting: Setting, data: str, folder: Path) -> dict[str, Any]:
@@ -163,8 +153,4 @@ def labels(packed: Path, store: Path, setting: Setting, figures: dict[str, Any])
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except UserError as error:
-        console.print(f"[bold red]error[/] {error}")
-        raise SystemExit(1) from None
+    script.run(main)

@@ -33,11 +33,7 @@ def contract(pack: Path, store: Path, side: int) -> dict[str, dict[str, float]]:
 def _contract(pack: str, store: str, side: int) -> dict[str, dict[str, float]]:
     console.quiet = True
     teacher = TeacherConfig(name="teacher", model=TEACHER, size=side)
-    precompute.run(
-        PrecomputeConfig(
-            pack=pack, out=store, teachers=(teacher,), crops=1, loader=REFERENCE, device="cpu"
-        )
-    )  # fmt: skip
+    precompute.run(PrecomputeConfig(pack=pack, out=store, teachers=(teacher,), crops=1, loader=REFERENCE, device="cpu"))
     opened = Pack.open(pack)
     kinds: tuple[Any, ...] = (REFERENCE, *(kind for kind in OURS if installed(kind)))
     config = VerifyConfig(store=store, pack=pack, sample=len(opened), loaders=kinds, device="cpu")

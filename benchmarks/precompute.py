@@ -18,8 +18,6 @@ photographs from a folder of tars. Contenders take turns, ratios are taken withi
 everything runs on it.
 """
 
-import argparse
-import os
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -27,19 +25,19 @@ from pathlib import Path
 from typing import Any
 
 import precompute_growth
+import script
 import tables
 import torch
 from loaders_pictures import generated, mosaics, photographs
 from precompute_contenders import DIFFERENT, Job, Packs, Took, alone, fkd, load, ours
-from records import put, write_record
+from records import put
 from targets import targets
 
 from repcon.config import Precision
 from repcon.environment import environment
-from repcon.errors import UserError
 from repcon.labelling.passes import find_batch_size
 from repcon.memory import keep_freed_memory
-from repcon.record import console, progress, write_json
+from repcon.record import progress
 from repcon.teachers import Teacher
 
 PICTURE = (400, 300)
@@ -77,11 +75,10 @@ GPU = Setting(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Precomputing labels against the teachers alone, and against FKD.")
-    parser.add_argument("--data", default=os.environ.get("REPCON_DATA", ""), help="folder of tars of photographs")
+    parser = script.parser(
+        "Precomputing labels against the teachers alone, and against FKD.", data="folder of tars of photographs"
+    )
     parser.add_argument("--long", action="store_true", help="larger jobs and more rounds")
-    parser.add_argument("--json", help="write the figures here")
-    parser.add_argument("--record", action="store_true", help="add a folder to benchmarks/records")
     arguments = parser.parse_args()
     on_gpu = torch.cuda.is_available()
     setting = GPU if on_gpu else LONG if arguments.long else SHORT
@@ -96,12 +93,7 @@ def main() -> None:
         "targets": targets("precompute", facts["device"]),
     }
     title = f"Precompute; the heavy teacher's weights are random; pictures: {figures['pictures']}"
-    found = tables.of_figures(title, figures)
-    console.print(found.table())
-    if arguments.json:
-        write_json(Path(arguments.json), figures)
-    if arguments.record:
-        console.print(f"record: {write_record('precompute', figures, found.markdown())}")
+    script.finish("precompute", figures, [tables.of_figures(title, figures)], arguments)
 
 
 def measure(setting: Setting, device: torch.device, data: str, folder: Path) -> dict[str, Any]:
@@ -184,8 +176,4 @@ def _ratios(name: str, rounds: list[dict[str, Took]], figures: dict[str, Any]) -
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except UserError as error:
-        console.print(f"[bold red]error[/] {error}")
-        raise SystemExit(1) from None
+    script.run(main)

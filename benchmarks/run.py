@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import script
 import torch
 from records import number
 from rich.markup import escape
@@ -138,9 +139,6 @@ def _minutes(seconds: float) -> str:
 
 if __name__ == "__main__":
     try:
-        main()
-    except UserError as error:
-        console.print(f"[bold red]error[/] {escape(str(error))}")
-        raise SystemExit(1) from None
+        script.run(main)
     except KeyboardInterrupt:
         raise SystemExit(130) from None

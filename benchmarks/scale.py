@@ -22,7 +22,6 @@ A unit is 8 crops x 16,384 images, so what grows with units grows 131,072 times 
 on these constants.
 """
 
-import argparse
 import multiprocessing
 import tempfile
 import time
@@ -33,17 +32,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import script
 import tables
-from records import peak_memory_bytes, write_record
+from records import peak_memory_bytes
 from scale_store import CROPS, Simulation
+from targets import targets
 
 from repcon.environment import environment
-from repcon.record import console, progress, write_json
+from repcon.record import progress
 from repcon.store import LabelStore
 
 BATCH, WINDOW_BYTES, UNIT_ROWS, REPEATS = 256, 1_000_000, 64, 7
 FLAT = ("open_seconds", "first_window_bytes", "bytes_per_row")
-TARGETS = {f"{name}_growth": "<= 1.05" if name == "bytes_per_row" else "<= 1.5" for name in FLAT}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,20 +60,14 @@ LONG = Setting(rows=(200_000, 2_000_000, 20_000_000), units=(1000, 5000))
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="What grows with a store, and what does not.")
+    parser = script.parser("What grows with a store, and what does not.")
     parser.add_argument("--long", action="store_true", help="up to 2e7 rows, about half a gigabyte on disk")
-    parser.add_argument("--json", help="write the figures here")
-    parser.add_argument("--record", action="store_true", help="add a folder to benchmarks/records")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         figures = measure(LONG if arguments.long else SHORT, Path(folder))
-    figures |= {"environment": environment(), "targets": TARGETS}
-    found = tables.of_figures("Scale", figures)
-    console.print(found.table())
-    if arguments.json:
-        write_json(Path(arguments.json), figures)
-    if arguments.record:
-        console.print(f"record: {write_record('scale', figures, found.markdown())}")
+    facts = environment()
+    figures |= {"environment": facts, "targets": targets("scale", facts["device"])}
+    script.finish("scale", figures, [tables.of_figures("Scale", figures)], arguments)
 
 
 def measure(setting: Setting, folder: Path) -> dict[str, Any]:

@@ -16,7 +16,6 @@ Rates are medians over rounds in which all contenders take turns; quantiles are 
 `--long` takes four times the rows and then kills and damages stores: see store_faults.py.
 """
 
-import argparse
 import os
 import tempfile
 import time
@@ -25,15 +24,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import script
 import tables
-from records import put, write_record
+from records import put
 from store_faults import faults
 from store_labels import CROPS, Labels, make_labels, spec_of
 from store_peers import PEERS, Peer
 from targets import targets
 
 from repcon.environment import environment
-from repcon.record import console, progress, write_json
+from repcon.record import progress
 from repcon.storage.truncation import bucket_kl
 from repcon.store import LabelStore, Slab
 
@@ -45,10 +45,8 @@ Rates = dict[str, list[float]]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="The label store against raw files and against its peers.")
+    parser = script.parser("The label store against raw files and against its peers.")
     parser.add_argument("--long", action="store_true", help="four times the rows, and 100 kills and damages")
-    parser.add_argument("--json", help="write the figures here")
-    parser.add_argument("--record", action="store_true", help="add a folder to benchmarks/records")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         figures = measure(Path(folder), images=131_072 if arguments.long else 32_768, rounds=3)
@@ -56,12 +54,7 @@ def main() -> None:
             figures |= faults(Path(folder), kills=100, damages=400)
     facts = environment() | {"device": "cpu"}  # whatever else the machine has
     figures |= {"environment": facts, "targets": targets("store", "cpu")}
-    found = tables.of_figures("Label store", figures)
-    console.print(found.table())
-    if arguments.json:
-        write_json(Path(arguments.json), figures)
-    if arguments.record:
-        console.print(f"recorded in {write_record('store', figures, found.markdown())}")
+    script.finish("store", figures, [tables.of_figures("Label store", figures)], arguments)
 
 
 def measure(folder: Path, images: int, rounds: int) -> dict[str, Any]:

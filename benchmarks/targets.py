@@ -19,6 +19,11 @@ TARGETS: Mapping[str, Targets] = {
         "batch_over_gather": ">= 0.6",
         "write_over_raw_zstd": ">= 0.12",
     },
+    "scale": {
+        "open_seconds_growth": "<= 1.5",
+        "first_window_bytes_growth": "<= 1.5",
+        "bytes_per_row_growth": "<= 1.05",
+    },
     "loaders": {
         "torch_over_decode": ">= 0.5",
         "dali_over_decode": ">= 0.35",

@@ -13,17 +13,15 @@ probe_online_spread         points, standard deviation of the online students ov
 kl_k4 ...                   nats on held-out images, mean over both heads, against the whole stored distribution
 """
 
-import argparse
 import json
-import os
 import statistics
 from collections.abc import Generator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import script
 import torch
-from records import write_record
 from tables import Grid
 
 from repcon import packing, precompute, student, teach, topk, transfer
@@ -39,9 +37,8 @@ from repcon.config import (
     TrainConfig,
 )
 from repcon.environment import environment
-from repcon.errors import UserError
 from repcon.images import Pack
-from repcon.record import console, write_json
+from repcon.record import write_json
 from repcon.store import LabelStore
 from repcon.teachers import Teacher, from_section
 from repcon.training.feed import Batch, Feed
@@ -84,24 +81,16 @@ class OnlineFeed(Feed):
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Stored top-k labels against teachers in every step.")
-    parser.add_argument("--data", default=os.environ.get("REPCON_DATA", ""), help="folder with the tars")
+    parser = script.parser("Stored top-k labels against teachers in every step.", data="folder with the tars")
     parser.add_argument("--work", default="bench-run/topk-quality", help="folder for packs, labels, models; resumed")
     parser.add_argument("--long", action="store_true", help="the whole protocol")
-    parser.add_argument("--json", help="write the figures here")
-    parser.add_argument("--record", action="store_true", help="add a folder to benchmarks/records")
     arguments = parser.parse_args()
-    if not arguments.data:
-        raise UserError("no photographs: give --data FOLDER or set REPCON_DATA (tools/photos.py builds the folder)")
+    data = script.photographs(arguments)
     protocol, name = (LONG, "long") if arguments.long else (SHORT, "short")
-    figures = summarise(run(Path(arguments.data), Path(arguments.work) / name, protocol), protocol)
+    figures = summarise(run(data, Path(arguments.work) / name, protocol), protocol)
     found = grid(figures)
-    console.print(found.table())
     figures["environment"] = environment() | {"device": "cpu"}  # All of it runs there.
-    if arguments.json:
-        write_json(Path(arguments.json), figures)
-    if arguments.record:
-        console.print(f"recorded in {write_record('topk-quality', figures, found.markdown())}")
+    script.finish("topk-quality", figures, [found], arguments)
 
 
 def run(data: Path, work: Path, protocol: Protocol) -> dict[str, list[dict[str, float]]]:
@@ -270,8 +259,4 @@ def grid(figures: dict[str, Any]) -> Grid:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except UserError as error:
-        console.print(f"[bold red]error[/] {error}")
-        raise SystemExit(1) from None
+    script.run(main)

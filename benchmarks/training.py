@@ -18,7 +18,6 @@ round. Freed memory is kept, as `repcon train` keeps it, for all of them.
 The pictures are generated JPEGs of 500 x 375 pixels and about 100 kB, the stored labels random.
 """
 
-import argparse
 import multiprocessing
 import tempfile
 import time
@@ -28,15 +27,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import script
 import tables
 import torch
-from records import peak_memory_bytes, put, write_record
+from records import peak_memory_bytes, put
 from targets import targets
 from training_contenders import Contender, Setting, heavy_contenders, light_contenders, make_data, open_data
 
 from repcon.environment import environment
 from repcon.memory import keep_freed_memory
-from repcon.record import console, progress, write_json
+from repcon.record import console, progress
 
 SHORT = Setting(heavy_images=64, light_images=192, batch_size=16, rounds=3)
 LONG = Setting(heavy_images=256, light_images=960, batch_size=32, rounds=7)
@@ -46,11 +46,9 @@ ALONE, ALONE_LONG = ("ours", "online", "plain"), ("ours", "ideal", "online", "on
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Training from stored labels against what it replaces.")
+    parser = script.parser("Training from stored labels against what it replaces.")
     parser.add_argument("--long", action="store_true", help="more images and rounds")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
-    parser.add_argument("--json", help="write the figures here")
-    parser.add_argument("--record", action="store_true", help="add a folder to benchmarks/records")
     arguments = parser.parse_args()
     setting = GPU if arguments.device == "cuda" else LONG if arguments.long else SHORT
     keep_freed_memory()
@@ -59,12 +57,7 @@ def main() -> None:
     facts = environment()
     facts["device"] = facts["device"] if arguments.device == "cuda" else "cpu"
     figures |= {"environment": facts, "targets": targets("training", facts["device"])}
-    found = tables.of_figures("Training", figures)
-    console.print(found.table())
-    if arguments.json:
-        write_json(Path(arguments.json), figures)
-    if arguments.record:
-        console.print(f"recorded in {write_record('training', figures, found.markdown())}")
+    script.finish("training", figures, [tables.of_figures("Training", figures)], arguments)
 
 
 def measure(setting: Setting, device: str, folder: Path, alone: Sequence[str]) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import consolidation_data as data
 import consolidation_summary as summary
 import script
 from consolidation_protocol import GENERALIST, SHORT, TEACHER_HALF, USUAL, Protocol, recipe
@@ -62,15 +63,29 @@ class Ablation(Study):
         return replace(step, settings=changed(step.settings, variant.teach))
 
     def _labels(self, seed: int, variant: Variant) -> Step:
-        pack = self._with_domain(seed) if variant.domain_images else "proxy"
+        pack = self._proxy(seed, variant)
         changes = f"{_suffix(variant.label)}{_suffix(variant.teach)}{'-larger' if variant.generalist else ''}"
-        name = f"labels-{seed}{changes}{'-domain' if variant.domain_images else ''}"
+        name = f"labels-{seed}{changes}{pack.removeprefix('proxy')}"
         step = self.labels({"task": self._teacher(seed, variant).out}, name, pack)
         teachers = tuple(
             replace(teacher, model=variant.generalist or teacher.model) if teacher.name == GENERALIST else teacher
             for teacher in step.settings.teachers
         )
         return replace(step, settings=changed(replace(step.settings, teachers=teachers), variant.label))
+
+    def _proxy(self, seed: int, variant: Variant) -> str:
+        """The name of the pack that the variant's student learns from."""
+        if variant.domain_images:
+            return self._with_domain(seed)
+        return self._all_images() if variant.all_images else "proxy"
+
+    def _all_images(self) -> str:
+        """The proxy without the protocol's limit on its number of images, as a pack; its name."""
+        out, folder = self.work / "packs" / "proxy-all", self.work / "clean-all"
+        if not (folder / "proxy.tar").exists():
+            data.clean(self.source, folder)
+        self.do([Step(settings=PackConfig(source=str(folder / "proxy.tar"), out=str(out)), out=out)])
+        return out.name
 
     def _with_domain(self, seed: int) -> str:
         """The proxy and the unlabeled images of the teacher's half of the classes, as one pack; its name."""
@@ -158,7 +173,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="commands side by side")
     parser.add_argument("--short", action="store_true", help="two minutes, to see that it runs")
     arguments = parser.parse_args()
-    data = script.photographs(arguments)
+    photographs = script.photographs(arguments)
     names = arguments.variants.split(",") if arguments.variants else list(VARIANTS)
     names = names[:2] if arguments.short else names
     protocol = SHORT if arguments.short else USUAL.changed(epochs=EPOCHS)
@@ -166,7 +181,7 @@ def main() -> None:
         domains=(arguments.domain,), seeds=tuple(int(seed) for seed in arguments.seeds.split(","))
     )
     started = time.time()
-    study = Ablation(data, Path(arguments.work) / protocol.name, protocol, arguments.jobs)
+    study = Ablation(photographs, Path(arguments.work) / protocol.name, protocol, arguments.jobs)
     if unknown := set(names) - set(VARIANTS):
         raise UserError(f"variants: {', '.join(sorted(unknown))} unknown; there are {', '.join(VARIANTS)}")
     variants = {name: VARIANTS[name] for name in dict.fromkeys(["usual", *names])}

@@ -21,6 +21,8 @@ class Variant:
     """Fields of single heads, by name; a head of weight 0 is left out."""
     domain_images: bool = False
     """Whether unlabeled images of the teacher's half of the classes join the proxy."""
+    all_images: bool = False
+    """Whether the proxy is all the unlabeled images that there are instead of the protocol's number."""
     generalist: str = ""
     """Another generalist as a teacher; the student's start stays."""
 
@@ -52,6 +54,8 @@ VARIANTS = {
     "whole_trunk": Variant(train={"freeze_blocks": 0}),
     "start_from_nothing": Variant(train={"pretrained": False, "freeze_blocks": 0, "freeze_norm": False}),
     "domain_images": Variant(domain_images=True),
+    "all_images_epochs_2": Variant(all_images=True, train={"epochs": 2}),
+    "all_images": Variant(all_images=True),
     "teacher_epochs_2": Variant(teach={"epochs": 2}),
     "teacher_epochs_12": Variant(teach={"epochs": 12}),
     "teacher_smoothing": Variant(teach={"label_smoothing": 0.1}),

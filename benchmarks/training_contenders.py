@@ -158,10 +158,10 @@ def _synthetic(trainer: Trainer) -> Contender:
     def epoch() -> int:
         trainer.student.train()
         guard = LossGuard(trainer.loss.names, trainer.team, Path())
-        order = trainer.feed.orders[0]
-        for number in range(order.steps):
+        steps = trainer.feed.lengths[0]
+        for number in range(steps):
             trainer.train_batch(first, 0, number, guard)
-        return order.steps * first.total
+        return steps * first.total
 
     return Contender(epoch=epoch)
 

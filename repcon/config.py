@@ -198,6 +198,9 @@ class TrainConfig:
     """Crops cut from one decoded image."""
     mix_window: int = 0
     """Batches over which the crops of one image are spread; 0 keeps them in one batch."""
+    label_memory: float = 0.0
+    """GiB for stored labels in each process: where two passes' labels take more, they are read, and images shuffled, in
+    windows. 0 holds them whole, one copy for all processes of a machine."""
     optim: OptimConfig = OptimConfig()
     accumulate: int = 1
     freeze_blocks: int = 0

@@ -264,16 +264,26 @@ class LabelStore:
 
         `memory_bytes` is what labels may take in all, 0 half of what is free now. Shuffle rows within each window.
         """
+        names = [head.name for head in self._chosen(heads)]
+        self._reader.require(crop, self._chosen(heads))
+        plan = self.window_plan(1, names, seed=seed, memory_bytes=memory_bytes or memory_available() // 2)
+        return ahead(lambda rows: Window(rows=rows, slab=self.window([crop], rows, names).slab(0)), plan)
+
+    def window_plan(
+        self, crops: int, heads: Iterable[str] | None = None, *, seed: int | Sequence[int], memory_bytes: int
+    ) -> Iterator[np.ndarray]:
+        """The rows of each window, (n,) rising, where so many crops are read together; as `slabs.window_plan`."""
+        per_image = table_bytes(self.manifest, self._chosen(heads), crops)
+        return window_plan(self.images, self.manifest.rows_per_shard, per_image, memory_bytes, seed)
+
+    def window(self, crops: Sequence[int], rows: np.ndarray, heads: Iterable[str] | None = None) -> Tables:
+        """Some rising rows of several crops: image rows[i] of crop crops[j] is row j * n + i of every table."""
         chosen = self._chosen(heads)
-        self._reader.require(crop, chosen)
-        budget = memory_bytes or memory_available() // 2
-        per_row = table_bytes(self.manifest, chosen, 1)
-
-        def decode(rows: np.ndarray) -> Window:
-            slab = empty_tables(self.manifest, chosen, [crop], len(rows)).slab(0)
-            return Window(rows=rows, slab=self._reader.read(crop, ranges(rows), slab, chosen))
-
-        return ahead(decode, window_plan(self.images, self.manifest.rows_per_shard, per_row, budget, seed))
+        tables = empty_tables(self.manifest, chosen, crops, len(rows))
+        for place, crop in enumerate(crops):
+            self._reader.require(crop, chosen)
+            self._reader.read(crop, ranges(rows), tables.slab(place), chosen)
+        return tables
 
     def _chosen(self, heads: Iterable[str] | None) -> list[HeadInfo]:
         names = list(self.heads) if heads is None else list(heads)

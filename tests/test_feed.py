@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from training_case import CLASSES, SIZE, colour_logits, pack_path
+from training_case import CLASSES, SIZE, colour_logits, make_store, pack_path
 
 from repcon.errors import UserError
 from repcon.images import Pack
@@ -16,6 +16,7 @@ from repcon.storage import shared as store_shared
 from repcon.store import LabelStore
 from repcon.training.feed import Clock, Feed, ahead
 from repcon.training.labels import Shelf
+from repcon.training.windows import Windows
 
 pytest_plugins = ("training_fixtures",)
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -34,6 +35,117 @@ def test_labels_belong_to_the_pixels(case: Path, window: int) -> None:
                 ids = batch.labels[name][0].to(torch.int64)[batch.rows, 0]
                 assert torch.equal(ids, colour_logits(batch.pixels, classes).argmax(1))
     feed.close()
+
+
+@pytest.fixture(scope="module")
+def sharded(case: Path, tmp_path_factory: pytest.TempPathFactory) -> LabelStore:
+    """The case's labels in six shards of a crop."""
+    return make_store(
+        tmp_path_factory.mktemp("sharded") / "labels.zarr", Pack.open(str(pack_path(case))), rows_per_shard=6
+    )
+
+
+MEMORY = 1000
+"""Three windows of a shard of one crop each, in bytes."""
+
+
+def shown(feed: Feed, part: int, start: int = 0) -> list[tuple[int, int]]:
+    """(image, crop) of everything that a pass shows, its labels compared with the slabs'."""
+    pairs: list[tuple[int, int]] = []
+    for batch in feed.batches(part, start):
+        numbers = list(zip(batch.images.tolist(), batch.crops.tolist(), strict=True))
+        for crop in set(batch.crops.tolist()):
+            slab = feed._store.slab(crop)
+            at = [place for place, (_, number) in enumerate(numbers) if number == crop]
+            for name, tables in batch.labels.items():
+                for table, whole in zip(tables, slab.labels[name], strict=True):
+                    wanted = whole[[numbers[place][0] for place in at]]
+                    np.testing.assert_array_equal(table.numpy()[batch.rows.numpy()[at]], wanted)
+        pairs += numbers
+    return pairs
+
+
+@pytest.mark.parametrize(("crops_per_decode", "mix_window"), [(1, 0), (2, 0), (2, 4), (4, 8)])
+def test_labels_read_in_windows_belong_to_their_crops(
+    case: Path, sharded: LabelStore, crops_per_decode: int, mix_window: int
+) -> None:
+    """With memory for a shard or two every (image, crop) comes once, with its own label, from any batch on."""
+    pack = Pack.open(str(pack_path(case)))
+    parts = {
+        "size": SIZE, "batch_size": 8, "epochs": 4, "crops_per_decode": crops_per_decode, "mix_window": mix_window,
+        "loader": "torch", "workers": 1,
+    }  # fmt: skip
+    feed = Feed(pack, sharded, label_memory=MEMORY, **parts)  # pyright: ignore[reportArgumentType]
+    for part, passed in enumerate(feed.passes):
+        pairs = shown(feed, part)
+        assert sorted(pairs) == sorted((row, crop) for row in range(len(pack)) for crop in passed.crops)
+        resumed = shown(feed, part, start=2)
+        assert resumed == pairs[-len(resumed) :]
+    feed.close()
+
+
+def test_two_processes_share_the_windows_crops(case: Path, sharded: LabelStore) -> None:
+    """Each (image, crop) comes to one of them, and as a whole the batches are those of one process."""
+    pack = Pack.open(str(pack_path(case)))
+    parts = {"size": SIZE, "batch_size": 8, "epochs": 1, "loader": "torch", "workers": 1, "label_memory": MEMORY}
+    alone = Feed(pack, sharded, **parts)  # pyright: ignore[reportArgumentType]
+    both = [Feed(pack, sharded, rank=rank, world=2, **parts) for rank in range(2)]  # pyright: ignore[reportArgumentType]
+    pairs = [pair for feed in both for pair in shown(feed, 0)]
+    assert sorted(pairs) == sorted(shown(alone, 0))
+    for feed in (alone, *both):
+        feed.close()
+
+
+def test_where_two_passes_fit_nothing_is_windowed(case: Path, sharded: LabelStore) -> None:
+    pack = Pack.open(str(pack_path(case)))
+    parts = {"size": SIZE, "batch_size": 8, "epochs": 1, "loader": "torch", "workers": 1}
+    whole = Feed(pack, sharded, **parts)  # pyright: ignore[reportArgumentType]
+    roomy = Feed(pack, sharded, label_memory=2**30, **parts)  # pyright: ignore[reportArgumentType]
+    assert shown(whole, 0) == shown(roomy, 0)
+    whole.close()
+    roomy.close()
+
+
+def test_a_crop_that_was_never_sent_to_the_loader_has_no_label(sharded: LabelStore) -> None:
+    windows = Windows(sharded, ("tones",), (0,), seed=[0, 0], memory_bytes=MEMORY)
+    windows.cut(np.array([1, 2]))
+    with pytest.raises(RuntimeError, match="never asked for"):
+        windows.of(torch.tensor([1, 3]), torch.tensor([0, 0]), torch.device("cpu"))
+    windows.close()
+
+
+def test_leaving_a_windowed_epoch_early_leaves_no_thread(case: Path, sharded: LabelStore) -> None:
+    pack = Pack.open(str(pack_path(case)))
+    before = threading.active_count()
+    feed = Feed(pack, sharded, size=SIZE, batch_size=4, epochs=1, loader="torch", workers=1, label_memory=MEMORY)
+    batches = feed.batches(0)
+    next(batches)
+    batches.close()
+    feed.close()
+    assert threading.active_count() == before
+
+
+def test_windows_are_read_once_and_in_other_orders_each_epoch(case: Path, sharded: LabelStore, monkeypatch) -> None:
+    read: list[int] = []
+    plain = LabelStore.window
+
+    def window(self, crops, rows, heads=None):
+        read.append(int(rows[0]))
+        return plain(self, crops, rows, heads)
+
+    monkeypatch.setattr(LabelStore, "window", window)
+    feed = Feed(
+        Pack.open(str(pack_path(case))), sharded, size=SIZE, batch_size=8, epochs=2, loader="torch", workers=1,
+        label_memory=MEMORY,
+    )  # fmt: skip
+    orders = []
+    for part in range(2):
+        read.clear()
+        shown(feed, part)
+        assert sorted(read) == [0, 6, 12, 18, 24, 30]
+        orders.append(list(read))
+    feed.close()
+    assert orders[0] != orders[1]
 
 
 def test_leaving_an_epoch_early_leaves_no_thread(case: Path) -> None:

@@ -17,7 +17,7 @@ from repcon.errors import UserError
 from repcon.images import Pack
 from repcon.loaders import CropBatch, Loader, Request, installed, open_loader, opening
 from repcon.loaders.buffers import Buffers
-from repcon.loaders.order import Order, Pass
+from repcon.loaders.order import Order, Pass, cut_of
 from repcon.loaders.reference import crop, crop_float
 
 MEAN_DIFFERENCE = {"torch": 0.25, "dali": 0.05, "ffcv": 0.05}
@@ -110,7 +110,7 @@ def of_the_order(pack: Pack, loader: Loader, start: int = 0, window: int = 0, ra
     part, boxes = Pass(epoch=3, crops=(0, 1)), request(pack, range(len(pack)), 6, seed=9)
     order = Order(np.arange(len(pack)), part, seed=5, batch_size=8, mix_window=window, rank=rank, world=world)
     stored = [boxes.boxes[:, j] for j in (2, 5)], [boxes.flips[:, j] for j in (2, 5)]
-    return order, list(order.batches(loader.batches(order.requests(*stored, start)), start))
+    return order, list(order.batches(loader.batches(order.requests(cut_of(*stored), start)), start))
 
 
 @pytest.mark.parametrize("window", [0, 4])

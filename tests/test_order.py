@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from repcon.errors import UserError
 from repcon.loaders import CropBatch, Request
-from repcon.loaders.order import Order, Pass, passes, split
+from repcon.loaders.order import Order, Pass, cut_of, passes, split
 
 BOXES = np.random.default_rng(0).integers(0, 99, (4, 500, 4)).astype(np.uint16)
 FLIPS = np.random.default_rng(1).integers(0, 2, (4, 500)).astype(np.uint8)
@@ -30,7 +30,7 @@ def shown(order: Order, start: int = 0) -> list[list[tuple[int, int]]]:
     """(image, crop) of every batch, as the pixels tell it; checks that pixels and numbers travel together."""
     count = len(order.part.crops)
     result = []
-    for batch in order.batches(map(decoded, order.requests(BOXES[:count], FLIPS[:count], start)), start):
+    for batch in order.batches(map(decoded, order.requests(cut_of(BOXES[:count], FLIPS[:count]), start)), start):
         told = (batch.images * 7 + batch.crops).to(torch.uint8)
         assert torch.equal(batch.pixels[2][:, 0, 0, 0], told)
         assert batch.pixels[2].is_contiguous(memory_format=torch.channels_last)
@@ -87,13 +87,13 @@ def test_samples_tells_the_batches_without_decoding(window: int) -> None:
 
 
 def shown_numbers(order: Order) -> list[list[tuple[int, int]]]:
-    batches = order.batches(map(decoded, order.requests(BOXES, FLIPS)))
+    batches = order.batches(map(decoded, order.requests(cut_of(BOXES, FLIPS))))
     return [list(zip(b.images.tolist(), b.crops.tolist(), strict=True)) for b in batches]
 
 
 def test_mixing_decodes_each_image_once_and_separates_its_crops() -> None:
     order = Order(np.arange(400), Pass(epoch=0, crops=(0, 1, 2, 3)), seed=0, batch_size=16, mix_window=12)
-    requests = list(order.requests(BOXES, FLIPS))
+    requests = list(order.requests(cut_of(BOXES, FLIPS)))
     assert sorted(np.concatenate([r.images for r in requests]).tolist()) == list(range(400))
     for batch in shown(order):
         assert max(Counter(image for image, _ in batch).values()) == 1
@@ -109,7 +109,7 @@ def test_mixing_decodes_each_image_once_and_separates_its_crops() -> None:
 
 def test_requests_carry_the_stored_boxes() -> None:
     order = Order(np.arange(30), Pass(epoch=2, crops=(2, 3)), seed=0, batch_size=8)
-    for request in order.requests(BOXES[2:], FLIPS[2:]):
+    for request in order.requests(cut_of(BOXES[2:], FLIPS[2:])):
         for place, crop in enumerate((2, 3)):
             assert (request.crops[:, place] == crop).all()
             np.testing.assert_array_equal(request.boxes[:, place], BOXES[crop][request.images])

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch._dynamo.utils import counters
-from training_case import CLASSES, SIZE, lines, losses, make_store, pack_path, settings
+from training_case import CLASSES, SIZE, lines, losses, make_store, pack_path, settings, stop_after
 
 from repcon import backbones, student, train
 from repcon.backbones import timm
@@ -180,3 +180,18 @@ def test_the_python_api(case: Path, tmp_path: Path) -> None:
     feed.close()
     assert np.mean(told[-4:]) < np.mean(told[:4])
     assert timm.create_model(f"local-dir:{folder}", pretrained=True) is not None
+
+
+def test_labels_in_windows_resume_to_the_same_losses(
+    case: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run within little memory for labels, stopped in the middle of a window, ends as an unbroken one."""
+    sharded = make_store(tmp_path / "labels.zarr", Pack.open(str(pack_path(case))), rows_per_shard=6)
+    changes = {"store": sharded.url, "label_memory": 1000 / 2**30}
+    train.run(settings(case, tmp_path / "whole", **changes))
+    with monkeypatch.context() as patch:
+        stop_after(6, patch)
+        with pytest.raises(KeyboardInterrupt):
+            train.run(settings(case, tmp_path / "broken", **changes))
+    train.run(settings(case, tmp_path / "broken", **changes))
+    assert losses(tmp_path / "broken") == losses(tmp_path / "whole")

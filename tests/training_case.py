@@ -43,7 +43,9 @@ def section(name: str, classes: int, weight_hash: str = "none") -> TeacherSectio
     )
 
 
-def make_store(folder: Path, pack: Pack, weight_hash: str = "none", crop_seed: int = 0) -> LabelStore:
+def make_store(
+    folder: Path, pack: Pack, weight_hash: str = "none", crop_seed: int = 0, rows_per_shard: int = 0
+) -> LabelStore:
     """Every unit written, with the teachers' answers on exactly the stored crops."""
     recipe = CropConfig(seed=crop_seed)
     spec = StoreSpec(
@@ -54,6 +56,7 @@ def make_store(folder: Path, pack: Pack, weight_hash: str = "none", crop_seed: i
         k=K,
         temperatures=(1.0, 2.0),
         teachers=tuple(section(name, classes, weight_hash) for name, classes in CLASSES.items()),
+        rows_per_shard=rows_per_shard,
     )
     store = LabelStore.create(str(folder), spec)
     plan = crops.plan(recipe, pack.hashes, pack.sizes, range(CROPS))

@@ -11,16 +11,30 @@ wait in memory for their batch, about `mix_window` batches of them.
 
 Every process takes a slice of every group. So the batches as a whole depend on (seed, epoch, batch size, crops,
 window) only: each (image, crop) comes once, whatever the number of processes, and a run may go on with another.
+Where labels are read in windows, images are shuffled within each window and come window by window.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
 
 from repcon.errors import UserError
 from repcon.loaders import CropBatch, Request
+
+Cut = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
+"""Of (n,) rows the boxes (n, c, 4) uint16 and flips (n, c) uint8 of a pass's c crops."""
+
+
+def cut_of(boxes: Sequence[np.ndarray], flips: Sequence[np.ndarray]) -> Cut:
+    """From those of all images in memory, per crop (N, 4) uint16 and (N,) uint8."""
+
+    def cut(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return np.stack([box[images] for box in boxes], axis=1), np.stack([flip[images] for flip in flips], axis=1)
+
+    return cut
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,8 +79,9 @@ def split(hashes: np.ndarray, share: float, seed: int) -> tuple[np.ndarray, np.n
 class Order:
     """One pass's batches for one process; `start` anywhere below names the first batch that is wanted.
 
-    images: (n,) rows to show. batch_size: crops per batch over all processes. Raises UserError where the sizes
-    cannot be met (a batch smaller than its crops, a group smaller than the number of processes).
+    images: (n,) rows to show. batch_size: crops per batch over all processes. windows: (n,) number of the window that
+    holds each image's labels; images of a lower one come first. Raises UserError where the sizes cannot be met (a batch
+    smaller than its crops, a group smaller than the number of processes).
     """
 
     def __init__(
@@ -77,6 +92,7 @@ class Order:
         seed: int,
         batch_size: int,
         mix_window: int = 0,
+        windows: np.ndarray | None = None,
         rank: int = 0,
         world: int = 1,
     ) -> None:
@@ -86,10 +102,17 @@ class Order:
         self._stride = _stride(mix_window, len(part.crops), self.steps)
         if int(np.diff(self._edges).min()) < world:
             raise UserError(f"batch_size {batch_size}: a batch has fewer images than the {world} processes; enlarge it")
-        # Raw Philox words are stable over numpy's versions, `permutation` is not promised to be.
-        words = np.random.Philox(key=[seed, part.epoch]).random_raw(len(images))
-        self._images = np.asarray(images)[np.argsort(words, kind="stable")]
+        self._rows, self._windows, self._key = np.asarray(images), windows, [seed, part.epoch]
         self._rank, self._world = rank, world
+
+    @cached_property
+    def _images(self) -> np.ndarray:
+        """The rows in their order; made when first asked for, since a long run has many passes."""
+        # Raw Philox words are stable over numpy's versions, `permutation` is not promised to be.
+        words = np.random.Philox(key=self._key).random_raw(len(self._rows))
+        return self._rows[
+            np.argsort(words, kind="stable") if self._windows is None else np.lexsort((words, self._windows))
+        ]
 
     def size(self, step: int) -> int:
         """Crops in batch `step` over all processes."""
@@ -103,16 +126,13 @@ class Order:
             return np.repeat(shares[0], len(shares)), np.tile(self.part.crops, len(shares[0]))
         return np.concatenate(shares), crops
 
-    def requests(self, boxes: Sequence[np.ndarray], flips: Sequence[np.ndarray], start: int = 0) -> Iterator[Request]:
-        """What to decode, in order. boxes, flips: per crop of the pass the whole set's (N, 4) uint16 and (N,) uint8."""
+    def requests(self, cut: Cut, start: int = 0) -> Iterator[Request]:
+        """What to decode, in order; `cut` is asked for each request's boxes as its turn comes."""
         for _, groups in self._decodes(start):
             images = np.concatenate([self._share(group) for group in groups])
-            yield Request(
-                images=images,
-                crops=np.tile(np.array(self.part.crops, np.int64), (len(images), 1)),
-                boxes=np.stack([box[images] for box in boxes], axis=1),
-                flips=np.stack([flip[images] for flip in flips], axis=1),
-            )
+            boxes, flips = cut(images)
+            crops = np.tile(np.array(self.part.crops, np.int64), (len(images), 1))
+            yield Request(images=images, crops=crops, boxes=boxes, flips=flips)
 
     def batches(self, decoded: Iterable[CropBatch], start: int = 0) -> Iterator[CropBatch]:
         """The batches start, start + 1, ... from what the loader made of `requests(..., start)`."""

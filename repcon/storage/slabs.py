@@ -91,7 +91,7 @@ def check_memory(needed: int) -> None:
     """Raises UserError for more bytes than the machine has."""
     if needed > memory_total():
         size = f"{needed / 2**30:.1f} GiB of labels, more than this machine's memory"
-        raise UserError(f"the store was asked for {size}; read fewer crops at a time, or windows")
+        raise UserError(f"the store was asked for {size}; read fewer crops at a time, or windows (train: label_memory)")
 
 
 def memory_total() -> int:
@@ -119,19 +119,20 @@ def ahead(work: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Res
 
 
 def window_plan(
-    images: int, rows_per_shard: int, bytes_per_row: int, memory_bytes: int, seed: int
+    images: int, rows_per_shard: int, bytes_per_row: int, memory_bytes: int, seed: int | Sequence[int]
 ) -> Iterator[np.ndarray]:
     """Which rows are held together: all in one window if two such slabs fit, otherwise shards in shuffled groups.
 
     Each window is sorted (n,) int64; together they hold every row once. Two windows (the one in use and the one
-    being decoded) stay within `memory_bytes`; a single shard per window is the least.
+    being decoded) stay within `memory_bytes`; a single shard per window is the least. seed: one or two integers.
     """
     if 2 * images * bytes_per_row <= memory_bytes:
         yield np.arange(images)
         return
     shards = -(-images // rows_per_shard)
     together = max(1, memory_bytes // 2 // max(1, bytes_per_row * rows_per_shard))
-    order = np.random.default_rng(seed).permutation(shards)
+    # Raw Philox words are stable over numpy's versions, `permutation` is not promised to be.
+    order = np.argsort(np.random.Philox(key=seed).random_raw(shards), kind="stable")
     inside = np.arange(rows_per_shard)
     for start in range(0, shards, together):
         group = np.sort(order[start : start + together])

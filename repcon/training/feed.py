@@ -4,6 +4,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -14,9 +15,10 @@ from repcon.config import LoaderKind
 from repcon.errors import UserError
 from repcon.images import Pack
 from repcon.loaders import CropBatch, Request, open_loader
-from repcon.loaders.order import Order, passes, split
+from repcon.loaders.order import Order, Pass, passes, split
 from repcon.store import LabelStore
 from repcon.training.labels import Labels, Shelf, to_device
+from repcon.training.windows import Windows
 
 Item = TypeVar("Item")
 
@@ -44,6 +46,8 @@ class Feed:
     """All batches of a training run, by pass and by batch number, so that a run can go on anywhere.
 
     heads: names out of the store's, None for all. Over `world` processes `batch_size` is the sum of their shares.
+    label_memory: bytes for labels in this process; where two passes' labels take more, they are read in windows. With 0
+    they are held whole, one copy for all processes of a machine.
     Raises UserError where pack and store do not belong together or the sizes cannot be met.
     """
 
@@ -59,6 +63,7 @@ class Feed:
         crops_per_decode: int = 1,
         mix_window: int = 0,
         holdout: float = 0.0,
+        label_memory: int = 0,
         seed: int = 0,
         loader: LoaderKind = "auto",
         workers: int = 0,
@@ -69,16 +74,16 @@ class Feed:
         if pack.fingerprint != store.manifest.pack_fingerprint:
             raise UserError(f"{store.url}: its labels belong to another pack's images; name the pack it was made from")
         self._size, self._device = size, torch.device(device)
-        self._batch_size, self._rank, self._world = batch_size, rank, world
+        self._batch_size, self._mix_window, self._seed = batch_size, mix_window, seed
+        self._rank, self._world = rank, world
         self.passes = passes(epochs, crops_per_decode, store.crops)
         train, held = split(pack.hashes, holdout, seed)
         self.rows = np.setdiff1d(train, store.missing)
         self.held = np.setdiff1d(held, store.missing)
-        self.orders = [
-            Order(self.rows, part, seed=seed, batch_size=batch_size, mix_window=mix_window, rank=rank, world=world)
-            for part in self.passes
-        ]
+        self.lengths = [self._order(part).steps for part in self.passes]
+        """Batches of each pass."""
         names = tuple(store.heads if heads is None else heads)
+        self._store, self._names, self._label_memory = store, names, label_memory
         self._shelf = Shelf(store, names, self._device, shared=world > 1)
         self._held_labels: Labels | None = None
         self._loader = open_loader(loader, pack, (size,), workers=workers, device=self._device.type)
@@ -86,21 +91,42 @@ class Feed:
     @property
     def steps(self) -> int:
         """Batches of all passes."""
-        return sum(order.steps for order in self.orders)
+        return sum(self.lengths)
 
     def batches(self, part: int, start: int = 0) -> Generator[Batch]:
         """The batches of pass `part` from number `start` on; the next pass's labels are read meanwhile."""
-        order = self.orders[part]
-        labels = self._shelf.get(order.part.crops)
-        if part + 1 < len(self.passes):
+        crops = self.passes[part].crops
+        if self._in_windows(crops):
+            return self._through_windows(part, start)
+        labels = self._shelf.get(crops)
+        if part + 1 < len(self.passes) and not self._in_windows(self.passes[part + 1].crops):
             self._shelf.fetch(self.passes[part + 1].crops)
+        return self._ahead(self._order(self.passes[part]), labels, start)
+
+    def _in_windows(self, crops: tuple[int, ...]) -> bool:
+        return bool(self._label_memory) and 2 * len(crops) * self._store.slab_bytes(self._names) > self._label_memory
+
+    def _through_windows(self, part: int, start: int) -> Generator[Batch]:
+        passed = self.passes[part]
+        seed = [self._seed, passed.epoch]
+        labels = Windows(self._store, self._names, passed.crops, seed=seed, memory_bytes=self._label_memory)
+        with closing(labels):
+            yield from self._ahead(self._order(passed, labels.numbers[self.rows]), labels, start)
+
+    def _ahead(self, order: Order, labels: Labels | Windows, start: int) -> Generator[Batch]:
         totals = (order.size(step) for step in range(start, order.steps))
 
         def source() -> Iterator[Batch]:
-            decoded = self._loader.batches(order.requests(labels.boxes, labels.flips, start))
+            decoded = self._loader.batches(order.requests(labels.cut, start))
             return self._labelled(order.batches(decoded, start), labels, totals)
 
         return ahead(source)
+
+    def _order(self, part: Pass, windows: np.ndarray | None = None) -> Order:
+        return Order(
+            self.rows, part, seed=self._seed, batch_size=self._batch_size, mix_window=self._mix_window,
+            windows=windows, rank=self._rank, world=self._world,
+        )  # fmt: skip
 
     def held_out(self) -> Generator[Batch]:
         """This process's share of the held-out images, crop 0 of each."""
@@ -126,7 +152,9 @@ class Feed:
         self._loader.close()
         self._shelf.close()
 
-    def _labelled(self, batches: Iterator[CropBatch], labels: Labels, totals: Iterable[int]) -> Iterator[Batch]:
+    def _labelled(
+        self, batches: Iterator[CropBatch], labels: Labels | Windows, totals: Iterable[int]
+    ) -> Iterator[Batch]:
         for batch, total in zip(batches, totals, strict=True):
             rows, stored = labels.of(batch.images, batch.crops, self._device)
             yield Batch(

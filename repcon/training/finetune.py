@@ -17,7 +17,7 @@ from repcon.crops import plan
 from repcon.errors import UserError
 from repcon.images import Pack
 from repcon.loaders import Loader, open_loader
-from repcon.loaders.order import Order, Pass
+from repcon.loaders.order import Order, Pass, cut_of
 from repcon.probing.features import whole_images
 from repcon.training.optim import Updates, autocast
 
@@ -121,7 +121,7 @@ class _Trainer:
         order = self._order(number)
         crops = plan(self.config.crop, self.pack.hashes, self.pack.sizes, [number])
         losses, hits, seen = 0.0, 0, 0
-        for batch in self.loader.batches(order.requests(list(crops.boxes), list(crops.flips))):
+        for batch in self.loader.batches(order.requests(cut_of(list(crops.boxes), list(crops.flips)))):
             labels = self.classes[batch.images].to(self.device)
             loss, logits = self._step(batch.pixels[self.preprocessing.size], labels)
             if not np.isfinite(loss):

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from repcon.errors import UserError
+from repcon.loaders.order import cut_of
 from repcon.record import console
 from repcon.store import LabelStore, Tables
 
@@ -47,6 +48,10 @@ class Labels:
             for name, (ids, values) in self.heads.items()
         }
         return torch.arange(len(rows), device=device), gathered
+
+    def cut(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Boxes (n, c, 4) and flips (n, c) of these images."""
+        return cut_of(self.boxes, self.flips)(images)
 
     def only(self, images: np.ndarray) -> "Labels":
         """Those of one crop for some rising rows: a small table of its own, that may be kept."""

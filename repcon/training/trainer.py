@@ -46,7 +46,7 @@ class Trainer:
         self.updates = Updates(
             self.student,
             settings.optim,
-            total=sum(-(-order.steps // settings.accumulate) for order in feed.orders),
+            total=sum(-(-steps // settings.accumulate) for steps in feed.lengths),
             per_epoch=feed.steps / settings.accumulate / settings.epochs,
             device=team.device,
             precision=settings.precision,
@@ -116,12 +116,12 @@ class Trainer:
 
     def _closes(self, part: int, number: int) -> bool:
         """Whether batch `number` completes an update: `accumulate` batches, or the last of the pass."""
-        return (number + 1) % self.settings.accumulate == 0 or number + 1 == self.feed.orders[part].steps
+        return (number + 1) % self.settings.accumulate == 0 or number + 1 == self.feed.lengths[part]
 
     def _joined(self, part: int, number: int) -> int:
         """How many batches the update that `number` belongs to is made of."""
         first = number - number % self.settings.accumulate
-        return min(self.settings.accumulate, self.feed.orders[part].steps - first)
+        return min(self.settings.accumulate, self.feed.lengths[part] - first)
 
     def _interrupted(
         self, part: int, number: int, checkpoints: Checkpoints, log: TrainingLog, guard: LossGuard, stop: Stop

@@ -15,16 +15,16 @@ kl_k4 ...                   nats on held-out images, mean over both heads, again
 
 import json
 import statistics
-from collections.abc import Generator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import script
 import torch
+from online_student import train
 from tables import Grid
 
-from repcon import packing, precompute, student, teach, topk, transfer
+from repcon import packing, precompute, teach, transfer
 from repcon.config import (
     ClassSubset,
     EvaluateConfig,
@@ -40,10 +40,8 @@ from repcon.environment import environment
 from repcon.images import Pack
 from repcon.record import write_json
 from repcon.store import LabelStore
-from repcon.teachers import Teacher, from_section
-from repcon.training.feed import Batch, Feed
+from repcon.training.feed import Feed
 from repcon.training.processes import Team
-from repcon.training.sanity import LossGuard
 from repcon.training.trainer import Trainer
 from repcon.training.validation import Agreement
 
@@ -63,21 +61,6 @@ class Protocol:
 
 SHORT = Protocol(proxy_images=128, teach_epochs=1, epochs=1, ks=(4, 1000), seeds=(0,))
 LONG = Protocol(proxy_images=1000, teach_epochs=4, epochs=6, ks=(4, 8, 16, 1000), seeds=(0, 1, 2))
-
-
-class OnlineFeed(Feed):
-    """The same batches, their labels computed by `teachers` from the pixels at hand."""
-
-    teachers: tuple[Teacher, ...] = ()
-
-    def batches(self, part: int, start: int = 0) -> Generator[Batch]:
-        for batch in super().batches(part, start):
-            labels = {}
-            for teacher in self.teachers:
-                logits = teacher(batch.pixels)
-                ids, logp = topk.encode(logits, logits.shape[1], (1.0, TEMPERATURE))
-                labels[teacher.name] = (ids.clone(), logp.clone())  # Inference tensors take no part in a gradient.
-            yield replace(batch, labels=labels, rows=torch.arange(len(batch.pixels)))
 
 
 def main() -> None:
@@ -111,7 +94,8 @@ def run(data: Path, work: Path, protocol: Protocol) -> dict[str, list[dict[str, 
             name, whole = f"k{k}" if k else "online", work / f"labels-{max(protocol.ks)}.zarr"
             out, stored = work / f"student-{name}-{seed}", work / f"labels-{k}.zarr" if k else whole
             if not (out / "figures.json").exists():
-                kl = _student(proxy, stored, whole, out, seed, protocol, online=not k)
+                settings = _settings(proxy, stored, protocol, seed)
+                kl = _agreement(train(settings, out, online=not k), settings, whole)
                 write_json(out / "figures.json", {"kl": kl, **_transfer(work, out)})
             results.setdefault(name, []).append(json.loads((out / "figures.json").read_text()))
     return results
@@ -158,10 +142,10 @@ def _labels(proxy: Path, work: Path, task: Path, k: int) -> PrecomputeConfig:
     )
 
 
-def _settings(protocol: Protocol, seed: int) -> TrainConfig:
+def _settings(proxy: Path, stored: Path, protocol: Protocol, seed: int) -> TrainConfig:
     return TrainConfig(
-        pack="",
-        store="",
+        pack=str(proxy),
+        store=str(stored),
         out="",
         trunk=GENERALIST,
         size=SIZE,
@@ -179,28 +163,14 @@ def _settings(protocol: Protocol, seed: int) -> TrainConfig:
     )
 
 
-def _student(
-    proxy: Path, stored: Path, whole: Path, out: Path, seed: int, protocol: Protocol, *, online: bool
-) -> float:
-    """Trains one student from the labels `stored` (or online) into `out`; gives its KL to `whole` on held-out rows."""
-    settings, team = _settings(protocol, seed), Team(rank=0, world=1, device=torch.device("cpu"), words=None)
-    pack, store = Pack.open(proxy), LabelStore.open(str(stored))
-    kind = OnlineFeed if online else Feed
-    feed = kind(pack, store, size=SIZE, batch_size=64, epochs=protocol.epochs, holdout=settings.holdout, seed=seed)
-    if isinstance(feed, OnlineFeed):
-        feed.teachers = tuple(from_section(head.section, "cpu") for head in store.heads.values())
-    trainer = Trainer(settings, store, feed, team)
-    trainer.student.train()
-    guard = LossGuard(trainer.loss.names, team, out)
-    for part in range(len(feed.passes)):
-        for number, batch in enumerate(feed.batches(part)):
-            trainer.train_batch(batch, part, number, guard)
-    feed.close()
-    student.save(trainer.kept, out, preprocessing=trainer.preprocessing, card={})
+def _agreement(trainer: Trainer, settings: TrainConfig, whole: Path) -> float:
+    """The student's KL to the whole distributions on held-out rows, in nats, mean over the heads."""
+    store, team = LabelStore.open(str(whole)), Team(rank=0, world=1, device=torch.device("cpu"), words=None)
     held = Feed(
-        pack, LabelStore.open(str(whole)), size=SIZE, batch_size=64, epochs=1, holdout=settings.holdout, seed=seed
-    )
-    agreement = Agreement(LabelStore.open(str(whole)), settings.heads, "bucket", team)
+        Pack.open(settings.pack), store, size=SIZE, batch_size=64, epochs=1, holdout=settings.holdout,
+        seed=settings.seed,
+    )  # fmt: skip
+    agreement = Agreement(store, settings.heads, "bucket", team)
     trainer.student.eval()
     figures = agreement.measure(trainer.student, trainer.answer, held.held_out())
     held.close()

@@ -21,6 +21,7 @@ from repcon.store import LabelStore
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 import consolidation_ablation as ablation
+import consolidation_beyond as beyond
 import consolidation_data as data
 import consolidation_protocol as protocols
 import consolidation_study as study
@@ -182,7 +183,8 @@ def test_packs_that_share_an_image_stop_the_study(finished: tuple[study.Study, d
 
 def test_variants_are_the_usual_student_but_for_one_setting(photographs: Path, tmp_path: Path, finished):
     protocol = finished[0].protocol.changed(methods=("task_generalist",))
-    names = ("usual", "task_only", "k_4", "domain_images", "lr_1e-3")
+    protocol = protocol.changed(proxy_images=20)
+    names = ("usual", "task_only", "k_4", "domain_images", "all_images", "lr_1e-3")
     variants = {name: VARIANTS[name] for name in names}
     run = ablation.Ablation(photographs, tmp_path, protocol)
     figures = ablation.summarise(run.compare(variants), variants, protocol)
@@ -198,8 +200,28 @@ def test_variants_are_the_usual_student_but_for_one_setting(photographs: Path, t
     pack = run.pack("aerial")
     tested = set(map(bytes, pack.hashes[class_rows(pack, ClassSubset(seed=4, start=0.5))[0]]))
     mixed = Pack.open(recipes["domain_images"].pack)
-    assert len(mixed) == 24 + len(class_rows(pack, ClassSubset(seed=4, stop=0.5))[0])
+    assert len(mixed) == 20 + len(class_rows(pack, ClassSubset(seed=4, stop=0.5))[0])
     assert tested.isdisjoint(map(bytes, mixed.hashes))
+    whole = Pack.open(recipes["all_images"].pack)
+    assert len(whole) == 31 and set(map(bytes, run.pack("proxy").hashes)) < set(map(bytes, whole.hashes))
+    assert tested.isdisjoint(map(bytes, whole.hashes))
+
+
+def test_what_kept_labels_allow_beyond_the_paper(photographs: Path, tmp_path: Path, finished, monkeypatch):
+    protocol = finished[0].protocol
+    monkeypatch.setattr(beyond, "LARGER", protocol.model)
+    run = beyond.Beyond(photographs, tmp_path, protocol)
+    figures = run.figures()
+    store = LabelStore.open(str(tmp_path / "appended.zarr"))
+    assert list(store.heads) == ["generalist", "task"] and not store.unfinished() and figures["append_left_bytes"] == 1
+    at_once = LabelStore.open(str(tmp_path / "at-once.zarr"))
+    for name in store.heads:
+        for one, other in zip(store.slab(1).labels[name], at_once.slab(1).labels[name], strict=True):
+            np.testing.assert_array_equal(one, other)
+    assert figures["appended_probe_gain"] == pytest.approx(figures["appended_probe"] - figures["generalist_probe"])
+    assert figures["online_next_epochs"] >= 1 and figures["online_first_epochs"] >= figures["online_next_epochs"]
+    assert len(beyond.grid(figures).rows) == len(beyond.ROWS) and len(beyond.costs(figures).rows) == 3
+    assert run.figures() == figures
 
 
 def test_an_error_of_a_step_that_runs_beside_others_reaches_the_user(

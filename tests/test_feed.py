@@ -114,6 +114,11 @@ def test_a_crop_that_was_never_sent_to_the_loader_has_no_label(sharded: LabelSto
     windows.close()
 
 
+def test_a_negative_budget_is_refused(case: Path, sharded: LabelStore) -> None:
+    with pytest.raises(UserError, match="label_memory -1"):
+        Feed(Pack.open(str(pack_path(case))), sharded, size=SIZE, batch_size=4, epochs=1, label_memory=-1)
+
+
 def test_leaving_a_windowed_epoch_early_leaves_no_thread(case: Path, sharded: LabelStore) -> None:
     pack = Pack.open(str(pack_path(case)))
     before = threading.active_count()

@@ -73,6 +73,8 @@ class Feed:
     ) -> None:
         if pack.fingerprint != store.manifest.pack_fingerprint:
             raise UserError(f"{store.url}: its labels belong to another pack's images; name the pack it was made from")
+        if label_memory < 0:
+            raise UserError(f"label_memory {label_memory}: give the memory for labels, or 0 to hold them whole")
         self._size, self._device = size, torch.device(device)
         self._batch_size, self._mix_window, self._seed = batch_size, mix_window, seed
         self._rank, self._world = rank, world

@@ -3,6 +3,7 @@
     python benchmarks/consolidation.py --data FOLDER            at most an hour on two cores
     python benchmarks/consolidation.py --data FOLDER --short    two minutes: that it runs, no result
     python benchmarks/consolidation.py --data FOLDER --long     224 pixels, more seeds, for a GPU
+    ... --domain-images   unlabeled images of the domains' teacher halves join the proxy
 
 For each seed and domain the classes are split at random: task teachers learn the first half, everything is measured
 on the second, which nothing here was trained on. Students of the generalist's own architecture are distilled on
@@ -18,12 +19,13 @@ All in points of linear-probe accuracy. A work folder that was stopped goes on w
 import argparse
 import os
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import consolidation_summary as summary
 import script
 import torch
-from consolidation_protocol import LONG, METHODS, SHORT, USUAL, Protocol
+from consolidation_protocol import DOMAIN_IMAGES, LONG, METHODS, SHORT, USUAL, Protocol
 from consolidation_study import Study
 
 
@@ -33,6 +35,7 @@ def main() -> None:
     parser.add_argument("--seeds", help="for example 0,1,2")
     parser.add_argument("--domains", help="for example birds,grocery")
     parser.add_argument("--methods", help=f"rows of the table, some of {', '.join(METHODS)}")
+    parser.add_argument("--domain-images", action="store_true", help="unlabeled images of the teacher halves join in")
     parser.add_argument("--jobs", type=int, help="commands side by side; one per core by default, one on a GPU")
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--short", action="store_true", help="two minutes, to see that it runs")
@@ -51,6 +54,8 @@ def main() -> None:
 
 def _protocol(arguments: argparse.Namespace) -> Protocol:
     protocol = SHORT if arguments.short else LONG if arguments.long else USUAL
+    if arguments.domain_images:
+        protocol = replace(protocol, **DOMAIN_IMAGES)
     return protocol.changed(
         seeds=tuple(int(seed) for seed in arguments.seeds.split(",")) if arguments.seeds else None,
         domains=tuple(arguments.domains.split(",")) if arguments.domains else None,

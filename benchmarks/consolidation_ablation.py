@@ -28,9 +28,8 @@ from consolidation_study import Study
 from consolidation_variants import VARIANTS, Variant, changed
 from rich.table import Table
 
-from repcon.config import ClassSubset, PackConfig, TrainConfig
+from repcon.config import PackConfig, TrainConfig
 from repcon.errors import UserError
-from repcon.images import Pack, class_rows
 from repcon.record import console, environment
 
 DOMAIN, SEEDS, EPOCHS = "aerial", (9,), 6
@@ -76,7 +75,7 @@ class Ablation(Study):
     def _proxy(self, seed: int, variant: Variant) -> str:
         """The name of the pack that the variant's student learns from."""
         if variant.domain_images:
-            return self._with_domain(seed)
+            return self.with_domains(seed)
         return self._all_images() if variant.all_images else "proxy"
 
     def _all_images(self) -> str:
@@ -87,20 +86,6 @@ class Ablation(Study):
         self.do([Step(settings=PackConfig(source=str(folder / "proxy.tar"), out=str(out)), out=out)])
         return out.name
 
-    def _with_domain(self, seed: int) -> str:
-        """The proxy and the unlabeled images of the teacher's half of the classes, as one pack; its name."""
-        (domain,) = self.protocol.domains
-        name = f"proxy-{domain}-{seed}"
-        out, folder = self.work / "packs" / name, self.work / "clean" / name
-        if not folder.exists():
-            half = ClassSubset(seed=seed, start=TEACHER_HALF[0], stop=TEACHER_HALF[1])
-            taught, proxy = self.pack(domain), self.pack("proxy")
-            folder.mkdir(parents=True)
-            _write_images(folder, "domain", taught, class_rows(taught, half)[0])
-            _write_images(folder, "proxy", proxy, range(len(proxy)))
-        self.do([Step(settings=PackConfig(source=str(folder), out=str(out)), out=out)])
-        return name
-
     def _student(self, seed: int, name: str, variant: Variant) -> Step:
         labels = self._labels(seed, variant).settings
         out = self.work / "students" / f"{seed}-{name}"
@@ -109,11 +94,6 @@ class Ablation(Study):
         settings = changed(settings, variant.train)
         heads = tuple(replace(head, **variant.heads.get(head.name, {})) for head in settings.heads)
         return Step(settings=replace(settings, heads=tuple(head for head in heads if head.weight)), out=out)
-
-
-def _write_images(folder: Path, prefix: str, pack: Pack, rows: Any) -> None:
-    for row in rows:
-        (folder / f"{prefix}-{int(row):07d}.jpg").write_bytes(pack.read(int(row)))
 
 
 def _suffix(changes: Mapping[str, Any]) -> str:

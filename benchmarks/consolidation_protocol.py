@@ -56,6 +56,8 @@ class Protocol:
     seeds: tuple[int, ...] = (0, 1, 2)
     methods: tuple[str, ...] = tuple(METHODS)
     proxy_images: int = 2500
+    domain_images: bool = False
+    """Whether unlabeled images of the domains' teacher halves join the proxy."""
     size: int = 128
     epochs: int = 8
     teacher_epochs: int = 6
@@ -75,6 +77,8 @@ class Protocol:
 
 
 USUAL = Protocol(name="usual", domains=("birds", "grocery"))
+DOMAIN_IMAGES = {"domain_images": True, "epochs": 3}
+"""With these the usual proxy has about three times as many images, and students see about as many of them."""
 SHORT = Protocol(
     name="short", domains=("aerial",), seeds=(9,), methods=("generalist", "teacher", "task", "task_generalist"),
     proxy_images=400, size=64, epochs=1, teacher_epochs=1, crops=1, draws=3,

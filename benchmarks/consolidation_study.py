@@ -1,7 +1,7 @@
 """The consolidation protocol as calls of repcon's commands: pack, teach, precompute, train, evaluate."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from repcon.config import (
     TrainConfig,
 )
 from repcon.errors import UserError
-from repcon.images import Pack
+from repcon.images import Pack, class_rows
 from repcon.record import write_json
 
 
@@ -39,9 +39,11 @@ class Study:
     def run(self) -> dict[tuple[int, str], dict[str, Any]]:
         """Runs everything; gives {(seed, domain): evaluate's results}."""
         self.prepare()
-        teachers = {name: step for seed in self.protocol.seeds for name, step in self.teachers(seed).items()}
+        by_seed = {seed: self.teachers(seed) for seed in self.protocol.seeds}
+        teachers = {name: step for steps in by_seed.values() for name, step in steps.items()}
         self.do(list(teachers.values()))
-        self.do([self.labels({name: step.out for name, step in teachers.items()})])
+        for step in self._all_labels(by_seed):
+            self.do([step])
         cells = [(seed, domain) for seed in self.protocol.seeds for domain in self.protocol.domains]
         students = {cell: self.students(*cell) for cell in cells}
         self.do([step for methods in students.values() for step in methods.values()])
@@ -118,6 +120,37 @@ class Study:
         seeds = "-".join(map(str, self.protocol.seeds))
         return Step(settings=settings, out=out.with_name(f"{out.name}-{seeds}"))
 
+    def _all_labels(self, teachers: Mapping[int, Mapping[str, Step]]) -> list[Step]:
+        """One store of all seeds' teachers; where each seed has images of its own, a store for each."""
+        if not self.protocol.domain_images:
+            return [self.labels({name: step.out for steps in teachers.values() for name, step in steps.items()})]
+        return [
+            self.labels({name: step.out for name, step in steps.items()}, self._names(seed)[1], self.with_domains(seed))
+            for seed, steps in teachers.items()
+        ]
+
+    def _names(self, seed: int) -> tuple[str, str]:
+        """Of the pack that students learn from, and of its labels."""
+        if not self.protocol.domain_images:
+            return "proxy", "labels"
+        return f"proxy-{'-'.join(self.protocol.domains)}-{seed}", f"labels-{seed}{self._form}"
+
+    def with_domains(self, seed: int) -> str:
+        """The proxy and the unlabeled images of the domains' teacher halves, as one pack; its name."""
+        name = f"proxy-{'-'.join(self.protocol.domains)}-{seed}"
+        out, folder = self.work / "packs" / name, self.work / "clean" / name
+        written = folder.with_name(f"{name}.written")
+        if not written.exists():
+            folder.mkdir(parents=True, exist_ok=True)
+            half = ClassSubset(seed=seed, start=TEACHER_HALF[0], stop=TEACHER_HALF[1])
+            for domain in self.protocol.domains:
+                pack = self.pack(domain)
+                _write_images(folder, domain, pack, class_rows(pack, half)[0])
+            _write_images(folder, "proxy", self.pack("proxy"), range(len(self.pack("proxy"))))
+            written.touch()
+        self.do([Step(settings=PackConfig(source=str(folder), out=str(out)), out=out)])
+        return name
+
     def students(self, seed: int, domain: str) -> dict[str, Step]:
         """{method: step}; a student of all domains stands under each of them."""
         methods = [method for method in STUDENTS if method in self.protocol.methods]
@@ -125,12 +158,13 @@ class Study:
 
     def student(self, seed: int, domain: str, method: str) -> Step:
         """A method's student by its recipe; one whose heads another has already is that other."""
+        pack, store = self._names(seed)
         settings = recipe(
-            TrainConfig, STUDENTS[method], pack=str(self.work / "packs" / "proxy"), out="",
-            store=str(self.work / "labels.zarr"),
+            TrainConfig, STUDENTS[method], pack=str(self.work / "packs" / pack), out="",
+            store=str(self.work / f"{store}.zarr"),
         )  # fmt: skip
         heads = self._heads(settings.heads, seed, domain)
-        out = self.work / "students" / f"{seed}-{'+'.join(head.name for head in heads)}"
+        out = self.work / "students" / f"{seed}-{'+'.join(head.name for head in heads)}{self._form}"
         settings = replace(
             settings, out=str(out), trunk=self.generalist, heads=heads, epochs=self.protocol.epochs, seed=seed,
             **self.shared(),
@@ -158,7 +192,7 @@ class Study:
     def measure(self, seed: int, domain: str, trunks: Mapping[str, str], baseline: str = "") -> Step:
         """Trunks, {name: model}, on the domain's downstream half."""
         start, stop = DOWNSTREAM_HALF
-        out = self.work / "evaluate" / f"{domain}-{seed}"
+        out = self.work / "evaluate" / f"{domain}-{seed}{self._form}"
         settings = EvaluateConfig(
             data=str(self.work / "packs" / domain),
             out=str(out),
@@ -173,6 +207,11 @@ class Study:
         )
         return Step(settings=settings, out=out)
 
+    @property
+    def _form(self) -> str:
+        """Keeps what depends on the proxy apart where both forms share a work folder."""
+        return "-domains" if self.protocol.domain_images else ""
+
     def shared(self) -> dict[str, Any]:
         """What teachers and students have in common."""
         protocol = self.protocol
@@ -182,6 +221,11 @@ class Study:
             "batch_size": protocol.batch_size,
             "device": protocol.device,
         }
+
+
+def _write_images(folder: Path, prefix: str, pack: Pack, rows: Iterable[int]) -> None:
+    for row in rows:
+        (folder / f"{prefix}-{int(row):07d}.jpg").write_bytes(pack.read(int(row)))
 
 
 def check_disjoint(packs: dict[str, Pack]) -> None:

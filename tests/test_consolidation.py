@@ -158,6 +158,25 @@ def test_every_method_is_measured_and_summarised(finished: tuple[study.Study, di
     assert "student: task + generalist" in summary.markdown(results)
 
 
+def test_domain_images_in_the_proxy_come_from_the_teachers_half_only(finished: tuple[study.Study, dict]):
+    """The other form in the same work folder: its own labels and students, the same teachers, and no leak."""
+    usual, _ = finished
+    methods = ("generalist", "teacher", "task", "task_generalist")
+    protocol = replace(usual.protocol, domain_images=True, methods=methods)
+    run = study.Study(usual.source, usual.work, protocol)
+    cells = run.run()
+    assert set(cells[4, "aerial"]["trunks"]) == {*methods, "ceiling"}
+    student = run.student(4, "aerial", "task_generalist")
+    mixed, aerial = Pack.open(student.settings.pack), run.pack("aerial")
+    half = {part: set(map(bytes, aerial.hashes[class_rows(aerial, ClassSubset(seed=4, start=start, stop=stop))[0]]))
+            for part, start, stop in (("taught", 0.0, 0.5), ("tested", 0.5, 1.0))}  # fmt: skip
+    proxy = set(map(bytes, run.pack("proxy").hashes))
+    assert set(map(bytes, mixed.hashes)) == proxy | half["taught"]
+    assert half["tested"].isdisjoint(map(bytes, mixed.hashes)) and (mixed.labels == -1).all()
+    assert student.out != usual.student(4, "aerial", "task_generalist").out
+    assert LabelStore.open(student.settings.store).manifest.pack_fingerprint == mixed.fingerprint
+
+
 def test_a_finished_study_does_nothing_twice_and_refuses_another_recipe(finished: tuple[study.Study, dict]):
     run, cells = finished
     again = study.Study(run.source, run.work, run.protocol)

@@ -77,8 +77,8 @@ class Protocol:
 
 
 USUAL = Protocol(name="usual", domains=("birds", "grocery"))
-DOMAIN_IMAGES = {"domain_images": True, "epochs": 3}
-"""With these the usual proxy has about three times as many images, and students see about as many of them."""
+DOMAIN_IMAGES = {"domain_images": True, "crops": 3, "epochs": 3}
+"""The proxy has about three times as many images then, of which students see about as many in all."""
 SHORT = Protocol(
     name="short", domains=("aerial",), seeds=(9,), methods=("generalist", "teacher", "task", "task_generalist"),
     proxy_images=400, size=64, epochs=1, teacher_epochs=1, crops=1, draws=3,

@@ -14,7 +14,7 @@ from repcon.errors import UserError
 from repcon.images import Pack
 from repcon.storage import shared as store_shared
 from repcon.store import LabelStore
-from repcon.training.feed import Clock, Feed, ahead
+from repcon.training.feed import Batch, Clock, Feed, ahead
 from repcon.training.labels import Shelf
 from repcon.training.windows import Windows
 
@@ -51,8 +51,12 @@ MEMORY = 1000
 
 def shown(feed: Feed, part: int, start: int = 0) -> list[tuple[int, int]]:
     """(image, crop) of everything that a pass shows, its labels compared with the slabs'."""
+    return compared(feed, feed.batches(part, start))
+
+
+def compared(feed: Feed, batches: Iterator[Batch]) -> list[tuple[int, int]]:
     pairs: list[tuple[int, int]] = []
-    for batch in feed.batches(part, start):
+    for batch in batches:
         numbers = list(zip(batch.images.tolist(), batch.crops.tolist(), strict=True))
         for crop in set(batch.crops.tolist()):
             slab = feed._store.slab(crop)
@@ -112,6 +116,21 @@ def test_a_crop_that_was_never_sent_to_the_loader_has_no_label(sharded: LabelSto
     with pytest.raises(RuntimeError, match="never asked for"):
         windows.of(torch.tensor([1, 3]), torch.tensor([0, 0]), torch.device("cpu"))
     windows.close()
+
+
+def test_held_out_labels_stay_within_the_budget_too(case: Path, sharded: LabelStore, monkeypatch) -> None:
+    """Read window by window, never as a whole crop, and the same images with the same labels."""
+    parts = {"size": SIZE, "batch_size": 8, "epochs": 1, "holdout": 0.4, "loader": "torch", "workers": 1}
+    pack = Pack.open(str(pack_path(case)))
+    whole = Feed(pack, sharded, **parts)  # pyright: ignore[reportArgumentType]
+    wanted = compared(whole, whole.held_out())
+    whole.close()
+    monkeypatch.setattr(LabelStore, "tables", None)
+    feed = Feed(pack, sharded, label_memory=MEMORY, **parts)  # pyright: ignore[reportArgumentType]
+    for _ in range(2):
+        assert sorted(compared(feed, feed.held_out())) == sorted(wanted)
+    assert len(wanted) == len(feed.held) and len(shown(feed, 0)) == len(feed.rows)
+    feed.close()
 
 
 def test_a_negative_budget_is_refused(case: Path, sharded: LabelStore) -> None:

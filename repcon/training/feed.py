@@ -132,22 +132,28 @@ class Feed:
 
     def held_out(self) -> Generator[Batch]:
         """This process's share of the held-out images, crop 0 of each."""
+        if self._in_windows((0,)):
+            return self._held_through_windows()
         if self._held_labels is None:
             self._held_labels = self._shelf.read((0,)).only(self.held)
-        labels = self._held_labels
+        return self._held(self._held_labels, self.held)
+
+    def _held_through_windows(self) -> Generator[Batch]:
+        labels = Windows(self._store, self._names, (0,), seed=[self._seed, 0], memory_bytes=self._label_memory)
+        with closing(labels):
+            yield from self._held(labels, self.held[np.argsort(labels.numbers[self.held], kind="stable")])
+
+    def _held(self, labels: Labels | Windows, images: np.ndarray) -> Generator[Batch]:
         size = max(1, self._batch_size // self._world)
-        rows = self.held[self._rank :: self._world]
-        shares = [rows[first : first + size] for first in range(0, len(rows), size)]
-        requests = (
-            Request(
-                images=share,
-                crops=np.zeros((len(share), 1), np.int64),
-                boxes=labels.boxes[0][share][:, None],
-                flips=labels.flips[0][share][:, None],
-            )
-            for share in shares
-        )
-        return ahead(lambda: self._labelled(self._loader.batches(requests), labels, map(len, shares)))
+        mine = images[self._rank :: self._world]
+        shares = [mine[first : first + size] for first in range(0, len(mine), size)]
+
+        def requests() -> Iterator[Request]:
+            for share in shares:
+                boxes, flips = labels.cut(share)
+                yield Request(images=share, crops=np.zeros((len(share), 1), np.int64), boxes=boxes, flips=flips)
+
+        return ahead(lambda: self._labelled(self._loader.batches(requests()), labels, map(len, shares)))
 
     def close(self) -> None:
         """Stops the loader's workers and the reading of labels."""

@@ -29,7 +29,9 @@ class OnlineFeed(Feed):
             for teacher in self.teachers:
                 logits = teacher(batch.pixels)
                 ids, logp = topk.encode(logits, logits.shape[1], (1.0, self.temperature))
-                labels[teacher.name] = (ids.clone(), logp.clone())  # Inference tensors take no part in a gradient.
+                # A copy: inference tensors take no part in a gradient, and the loss reads rows as the store holds them.
+                layout = torch.contiguous_format
+                labels[teacher.name] = (ids.clone(memory_format=layout), logp.clone(memory_format=layout))
             yield replace(batch, labels=labels, rows=torch.arange(len(batch.pixels)))
 
 

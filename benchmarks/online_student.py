@@ -28,18 +28,16 @@ class OnlineFeed(Feed):
             labels = {}
             for teacher in self.teachers:
                 logits = teacher(batch.pixels)
-                ids, logp = topk.encode(logits, logits.shape[1], (1.0, self.temperature))
-                # A copy: inference tensors take no part in a gradient, and the loss reads rows as the store holds them.
-                layout = torch.contiguous_format
-                labels[teacher.name] = (ids.clone(memory_format=layout), logp.clone(memory_format=layout))
+                ids, logp = topk.encode(logits, self._store.heads[teacher.name].k, (1.0, self.temperature))
+                labels[teacher.name] = (ids.clone(), logp.clone())  # Inference tensors take no part in a gradient.
             yield replace(batch, labels=labels, rows=torch.arange(len(batch.pixels)))
 
 
 def train(settings: TrainConfig, out: Path, *, online: bool) -> Trainer:
     """Trains on the CPU without checkpoints and logs, from the store's labels or `online`, and saves the student.
 
-    The store also says which teachers there are and which crops are cut; online, all classes of all its heads' answers
-    enter the loss. All heads have one temperature.
+    The store also says which teachers there are, how many classes of their answers are kept (k) and which crops are
+    cut. All heads have one temperature.
     """
     team = Team(rank=0, world=1, device=torch.device("cpu"), words=None)
     store = LabelStore.open(settings.store)

@@ -13,7 +13,7 @@ import torch
 
 from repcon.loaders import CropBatch, Request
 from repcon.loaders.buffers import Buffers
-from repcon.loaders.pool import BatchPool, Spares, empty_batch
+from repcon.loaders.pool import BatchPool, empty_batch
 from repcon.loaders.reference import check_boxes, check_size, undecodable
 
 if TYPE_CHECKING:
@@ -32,9 +32,6 @@ class ThreadsLoader:
     def __init__(self, pack: "Pack", sides: Sequence[int], *, workers: int = 0, device: str = "cpu") -> None:
         self._pack, self._sides, self._buffers = pack, tuple(sides), Buffers(device)
         self._pool = BatchPool(workers)
-        # Decoded into the same memory again and again: fresh memory of this size costs a tenth of the decoding.
-        largest = 3 * int(pack.sizes.astype(np.int64).prod(1).max(initial=1))
-        self._decoded = Spares(lambda: np.empty(largest, np.uint8))
         _keep_torch_single(self._pool)
 
     def batches(self, requests: Iterable[Request]) -> Iterator[CropBatch]:
@@ -48,21 +45,19 @@ class ThreadsLoader:
         return batch, [partial(self._fill, batch, request, share) for share in shares]
 
     def _fill(self, batch: CropBatch, request: Request, share: range) -> None:
-        with self._decoded.one() as buffer:
-            for i in share:
-                row = int(request.images[i])
-                data = self._pack.read(row)
-                try:
-                    image = simplejpeg.decode_jpeg(data, buffer=buffer)
-                except ValueError as error:
-                    raise undecodable(self._pack, row, error) from error
-                check_size(self._pack, row, image.shape)
-                cut(image, request, i, batch.pixels)
+        for i in share:
+            row = int(request.images[i])
+            data = self._pack.read(row)
+            try:
+                image = simplejpeg.decode_jpeg(data)
+            except ValueError as error:
+                raise undecodable(self._pack, row, error) from error
+            check_size(self._pack, row, image.shape)
+            cut(image, request, i, batch.pixels)
 
     def close(self) -> None:
         """See `Loader.close`."""
         self._pool.close()
-        self._decoded.close()
 
 
 def _keep_torch_single(pool: BatchPool) -> None:

@@ -2,6 +2,7 @@ import gc
 import multiprocessing
 import os
 import signal
+import threading
 
 import numpy as np
 import pytest
@@ -81,6 +82,32 @@ def test_processes_share_one_copy_and_the_last_deletes_it(store, folder):
         assert pipe.recv() == "let go"
         process.join()
     assert list(folder.iterdir()) == []
+
+
+def test_two_that_see_the_file_incomplete_at_once_both_get_it(store, monkeypatch):
+    """Both look before either has locked it for itself; the one that comes second must not wait for the first to go."""
+    plain, together, looked = os.pread, threading.Barrier(2, timeout=20), set()
+    decoded, taken = [], []
+    read = store._reader.read
+    monkeypatch.setattr(store._reader, "read", lambda *arguments: decoded.append(1) or read(*arguments))
+
+    def pread(descriptor: int, length: int, offset: int) -> bytes:
+        data = plain(descriptor, length, offset)
+        if length == len(store_shared._READY) and threading.get_ident() not in looked:
+            looked.add(threading.get_ident())
+            together.wait()
+        return data
+
+    monkeypatch.setattr(os, "pread", pread)
+    threads = [
+        threading.Thread(target=lambda: taken.append(store.tables([0], shared=True)), daemon=True) for _ in range(2)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    assert len(taken) == 2 and len(decoded) == 1
+    np.testing.assert_array_equal(taken[0].flips, taken[1].flips)
 
 
 def test_what_a_killed_process_left_is_swept(store, folder):

@@ -83,12 +83,13 @@ def _opened(path: Path) -> int:
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         fcntl.flock(descriptor, fcntl.LOCK_SH)
-        if os.pread(descriptor, len(_READY), 0) != _READY:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(FileNotFoundError, BlockingIOError):
+            if os.pread(descriptor, len(_READY), 0) != _READY:
+                # Never waiting: who else saw it incomplete may complete it, and then keeps it as long as it trains.
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if path.stat().st_ino == os.fstat(descriptor).st_ino:
                 return descriptor
-        # Its last user deleted it between our opening and our lock.
+        # Between our opening and our lock its last user deleted it, or another came to complete it.
         os.close(descriptor)
 
 

@@ -119,7 +119,18 @@ def test_killed_packs_go_on_and_end_the_same(noisy_folder: Path, unbroken: dict[
     """Killed as each shard's record appears, then somewhere within the next shard."""
     out = tmp_path / "pack"
     config = PackConfig(source=str(noisy_folder), out=str(out), shard_megabytes=1, workers=1)
-    program = f"from repcon.packs.writing import PackConfig, plan, write; write(plan({config!r}))"
+    # Slow enough that a shard is never finished between the record of the last one and the kill.
+    program = f"""
+import time
+from repcon.config import PackConfig
+from repcon.packs import writing
+take = writing._take
+def slowly(*arguments):
+    time.sleep(0.005)
+    take(*arguments)
+writing._take = slowly
+writing.write(writing.plan({config!r}))
+"""
     killed, generator = 0, np.random.default_rng(0)
     for number in range(4):
         process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.DEVNULL)

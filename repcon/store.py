@@ -191,8 +191,7 @@ class LabelStore:
     def part(self, crop: int, rows: range, heads: Iterable[str] | None = None) -> Slab:
         """Some neighbouring rows of one crop; those of whole shards cost least. Needs no more than these finished."""
         chosen = self._chosen(heads)
-        slab = empty_tables(self.manifest, chosen, [crop], len(rows)).slab(0)
-        return self._reader.read(crop, [rows], slab, chosen)
+        return self._filled(empty_tables(self.manifest, chosen, [crop], len(rows)), [rows], chosen).slab(0)
 
     def shard_bytes(self) -> dict[str, int]:
         """Bytes of every array's finished shards, by the array's path."""
@@ -247,15 +246,12 @@ class LabelStore:
         for crop in crops:
             self._reader.require(crop, chosen)
 
-        def decode(tables: Tables) -> None:
-            for place, crop in enumerate(crops):
-                self._reader.read(crop, [range(self.images)], tables.slab(place), chosen)
+        def decode(tables: Tables) -> Tables:
+            return self._filled(tables, [range(self.images)], chosen)
 
         if shared:
             return shared_tables(self.manifest, chosen, crops, f"{self.url} {self.fingerprint}", decode)
-        tables = empty_tables(self.manifest, chosen, crops, self.images)
-        decode(tables)
-        return tables
+        return decode(empty_tables(self.manifest, chosen, crops, self.images))
 
     def windows(
         self, crop: int, heads: Iterable[str] | None = None, *, seed: int, memory_bytes: int = 0
@@ -265,24 +261,39 @@ class LabelStore:
         `memory_bytes` is what labels may take in all, 0 half of what is free now. Shuffle rows within each window.
         """
         names = [head.name for head in self._chosen(heads)]
-        self._reader.require(crop, self._chosen(heads))
-        plan = self.window_plan(1, names, seed=seed, memory_bytes=memory_bytes or memory_available() // 2)
+        plan = self.window_plan([crop], names, seed=seed, memory_bytes=memory_bytes or memory_available() // 2)
         return ahead(lambda rows: Window(rows=rows, slab=self.window([crop], rows, names).slab(0)), plan)
 
     def window_plan(
-        self, crops: int, heads: Iterable[str] | None = None, *, seed: int | Sequence[int], memory_bytes: int
+        self,
+        crops: Sequence[int],
+        heads: Iterable[str] | None = None,
+        *,
+        seed: int | Sequence[int],
+        memory_bytes: int,
     ) -> Iterator[np.ndarray]:
-        """The rows of each window, (n,) rising, where so many crops are read together; as `slabs.window_plan`."""
-        per_image = table_bytes(self.manifest, self._chosen(heads), crops)
+        """The rows of each window, (n,) rising, where these crops are read together; as `slabs.window_plan`.
+
+        Raises UserError where one of the crops is not finished.
+        """
+        chosen = self._chosen(heads)
+        for crop in crops:
+            self._reader.require(crop, chosen)
+        per_image = table_bytes(self.manifest, chosen, len(crops))
         return window_plan(self.images, self.manifest.rows_per_shard, per_image, memory_bytes, seed)
 
     def window(self, crops: Sequence[int], rows: np.ndarray, heads: Iterable[str] | None = None) -> Tables:
-        """Some rising rows of several crops: image rows[i] of crop crops[j] is row j * n + i of every table."""
+        """Some rising rows of several crops: image rows[i] of crop crops[j] is row j * n + i of every table.
+
+        Needs no more than these rows finished.
+        """
         chosen = self._chosen(heads)
-        tables = empty_tables(self.manifest, chosen, crops, len(rows))
-        for place, crop in enumerate(crops):
-            self._reader.require(crop, chosen)
-            self._reader.read(crop, ranges(rows), tables.slab(place), chosen)
+        return self._filled(empty_tables(self.manifest, chosen, crops, len(rows)), ranges(rows), chosen)
+
+    def _filled(self, tables: Tables, rows: Sequence[range], heads: Sequence[HeadInfo]) -> Tables:
+        """The tables, with these rows of each of their crops decoded into them."""
+        for place, crop in enumerate(tables.crops):
+            self._reader.read(crop, rows, tables.slab(place), heads)
         return tables
 
     def _chosen(self, heads: Iterable[str] | None) -> list[HeadInfo]:

@@ -30,7 +30,7 @@ def shared_tables(
     heads: Sequence[HeadInfo],
     crops: Sequence[int],
     identity: str,
-    decode: Callable[[Tables], None],
+    decode: Callable[[Tables], object],
 ) -> Tables:
     """The tables that this node holds once; `decode` fills them where this process is the first.
 

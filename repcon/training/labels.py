@@ -39,7 +39,7 @@ class Labels:
         self, images: torch.Tensor, crops: torch.Tensor, device: torch.device
     ) -> tuple[torch.Tensor, dict[str, Pair]]:
         """(rows, labels) for these crops: the tables as they lie on the device, or a batch gathered for it."""
-        rows = self._places(crops.numpy()) * len(self.images) + np.searchsorted(self.images, images.numpy())
+        rows = places_of(crops.numpy(), self.crops) * len(self.images) + np.searchsorted(self.images, images.numpy())
         resident = all(ids.device == device for ids, _ in self.heads.values())
         if resident:
             return to_device(torch.from_numpy(rows), device), self.heads
@@ -64,10 +64,12 @@ class Labels:
         boxes, flips = [self.boxes[0].copy()], [self.flips[0].copy()]
         return dataclasses.replace(self, images=images, boxes=boxes, flips=flips, heads=heads, tables=None)
 
-    def _places(self, crops: np.ndarray) -> np.ndarray:
-        numbers = np.array(self.crops)
-        order = np.argsort(numbers)
-        return order[np.searchsorted(numbers, crops, sorter=order)]
+
+def places_of(crops: np.ndarray, held: Sequence[int]) -> np.ndarray:
+    """Where each of the (b,) crop numbers stands among those held, which may be in any order."""
+    numbers = np.array(held)
+    order = np.argsort(numbers)
+    return order[np.searchsorted(numbers, crops, sorter=order)]
 
 
 class Shelf:

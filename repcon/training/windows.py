@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from repcon.store import LabelStore
-from repcon.training.labels import Pair, to_device
+from repcon.training.labels import Pair, places_of, to_device
 
 HELD = 3
 """Windows in memory."""
@@ -45,12 +45,12 @@ class Windows:
     def __init__(
         self, store: LabelStore, heads: tuple[str, ...], crops: tuple[int, ...], *, seed: list[int], memory_bytes: int
     ) -> None:
-        self._store, self._heads, self._crops = store, heads, np.array(crops)
+        self._store, self._heads, self._crops = store, heads, crops
         share = memory_bytes * 2 // HELD  # The plan is made for two.
         self.numbers = np.empty(store.images, np.int32)
         """(N,) the window that holds each image."""
         self._count = 0
-        for rows in store.window_plan(len(crops), heads, seed=seed, memory_bytes=share):
+        for rows in store.window_plan(crops, heads, seed=seed, memory_bytes=share):
             self.numbers[rows] = self._count
             self._count += 1
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="repcon-windows")
@@ -72,8 +72,7 @@ class Windows:
         """(rows, labels) of these crops, as `Labels.of` gives them. Raises RuntimeError where `cut` never saw one."""
         with self._lock:
             chunks = list(self._chunks)
-        wanted, order = images.numpy(), np.argsort(self._crops)
-        numbers = order[np.searchsorted(self._crops, crops.numpy(), sorter=order)]
+        wanted, numbers = images.numpy(), places_of(crops.numpy(), self._crops)
         out = [np.empty((len(wanted), *array.shape[2:]), array.dtype) for array in chunks[0].arrays]
         found = 0
         for chunk in chunks:
@@ -126,7 +125,7 @@ class Windows:
     def _read(self, number: int) -> tuple[np.ndarray, Arrays]:
         """The window's rising rows, and what is stored for them."""
         rows = np.flatnonzero(self.numbers == number)
-        tables = self._store.window(tuple(self._crops), rows, self._heads)
+        tables = self._store.window(self._crops, rows, self._heads)
         labels = [array for name in self._heads for array in tables.labels[name]]
         shape = (len(self._crops), len(rows))
         return rows, [array.reshape(*shape, *array.shape[1:]) for array in (tables.boxes, tables.flips, *labels)]

@@ -49,7 +49,7 @@ def main() -> None:
     cells = study.run()
     results = summary.summarise(cells, protocol, study.facts() | {"wall_seconds": round(time.time() - started)})
     summary.show(results)
-    summary.write(results, study.work, record=arguments.record, json_path=arguments.json)
+    summary.write(results, study.work, arguments)
 
 
 def _protocol(arguments: argparse.Namespace) -> Protocol:

@@ -35,7 +35,6 @@ from repcon.record import console, environment
 DOMAIN, SEEDS, EPOCHS = "aerial", (9,), 6
 """Neither domain nor seed is among what benchmarks/consolidation.py reports by default; fewer epochs than there. Of a
 domain that it reports, other halves of the classes are seen under this seed."""
-METRICS = ("probe", "shot_5")
 
 
 class Ablation(Study):
@@ -103,16 +102,7 @@ def _suffix(changes: Mapping[str, Any]) -> str:
 
 def summarise(cells: dict[int, dict[str, Any]], variants: dict[str, Variant], protocol: Protocol) -> dict[str, Any]:
     """One flat object: accuracies in per cent and paired gains over the usual settings in points, means over seeds."""
-    figures: dict[str, Any] = {}
-    for name in ("generalist", "teacher", *variants):
-        for metric in METRICS:
-            runs = [results["trunks"][name]["metrics"].get(metric) for results in cells.values()]
-            if not all(runs):
-                continue
-            summary.put(figures, f"{name}_{metric}", runs)
-            if name != "usual":
-                gains = [results["differences"][name][metric] for results in cells.values()]
-                summary.put(figures, f"{name}_{metric}_gain", gains)
+    figures = summary.paired(cells.values(), ("generalist", "teacher", *variants), baseline="usual")
     return figures | {"protocol": asdict(protocol)}
 
 
@@ -134,14 +124,8 @@ def show(figures: dict[str, Any], variants: dict[str, Variant]) -> None:
 
 
 def _rows(figures: dict[str, Any], variants: dict[str, Variant]) -> list[list[str]]:
-    rows = []
-    for name in ("generalist", "teacher", *variants):
-        row = [name.replace("_", " ")]
-        for metric in METRICS:
-            row.append(summary.cell(figures, f"{name}_{metric}"))
-            row.append(summary.cell(figures, f"{name}_{metric}_gain", signed=True))
-        rows.append(row)
-    return rows
+    names = ("generalist", "teacher", *variants)
+    return [[name.replace("_", " "), *summary.paired_cells(figures, name)] for name in names]
 
 
 def main() -> None:

@@ -25,7 +25,7 @@ from typing import Any
 import consolidation_summary as summary
 import online_student
 import script
-from consolidation_protocol import GENERALIST, SHORT, TEACHER_HALF, USUAL, Protocol, recipe
+from consolidation_protocol import GENERALIST, SHORT, TEACHER_HALF, USUAL, recipe
 from consolidation_study import Study
 from tables import Grid
 
@@ -47,7 +47,6 @@ ROWS = {
     "smaller": "student of the larger two",
 }
 """Every row of the table and what it is called."""
-METRICS = ("probe", "shot_5")
 
 
 class Beyond(Study):
@@ -67,19 +66,19 @@ class Beyond(Study):
         appended, appended_seconds = self._student("appended", store)
         before, before_seconds = self._student("before", store, names=(GENERALIST,))
         trial_seconds = self._student("online", store, online=True, epochs=1)[1]
-        first, rest = costs["both_seconds"] + appended_seconds, appended_seconds
         trunks = {"generalist": self.generalist, "teacher": str(task.out)}
         trunks |= {"before": str(before), "appended": str(appended)}
         costs |= {"before_seconds": before_seconds, "appended_seconds": appended_seconds}
         costs |= {"appended_epochs": self.protocol.epochs, "before_epochs": self.protocol.epochs}
-        for name, seconds in (("online_first", first), ("online_next", rest)):
+        equal = {"online_first": costs["both_seconds"] + appended_seconds, "online_next": appended_seconds}
+        for name, seconds in equal.items():
             epochs = max(1, round(seconds / trial_seconds))
             out, costs[f"{name}_seconds"] = self._student(name, store, online=True, epochs=epochs)
             costs[f"{name}_epochs"] = epochs
             trunks[name] = str(out)
         trunks |= self._smaller(domain)
         (results,) = self.do([self.measure(self.seed, domain, trunks, baseline="generalist")])
-        return _accuracies(results) | costs
+        return summary.paired([results], ROWS, baseline="generalist") | costs
 
     def _label_twice(self, task: Path) -> tuple[Path, dict[str, float]]:
         """The store to which the task teacher was appended, and what that cost and left alone."""
@@ -136,26 +135,13 @@ def _contents(store: Path) -> dict[str, str]:
     return {str(path.relative_to(store)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
-def _accuracies(results: dict[str, Any]) -> dict[str, Any]:
-    figures: dict[str, Any] = {}
-    for name in ROWS:
-        for metric in METRICS:
-            if metric in results["trunks"][name]["metrics"]:
-                summary.put(figures, f"{name}_{metric}", [results["trunks"][name]["metrics"][metric]])
-                if name != "generalist":
-                    summary.put(figures, f"{name}_{metric}_gain", [results["differences"][name][metric]])
-    return figures
-
-
 def grid(figures: dict[str, Any]) -> Grid:
     """The table."""
     rows = []
     for name, title in ROWS.items():
-        cells = [summary.cell(figures, f"{name}_{metric}") for metric in METRICS]
-        gains = [summary.cell(figures, f"{name}_{metric}_gain", signed=True) for metric in METRICS]
         epochs, seconds = figures.get(f"{name}_epochs"), figures.get(f"{name}_seconds")
         training = f"{epochs} epochs, {seconds:.0f} s" if epochs else ""
-        rows.append((title, cells[0], gains[0], cells[1], gains[1], training))
+        rows.append((title, *summary.paired_cells(figures, name), training))
     return Grid(
         title="Beyond the paper: % and points over the generalist",
         titles=("", "linear probe", "gain", "5-shot", "gain", "training"),
@@ -181,8 +167,7 @@ def main() -> None:
     arguments = parser.parse_args()
     photographs = script.photographs(arguments)
     keep_freed_memory()
-    protocol: Protocol = SHORT if arguments.short else USUAL
-    protocol = protocol.changed(domains=(arguments.domain,), seeds=(9,))
+    protocol = (SHORT if arguments.short else USUAL).changed(domains=(arguments.domain,), seeds=(9,))
     figures = Beyond(photographs, Path(arguments.work) / protocol.name, protocol).figures()
     figures |= {"protocol": asdict(protocol), "environment": environment() | {"device": "cpu"}}
     script.finish("consolidation-beyond", figures, [grid(figures), costs(figures)], arguments)

@@ -133,11 +133,14 @@ class Study:
         """Of the pack that students learn from, and of its labels."""
         if not self.protocol.domain_images:
             return "proxy", "labels"
-        return f"proxy-{'-'.join(self.protocol.domains)}-{seed}", f"labels-{seed}{self._form}"
+        return self._mixed(seed), f"labels-{seed}{self._form}"
+
+    def _mixed(self, seed: int) -> str:
+        return f"proxy-{'-'.join(self.protocol.domains)}-{seed}"
 
     def with_domains(self, seed: int) -> str:
         """The proxy and the unlabeled images of the domains' teacher halves, as one pack; its name."""
-        name = f"proxy-{'-'.join(self.protocol.domains)}-{seed}"
+        name = self._mixed(seed)
         out, folder = self.work / "packs" / name, self.work / "clean" / name
         written = folder.with_name(f"{name}.written")
         if not written.exists():

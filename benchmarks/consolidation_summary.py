@@ -1,14 +1,15 @@
 """The consolidation benchmark's table, findings, plot and record."""
 
-from collections.abc import Mapping
+from argparse import Namespace
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import script
 from consolidation_protocol import METHODS, Protocol
 from matplotlib.figure import Figure
-from records import write_record
 from rich.table import Table
 
 from repcon.probing.intervals import over_draws
@@ -69,6 +70,39 @@ def put(figures: dict[str, Any], name: str, runs: list[Mapping[str, float]]) -> 
     figures |= {name: interval["mean"], f"{name}_low": interval["low"], f"{name}_high": interval["high"]}
 
 
+PAIRED = ("probe", "shot_5")
+"""The metrics of a table of trunks and their paired gains."""
+
+
+def paired(runs: Iterable[Mapping[str, Any]], names: Iterable[str], baseline: str) -> dict[str, float]:
+    """Of evaluate's results under several seeds `<name>_<metric>` and, but for the baseline, `<name>_<metric>_gain`.
+
+    Accuracies in per cent, gains over the baseline in points; means over the seeds.
+    """
+    runs, figures = list(runs), {}
+    for name in names:
+        for metric in PAIRED:
+            accuracies = [results["trunks"][name]["metrics"].get(metric) for results in runs]
+            if not all(accuracies):
+                continue
+            put(figures, f"{name}_{metric}", accuracies)
+            if name != baseline:
+                put(figures, f"{name}_{metric}_gain", [results["differences"][name][metric] for results in runs])
+    return figures
+
+
+def paired_cells(figures: Mapping[str, Any], name: str) -> list[str]:
+    """A row of that table: each metric and its gain."""
+    return [
+        shown
+        for metric in PAIRED
+        for shown in (
+            cell(figures, f"{name}_{metric}"),
+            cell(figures, f"{name}_{metric}_gain", signed=True),
+        )
+    ]
+
+
 def _finding(figures: dict[str, Any], name: str, margins: Mapping[tuple[int, str], float], protocol: Protocol) -> None:
     interval = over_draws(np.array(list(margins.values())) / 100)
     figures[name] = interval["mean"]
@@ -120,15 +154,11 @@ def _interval(results: Mapping[str, Any], name: str) -> dict[str, float]:
     return {"mean": results[name], "low": results[f"{name}_low"], "high": results[f"{name}_high"]}
 
 
-def write(results: dict[str, Any], work: Path, *, record: bool, json_path: str | None) -> None:
-    """Results and plot into the work folder; the figures to `json_path`, a record into benchmarks/records."""
+def write(results: dict[str, Any], work: Path, arguments: Namespace) -> None:
+    """Results and plot into the work folder; then what the options `--json` and `--record` ask for."""
     write_json(work / "results.json", results)
     plot(results, work / "consolidation.svg")
-    if json_path:
-        write_json(Path(json_path), results)
-    if record:
-        folder = write_record("consolidation", results, markdown(results), [work / "consolidation.svg"])
-        console.print(f"recorded in {folder}")
+    script.keep("consolidation", results, markdown(results), arguments, [work / "consolidation.svg"])
 
 
 def markdown(results: Mapping[str, Any]) -> str:

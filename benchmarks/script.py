@@ -38,12 +38,14 @@ def finish(what: str, figures: dict[str, Any], grids: Sequence[Grid], arguments:
     keep(what, figures, "\n".join(grid.markdown() for grid in grids), arguments)
 
 
-def keep(what: str, figures: dict[str, Any], markdown: str, arguments: argparse.Namespace) -> None:
-    """Writes the figures into the file of `--json`, and with `--record` a record with the table."""
+def keep(
+    what: str, figures: dict[str, Any], markdown: str, arguments: argparse.Namespace, files: Sequence[Path] = ()
+) -> None:
+    """Writes the figures into the file of `--json`, and with `--record` a record with the table and `files`."""
     if arguments.json:
         write_json(Path(arguments.json), figures)
     if arguments.record:
-        console.print(f"recorded in {write_record(what, figures, markdown)}")
+        console.print(f"recorded in {write_record(what, figures, markdown, files)}")
 
 
 def run(main: Callable[[], None]) -> None:

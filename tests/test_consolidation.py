@@ -4,6 +4,7 @@ import io
 import json
 import sys
 import tarfile
+from argparse import Namespace
 from dataclasses import replace
 from pathlib import Path
 
@@ -153,7 +154,7 @@ def test_every_method_is_measured_and_summarised(finished: tuple[study.Study, di
     assert np.isclose(results["finding_2"], summary.accuracy(trunks["task_generalist"]) - best)
     assert np.isclose(results["finding_1"], summary.accuracy(trunks["generalist"]) - summary.accuracy(trunks["task"]))
     summary.show(results)
-    summary.write(results, tmp_path, record=False, json_path=str(tmp_path / "figures.json"))
+    summary.write(results, tmp_path, Namespace(record=False, json=str(tmp_path / "figures.json")))
     assert json.loads((tmp_path / "figures.json").read_text())["finding_3_worst"] == results["finding_3_aerial"]
     assert "student: task + generalist" in summary.markdown(results)
 
@@ -201,8 +202,7 @@ def test_packs_that_share_an_image_stop_the_study(finished: tuple[study.Study, d
 
 
 def test_variants_are_the_usual_student_but_for_one_setting(photographs: Path, tmp_path: Path, finished):
-    protocol = finished[0].protocol.changed(methods=("task_generalist",))
-    protocol = protocol.changed(proxy_images=20)
+    protocol = finished[0].protocol.changed(methods=("task_generalist",), proxy_images=20)
     names = ("usual", "task_only", "k_4", "domain_images", "all_images", "lr_1e-3")
     variants = {name: VARIANTS[name] for name in names}
     run = ablation.Ablation(photographs, tmp_path, protocol)

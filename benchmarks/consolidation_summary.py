@@ -23,8 +23,9 @@ Cells = Mapping[tuple[int, str], Mapping[str, Any]]
 def summarise(cells: Cells, protocol: Protocol, facts: Mapping[str, Any]) -> dict[str, Any]:
     """One flat object: `<domain>_<method>_<metric>` and the findings, each with `_low`, `_high`, and the facts.
 
-    Accuracies are means over seeds, findings means over seeds and domains, in per cent and points; intervals are
-    Student's over those runs (95 %). Of a single run, accuracies have the bootstrap over test images, margins none.
+    Accuracies are means over seeds; findings over seeds and domains, and over the seeds of a domain; in per cent and
+    points, intervals being Student's over those runs (95 %). Of a single run, accuracies have the bootstrap over test
+    images, margins none.
     """
     figures: dict[str, Any] = {}
     for domain in protocol.domains:
@@ -104,15 +105,18 @@ def paired_cells(figures: Mapping[str, Any], name: str) -> list[str]:
 
 
 def _finding(figures: dict[str, Any], name: str, margins: Mapping[tuple[int, str], float], protocol: Protocol) -> None:
-    interval = over_draws(np.array(list(margins.values())) / 100)
+    _put_margin(figures, name, list(margins.values()))
+    for domain in protocol.domains:
+        _put_margin(figures, f"{name}_{domain}", [margins[seed, domain] for seed in protocol.seeds])
+    figures[f"{name}_worst"] = min(figures[f"{name}_{domain}"] for domain in protocol.domains)
+
+
+def _put_margin(figures: dict[str, Any], name: str, margins: list[float]) -> None:
+    """Their mean, with its interval if there are several."""
+    interval = over_draws(np.array(margins) / 100)
     figures[name] = interval["mean"]
     if len(margins) > 1:
         figures |= {f"{name}_low": interval["low"], f"{name}_high": interval["high"]}
-    by_domain = {
-        domain: float(np.mean([margins[seed, domain] for seed in protocol.seeds])) for domain in protocol.domains
-    }
-    figures |= {f"{name}_{domain}": margin for domain, margin in by_domain.items()}
-    figures[f"{name}_worst"] = min(by_domain.values())
 
 
 def show(results: Mapping[str, Any]) -> None:
@@ -137,7 +141,7 @@ def show(results: Mapping[str, Any]) -> None:
     for name, (method, rivals) in FINDINGS.items():
         if name in results:
             what = f"{METHODS[method]} - " + (" or ".join(METHODS[r] for r in rivals))
-            domains = ", ".join(f"{d} {results[f'{name}_{d}']:+.1f}" for d in protocol["domains"])
+            domains = ", ".join(f"{d} {cell(results, f'{name}_{d}', signed=True)}" for d in protocol["domains"])
             console.print(f"[bold]{name}[/] {cell(results, name, signed=True)} points ({domains})  [dim]{what}[/]")
 
 
@@ -180,7 +184,7 @@ def markdown(results: Mapping[str, Any]) -> str:
     ]
     for name in FINDINGS:
         if name in results:
-            per_domain = " | ".join(f"{results[f'{name}_{domain}']:+.1f}" for domain in domains)
+            per_domain = " | ".join(cell(results, f"{name}_{domain}", signed=True) for domain in domains)
             lines.append(f"| {name} | {cell(results, name, signed=True)} | {per_domain} |")
     return "\n".join(lines) + "\n"
 

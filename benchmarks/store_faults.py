@@ -128,8 +128,10 @@ def _damage(whole: Path, out: Path, damages: int, generator: random.Random) -> d
     expected = _labels(out)
     found = served = 0
     for number in range(damages):
-        path, other = generator.choice(files), generator.choice(files)
-        before, other_before = path.read_bytes(), other.read_bytes()
+        path = generator.choice(files)
+        before = path.read_bytes()
+        other = generator.choice([file for file in files if file.read_bytes() != before])
+        other_before = other.read_bytes()
         kind = ("flip", "flip", "flip", "cut", "empty", "delete", "swap")[number % 7]
         if kind == "flip":
             place = generator.randrange(len(before))

@@ -1,12 +1,13 @@
 """What training from stored top-k labels loses against the teachers run in every step, in transfer accuracy.
 
     python benchmarks/topk_quality.py --data FOLDER          two minutes: that it runs, no result
-    python benchmarks/topk_quality.py --data FOLDER --long   three seeds, k = 4, 8, 16, all; half an hour on two cores
+    python benchmarks/topk_quality.py --data FOLDER --long   three seeds, k from 4 to all; half an hour on two cores
 
 FOLDER (or REPCON_DATA) holds grocery.tar and objects.tar of tools/photos.py. A generalist and a teacher of one half of
 the groceries label unlabeled photographs of other things; students of the generalist's architecture learn from them,
-from stores of k = 4, 8, 16 and all classes, and online: the same student, seed, batches and crops, with both teachers'
-whole float32 answers computed in the step. Linear probe and kNN on the other half of the groceries.
+from stores of k = 4, 8, 16, 64 and all classes, and online: the same student, seed, batches and crops, with both
+teachers' whole float32 answers computed in the step. Linear probe and kNN on the other half of the groceries.
+The tail, what is left beside the k classes, is one bucket (the default) or, under `_uniform`, spread over them evenly.
 
 probe_k4_minus_online ...   points, mean over seeds of the paired difference; *_spread: its standard deviation
 probe_online_spread         points, standard deviation of the online students over seeds: the noise to stay within
@@ -15,7 +16,7 @@ kl_k4 ...                   nats on held-out images, mean over both heads, again
 
 import json
 import statistics
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from repcon.config import (
     OptimConfig,
     PackConfig,
     PrecomputeConfig,
+    Tail,
     TeachConfig,
     TeacherConfig,
     TrainConfig,
@@ -56,11 +58,15 @@ class Protocol:
     teach_epochs: int
     epochs: int
     ks: tuple[int, ...]
+    uniform: tuple[int, ...]
+    """Those of the ks that are run with the tail spread evenly as well."""
     seeds: tuple[int, ...]
 
 
-SHORT = Protocol(proxy_images=128, teach_epochs=1, epochs=1, ks=(4, 1000), seeds=(0,))
-LONG = Protocol(proxy_images=1000, teach_epochs=4, epochs=6, ks=(4, 8, 16, 1000), seeds=(0, 1, 2))
+SHORT = Protocol(proxy_images=128, teach_epochs=1, epochs=1, ks=(4, 1000), uniform=(4,), seeds=(0,))
+LONG = Protocol(
+    proxy_images=1000, teach_epochs=4, epochs=6, ks=(4, 8, 16, 64, 1000), uniform=(4, 16, 64), seeds=(0, 1, 2)
+)
 
 
 def main() -> None:
@@ -90,15 +96,25 @@ def run(data: Path, work: Path, protocol: Protocol) -> dict[str, list[dict[str, 
         precompute.run(_labels(proxy, work, task, k))
     results: dict[str, list[dict[str, float]]] = {}
     for seed in protocol.seeds:
-        for k in (*protocol.ks, 0):
-            name, whole = f"k{k}" if k else "online", work / f"labels-{max(protocol.ks)}.zarr"
-            out, stored = work / f"student-{name}-{seed}", work / f"labels-{k}.zarr" if k else whole
+        for name, (k, tail) in _students(protocol).items():
+            out, stored, whole = (work / f for f in (f"student-{name}-{seed}", _store(k), _store(max(protocol.ks))))
             if not (out / "figures.json").exists():
-                settings = _settings(proxy, stored, protocol, seed)
-                kl = _agreement(train(settings, out, online=not k), settings, whole)
+                settings = replace(_settings(proxy, stored, protocol, seed), tail=tail)
+                kl = _agreement(train(settings, out, online=name == "online"), settings, whole)
                 write_json(out / "figures.json", {"kl": kl, **_transfer(work, out)})
             results.setdefault(name, []).append(json.loads((out / "figures.json").read_text()))
     return results
+
+
+def _students(protocol: Protocol) -> dict[str, tuple[int, Tail]]:
+    """{name: (k of the store, what becomes of the tail)}; the online student takes its crops from the whole store."""
+    students: dict[str, tuple[int, Tail]] = {f"k{k}": (k, "bucket") for k in protocol.ks}
+    students |= {f"k{k}_uniform": (k, "uniform") for k in protocol.uniform}
+    return students | {"online": (max(protocol.ks), "bucket")}
+
+
+def _store(k: int) -> str:
+    return f"labels-{k}.zarr"
 
 
 def _part(work: Path, count: int) -> Path:
@@ -133,7 +149,7 @@ def _labels(proxy: Path, work: Path, task: Path, k: int) -> PrecomputeConfig:
     models = {"generalist": GENERALIST, "task": str(task)}
     return PrecomputeConfig(
         pack=str(proxy),
-        out=str(work / f"labels-{k}.zarr"),
+        out=str(work / _store(k)),
         teachers=tuple(TeacherConfig(name=name, model=model, size=SIZE) for name, model in models.items()),
         crops=4,
         k=k,

@@ -93,7 +93,7 @@ def encodings(head: HeadInfo, ids: np.ndarray, logp: np.ndarray, codec: Codec) -
 
 
 def _encoded(head: HeadInfo, ids: np.ndarray, logp: np.ndarray, codec: Codec, values: Values) -> dict[str, float]:
-    id_layout, value_layout = layouts(head, codec, values)
+    id_layout, value_layout = layouts(head, values)
     half = logp.astype(np.float16)
     stored, decoded, saturated = half, half, 0.0
     if values == "gaps8":

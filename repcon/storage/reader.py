@@ -7,7 +7,7 @@ than zarr-python; the tests compare the two on every codec. It serves only what 
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import replace
 
 import google_crc32c
@@ -56,6 +56,7 @@ class ShardReader:
         self._lock = threading.Lock()
         # Locally the threads decompress; over a network they wait.
         self._threads = min(8, os.cpu_count() or 1) if isinstance(files, LocalFiles) else 16
+        self._pools: dict[int, ThreadPoolExecutor] = {}
 
     def require(self, crop: int, heads: Sequence[HeadInfo]) -> None:
         """Makes sure that the crop is finished for all images, before memory is set aside for it."""
@@ -72,11 +73,19 @@ class ShardReader:
             for head in heads:
                 ids, logp = out.labels[head.name]
                 jobs.append((self._labels, (head, crop, part, ids[place], logp[place])))
-        with ThreadPoolExecutor(self._threads, thread_name_prefix="repcon-shards") as pool:
-            running = [pool.submit(job, *arguments) for job, arguments in jobs]
+        pool = self._pool()
+        running = [pool.submit(job, *arguments) for job, arguments in jobs]
+        wait(running)
         for job in running:
             job.result()
         return replace(out, crop=crop)
+
+    def _pool(self) -> ThreadPoolExecutor:
+        """This process's threads, kept from read to read; a forked process has none of its parent's."""
+        with self._lock:
+            return self._pools.setdefault(
+                os.getpid(), ThreadPoolExecutor(self._threads, thread_name_prefix="repcon-shards")
+            )
 
     def _pieces(self, rows: Sequence[range]) -> Iterator[tuple[range, slice]]:
         """The rows cut at shard borders, each piece with its place in the caller's arrays."""

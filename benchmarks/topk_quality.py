@@ -1,7 +1,7 @@
 """What training from stored top-k labels loses against the teachers run in every step, in transfer accuracy.
 
     python benchmarks/topk_quality.py --data FOLDER          two minutes: that it runs, no result
-    python benchmarks/topk_quality.py --data FOLDER --long   three seeds, k from 4 to all; half an hour on two cores
+    python benchmarks/topk_quality.py --data FOLDER --long   three seeds, k from 4 to all; 27 minutes on two cores
 
 FOLDER (or REPCON_DATA) holds grocery.tar and objects.tar of tools/photos.py. A generalist and a teacher of one half of
 the groceries label unlabeled photographs of other things; students of the generalist's architecture learn from them,

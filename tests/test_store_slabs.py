@@ -1,3 +1,5 @@
+import multiprocessing
+import os
 import threading
 import time
 
@@ -58,11 +60,24 @@ def test_an_error_ahead_is_raised_in_its_turn():
 
 
 def test_stopping_early_leaves_no_thread(store):
+    store.slab(0)  # The reader's own threads stay for the next slab.
     before = threading.active_count()
     slabs = store.slabs(range(4))
     next(slabs)
     slabs.close()
     assert threading.active_count() <= before
+
+
+def test_a_forked_process_reads_with_threads_of_its_own(store):
+    expected = store.slab(0).boxes
+
+    def read() -> None:
+        os._exit(0 if np.array_equal(store.slab(0).boxes, expected) else 1)
+
+    child = multiprocessing.get_context("fork").Process(target=read)
+    child.start()
+    child.join(30)
+    assert child.exitcode == 0, "the child waits for threads that it does not have"
 
 
 @given(st.integers(1, 500), st.integers(1, 100), st.integers(1, 20), st.integers(0, 10_000), st.integers(0, 5))

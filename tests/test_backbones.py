@@ -65,7 +65,8 @@ def test_classifier_is_kept_replaced_or_removed(lite0):
         ("", "empty"),
     ],
 )
-def test_a_model_that_is_not_there_is_one_clear_line(model, says):
+def test_a_model_that_is_not_there_is_one_clear_line(model, says, monkeypatch):
+    monkeypatch.setattr(backbones, "find_spec", lambda module: None)  # Somebody may have installed it.
     with pytest.raises(UserError, match=says) as caught:
         backbones.create(model)
     assert "\n" not in str(caught.value)

@@ -174,6 +174,7 @@ def test_windows_are_read_once_and_in_other_orders_each_epoch(case: Path, sharde
 
 def test_leaving_an_epoch_early_leaves_no_thread(case: Path) -> None:
     pack, store = Pack.open(str(pack_path(case))), LabelStore.open(str(case / "labels.zarr"))
+    store.slab(0)  # The store's own threads stay for the next slab.
     before = threading.active_count()
     feed = Feed(pack, store, size=SIZE, batch_size=4, epochs=1, loader="torch", workers=1)
     next(iter(feed.batches(0)))

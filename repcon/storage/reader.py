@@ -83,9 +83,9 @@ class ShardReader:
     def _pool(self) -> ThreadPoolExecutor:
         """This process's threads, kept from read to read; a forked process has none of its parent's."""
         with self._lock:
-            return self._pools.setdefault(
-                os.getpid(), ThreadPoolExecutor(self._threads, thread_name_prefix="repcon-shards")
-            )
+            if os.getpid() not in self._pools:
+                self._pools[os.getpid()] = ThreadPoolExecutor(self._threads, thread_name_prefix="repcon-shards")
+            return self._pools[os.getpid()]
 
     def _pieces(self, rows: Sequence[range]) -> Iterator[tuple[range, slice]]:
         """The rows cut at shard borders, each piece with its place in the caller's arrays."""

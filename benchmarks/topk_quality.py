@@ -109,8 +109,10 @@ def run(data: Path, work: Path, protocol: Protocol) -> dict[str, list[dict[str, 
 def _students(protocol: Protocol) -> dict[str, tuple[int, Tail]]:
     """{name: (k of the store, what becomes of the tail)}; the online student takes its crops from the whole store."""
     students: dict[str, tuple[int, Tail]] = {f"k{k}": (k, "bucket") for k in protocol.ks}
-    students |= {f"k{k}_uniform": (k, "uniform") for k in protocol.uniform}
-    return students | {"online": (max(protocol.ks), "bucket")}
+    for k in protocol.uniform:
+        students[f"k{k}_uniform"] = k, "uniform"
+    students["online"] = max(protocol.ks), "bucket"
+    return students
 
 
 def _store(k: int) -> str:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 # What F.interpolate(antialias=True) calls, with an output of ours: written channels-last in place it takes two
 # thirds of the time, and a strided view of the box needs no copy.
-_resize_into = torch._C._nn._upsample_bilinear2d_aa
+_resize_into = torch._C._nn._upsample_bilinear2d_aa  # pyright: ignore[reportAttributeAccessIssue]
 
 
 class ThreadsLoader:

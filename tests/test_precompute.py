@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -282,7 +283,10 @@ def test_ctrl_c_keeps_what_was_finished_and_says_how_to_go_on(recipe, tmp_path):
     (tmp_path / "recipe.toml").write_text(config.dump(slow))
     command = [sys.executable, "-m", "repcon.cli", "precompute", "--recipe", str(tmp_path / "recipe.toml")]
     path = os.pathsep.join([str(HERE), os.environ.get("PYTHONPATH", "")])
-    with subprocess.Popen(command, env={**os.environ, "PYTHONPATH": path}, stdout=subprocess.PIPE, text=True) as run:
+    environment = {**os.environ, "PYTHONPATH": path}
+    # A shell's background jobs ignore SIGINT, and so would their children: the command must start without that.
+    heeding = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True, preexec_fn=heeding) as run:
         done, limit = Path(slow.out, "done"), time.monotonic() + 120
         while not (done.is_dir() and list(done.glob("*.json"))) and time.monotonic() < limit:
             time.sleep(0.02)

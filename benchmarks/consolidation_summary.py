@@ -113,10 +113,10 @@ def _finding(figures: dict[str, Any], name: str, margins: Mapping[tuple[int, str
 
 def _put_margin(figures: dict[str, Any], name: str, margins: list[float]) -> None:
     """Their mean, with its interval if there are several."""
-    interval = over_draws(np.array(margins) / 100)
-    figures[name] = interval["mean"]
-    if len(margins) > 1:
-        figures |= {f"{name}_low": interval["low"], f"{name}_high": interval["high"]}
+    if len(margins) == 1:
+        figures[name] = margins[0]
+    else:
+        put(figures, name, [{"mean": margin} for margin in margins])
 
 
 def show(results: Mapping[str, Any]) -> None:

@@ -124,14 +124,12 @@ def _bytes(folder: Path) -> dict[str, bytes]:
 def _damage(whole: Path, out: Path, damages: int, generator: random.Random) -> dict[str, Any]:
     """One fault at a time, then everything is read; a fault is found, harmless, or served."""
     shutil.copytree(whole, out)
-    files = sorted(path for path in out.rglob("*") if path.is_file())
+    files = {path: path.read_bytes() for path in sorted(out.rglob("*")) if path.is_file()}
     expected = _labels(out)
     found = served = 0
     for number in range(damages):
-        path = generator.choice(files)
-        before = path.read_bytes()
-        other = generator.choice([file for file in files if file.read_bytes() != before])
-        other_before = other.read_bytes()
+        path, before = generator.choice(list(files.items()))
+        other, other_before = generator.choice([file for file in files.items() if file[1] != before])
         kind = ("flip", "flip", "flip", "cut", "empty", "delete", "swap")[number % 7]
         if kind == "flip":
             place = generator.randrange(len(before))

@@ -95,9 +95,10 @@ def run(data: Path, work: Path, protocol: Protocol) -> dict[str, list[dict[str, 
     for k in protocol.ks:
         precompute.run(_labels(proxy, work, task, k))
     results: dict[str, list[dict[str, float]]] = {}
+    whole = work / _store(max(protocol.ks))
     for seed in protocol.seeds:
         for name, (k, tail) in _students(protocol).items():
-            out, stored, whole = (work / f for f in (f"student-{name}-{seed}", _store(k), _store(max(protocol.ks))))
+            out, stored = work / f"student-{name}-{seed}", work / _store(k)
             if not (out / "figures.json").exists():
                 settings = replace(_settings(proxy, stored, protocol, seed), tail=tail)
                 kl = _agreement(train(settings, out, online=name == "online"), settings, whole)

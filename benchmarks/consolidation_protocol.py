@@ -59,7 +59,7 @@ class Protocol:
     domain_images: bool = False
     """Whether unlabeled images of the domains' teacher halves join the proxy."""
     size: int = 128
-    epochs: int = 8
+    epochs: int = 6
     teacher_epochs: int = 6
     crops: int = 4
     freeze_blocks: int = 11

@@ -18,6 +18,7 @@ from repcon.errors import UserError
 
 Config = TypeVar("Config")
 Precision = Literal["fp32", "bf16", "fp16"]
+TrainingPrecision = Literal["auto", "fp32", "bf16", "fp16"]
 LoaderKind = Literal["auto", "reference", "torch", "dali", "ffcv"]
 Tail = Literal["bucket", "renormalise", "uniform"]
 Device = Literal["auto", "cpu", "cuda"]
@@ -207,9 +208,10 @@ class TrainConfig:
     """How many of the trunk's first blocks (with its stem) keep their weights."""
     freeze_norm: bool = False
     """Keep batch-norm statistics as the start has them."""
-    precision: Precision = "fp32"
+    precision: TrainingPrecision = "auto"
+    """`auto` takes bf16 where the device computes in it, and fp32 elsewhere."""
     compile: bool = False
-    tail: Tail = "bucket"
+    tail: Tail = "uniform"
     loss: Literal["auto", "torch", "triton"] = "auto"
     loader: LoaderKind = "auto"
     workers: int = 0
@@ -245,7 +247,8 @@ class TeachConfig:
     """Share of each class kept to choose the best epoch."""
     licence: str = ""
     """Of the start's weights and the images together; kept with the teacher and in every store that it labels."""
-    precision: Precision = "fp32"
+    precision: TrainingPrecision = "auto"
+    """`auto` takes bf16 where the device computes in it, and fp32 elsewhere."""
     loader: LoaderKind = "auto"
     workers: int = 0
     device: Device = "auto"

@@ -41,7 +41,7 @@ class HeadsLoss:
         store_heads: Mapping[str, HeadInfo],
         heads: Sequence[HeadConfig],
         *,
-        tail: Tail = "bucket",
+        tail: Tail = "uniform",
         implementation: Implementation = "auto",
         device: torch.device | str = "cpu",
         announced: bool = True,

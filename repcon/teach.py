@@ -1,7 +1,7 @@
 """Fine-tunes a generalist on labelled images into a task teacher: a folder that timm and `precompute` open."""
 
 import tomllib
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
@@ -17,16 +17,18 @@ from repcon.packing import open_or_pack
 from repcon.probing.probes import split_classes
 from repcon.record import Run, console, progress
 from repcon.training.finetune import Epoch, Labelled, fit
+from repcon.training.optim import resolve
 
 
 def run(config: TeachConfig) -> dict[str, Any]:
     """Writes the teacher of the best epoch, with what it is made of, into `config.out`; gives its figures."""
     _check(config)
+    device = torch.device(config.device if config.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
+    config = replace(config, precision=resolve(config.precision, device))
     output = Run(config.out, "teach", dump(config))
     pack = open_or_pack(config.data, output.path / "pack")
     rows, labels, names = class_rows(pack, config.classes)
     fitted, held = split_classes(labels, config.validation, config.seed)
-    device = torch.device(config.device if config.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(config.seed)  # The new classifier's start, and dropout.
     start = backbones.create(config.model)
     provenance = {

@@ -46,7 +46,7 @@ def _ranked(logits: Tensor, k: int) -> Tensor:
 
 
 def dense(
-    ids: Tensor, logp: Tensor, classes: int, temperature_index: int, temperature: float, tail: Tail = "bucket"
+    ids: Tensor, logp: Tensor, classes: int, temperature_index: int, temperature: float, tail: Tail = "uniform"
 ) -> Tensor:
     """Stored rows as (B, C) float32 probabilities at a stored temperature; the plain reference, for inspection.
 

@@ -20,6 +20,7 @@ from repcon.store import LabelStore
 from repcon.training.checkpoint import Checkpoints, flat
 from repcon.training.feed import Feed
 from repcon.training.log import Totals, TrainingLog, trim_metrics
+from repcon.training.optim import resolve
 from repcon.training.processes import Stop, Team, join
 from repcon.training.trainer import Trainer
 
@@ -32,6 +33,7 @@ def run(settings: TrainConfig) -> dict[str, Any]:
     pack, store = Pack.open(settings.pack), LabelStore.open(settings.store)
     settings = dataclasses.replace(settings, heads=_heads(settings.heads, store))
     with join(settings.device) as team, Stop() as stop:
+        settings = dataclasses.replace(settings, precision=resolve(settings.precision, team.device))
         checkpoints = Checkpoints(
             Path(settings.out) / "checkpoints", _identity(settings, pack, store), settings.keep_checkpoints
         )

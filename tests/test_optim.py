@@ -1,5 +1,6 @@
 """optim.py: the shared step does what plain torch would do, and says so where it cannot."""
 
+import copy
 import math
 from itertools import pairwise
 
@@ -9,7 +10,7 @@ from torch import nn
 
 from repcon.config import OptimConfig
 from repcon.errors import UserError
-from repcon.training.optim import Updates, autocast
+from repcon.training.optim import Updates, autocast, resolve
 
 CPU = torch.device("cpu")
 
@@ -139,3 +140,43 @@ def test_unknown_names(changes: dict[str, str], word: str) -> None:
 def test_a_frozen_model_is_refused() -> None:
     with pytest.raises(UserError, match="freeze_blocks"):
         updates(line().requires_grad_(False))
+
+
+class Depthwise(nn.Module):
+    """Two depthwise convolutions, of which the first is frozen."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(3)
+        self.frozen = nn.Conv2d(4, 4, 3, groups=4).requires_grad_(False)
+        self.wide = nn.Conv2d(4, 8, 1)
+        self.learns = nn.Conv2d(8, 8, 3, groups=8)
+
+    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        wide = self.wide(self.frozen(images))
+        return wide, self.learns(wide)
+
+
+def test_grouped_convolutions_that_learn_stay_in_float32_on_cpus() -> None:
+    model, images = Depthwise(), torch.randn(2, 4, 8, 8)
+    exact = model(images)[1]
+    stepping = Updates(model, OptimConfig(name="sgd", ema=0.5), total=10, per_epoch=5, device=CPU, precision="bf16")
+    with autocast(CPU, "bf16"):
+        wide, out = model(images)
+        assert model.frozen(images).dtype == wide.dtype == torch.bfloat16
+        assert out.dtype == torch.float32
+    torch.testing.assert_close(out, exact, rtol=0.05, atol=0.05)
+    # Copies, as of the moving average and of the best epoch, answer by their own weights.
+    for other in (copy.deepcopy(model), stepping.averaged):
+        assert isinstance(other, Depthwise)
+        with torch.no_grad():
+            other.learns.weight.zero_()
+            other.learns.bias.zero_()  # pyright: ignore[reportOptionalMemberAccess]
+            assert not other(images)[1].any() and model(images)[1].any()
+
+
+@pytest.mark.parametrize(("has", "wanted"), [(True, "bf16"), (False, "fp32")])
+def test_precision_follows_the_device_unless_named(has: bool, wanted: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: has)
+    assert resolve("auto", CPU) == wanted
+    assert resolve("fp16", CPU) == "fp16"

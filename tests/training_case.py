@@ -108,6 +108,7 @@ def settings(root: Path, out: Path, **changes: object) -> TrainConfig:
         "loader": "torch",
         "workers": 1,
         "device": "cpu",
+        "precision": "fp32",
         "heads": (HeadConfig(name="colours", temperature=2.0), HeadConfig(name="tones", weight=0.5)),
         "optim": OptimConfig(lr=3e-3, warmup_epochs=0.5),
     }

@@ -30,7 +30,7 @@ def multi_head_kl(
     *,
     rows: Tensor | None = None,
     weights: Tensor,
-    tail: str = "bucket",
+    tail: str = "uniform",
 ) -> Tensor:
     """Losses (H,) in the logits' own precision: float64 logits make this exact enough to judge everything else by.
 

@@ -40,7 +40,7 @@ VARIANTS = {
     "temperature_4": Variant(heads=both(temperature=4.0), label={"temperatures": (1.0, 4.0)}),
     "k_4": Variant(label={"k": 4}),
     "k_64": Variant(label={"k": 64}),
-    "tail_uniform": Variant(train={"tail": "uniform"}),
+    "tail_bucket": Variant(train={"tail": "bucket"}),
     "crops_1": Variant(label={"crops": 1}),
     "epochs_3": Variant(train={"epochs": 3}),
     "epochs_12": Variant(train={"epochs": 12}),

@@ -7,7 +7,8 @@ FOLDER (or REPCON_DATA) holds grocery.tar and objects.tar of tools/photos.py. A 
 the groceries label unlabeled photographs of other things; students of the generalist's architecture learn from them,
 from stores of k = 4, 8, 16, 64 and all classes, and online: the same student, seed, batches and crops, with both
 teachers' whole float32 answers computed in the step. Linear probe and kNN on the other half of the groceries.
-The tail, what is left beside the k classes, is one bucket (the default) or, under `_uniform`, spread over them evenly.
+The tail, what is left beside the k classes, is spread over the others evenly (the default) or, under `_bucket`, one
+class of its own.
 
 probe_k4_minus_online ...   points, mean over seeds of the paired difference; *_spread: its standard deviation
 probe_online_spread         points, standard deviation of the online students over seeds: the noise to stay within
@@ -58,15 +59,13 @@ class Protocol:
     teach_epochs: int
     epochs: int
     ks: tuple[int, ...]
-    uniform: tuple[int, ...]
-    """Those of the ks that are run with the tail spread evenly as well."""
+    bucket: tuple[int, ...]
+    """Those of the ks that are run with the tail as one bucket as well."""
     seeds: tuple[int, ...]
 
 
-SHORT = Protocol(proxy_images=128, teach_epochs=1, epochs=1, ks=(4, 1000), uniform=(4,), seeds=(0,))
-LONG = Protocol(
-    proxy_images=1000, teach_epochs=4, epochs=6, ks=(4, 8, 16, 64, 1000), uniform=(4, 16, 64), seeds=(0, 1, 2)
-)
+SHORT = Protocol(proxy_images=128, teach_epochs=1, epochs=1, ks=(4, 1000), bucket=(4,), seeds=(0,))
+LONG = Protocol(proxy_images=1000, teach_epochs=4, epochs=6, ks=(4, 8, 16, 64, 1000), bucket=(4, 16), seeds=(0, 1, 2))
 
 
 def main() -> None:
@@ -109,10 +108,9 @@ def run(data: Path, work: Path, protocol: Protocol) -> dict[str, list[dict[str, 
 
 def _students(protocol: Protocol) -> dict[str, tuple[int, Tail]]:
     """{name: (k of the store, what becomes of the tail)}; the online student takes its crops from the whole store."""
-    students: dict[str, tuple[int, Tail]] = {f"k{k}": (k, "bucket") for k in protocol.ks}
-    for k in protocol.uniform:
-        students[f"k{k}_uniform"] = k, "uniform"
-    students["online"] = max(protocol.ks), "bucket"
+    students: dict[str, tuple[int, Tail]] = {f"k{k}": (k, "uniform") for k in protocol.ks}
+    students |= {f"k{k}_bucket": (k, "bucket") for k in protocol.bucket}
+    students["online"] = max(protocol.ks), "uniform"
     return students
 
 

@@ -9,6 +9,8 @@ ideal_over_ours        time of the student alone (same crops, cross-entropy) ove
 online_over_ours       time with the teacher in every step, timm.task's distillation, over ours; one teacher
 online_two_over_ours   the same in plain torch with two teachers of different classes, over ours with two heads
 torchdistill_over_ours the same as online_over_ours through torchdistill, where it is installed
+bf16_over_fp32         time in bf16 over the same in float32, on a CPU that has instructions for it; all else here is in
+                       float32 on CPUs and in bf16 on GPUs
 data_share             of the trainer's time, the part spent waiting for data
 *_memory_bytes         the largest memory while each ran: of the GPU, or resident in a process of its own (plain without
                        its loader's processes); more of them with --long
@@ -81,6 +83,8 @@ def measure(setting: Setting, device: str, folder: Path, alone: Sequence[str]) -
             put(figures, name, np.divide(part.seconds[above], part.seconds[below]))
         else:
             console.print(f"{above} is not installed and takes no part: pip install {above}", highlight=False)
+    if "ours_bf16" in heavy.seconds:
+        put(figures, "bf16_over_fp32", np.divide(heavy.seconds["ours_bf16"], heavy.seconds["ours"]))
     put(figures, "data_share", heavy.data_shares["ours"])
     put(figures, "images_per_second", 1 / np.array(heavy.seconds["ours"]))
     peaks = heavy.memory | light.memory

@@ -2,7 +2,7 @@
 
 import importlib.util
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +18,7 @@ from repcon.images import Pack
 from repcon.packing import open_or_pack
 from repcon.store import LabelStore, StoreSpec, TeacherSection
 from repcon.training.feed import Batch, Clock, Feed
-from repcon.training.optim import Updates, autocast
+from repcon.training.optim import Updates, autocast, resolve
 from repcon.training.processes import Team
 from repcon.training.sanity import LossGuard
 from repcon.training.trainer import Trainer
@@ -75,9 +75,17 @@ def heavy_contenders(data: Data, setting: Setting, device: str, only: str = "") 
     }
     if importlib.util.find_spec("torchdistill") is not None:
         makers["torchdistill"] = lambda trainer: _online(trainer, setting, _torchdistill)
+    settings: dict[str, Setting] = {}
+    if device == "cpu" and resolve("auto", torch.device(device)) == "bf16":
+        makers["ours_bf16"] = _ours
+        settings["ours_bf16"] = replace(setting, precision="bf16")
     single = ("ours_one", "online", "torchdistill")
     return {
-        name: make(_trainer(data.heavy, setting, device, HEAVY, tuple(CLASSES)[: 1 if name in single else 2]))
+        name: make(
+            _trainer(
+                data.heavy, settings.get(name, setting), device, HEAVY, tuple(CLASSES)[: 1 if name in single else 2]
+            )
+        )
         for name, make in makers.items()
         if only in ("", name)
     }

@@ -30,7 +30,9 @@ from repcon.training.finetune import Labelled, fit, predict
 SHOTS = (1, 5, 10)
 JOIN = " + "
 """Between trunks whose features are measured side by side: what one trunk in their place would have to reach."""
-FINETUNE = TeachConfig(data="", out="", epochs=10, optim=OptimConfig(lr=5e-4, weight_decay=0.02), validation=0.0)
+FINETUNE = TeachConfig(
+    data="", out="", epochs=10, optim=OptimConfig(lr=5e-4, weight_decay=0.02), validation=0.0, precision="fp32"
+)
 """The whole trunk is trained, for every trunk alike; the last epoch counts, nothing is chosen on the test part."""
 
 

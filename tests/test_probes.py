@@ -30,6 +30,14 @@ def test_knn_matches_a_plain_count():
             assert predicted[k][row] == tied[int(np.argmax(closeness))]
 
 
+def test_knn_tells_nearly_equal_ties_apart():
+    """Float32 features whose summed similarities differ in the fifth digit."""
+    turned = np.array([[0.3, 0.3001], [0.3, -0.3], [0.3, 0.3], [0.3, -0.3]], np.float32)
+    train = np.concatenate([np.ones((4, 1), np.float32), turned], axis=1)
+    for labels in (np.array([0, 0, 1, 1]), np.array([1, 1, 0, 0])):
+        assert probes.knn(train, labels, np.array([[1, 0.3, 0]], np.float32), (4,))[4][0] == labels[2]
+
+
 def test_knn_ignores_lengths_and_takes_what_there_is():
     train, labels = clusters(3, 4, 6, 0.1)
     lengths = np.random.default_rng(2).uniform(0.1, 9, (len(train), 1))

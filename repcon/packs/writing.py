@@ -13,11 +13,11 @@ import warnings
 from collections import Counter, deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from repcon.config import PackConfig
 from repcon.errors import UserError
@@ -109,15 +109,26 @@ def _compare(out: Path, settings: dict[str, Any]) -> None:
 @contextmanager
 def _alone(parts: Path) -> Iterator[None]:
     """Waits while another process packs into the same folder."""
-    parts.mkdir(parents=True, exist_ok=True)
-    with (parts / "lock").open("w") as file:
+    with _lock_file(parts) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             console.print(f"waiting for another process that packs into {parts.parent}")
             fcntl.flock(file, fcntl.LOCK_EX)
-        parts.mkdir(exist_ok=True)  # the other process has removed it if it has finished
+        with suppress(FileExistsError):  # it is being removed: the other process has finished, nothing will be written
+            parts.mkdir(exist_ok=True)
         yield
+
+
+def _lock_file(parts: Path) -> TextIO:
+    """Opens the lock in `parts`, again where a process that has finished removes the folder meanwhile."""
+    while True:
+        try:
+            parts.mkdir(parents=True, exist_ok=True)
+            return (parts / "lock").open("w")
+        except (FileExistsError, FileNotFoundError):
+            if parts.exists() and not parts.is_dir():
+                raise
 
 
 def _shards(plan: Plan) -> tuple[list[Part], list[tuple[str, str]]]:

@@ -32,7 +32,7 @@ def test_a_retained_graph_takes_other_upstream_gradients(implementation: str, in
     losses = losses_of(case, leaf * 1, implementation, in_place)
     parts = [torch.autograd.grad(loss, leaf, retain_graph=True)[0].cpu() for loss in losses.unbind()]
     upstream = case.upstream.cpu()
-    assert_meets(case, "bucket", losses.detach().cpu(), parts[0] * upstream[0] + parts[1] * upstream[1])
+    assert_meets(case, "uniform", losses.detach().cpu(), parts[0] * upstream[0] + parts[1] * upstream[1])
     (again,) = torch.autograd.grad((losses * case.upstream).sum(), leaf)
     torch.testing.assert_close(again.cpu(), parts[0] * upstream[0] + parts[1] * upstream[1])
 
@@ -71,7 +71,7 @@ def test_in_place_takes_no_memory_and_says_so(implementation: str, device: str) 
 def test_without_autograd_nothing_is_overwritten_nor_kept(implementation: str, device: str) -> None:
     case = make(3, [(30, 5)]).to(device)
     logits = case.logits.clone()
-    wanted, _ = specification(case, "bucket")
+    wanted, _ = specification(case, "uniform")
     for inputs in (logits, logits.requires_grad_()):
         with torch.no_grad():
             losses = losses_of(case, inputs, implementation, in_place=True)
@@ -160,7 +160,7 @@ def test_under_autocast(implementation: str, device: str) -> None:
     assert logits.dtype == torch.bfloat16 and losses.dtype == torch.float32
     losses.sum().backward()
     assert weight.grad is not None and weight.grad.dtype == torch.float32
-    wanted, _ = specification(replace(case, logits=logits.detach()), "bucket")
+    wanted, _ = specification(replace(case, logits=logits.detach()), "uniform")
     torch.testing.assert_close(losses.detach().cpu().double(), wanted, rtol=1e-5, atol=1e-6)
 
 

@@ -12,7 +12,6 @@ from repcon.images import Pack
 from repcon.store import LabelStore
 from repcon.teachers import Teacher, from_section
 from repcon.training.feed import Batch, Feed
-from repcon.training.optim import resolve
 from repcon.training.processes import Team
 from repcon.training.sanity import LossGuard
 from repcon.training.trainer import Trainer
@@ -41,7 +40,6 @@ def train(settings: TrainConfig, out: Path, *, online: bool) -> Trainer:
     cut. All heads have one temperature.
     """
     team = Team(rank=0, world=1, device=torch.device("cpu"), words=None)
-    settings = replace(settings, precision=resolve(settings.precision, team.device))
     store = LabelStore.open(settings.store)
     kind = OnlineFeed if online else Feed
     feed = kind(

@@ -31,8 +31,9 @@ def resolve(precision: TrainingPrecision, device: torch.device) -> Precision:
     return "bf16" if torch.cpu._is_avx512_bf16_supported() else "fp32"  # pyright: ignore[reportPrivateUsage]
 
 
-def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[Any]:
+def autocast(device: torch.device, precision: TrainingPrecision) -> AbstractContextManager[Any]:
     """The forward pass's number format; weights and their updates stay float32."""
+    precision = resolve(precision, device)
     return torch.autocast(device.type, DTYPES[precision], enabled=precision != "fp32")
 
 
@@ -51,8 +52,9 @@ class Updates:
         total: int,
         per_epoch: float,
         device: torch.device,
-        precision: Precision = "fp32",
+        precision: TrainingPrecision = "fp32",
     ) -> None:
+        precision = resolve(precision, device)
         if device.type == "cpu" and precision != "fp32":
             _grouped_in_float32(model)
         self.model = model

@@ -33,7 +33,7 @@ from repcon.errors import UserError
 from repcon.record import console, environment
 
 DOMAIN, SEEDS, EPOCHS = "aerial", (9,), 6
-"""Neither domain nor seed is among what benchmarks/consolidation.py reports by default; fewer epochs than there. Of a
+"""Neither domain nor seed is among what benchmarks/consolidation.py reports by default; one epoch more than there. Of a
 domain that it reports, other halves of the classes are seen under this seed."""
 
 

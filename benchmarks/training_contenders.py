@@ -75,20 +75,15 @@ def heavy_contenders(data: Data, setting: Setting, device: str, only: str = "") 
     }
     if importlib.util.find_spec("torchdistill") is not None:
         makers["torchdistill"] = lambda trainer: _online(trainer, setting, _torchdistill)
-    settings: dict[str, Setting] = {}
     if device == "cpu" and resolve("auto", torch.device(device)) == "bf16":
         makers["ours_bf16"] = _ours
-        settings["ours_bf16"] = replace(setting, precision="bf16")
-    single = ("ours_one", "online", "torchdistill")
-    return {
-        name: make(
-            _trainer(
-                data.heavy, settings.get(name, setting), device, HEAVY, tuple(CLASSES)[: 1 if name in single else 2]
-            )
-        )
-        for name, make in makers.items()
-        if only in ("", name)
-    }
+
+    def trainer(name: str) -> Trainer:
+        heads = tuple(CLASSES)[: 1 if name in ("ours_one", "online", "torchdistill") else 2]
+        chosen = replace(setting, precision="bf16") if name == "ours_bf16" else setting
+        return _trainer(data.heavy, chosen, device, HEAVY, heads)
+
+    return {name: make(trainer(name)) for name, make in makers.items() if only in ("", name)}
 
 
 def light_contenders(data: Data, setting: Setting, device: str, only: str = "") -> dict[str, Contender]:

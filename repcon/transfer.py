@@ -33,7 +33,8 @@ JOIN = " + "
 FINETUNE = TeachConfig(
     data="", out="", epochs=10, optim=OptimConfig(lr=5e-4, weight_decay=0.02), validation=0.0, precision="fp32"
 )
-"""The whole trunk is trained, for every trunk alike; the last epoch counts, nothing is chosen on the test part."""
+"""The whole trunk is trained, for every trunk alike and on every device in float32; the last epoch counts, nothing is
+chosen on the test part."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,6 +9,7 @@ slab_over_memmap_zstd, _lz4, _gaps rate of decoding one crop of all images (chec
                                    rows from a memory-mapped raw file; both into fresh memory, both in the page cache
 batch_over_gather                  a random batch of 256 from a decoded slab over the same gather from the memory map
 epoch_over_gather                  all rows in random batches, slabs decoded meanwhile, over the same from the map
+windows_over_gather                the same where memory holds one shard of rows at a time, and the next one
 write_over_raw_zstd, ...           rate of writing a store (checks, compression, fsync, markers) over one raw file
 npz_, log_, lmdb_, parquet_        + bytes_per_crop, batch_over_gather: peers on the first rows of the same labels
 
@@ -162,12 +163,18 @@ def read_batches(store: LabelStore, raw: RawFile, rounds: int, figures: dict[str
         )
     put(figures, "batch_over_gather", ratios)
     orders = [generator.permutation(store.images) for _ in range(CROPS)]
-    epochs = []
-    for _ in range(rounds):
+    inside = generator.permutation(ROWS_PER_SHARD)
+    held = 2 * ROWS_PER_SHARD * store.slab_bytes() // store.images
+    epochs, windows = [], []
+    for number in range(rounds):
         theirs = _seconds(lambda: [_epoch(raw.arrays(crop), order) for crop, order in enumerate(orders)])
         ours = _seconds(lambda: [_epoch(arrays_of(s), orders[s.crop]) for s in store.slabs(range(CROPS))])
         epochs.append(theirs / ours)
+        parts = (store.windows(crop, seed=number, memory_bytes=held) for crop in range(CROPS))
+        ours = _seconds(lambda parts=parts: [_epoch(arrays_of(w.slab), inside) for crop in parts for w in crop])
+        windows.append(theirs / ours)
     put(figures, "epoch_over_gather", epochs)
+    put(figures, "windows_over_gather", windows)
 
 
 def _epoch(arrays: list[np.ndarray], order: np.ndarray) -> None:

@@ -73,12 +73,25 @@ class ShardReader:
             for head in heads:
                 ids, logp = out.labels[head.name]
                 jobs.append((self._labels, (head, crop, part, ids[place], logp[place])))
-        pool = self._pool()
-        running = [pool.submit(job, *arguments) for job, arguments in jobs]
-        wait(running)
-        for job in running:
-            job.result()
+        self._run(jobs)
         return replace(out, crop=crop)
+
+    def _run(self, jobs: Sequence[tuple[Callable[..., None], tuple]]) -> None:
+        """All jobs, by this thread and the pool's. Raises the error of one that failed, once none runs any more."""
+        left = iter(jobs)
+
+        def work() -> None:
+            for job, arguments in left:
+                job(*arguments)
+
+        # The caller works too: waking a thread costs as much as decoding a chunk.
+        helpers = [self._pool().submit(work) for _ in range(min(self._threads, len(jobs)) - 1)]
+        try:
+            work()
+        finally:
+            wait(helpers)
+        for helper in helpers:
+            helper.result()
 
     def _pool(self) -> ThreadPoolExecutor:
         """This process's threads, kept from read to read; a forked process has none of its parent's."""

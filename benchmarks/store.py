@@ -50,7 +50,7 @@ def main() -> None:
     parser.add_argument("--long", action="store_true", help="four times the rows, and 100 kills and damages")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        figures = measure(Path(folder), images=131_072 if arguments.long else 32_768, rounds=3)
+        figures = measure(Path(folder), images=131_072 if arguments.long else 32_768, rounds=6)
         if arguments.long:
             figures |= faults(Path(folder), kills=100, damages=400)
     facts = environment() | {"device": "cpu"}  # whatever else the machine has

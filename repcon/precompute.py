@@ -13,9 +13,10 @@ from typing import Any
 import torch
 
 from repcon.config import PrecomputeConfig, dump
+from repcon.device import choose
 from repcon.errors import UserError
 from repcon.labelling import cluster, crew
-from repcon.labelling.bench import Bench, check, choose_device, crops_of, load, set_up
+from repcon.labelling.bench import Bench, check, crops_of, load, set_up
 from repcon.labelling.decoding import Decoding, Step
 from repcon.labelling.display import Display, Event, merged, show
 from repcon.labelling.estimate import estimate
@@ -43,7 +44,7 @@ def run(config: PrecomputeConfig) -> dict[str, Any]:
         pack, loaded, device = load(config)
         return estimate(replace(config, batch_size=config.batch_size or find_batch_size(loaded, device)), pack, loaded)
     record = Run(config.records or run_folder(config.out), "precompute", dump(config))
-    gpus = torch.cuda.device_count() if choose_device(config) == "cuda" else 0
+    gpus = torch.cuda.device_count() if choose(config.device).type == "cuda" else 0
     places = crew.posts(config.processes or max(1, gpus), gpus)
     shared = config.ray or len(places) > 1  # Then this process only hands out and shows.
     bench = set_up(config, "cpu" if shared else "")

@@ -11,6 +11,7 @@ from torch import nn
 
 from repcon import backbones
 from repcon.config import TeachConfig, dump
+from repcon.device import choose
 from repcon.errors import UserError
 from repcon.images import class_rows
 from repcon.packing import open_or_pack
@@ -23,7 +24,7 @@ from repcon.training.optim import resolve
 def run(config: TeachConfig) -> dict[str, Any]:
     """Writes the teacher of the best epoch, with what it is made of, into `config.out`; gives its figures."""
     _check(config)
-    device = torch.device(config.device if config.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
+    device = choose(config.device)
     config = replace(config, precision=resolve(config.precision, device))
     output = Run(config.out, "teach", dump(config))
     pack = open_or_pack(config.data, output.path / "pack")

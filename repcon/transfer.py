@@ -17,6 +17,7 @@ from rich.progress import Progress
 
 from repcon import backbones
 from repcon.config import EvaluateConfig, OptimConfig, TeachConfig, dump
+from repcon.device import choose
 from repcon.errors import UserError
 from repcon.images import Pack, class_rows
 from repcon.loaders import open_loader
@@ -146,7 +147,7 @@ def measure(
         batch_size=config.batch_size,
         loader=config.loader,
         workers=config.workers,
-        device=_device(config),
+        device=str(choose(config.device)),
         cache=Path(config.cache or Path(config.out) / "features"),
     )
     rows = np.concatenate([split.train, split.test])
@@ -181,7 +182,7 @@ def side_by_side(parts: Sequence[tuple[np.ndarray, str]]) -> tuple[np.ndarray, s
 
 def _finetune(model: str, pack: Pack, split: Split, config: EvaluateConfig, bars: Progress) -> np.ndarray:
     """(m,) predicted classes after the whole trunk was trained on the training part, the same way for every trunk."""
-    device = torch.device(_device(config))
+    device = choose(config.device)
     torch.manual_seed(config.seed)
     network = backbones.create(model, num_classes=len(split.classes), size=config.size)
     recipe = replace(
@@ -239,9 +240,3 @@ def _interval(metric: str, values: np.ndarray) -> dict[str, float]:
 def _flat(measured: Mapping[str, Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
     """One array per trunk and metric, named `trunk/metric`, so that others can pair and pool the answers."""
     return {f"{name}/{metric}": values for name, answers in measured.items() for metric, values in answers.items()}
-
-
-def _device(config: EvaluateConfig) -> str:
-    if config.device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    return config.device

@@ -7,6 +7,7 @@ import torch
 
 from repcon import teachers
 from repcon.config import PrecomputeConfig
+from repcon.device import choose
 from repcon.errors import UserError
 from repcon.images import Pack
 from repcon.labelling.nearby import NearbyPack
@@ -82,7 +83,7 @@ def load(
     pack = pack_type.open(config.pack)
     if not len(pack):
         raise UserError(f"{config.pack}: the pack holds no images")
-    place = torch.device(device or choose_device(config))
+    place = torch.device(device) if device else choose(config.device)
     if place.index is not None:
         torch.cuda.set_device(place)  # Pinned memory and streams then belong to this GPU, not to the first.
     try:
@@ -99,13 +100,6 @@ def set_up(config: PrecomputeConfig, device: str = "") -> Bench:
     store = open_target(config, pack, [teacher.section for teacher in loaded])
     size = config.batch_size or find_batch_size(loaded, place)
     return Bench(config=replace(config, batch_size=size), pack=pack, store=store, teachers=loaded, device=place)
-
-
-def choose_device(config: PrecomputeConfig) -> str:
-    """`auto` takes CUDA where there is any."""
-    if config.device == "cuda" and not torch.cuda.is_available():
-        raise UserError("device cuda: torch sees no CUDA device here; use device = 'cpu' or 'auto'")
-    return config.device if config.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def crops_of(unit: Unit) -> int:

@@ -7,6 +7,7 @@ import torch
 
 from repcon import teachers
 from repcon.config import VerifyConfig
+from repcon.device import choose
 from repcon.errors import UserError
 from repcon.images import Pack
 from repcon.loaders import Request, open_loader
@@ -27,7 +28,7 @@ def rerun(store: LabelStore, pack: Pack, config: VerifyConfig) -> dict[str, dict
 
     Raises UserError when a teacher cannot be loaded as it was, or a loader that was named is missing.
     """
-    device = "cuda" if config.device != "cpu" and torch.cuda.is_available() else "cpu"
+    device = choose(config.device)
     request, stored = draw(store, config.sample, config.seed)
     sizes = sorted({int(head.section.preprocessing["size"]) for head in store.heads.values()})
     pixels = {kind: decoded for kind in _kinds(config) if (decoded := _decode(kind, pack, sizes, request, config))}

@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import nn
 
 from repcon.config import Device
-from repcon.errors import UserError
+from repcon.device import choose
 from repcon.record import console
 
 
@@ -62,7 +62,7 @@ class Team:
 def join(device: Device) -> Iterator[Team]:
     """The team that torchrun's environment describes, or a team of one. `auto` takes CUDA where there is any."""
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    place = _device(device)
+    place = _place(device)
     if world == 1:
         yield Team(rank=0, world=1, device=place, words=None)
         return
@@ -75,13 +75,11 @@ def join(device: Device) -> Iterator[Team]:
         dist.destroy_process_group()
 
 
-def _device(device: Device) -> torch.device:
-    if device == "cpu" or (device == "auto" and not torch.cuda.is_available()):
-        return torch.device("cpu")
-    if not torch.cuda.is_available():
-        raise UserError("device cuda: torch sees no CUDA device here; use device = 'cpu' or 'auto'")
-    place = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
-    torch.cuda.set_device(place)
+def _place(device: Device) -> torch.device:
+    place = choose(device)
+    if place.type == "cuda":
+        place = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+        torch.cuda.set_device(place)
     return place
 
 

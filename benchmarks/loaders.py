@@ -5,7 +5,7 @@
 NAME_over_decode      images per second over libjpeg-turbo's alone (simplejpeg, on bytes in memory, into a buffer that
                       is used again) on the same images and as many threads; 4 crops of 160 pixels from 400 x 300
                       NAME: torch, dali, ffcv, and the peers dataloader_pil, ffcv_stock (see loaders_contenders.py)
-NAME_decode_only_over_decode  the same with one pixel cut out of each image
+NAME_decode_only_over_decode  the same without a crop: reading, decoding and handing over nothing
 NAME_checked_over_unchecked   time of a first epoch with every image compared with its content hash, over one without
 NAME_first_batch_seconds      from the import of its libraries; numba's caches are warm, FFCV's compiler keeps none
 NAME_peak_memory_bytes        of its process, libraries, mapped files and workers included

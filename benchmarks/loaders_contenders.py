@@ -48,7 +48,7 @@ class Case:
 
     pack: str
     crops: int
-    """Per image; 0 decodes and cuts a single pixel."""
+    """Per image; 0 decodes only."""
     side: int
     """Of a crop, in pixels."""
     check: bool = True
@@ -199,7 +199,7 @@ def _requests(pack: Pack, case: Case) -> list[Request]:
 def _boxes(pack: Pack, case: Case) -> tuple[np.ndarray, np.ndarray]:
     """(N, c, 4) uint16 and (N, c) uint8."""
     if not case.crops:
-        return np.tile(np.array([0, 0, 1, 1], np.uint16), (len(pack), 1, 1)), np.zeros((len(pack), 1), np.uint8)
+        return np.empty((len(pack), 0, 4), np.uint16), np.empty((len(pack), 0), np.uint8)
     plan = crops.plan(CropConfig(), pack.hashes, pack.sizes, range(case.crops))
     return plan.boxes.swapaxes(0, 1), plan.flips.swapaxes(0, 1)
 

@@ -1,11 +1,13 @@
 """Teachers: what they answer, what is recorded of them, and what is refused."""
 
 import dataclasses
+import shutil
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from torch._dynamo.utils import counters
 
 from repcon import backbones, teachers
 from repcon.backbones import Preprocessing
@@ -51,6 +53,18 @@ def factories(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def pixels(count: int = 3, size: int = SIZE) -> torch.Tensor:
     generator = torch.Generator().manual_seed(0)
     return torch.randint(0, 256, (count, 3, size, size), dtype=torch.uint8, generator=generator)
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU")
+def test_a_compiled_teacher_answers_as_the_model_does(folder):
+    eager, compiled = (
+        teachers.load(TeacherConfig(name="task", model=str(folder), compile=how), "cpu") for how in (False, True)
+    )
+    counters.clear()
+    for count in (3, 2):  # a last batch is shorter
+        assert torch.allclose(compiled(pixels(count)), eager(pixels(count)), atol=1e-4)
+    assert counters["stats"]["unique_graphs"] > 0 and not counters["graph_break"]
+    assert compiled.section == eager.section
 
 
 def test_a_folder_s_teacher_answers_as_the_model_does(folder):

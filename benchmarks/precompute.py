@@ -7,6 +7,8 @@ over_teachers_light, _heavy, _two   crops per second of the whole path (pack, de
                   EfficientNet-Lite0, heavy: ResNet-50 with random weights (timing does not know the difference), two:
                   both in one pass, each with its own input size. 4 crops per image; _1 and _16 where the name says so
 waited_share_*    of our path's time, the part in which the teachers had no pixels or no room for their answers
+compiled_over_teachers_light, _heavy   the teachers alone compiled (`compile = true`) over themselves as they are, after
+                  compiling; left out where there is no C++ compiler
 fkd_over_ours     time of the light teacher's job done as FKD does it over our time: DataLoader, PIL, torchvision, a
                   file per image (see precompute_contenders.py); _1 and _16 as above
 processes_2_over_1   crops per second of two processes over one, each with half of the cores (on GPUs: one each)
@@ -18,9 +20,10 @@ photographs from a folder of tars. Contenders take turns, ratios are taken withi
 everything runs on it.
 """
 
+import shutil
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -128,7 +131,8 @@ class Race:
     def run(self, name: str, figures: dict[str, Any]) -> None:
         """Adds the figures of the panel `name`. Its jobs have the same number of crops, so that seconds compare."""
         sizes = {"light": self.setting.light_size, "heavy": self.setting.heavy_size}
-        teachers = load({member: sizes[member] for member in PANELS[name]}, self.setting.precision, self.device)
+        sizes = {member: sizes[member] for member in PANELS[name]}
+        teachers = load(sizes, self.setting.precision, self.device)
         batch_size = find_batch_size(teachers, self.device)
         self.step(name)
         warm = self._job(teachers, batch_size, CROPS, max(DIFFERENT, batch_size) // CROPS)
@@ -140,6 +144,10 @@ class Race:
         jobs = {depth: self._job(teachers, batch_size, depth, crops // depth) for depth in depths}
         contenders: dict[str, tuple[Callable[[Job], Took], Job]] = {"alone": (alone, jobs[CROPS])}
         contenders |= {f"ours_{depth}": (ours, job) for depth, job in jobs.items()}
+        if len(teachers) == 1 and shutil.which("g++"):
+            compiled = load(sizes, self.setting.precision, self.device, compile=True)
+            contenders["compiled"] = (alone, replace(jobs[CROPS], teachers=compiled))
+            alone(contenders["compiled"][1])
         if name == "light":
             contenders |= {f"fkd_{depth}": (fkd, job) for depth, job in jobs.items()}
         rounds = []
@@ -171,6 +179,8 @@ def _ratios(name: str, rounds: list[dict[str, Took]], figures: dict[str, Any]) -
             events = [r[label].event for r in rounds]
             put(figures, f"waited_share_{name}{tail}", [event.waited_seconds / event.seconds for event in events])
             put(figures, f"crops_per_second_{name}{tail}", [r[label].event.crops / r[label].seconds for r in rounds])
+        elif who == "compiled":
+            put(figures, f"compiled_over_teachers_{name}", [r["alone"].seconds / r[label].seconds for r in rounds])
         elif who == "fkd":
             put(figures, f"fkd_over_ours{tail}", [r[label].seconds / r[f"ours_{crops}"].seconds for r in rounds])
 

@@ -36,11 +36,14 @@ def resnet50() -> tuple[torch.nn.Module, dict[str, Any]]:
     return model, {"size": 224, "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
 
 
-def load(sizes: dict[str, int], precision: Precision, device: torch.device) -> tuple[Teacher, ...]:
+def load(
+    sizes: dict[str, int], precision: Precision, device: torch.device, *, compile: bool = False
+) -> tuple[Teacher, ...]:
     """`light`, `heavy` or both, each with its input size."""
     loaded = []
     for name, size in sizes.items():
-        teacher = teachers.load(TeacherConfig(name=name, model=MODELS[name], precision=precision), device)
+        config = TeacherConfig(name=name, model=MODELS[name], precision=precision, compile=compile)
+        teacher = teachers.load(config, device)
         # A factory names one size; a network of convolutions takes any.
         section = replace(teacher.section, preprocessing={**teacher.section.preprocessing, "size": size})
         loaded.append(replace(teacher, preprocessing=replace(teacher.preprocessing, size=size), section=section))

@@ -61,7 +61,7 @@ class Setting:
     sweep_rounds: int = 5
 
 
-SHORT = Setting(images={MAIN: 384, LABELLED: 384}, teacher_side=128, rounds=5, openings=1)
+SHORT = Setting(images={MAIN: 768, LABELLED: 384}, teacher_side=128, rounds=5, openings=1)
 LONG = Setting(
     images={MAIN: 1024, "1280x960": 160, LABELLED: 2048}, teacher_side=224, rounds=11, openings=5, sweep=tuple(SWEEP)
 )
@@ -106,20 +106,19 @@ def measure(setting: Setting, data: str, folder: Path) -> dict[str, Any]:
 
 def parts(race: Race, packs: dict[str, Path], setting: Setting) -> Iterator[str]:
     """Runs one after the other, and says what comes next."""
-    images = setting.images[MAIN]
     case = Case(pack=str(packs[MAIN]), crops=CROPS, side=SIDE)
-    opened = race.run(case, images, setting.rounds, kinds=race.kinds, name="{}")
+    opened = race.run(case, setting.rounds, kinds=race.kinds, name="{}")
     race.first_batches(case, opened, setting.openings)
     yield "decoding alone"
     decoding = Case(pack=case.pack, crops=0, side=1)
-    race.run(decoding, images, setting.rounds, kinds=race.ours, name="{}_decode_only")
+    race.run(decoding, setting.rounds, kinds=race.ours, name="{}_decode_only")
     yield "content hashes"
     race.checks(case, setting.rounds)
     for size, crops, side in setting.sweep:
         yield f"{crops} crops of {side} from {size}"
         row = Case(pack=str(packs[size]), crops=crops, side=side)
         name = f"{case_name(size, crops, side)}_{{}}"
-        race.run(row, setting.images[size], setting.sweep_rounds, kinds=race.kinds, name=name)
+        race.run(row, setting.sweep_rounds, kinds=race.kinds, name=name)
     yield "a student's appetite" if torch.cuda.is_available() else ""
 
 

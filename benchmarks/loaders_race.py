@@ -8,6 +8,8 @@ from typing import Any
 from loaders_contenders import FLOOR, OURS, Case, Contender, Opened, present
 from records import put
 
+from repcon.images import Pack
+
 
 class Race:
     """All contenders, open at the same time, and the figures that they make."""
@@ -18,8 +20,9 @@ class Race:
         self.ours = tuple(kind for kind in self.kinds if kind in OURS)
         self._contenders = {kind: Contender(kind, threads) for kind in (FLOOR, *self.kinds)}
 
-    def run(self, case: Case, images: int, rounds: int, *, kinds: Sequence[str], name: str) -> Mapping[str, Opened]:
+    def run(self, case: Case, rounds: int, *, kinds: Sequence[str], name: str) -> Mapping[str, Opened]:
         """Adds rates and ratios of a case; `name` holds a {} where a contender's own name goes."""
+        images = len(Pack.open(case.pack))
         opened = {kind: self._contenders[kind].open(case) for kind in (FLOOR, *kinds)}
         seconds: dict[str, list[float]] = {kind: [] for kind in kinds}
         floor: dict[str, list[float]] = {kind: [] for kind in kinds}

@@ -15,14 +15,12 @@ if TYPE_CHECKING:
 
 BETON = "images.beton"
 """FFCV's file beside the pack's index; `repcon pack --ffcv` writes it."""
-WORTH_DALI = 10_000
-"""Images from which DALI saves more than the two seconds that importing it takes (CPU, 400 x 300 pixels, 4 crops)."""
 
 _LIBRARIES = {
     "reference": ("PIL",),
     "torch": ("simplejpeg",),
-    "dali": ("nvidia.dali", "numba"),
-    "ffcv": ("ffcv", "numba"),
+    "dali": ("nvidia.dali",),
+    "ffcv": ("ffcv",),
 }
 _HOW_TO_GET = {
     "dali": "on Linux: pip install 'repcon[dali]'",
@@ -100,9 +98,9 @@ def _choose(pack: "Pack", on_gpu: bool) -> tuple[str, str]:
         return "dali", "DALI decodes on the GPU"
     if installed("ffcv") and Path(pack.url, BETON).is_file():
         return "ffcv", "the fastest on a CPU, and the pack has its .beton"
-    if installed("dali") and len(pack) >= WORTH_DALI:
-        return "dali", "the fastest on a CPU that is installed and needs no .beton"
-    return "torch", "starts at once" if installed("dali") else "DALI and FFCV with a .beton would be faster"
+    if on_gpu:
+        return "torch", "decodes on the CPU; DALI would decode on the GPU"
+    return "torch", "the fastest on a CPU that needs no .beton"
 
 
 @cache

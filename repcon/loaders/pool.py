@@ -2,7 +2,6 @@
 
 import os
 import queue
-import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -40,19 +39,6 @@ class BatchPool:
     def __init__(self, workers: int) -> None:
         self.workers = workers or cores()
         self._threads = ThreadPoolExecutor(self.workers, thread_name_prefix="repcon-loader")
-
-    def in_each_thread(self, action: Callable[[], object]) -> None:
-        """Runs `action` once in every thread, before anything else is run there."""
-        meeting = threading.Barrier(self.workers)
-
-        def once() -> None:
-            try:
-                action()
-            finally:
-                meeting.wait()
-
-        for future in [self._threads.submit(once) for _ in range(self.workers)]:
-            future.result()
 
     def shares(self, length: int, largest: int = 8) -> list[range]:
         """`range(length)` in pieces: small enough to balance the threads, large enough to hide their cost."""

@@ -1,4 +1,4 @@
-"""Precomputing labels against its limit, the teachers' own forward passes. Two minutes on two cores, or less.
+"""Precomputing labels against its limit, the teachers' own forward passes. Three minutes on two cores.
 
     python benchmarks/precompute.py [--data FOLDER] [--long] [--json FILE] [--record]
 
@@ -12,8 +12,8 @@ compiled_over_teachers_light, _heavy   the teachers alone compiled (`compile = t
 fkd_over_ours     time of the light teacher's job done as FKD does it over our time: DataLoader, PIL, torchvision, a
                   file per image (see precompute_contenders.py); _1 and _16 as above
 processes_2_over_1   crops per second of two processes over one, each with half of the cores (on GPUs: one each)
-memory_growth     peak memory of a process that labels 16 N images over that at N images; cost_growth: seconds per crop
-                  likewise; memory_bytes_*, seconds_per_crop_*: the figures at N, 4 N and 16 N, units of N images
+memory_growth     peak memory of a process that labels 16 N images over that at N images
+cost_growth       seconds per crop likewise, in turns; seconds_per_crop_*, memory_bytes_*: at N, 4 N and 16 N
 
 Pictures are generated JPEGs of 400 x 300 pixels (loaders_pictures.py); with --data, or REPCON_DATA, mosaics of
 photographs from a folder of tars. Contenders take turns, ratios are taken within a round. Where there is a GPU,

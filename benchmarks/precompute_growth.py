@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from precompute_contenders import CROP, MODELS, Job, Packs, load, ours
-from records import peak_memory_bytes
+from records import peak_memory_bytes, put
 
 from repcon import precompute
 from repcon.config import Precision, PrecomputeConfig, TeacherConfig
@@ -71,32 +71,36 @@ def growth(setting: Setting, device: torch.device, packs: Packs, folder: Path, f
     process = context.Process(target=_grow, args=(setting, device.type, places, folder, writer))
     process.start()
     writer.close()
-    found: list[tuple[int, float]] = reader.recv()
+    memory, rounds = reader.recv()
     process.join()
-    for name, (memory, seconds) in zip(("n", "4n", "16n"), found, strict=True):
-        figures |= {f"memory_bytes_{name}": memory, f"seconds_per_crop_{name}": seconds}
-    figures["memory_growth"] = found[-1][0] / found[0][0]
-    figures["cost_growth"] = found[-1][1] / found[0][1]
+    for place, name in enumerate(("n", "4n", "16n")):
+        figures[f"memory_bytes_{name}"] = memory[place]
+        put(figures, f"seconds_per_crop_{name}", [costs[place] for costs in rounds])
+    figures["memory_growth"] = memory[-1] / memory[0]
+    put(figures, "cost_growth", [costs[-1] / costs[0] for costs in rounds])
 
 
 def _grow(setting: Setting, kind: str, places: list[str], folder: Path, writer: Connection) -> None:
     keep_freed_memory()
     device = torch.device(kind)
     teachers = load({"light": setting.size}, setting.precision, device)
-    found = []
-    for number, place in enumerate(places):
-        job = Job(
+    batch_size = find_batch_size(teachers, device)
+    jobs = [
+        Job(
             teachers=teachers,
             pack=Pack.open(place),
             pictures=Path(),
             crops=CROPS,
-            batch_size=find_batch_size(teachers, device),
+            batch_size=batch_size,
             device=device,
             folder=folder,
         )
-        if number == 0:
-            ours(job, setting.images)  # Libraries and caches warm up.
-        runs = [ours(job, setting.images).seconds for _ in range(REPEATS if number == 0 else 1)]
-        memory = torch.cuda.max_memory_allocated() if kind == "cuda" else peak_memory_bytes()
-        found.append((memory, sorted(runs)[len(runs) // 2] / job.total))
-    writer.send(found)
+        for place in places
+    ]
+    ours(jobs[0], setting.images)  # Libraries and caches warm up.
+    memory = []
+    for job in jobs:  # The smallest first: a peak stays.
+        ours(job, setting.images)
+        memory.append(torch.cuda.max_memory_allocated() if kind == "cuda" else peak_memory_bytes())
+    rounds = [[ours(job, setting.images).seconds / job.total for job in jobs] for _ in range(REPEATS)]
+    writer.send((memory, rounds))

@@ -1,12 +1,12 @@
 """What may happen to a store, with a fixed seed: kills, flipped bytes, races, full disks, lost and swapped files."""
 
-import contextlib
 import multiprocessing
 import os
 import pickle
 import random
 import shutil
 import subprocess
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -149,32 +149,26 @@ def test_another_version_of_the_format_is_refused(store):
 
 
 class Quota(LocalFiles):
-    """A file system that is full after some bytes."""
+    """A file system that is full after some bytes; shards are written by several threads."""
 
-    left = 0
+    left, lock = 0, threading.Lock()
 
     def write(self, name: str, data: bytes) -> None:
-        Quota.left -= len(data)
-        with full_disk() if Quota.left < 0 else contextlib.nullcontext():
-            super().write(name, data)
-
-
-@contextlib.contextmanager
-def full_disk():
-    def fsync(descriptor: int) -> None:
-        raise OSError(28, "No space left on device")
-
-    held, os.fsync = os.fsync, fsync
-    try:
-        yield
-    finally:
-        os.fsync = held
+        with Quota.lock:
+            Quota.left -= len(data)
+        super().write(name, data)
 
 
 @pytest.mark.parametrize("room", [100, 5_000, 20_000, 22_000])
 def test_a_full_disk_stops_with_one_message_and_goes_on_when_there_is_room(tmp_path, monkeypatch, room):
+    def fsync(descriptor: int, really=os.fsync) -> None:
+        if Quota.left < 0:
+            raise OSError(28, "No space left on device")
+        really(descriptor)
+
     create_and_fill(str(tmp_path / "roomy"))
     monkeypatch.setattr("repcon.store.open_files", lambda url: Quota(Path(url)))
+    monkeypatch.setattr(os, "fsync", fsync)
     Quota.left = room
     with pytest.raises(UserError, match=r"the disk is full .* make room"):
         create_and_fill(str(tmp_path / "full"))

@@ -86,6 +86,13 @@ def test_a_batch_for_each_request_in_order(kind: str, pack: Pack, loader: Loader
             assert batch.pixels[side].is_contiguous(memory_format=torch.channels_last)
 
 
+@pytest.mark.parametrize("kind", ALL)
+def test_a_request_without_crops_decodes_and_gives_none(kind: str, pack: Pack, loader: Loader) -> None:
+    (batch,) = loader.batches([request(pack, range(3), 0)])
+    assert batch.images.tolist() == batch.crops.tolist() == []
+    assert all(batch.pixels[side].shape == (0, 3, side, side) for side in SIDES)
+
+
 @pytest.mark.parametrize("kind", FAST)
 def test_very_long_images(kind: str, tmp_path: Path) -> None:
     (tmp_path / "source").mkdir()

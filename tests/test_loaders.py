@@ -10,12 +10,14 @@ import pytest
 import simplejpeg
 import torch
 from loader_case import SIDES, make_pack, request
+from numba.core import caching
 
 from repcon import packing
 from repcon.config import PackConfig
 from repcon.errors import UserError
 from repcon.images import Pack
 from repcon.loaders import CropBatch, Loader, Request, installed, open_loader, opening
+from repcon.loaders import triangle as compiled_triangle
 from repcon.loaders.buffers import Buffers
 from repcon.loaders.order import Order, Pass, cut_of
 from repcon.loaders.reference import crop, crop_float
@@ -286,6 +288,12 @@ def test_the_reference_is_the_triangle_filter() -> None:
         expected = np.einsum("ih,hwc,jw->cij", triangle(height, side), pixels, triangle(width, side))
         assert np.abs(crop_float(image, box, side, False).numpy() - expected).max() < 1e-3
         assert torch.equal(crop(image, box, side, True), crop(image, box, side, False).flip(-1))
+
+
+def test_the_resize_compiles_where_nothing_can_be_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(caching.CacheImpl, "_locator_classes", [])
+    compiled = compiled_triangle._compiled()(lambda value: 2 * value)
+    assert compiled(3) == 6
 
 
 def triangle(length: int, side: int) -> np.ndarray:

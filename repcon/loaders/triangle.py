@@ -10,7 +10,8 @@ and one lane of its neighbour make a vector of four.
 # pyright: reportCallIssue=false
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numba
 import numpy as np
@@ -20,6 +21,19 @@ from numba.extending import intrinsic, models, register_model
 
 COMPILING = threading.Lock()
 """Held while numba compiles, or loads what it compiled: threads that do so at once disturb each other."""
+
+
+def _compiled(*, fastmath: bool = False) -> Callable[[Callable[..., Any]], Any]:
+    """`numba.njit` without the interpreter's lock. What it compiled is kept on disk where it may write."""
+
+    def decorate(function: Callable[..., Any]) -> Any:
+        options = {"nogil": True, "error_model": "numpy", "fastmath": fastmath}
+        try:
+            return numba.njit(function, cache=True, **options)
+        except RuntimeError:  # neither beside this file nor in the user's folder: each process compiles anew
+            return numba.njit(function, **options)
+
+    return decorate
 
 
 class _Float4(types.Type):
@@ -79,7 +93,7 @@ def _store4(typing, array, index, values):
     return types.void(array, types.intp, _float4), build
 
 
-@numba.njit(nogil=True, cache=True, error_model="numpy")
+@_compiled()
 def taps(length, side):
     """For each of `side` output pixels: first input pixel, number of them, and their weights (side, widest)."""
     scale = length / side
@@ -101,7 +115,7 @@ def taps(length, side):
     return first, count, weights
 
 
-@numba.njit(nogil=True, cache=True, error_model="numpy", fastmath=True)
+@_compiled(fastmath=True)
 def _mix_rows(image, start, length, top, count, weights, row):
     """row[:length] = sum over k < count of weights[k] * image[top + k, start : start + length], two rows at a time."""
     k = 0
@@ -120,7 +134,7 @@ def _mix_rows(image, start, length, top, count, weights, row):
         k += 2
 
 
-@numba.njit(nogil=True, cache=True, error_model="numpy", fastmath=True)
+@_compiled(fastmath=True)
 def _mix_columns(row, left, count, weights, flip, line):
     """line[3 * j :][:3] = the mixed pixel j, from left to right: a fourth lane is overwritten by its own pixel.
 
@@ -144,7 +158,7 @@ def _mix_columns(row, left, count, weights, flip, line):
         _store4(line, 3 * j, total)
 
 
-@numba.njit(nogil=True, cache=True, error_model="numpy", fastmath=True)
+@_compiled(fastmath=True)
 def _resize_into(image, box, flip, out, row, line):
     side = out.shape[0]
     x, y, width, height = np.int64(box[0]), np.int64(box[1]), np.int64(box[2]), np.int64(box[3])
@@ -159,7 +173,7 @@ def _resize_into(image, box, flip, out, row, line):
             target[j] = np.uint8(np.int32(np.rint(line[j])))
 
 
-@numba.njit(nogil=True, cache=True, error_model="numpy", fastmath=True)
+@_compiled(fastmath=True)
 def cut_into(image, boxes, flips, outs, first, row, line):
     """Cuts every box out of one image, resizes it to every side, and writes it where it belongs.
 

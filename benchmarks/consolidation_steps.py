@@ -6,12 +6,13 @@ the time of one after the other.
 
 import json
 import os
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +82,8 @@ def run(steps: Sequence[Step], jobs: int) -> list[dict[str, Any]]:
 
 def _side_by_side(steps: Sequence[Step], jobs: int) -> None:
     """Each in a process of its own share of the cores; the first error ends them all."""
-    with _threads(max(1, (os.cpu_count() or 1) // jobs)), ProcessPoolExecutor(jobs, get_context("spawn")) as pool:
+    workers = ProcessPoolExecutor(jobs, get_context("spawn"), initializer=end_with_parent)
+    with _threads(max(1, (os.cpu_count() or 1) // jobs)), workers as pool:
         waiting: dict[Future[None], Step] = {pool.submit(_quietly, step): step for step in steps}
         started = time.time()
         try:
@@ -93,6 +95,17 @@ def _side_by_side(steps: Sequence[Step], jobs: int) -> None:
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
+
+
+def end_with_parent() -> None:
+    """Ends this process when the one that started it is killed; it would go on with what is queued, beside the next."""
+
+    def watch() -> None:
+        if parent := parent_process():
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _quietly(step: Step) -> None:

@@ -2,8 +2,11 @@
 
 import io
 import json
+import os
+import subprocess
 import sys
 import tarfile
+import time
 from argparse import Namespace
 from dataclasses import replace
 from pathlib import Path
@@ -251,3 +254,35 @@ def test_an_error_of_a_step_that_runs_beside_others_reaches_the_user(
     steps = [Step(settings=replace(step.settings, epochs=0), out=tmp_path / step.out.name) for step in steps]
     with pytest.raises(UserError, match="at least one"):
         study.Study(run.source, run.work, run.protocol, jobs=2).do(steps)
+
+
+def test_side_by_side_commands_end_with_the_study_that_is_killed(tmp_path: Path) -> None:
+    program = tmp_path / "study.py"
+    program.write_text(
+        "import os, time\n"
+        "from concurrent.futures import ProcessPoolExecutor\n"
+        "from multiprocessing import get_context\n"
+        "from consolidation_steps import end_with_parent\n"
+        "if __name__ == '__main__':\n"
+        "    pool = ProcessPoolExecutor(1, get_context('spawn'), initializer=end_with_parent)\n"
+        "    print(pool.submit(os.getpid).result(), flush=True)\n"
+        "    pool.submit(time.sleep, 60).result()\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    with subprocess.Popen([sys.executable, program], stdout=subprocess.PIPE, env=environment) as parent:
+        assert parent.stdout is not None
+        worker = int(parent.stdout.readline())
+        os.kill(worker, 0)
+        parent.kill()
+    deadline = time.monotonic() + 20
+    while running(worker) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not running(worker)
+
+
+def running(process: int) -> bool:
+    """Whether it is there and no zombie, which has no command line any more."""
+    try:
+        return bool(Path(f"/proc/{process}/cmdline").read_bytes())
+    except FileNotFoundError:
+        return False

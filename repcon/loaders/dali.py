@@ -19,9 +19,9 @@ from nvidia.dali.pipeline import Pipeline
 from repcon.errors import UserError
 from repcon.loaders import CropBatch, Request
 from repcon.loaders.buffers import Buffers
+from repcon.loaders.cutting import Cutter
 from repcon.loaders.pool import BatchPool, Spares, empty_batch
-from repcon.loaders.reference import check_boxes, check_size, decode, undecodable
-from repcon.loaders.triangle import cut_into, prepare, scratch
+from repcon.loaders.reference import check_boxes, decode, undecodable
 
 if TYPE_CHECKING:
     from repcon.images import Pack
@@ -39,9 +39,7 @@ class CpuLoader:
         self._pack, self._sides, self._buffers = pack, tuple(sides), Buffers()
         self._pool = BatchPool(workers)
         self._decoders = Spares(_decoder)
-        prepare(self._sides)
-        widest = int(max(pack.sizes[:, 0], default=1))
-        self._scratch = Spares(lambda: scratch(widest, self._sides))
+        self._cutter = Cutter(pack, self._sides)
 
     def batches(self, requests: Iterable[Request]) -> Iterator[CropBatch]:
         """See `Loader.batches`."""
@@ -55,15 +53,10 @@ class CpuLoader:
 
     def _fill(self, batch: CropBatch, request: Request, share: range) -> None:
         jpegs = read(self._pack, request, share)
-        boxes, flips = request.boxes.astype(np.uint16), request.flips.astype(np.uint8)
-        outs = tuple(pixels.permute(0, 2, 3, 1).numpy() for pixels in batch.pixels.values())
-        with self._decoders.one() as pipeline, self._scratch.one() as (row, line):
+        with self._decoders.one() as pipeline, self._cutter.into(batch, request) as cut:
             (images,) = run(pipeline, {"jpegs": jpegs}, self._pack, request, share)
             for k, i in enumerate(share):
-                image = np.asarray(images[k])
-                check_size(self._pack, int(request.images[i]), image.shape)
-                flat = image.reshape(len(image), -1)
-                cut_into(flat, boxes[i], flips[i], outs, i * boxes.shape[1], row, line)
+                cut(i, np.asarray(images[k]))
 
     def close(self) -> None:
         """See `Loader.close`."""

@@ -9,14 +9,13 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
-import numpy as np
 import simplejpeg
 
 from repcon.loaders import CropBatch, Request
 from repcon.loaders.buffers import Buffers
-from repcon.loaders.pool import BatchPool, Spares, empty_batch
-from repcon.loaders.reference import check_boxes, check_size, undecodable
-from repcon.loaders.triangle import cut_into, prepare, scratch
+from repcon.loaders.cutting import Cutter
+from repcon.loaders.pool import BatchPool, empty_batch
+from repcon.loaders.reference import check_boxes, undecodable
 
 if TYPE_CHECKING:
     from repcon.images import Pack
@@ -30,9 +29,7 @@ class ThreadsLoader:
     def __init__(self, pack: "Pack", sides: Sequence[int], *, workers: int = 0, device: str = "cpu") -> None:
         self._pack, self._sides, self._buffers = pack, tuple(sides), Buffers(device)
         self._pool = BatchPool(workers)
-        prepare(self._sides)
-        widest = int(max(pack.sizes[:, 0], default=1))
-        self._scratch = Spares(lambda: scratch(widest, self._sides))
+        self._cutter = Cutter(pack, self._sides)
 
     def batches(self, requests: Iterable[Request]) -> Iterator[CropBatch]:
         """See `Loader.batches`."""
@@ -45,18 +42,15 @@ class ThreadsLoader:
         return batch, [partial(self._fill, batch, request, share) for share in shares]
 
     def _fill(self, batch: CropBatch, request: Request, share: range) -> None:
-        boxes, flips = request.boxes.astype(np.uint16), request.flips.astype(np.uint8)
-        outs = tuple(pixels.permute(0, 2, 3, 1).numpy() for pixels in batch.pixels.values())
-        with self._scratch.one() as (row, line):
+        with self._cutter.into(batch, request) as cut:
             for i in share:
-                place = int(request.images[i])
-                data = self._pack.read(place)
+                row = int(request.images[i])
+                data = self._pack.read(row)
                 try:
                     image = simplejpeg.decode_jpeg(data)
                 except ValueError as error:
-                    raise undecodable(self._pack, place, error) from error
-                check_size(self._pack, place, image.shape)
-                cut_into(image.reshape(len(image), -1), boxes[i], flips[i], outs, i * boxes.shape[1], row, line)
+                    raise undecodable(self._pack, row, error) from error
+                cut(i, image)
 
     def close(self) -> None:
         """See `Loader.close`."""

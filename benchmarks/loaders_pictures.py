@@ -6,8 +6,7 @@ falling as one over frequency, colour far weaker than light, a few hard edges, a
 
 import tarfile
 from collections.abc import Iterable, Iterator
-from itertools import count as count_up
-from itertools import islice
+from itertools import islice, repeat
 from pathlib import Path
 
 import numpy as np
@@ -78,7 +77,7 @@ def mosaics(pictures: list[bytes], count: int, size: Size) -> Iterator[bytes]:
     """JPEGs of a size, each put together of photographs in their own resolution, in another order each time round."""
     width, height = size
     generator = np.random.default_rng(0)
-    tiles = (pictures[place] for _ in count_up() for place in generator.permutation(len(pictures)))
+    tiles = (pictures[place] for _ in repeat(None) for place in generator.permutation(len(pictures)))
     for _ in range(count):
         picture = np.zeros((height, width, 3), np.uint8)
         y = 0

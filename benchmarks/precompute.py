@@ -130,8 +130,8 @@ class Race:
 
     def run(self, name: str, figures: dict[str, Any]) -> None:
         """Adds the figures of the panel `name`. Its jobs have the same number of crops, so that seconds compare."""
-        sizes = {"light": self.setting.light_size, "heavy": self.setting.heavy_size}
-        sizes = {member: sizes[member] for member in PANELS[name]}
+        every = {"light": self.setting.light_size, "heavy": self.setting.heavy_size}
+        sizes = {member: every[member] for member in PANELS[name]}
         teachers = load(sizes, self.setting.precision, self.device)
         batch_size = find_batch_size(teachers, self.device)
         self.step(name)

@@ -7,13 +7,12 @@ are there. Readers decode slabs (one crop of all images) and serve nothing that 
 import dataclasses
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
 from repcon.errors import UserError
 from repcon.storage.arrays import encode_shard
-from repcon.storage.blocks import Block, box_blocks, label_blocks
+from repcon.storage.blocks import box_blocks, label_blocks
 from repcon.storage.commit import check_metadata, commit, complete, require_same, require_same_section
 from repcon.storage.files import Files, open_files
 from repcon.storage.layout import (
@@ -36,7 +35,7 @@ from repcon.storage.manifest import (
     manifest_of,
     read_manifest,
 )
-from repcon.storage.markers import Markers, ShardFile, shard_file
+from repcon.storage.markers import Markers, shard_file
 from repcon.storage.reader import ShardReader, chunk_crcs
 from repcon.storage.shared import shared_tables
 from repcon.storage.slabs import (
@@ -172,17 +171,12 @@ class LabelStore:
         blocks = box_blocks(unit, boxes, flips) if unit.writes_boxes else []
         for name in unit.heads:
             blocks += label_blocks(self.manifest, unit, self.heads[name], *labels[name], absent)
-
-        def put(block: Block) -> tuple[str, ShardFile]:
-            layout, values = block
+        written = {}
+        for layout, block in blocks:
             place = shard_name(self.manifest, layout, unit.crops.start, unit.rows.start)
-            data = encode_shard(self.manifest, layout, place, unit.crops.start, unit.rows.start, values)
+            data = encode_shard(self.manifest, layout, place, unit.crops.start, unit.rows.start, block)
             self._files.write(place, data)
-            return place, shard_file(data, chunk_crcs(data, self.manifest.crops_per_shard))
-
-        # One shard is compressed while another waits for the disk.
-        with ThreadPoolExecutor(4, thread_name_prefix="repcon-shards") as pool:
-            written = dict(pool.map(put, blocks))
+            written[place] = shard_file(data, chunk_crcs(data, self.manifest.crops_per_shard))
         self._markers.put(unit, tuple(int(row) + unit.rows.start for row in np.flatnonzero(absent)), written)
         return sum(shard.bytes for shard in written.values())
 

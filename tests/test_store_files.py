@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from repcon.errors import UserError
+from repcon.storage import files as storage_files
 from repcon.storage.files import open_files
 
 
@@ -23,6 +24,30 @@ def test_what_is_written_is_read_in_whole_and_in_part(files):
     assert files.size("a/b/c") == 10
     files.write("a/b/c", b"new")
     assert files.read("a/b/c") == b"new"
+
+
+def test_a_part_is_of_what_was_written_last(files):
+    files.write("a/b", b"0123456789")
+    assert files.part("a/b", 3, 4) == b"3456" and files.part("a/b", 8, 100) == b"89"
+    files.write("a/b", b"other")
+    assert files.part("a/b", 0, 3) == b"oth"
+    files.delete("a/b")
+    with pytest.raises(FileNotFoundError):
+        files.part("a/b", 0, 3)
+
+
+def test_few_files_stay_open_and_none_after_the_last_use(tmp_path, monkeypatch):
+    monkeypatch.setattr(storage_files, "OPEN_FILES", 3)
+    files = open_files(str(tmp_path))
+    before = len(os.listdir("/proc/self/fd"))
+    for name in "abcde":
+        files.write(name, name.encode())
+        assert files.part(name, 0, 1) == name.encode()
+    for name in "abcde":
+        assert files.part(name, 0, 1) == name.encode()
+    assert len(os.listdir("/proc/self/fd")) == before + 3
+    del files
+    assert len(os.listdir("/proc/self/fd")) == before
 
 
 def test_listing_and_deleting(files):

@@ -5,6 +5,7 @@ than zarr-python; the tests compare the two on every codec. It serves only what 
 """
 
 import os
+import struct
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -33,7 +34,9 @@ from repcon.storage.manifest import Manifest
 from repcon.storage.markers import Marker, Markers, ShardFile
 from repcon.storage.slabs import Slab
 
-_INDEX_ENTRY_BYTES, _CRC_BYTES, _BLOSC_HEADER_BYTES = 16, 4, 16
+_INDEX_ENTRY_BYTES, _CRC_BYTES = 16, 4
+_BLOSC_HEADER = struct.Struct("<4I")
+"""Version and flags, bytes decoded, bytes of a block, bytes encoded."""
 _ABSENT = np.uint64(2**64 - 1)
 _INFINITY_BITS = 0x7C00  # of float16; as integers, what is above it and positive is NaN
 _REMEDY = "restore the file from a copy, or delete the unit's marker in done/ and run `repcon precompute` again"
@@ -158,8 +161,8 @@ class ShardReader:
         """One crop's chunk of the unit's shard, decompressed into `out` or a new array."""
         name = shard_name(self._manifest, layout, crop, unit.rows.start)
         payload = self._payload(name, self._markers.get(unit), crop % self._manifest.crops_per_shard)
-        sizes = payload[:_BLOSC_HEADER_BYTES].view("<u4")
-        if sizes[1] != self._manifest.rows_per_shard * layout.bytes_per_row or sizes[3] != len(payload):
+        _, decoded_bytes, _, encoded_bytes = _BLOSC_HEADER.unpack_from(payload.data)
+        if decoded_bytes != self._manifest.rows_per_shard * layout.bytes_per_row or encoded_bytes != len(payload):
             raise self._damaged(name, "its compressed data do not have the length of a chunk")
         target = np.empty(layout.shape(1, self._manifest.rows_per_shard)[1:], layout.dtype) if out is None else out
         try:
@@ -173,11 +176,11 @@ class ShardReader:
         shard = marker.files.get(name)
         if shard is None:
             raise self._damaged(name, "the unit's marker does not list it")
-        offset, length = (int(value) for value in self._index(name, shard)[chunk])
-        if offset + length > shard.bytes or length <= _BLOSC_HEADER_BYTES + _CRC_BYTES:
+        offset, length = self._index(name, shard)[chunk].tolist()
+        if offset + length > shard.bytes or length <= _BLOSC_HEADER.size + _CRC_BYTES:
             raise self._damaged(name, f"its index points outside the file for chunk {chunk}")
-        data = np.frombuffer(self._read(name, offset, length), np.uint8)
-        payload, stored = data[:-_CRC_BYTES], int.from_bytes(data[-_CRC_BYTES:].tobytes(), "little")
+        data = self._read(name, offset, length)
+        payload, stored = np.frombuffer(data, np.uint8)[:-_CRC_BYTES], int.from_bytes(data[-_CRC_BYTES:], "little")
         if len(data) != length or google_crc32c.value(payload) != stored:
             raise self._damaged(name, f"the checksum of chunk {chunk} is wrong")
         if len(shard.crc32c) <= chunk or shard.crc32c[chunk] != stored:
@@ -204,7 +207,7 @@ class ShardReader:
 
     def _read(self, name: str, start: int, length: int) -> bytes:
         try:
-            return self._files.read(name, start, length)
+            return self._files.part(name, start, length)
         except OSError as error:
             raise self._damaged(name, f"it cannot be read ({error.strerror or error})") from error
 

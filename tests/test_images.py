@@ -204,7 +204,7 @@ def test_threads_share_a_pack(original: Path) -> None:
 
 
 def test_more_shards_than_stay_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("repcon.packs.files.OPEN_SHARDS", 1)
+    monkeypatch.setattr("repcon.open_files.MOST", 1)
     (tmp_path / "source").mkdir()
     generator = np.random.default_rng(0)
     for number in range(4):

@@ -6,7 +6,6 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from repcon.errors import UserError
-from repcon.storage import files as storage_files
 from repcon.storage.files import open_files
 
 
@@ -37,7 +36,7 @@ def test_a_part_is_of_what_was_written_last(files):
 
 
 def test_few_files_stay_open_and_none_after_the_last_use(tmp_path, monkeypatch):
-    monkeypatch.setattr(storage_files, "OPEN_FILES", 3)
+    monkeypatch.setattr("repcon.open_files.MOST", 3)
     files = open_files(str(tmp_path))
     before = len(os.listdir("/proc/self/fd"))
     for name in "abcde":

@@ -1,14 +1,12 @@
 """A pack's files, on a disk or behind a URL, read whole or by range."""
 
 import os
-import threading
 from pathlib import Path
 from typing import Any, Protocol
 
 import fsspec
 
-OPEN_SHARDS = 256
-"""Local shards that a pack keeps open; of further ones each read opens the file again."""
+from repcon.open_files import OpenFiles
 
 
 class Files(Protocol):
@@ -19,38 +17,16 @@ class Files(Protocol):
 
 
 class LocalFiles:
-    """Files below a folder; `pread` needs no lock, and never asks for more memory than the file is long."""
+    """Files below a folder."""
 
     def __init__(self, root: str) -> None:
-        self._root, self._lock = root, threading.Lock()
-        self._open: dict[str, int] = {}
+        self._root, self._open = root, OpenFiles()
 
     def whole(self, name: str) -> bytes:
         return Path(self._root, name).read_bytes()
 
     def part(self, name: str, offset: int, length: int) -> bytes:
-        descriptor, keep = self._descriptor(name)
-        try:
-            room = os.fstat(descriptor).st_size - offset
-            return os.pread(descriptor, max(0, min(length, room)), offset)
-        finally:
-            if not keep:
-                os.close(descriptor)
-
-    def _descriptor(self, name: str) -> tuple[int, bool]:
-        """A descriptor, and whether it stays open."""
-        with self._lock:
-            if name in self._open:
-                return self._open[name], True
-            descriptor = os.open(os.path.join(self._root, name), os.O_RDONLY)
-            keep = len(self._open) < OPEN_SHARDS
-            if keep:
-                self._open[name] = descriptor
-            return descriptor, keep
-
-    def __del__(self) -> None:
-        for descriptor in self._open.values():
-            os.close(descriptor)
+        return self._open.read(f"{self._root}/{name}", offset, length)
 
 
 class RemoteFiles:

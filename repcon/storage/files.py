@@ -14,9 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from repcon.errors import UserError
-
-OPEN_FILES = 256
-"""Files that `part` keeps open below one root; of further ones each call opens the file again."""
+from repcon.open_files import OpenFile, OpenFiles
 
 _SAFE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]*(/[A-Za-z0-9_][A-Za-z0-9_.\-]*)*")
 
@@ -85,18 +83,14 @@ class LocalFiles:
         self.root = str(root)
         self._root = root
         self._checked: dict[str, Path] = {}
-        self._open: dict[str, _OpenFile] = {}
+        self._open = OpenFiles()
 
     def read(self, name: str, start: int = 0, length: int | None = None) -> bytes:
-        file = _OpenFile(self._inside(name))
-        return file.read(start, os.fstat(file.descriptor).st_size - start if length is None else length)
+        file = OpenFile(self._inside(name))
+        return file.read(start, file.bytes if length is None else length)
 
     def part(self, name: str, start: int, length: int) -> bytes:
-        # Opening costs a chunk's decoding a twentieth of its time, and each call gives up the interpreter's lock.
-        file = self._open.get(name) or _OpenFile(self._inside(name))
-        if len(self._open) < OPEN_FILES:
-            self._open[name] = file
-        return file.read(start, length)
+        return self._open.read(str(self._inside(name)), start, length)
 
     def size(self, name: str) -> int | None:
         try:
@@ -117,7 +111,7 @@ class LocalFiles:
             # A sweep may take the temporary file in the instant before it is locked: then it is written again.
             while not _replace(path, data):
                 pass
-            self._open.pop(name, None)
+            self._open.forget(str(path))
         except OSError as error:
             kept = "what was finished is kept, the same command goes on from there"
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -125,8 +119,9 @@ class LocalFiles:
             raise UserError(f"{path}: cannot write ({error.strerror}); {kept}") from error
 
     def delete(self, name: str) -> None:
-        self._inside(name).unlink(missing_ok=True)
-        self._open.pop(name, None)
+        path = self._inside(name)
+        path.unlink(missing_ok=True)
+        self._open.forget(str(path))
 
     def sweep(self) -> None:
         for left in self._root.rglob(".*.tmp"):
@@ -142,24 +137,6 @@ class LocalFiles:
                 raise UserError(f"{path} is a link that leads out of {self._root}; a store holds its own files only")
             self._checked[name] = path
         return self._checked[name]
-
-
-class _OpenFile:
-    """A file that is closed once nobody holds it, so never under a thread that reads it."""
-
-    def __init__(self, path: Path) -> None:
-        self.descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-
-    def __del__(self) -> None:
-        if hasattr(self, "descriptor"):
-            os.close(self.descriptor)
-
-    def read(self, start: int, length: int) -> bytes:
-        found = os.pread(self.descriptor, max(length, 0), start)
-        # One call gives 2 GiB at most.
-        while len(found) < length and (more := os.pread(self.descriptor, length - len(found), start + len(found))):
-            found += more
-        return found
 
 
 def _make_folders(folder: Path) -> None:

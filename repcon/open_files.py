@@ -1,0 +1,53 @@
+"""Local files that are read by range, over and over, from several threads: a bounded number of them stays open.
+
+Opening costs as much as reading some tens of kilobytes, and each system call hands the interpreter's lock to another
+thread, which the caller then has to wait for.
+"""
+
+import os
+
+MOST = 256
+"""Files that stay open at most, per `OpenFiles`; of further ones each reading opens the file again."""
+
+
+class OpenFile:
+    """A file that is closed once nobody holds it, so never under a thread that reads it."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        """Raises OSError."""
+        self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        self.bytes = os.fstat(self._descriptor).st_size
+        """The file's length when it was opened."""
+
+    def __del__(self) -> None:
+        if hasattr(self, "_descriptor"):
+            os.close(self._descriptor)
+
+    def read(self, start: int, length: int) -> bytes:
+        """Bytes [start, start + length), fewer at the file's end; takes no more memory than the file is long."""
+        length = max(0, min(length, self.bytes - start))
+        found = os.pread(self._descriptor, length, start)
+        # One call gives 2 GiB at most.
+        while len(found) < length and (more := os.pread(self._descriptor, length - len(found), start + len(found))):
+            found += more
+        return found
+
+
+class OpenFiles:
+    """Files by their paths, each opened at its first reading."""
+
+    def __init__(self) -> None:
+        self._held: dict[str, OpenFile] = {}
+
+    def read(self, path: str, start: int, length: int) -> bytes:
+        """As `OpenFile.read`. Raises OSError."""
+        file = self._held.get(path)
+        if file is None:
+            file = OpenFile(path)
+            if len(self._held) < MOST:
+                self._held[path] = file
+        return file.read(start, length)
+
+    def forget(self, path: str) -> None:
+        """Opens the file anew at its next reading: another has taken its place."""
+        self._held.pop(path, None)

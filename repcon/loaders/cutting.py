@@ -1,7 +1,6 @@
 """From decoded images to a batch on the CPU: what the loaders that decode one image at a time share."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,6 +13,8 @@ from repcon.loaders.triangle import cut_into, prepare, scratch
 if TYPE_CHECKING:
     from repcon.images import Pack
 
+Cut = Callable[[range, Iterable[np.ndarray]], None]
+
 
 class Cutter:
     """Cuts the boxes of a pack's images with the compiled resize, in any number of threads at once."""
@@ -23,18 +24,21 @@ class Cutter:
         widest = int(max(pack.sizes[:, 0], default=1))
         self._pack, self._scratch = pack, Spares(lambda: scratch(widest, sides))
 
-    @contextmanager
-    def into(self, batch: CropBatch, request: Request) -> Iterator[Callable[[int, np.ndarray], None]]:
-        """For one thread: `cut(i, image)` fills the batch's rows of the request's image i, (height, width, 3) uint8.
+    def into(self, batch: CropBatch, request: Request) -> Cut:
+        """`cut(share, images)` fills the batch's rows of those of the request's images whose places are in `share`.
 
-        `cut` raises UserError where the image is not of the size that the pack's index has.
+        The images are (height, width, 3) uint8, taken one after the other. `cut` raises UserError where one is not
+        of the size that the pack's index has.
         """
         boxes, flips = np.ascontiguousarray(request.boxes, np.uint16), np.ascontiguousarray(request.flips, np.uint8)
+        crops = boxes.shape[1]
         outs = tuple(pixels.permute(0, 2, 3, 1).numpy() for pixels in batch.pixels.values())
-        with self._scratch.one() as (row, line):
 
-            def cut(i: int, image: np.ndarray) -> None:
-                check_size(self._pack, int(request.images[i]), image.shape)
-                cut_into(image.reshape(len(image), -1), boxes[i], flips[i], outs, i * boxes.shape[1], row, line)
+        def cut(share: range, images: Iterable[np.ndarray]) -> None:
+            with self._scratch.one() as (row, line):
+                for i, image in zip(share, images, strict=True):
+                    check_size(self._pack, int(request.images[i]), image.shape)
+                    if crops:  # compiled code that is called for nothing still gives up the interpreter's lock
+                        cut_into(image.reshape(len(image), -1), boxes[i], flips[i], outs, i * crops, row, line)
 
-            yield cut
+        return cut

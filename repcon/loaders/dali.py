@@ -19,7 +19,7 @@ from nvidia.dali.pipeline import Pipeline
 from repcon.errors import UserError
 from repcon.loaders import CropBatch, Request
 from repcon.loaders.buffers import Buffers
-from repcon.loaders.cutting import Cutter
+from repcon.loaders.cutting import Cut, Cutter
 from repcon.loaders.pool import BatchPool, Spares, empty_batch
 from repcon.loaders.reference import check_boxes, decode, undecodable
 
@@ -48,15 +48,15 @@ class CpuLoader:
     def _begin(self, request: Request) -> tuple[CropBatch, list[Callable[[], None]]]:
         check_boxes(self._pack, request)
         batch = empty_batch(request, self._sides, self._buffers)
+        cut = self._cutter.into(batch, request)
         shares = self._pool.shares(len(request.images), IMAGES_PER_RUN)
-        return batch, [partial(self._fill, batch, request, share) for share in shares]
+        return batch, [partial(self._fill, request, cut, share) for share in shares]
 
-    def _fill(self, batch: CropBatch, request: Request, share: range) -> None:
+    def _fill(self, request: Request, cut: Cut, share: range) -> None:
         jpegs = read(self._pack, request, share)
-        with self._decoders.one() as pipeline, self._cutter.into(batch, request) as cut:
+        with self._decoders.one() as pipeline:
             (images,) = run(pipeline, {"jpegs": jpegs}, self._pack, request, share)
-            for k, i in enumerate(share):
-                cut(i, np.asarray(images[k]))
+            cut(share, (np.asarray(images[k]) for k in range(len(share))))
 
     def close(self) -> None:
         """See `Loader.close`."""

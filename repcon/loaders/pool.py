@@ -4,7 +4,7 @@ import os
 import queue
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from typing import Generic, TypeVar
 
@@ -66,6 +66,7 @@ class BatchPool:
                 if not pending:
                     return
                 batch, futures = pending.popleft()
+                wait(futures, return_when=FIRST_EXCEPTION)  # woken once, not by every job
                 for future in futures:
                     future.result()
                 yield batch

@@ -96,6 +96,6 @@ def check_boxes(pack: "Pack", request: Request) -> None:
 
 def check_size(pack: "Pack", row: int, shape: Sequence[int]) -> None:
     """Raises UserError where a decoded image, (height, width, ...), is not of the size that the pack's index has."""
-    width, height = (int(value) for value in pack.sizes[row])
+    width, height = pack.sizes[row].tolist()
     if (height, width) != tuple(shape[:2]):
         raise undecodable(pack, row, f"it is {shape[1]} x {shape[0]} pixels, the index says {width} x {height}")

@@ -9,11 +9,12 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
+import numpy as np
 import simplejpeg
 
 from repcon.loaders import CropBatch, Request
 from repcon.loaders.buffers import Buffers
-from repcon.loaders.cutting import Cutter
+from repcon.loaders.cutting import Cut, Cutter
 from repcon.loaders.pool import BatchPool, empty_batch
 from repcon.loaders.reference import check_boxes, undecodable
 
@@ -38,19 +39,20 @@ class ThreadsLoader:
     def _begin(self, request: Request) -> tuple[CropBatch, list[Callable[[], None]]]:
         check_boxes(self._pack, request)
         batch = empty_batch(request, self._sides, self._buffers)
-        shares = self._pool.shares(len(request.images))
-        return batch, [partial(self._fill, batch, request, share) for share in shares]
+        cut = self._cutter.into(batch, request)
+        return batch, [partial(self._fill, request, cut, share) for share in self._pool.shares(len(request.images))]
 
-    def _fill(self, batch: CropBatch, request: Request, share: range) -> None:
-        with self._cutter.into(batch, request) as cut:
-            for i in share:
-                row = int(request.images[i])
-                data = self._pack.read(row)
-                try:
-                    image = simplejpeg.decode_jpeg(data)
-                except ValueError as error:
-                    raise undecodable(self._pack, row, error) from error
-                cut(i, image)
+    def _fill(self, request: Request, cut: Cut, share: range) -> None:
+        rows = request.images[share.start : share.stop].tolist()
+        # All are read before the first is decoded: each reading in between would wait for the interpreter's lock.
+        encoded = [self._pack.read(row) for row in rows]
+        cut(share, map(self._decode, rows, encoded))
+
+    def _decode(self, row: int, data: bytes) -> np.ndarray:
+        try:
+            return simplejpeg.decode_jpeg(data)
+        except ValueError as error:
+            raise undecodable(self._pack, row, error) from error
 
     def close(self) -> None:
         """See `Loader.close`."""

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from precompute_case import contents, pack_path, recipe, teacher_folders, with_teachers
 from store_builder import create_and_fill
@@ -19,6 +20,9 @@ from repcon.images import Pack
 from repcon.store import LabelStore
 
 __all__ = ["pack_path", "recipe", "teacher_folders"]
+
+pytest_plugins = ("training_fixtures",)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 # One server imports everything once; each run is a fork of it, so that kills land in the work.
 CONTEXT = multiprocessing.get_context("forkserver")
@@ -48,6 +52,9 @@ def files_in(folder: Path) -> int:
 
 
 def write(url: str) -> None:
+    # With two threads, which share torch's exp, a unit in some 20,000 came out with labels 1e-5 off, why is not known.
+    # It is the store that is tested here: its input must not differ.
+    torch.set_num_threads(1)
     create_and_fill(url, images=300, rows_per_shard=10)
 
 

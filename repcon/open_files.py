@@ -6,7 +6,7 @@ thread, which the caller then has to wait for.
 
 import os
 
-MOST = 256
+MOST = 128
 """Files that stay open at most, per `OpenFiles`; of further ones each reading opens the file again."""
 
 

@@ -20,6 +20,7 @@ import torch
 from repcon.errors import UserError
 from repcon.loaders import CropBatch, Request
 from repcon.loaders.buffers import Buffers
+from repcon.loaders.cutting import arrays
 from repcon.loaders.opening import BETON, require
 from repcon.loaders.pool import BatchPool, Spares, empty_batch
 from repcon.loaders.reference import check_boxes, undecodable
@@ -57,22 +58,20 @@ class FfcvLoader:
     def _begin(self, request: Request) -> tuple[CropBatch, list[Callable[[], None]]]:
         check_boxes(self._pack, request)
         batch = empty_batch(request, self._sides, self._buffers)
-        shares = self._pool.shares(len(request.images))
-        return batch, [partial(self._fill, batch, request, share) for share in shares]
+        made = arrays(batch, request)
+        return batch, [partial(self._fill, request, *made, share) for share in self._pool.shares(len(request.images))]
 
-    def _fill(self, batch: CropBatch, request: Request, share: range) -> None:
-        part, c = slice(share.start, share.stop), request.crops.shape[1]
+    def _fill(
+        self, request: Request, boxes: np.ndarray, flips: np.ndarray, outs: tuple[np.ndarray, ...], share: range
+    ) -> None:
+        part, c = slice(share.start, share.stop), boxes.shape[1]
         rows = np.array(request.images[part], dtype=np.int64)
-        boxes = np.array(request.boxes[part], dtype=np.uint16)
-        flips = np.array(request.flips[part], dtype=np.uint8)
-        outs = tuple(
-            pixels[share.start * c : share.stop * c].permute(0, 2, 3, 1).numpy() for pixels in batch.pixels.values()
-        )
+        filled = tuple(out[share.start * c : share.stop * c] for out in outs)
         for row in rows:
             if self._unchecked[row]:
                 self._check(int(row))
         with self._workspaces.one() as space:
-            failed = self._beton.decode(rows, boxes, flips, outs, space)
+            failed = self._beton.decode(rows, boxes[part], flips[part], filled, space)
             if failed >= 0:
                 raise undecodable(self._pack, int(rows[failed]), space.error())
 

@@ -31,7 +31,7 @@ def rerun(store: LabelStore, pack: Pack, config: VerifyConfig) -> dict[str, dict
     device = choose(config.device)
     request, stored = draw(store, config.sample, config.seed)
     sizes = sorted({int(head.section.preprocessing["size"]) for head in store.heads.values()})
-    pixels = {kind: decoded for kind in _kinds(config) if (decoded := _decode(kind, pack, sizes, request, config))}
+    pixels = {kind: decoded for kind in _kinds(config) if (decoded := _decode(kind, pack, sizes, request, config, device))}
     found: dict[str, dict[str, dict[str, float]]] = {}
     for name, head in store.heads.items():
         allowed = head.section.model in config.code
@@ -75,12 +75,12 @@ def _kinds(config: VerifyConfig) -> list[str]:
 
 
 def _decode(
-    kind: str, pack: Pack, sizes: list[int], request: Request, config: VerifyConfig
+    kind: str, pack: Pack, sizes: list[int], request: Request, config: VerifyConfig, device: torch.device
 ) -> Mapping[int, torch.Tensor] | None:
     """The sample's pixels (n, 3, S, S) uint8 for each side S on the CPU; None for a loader nobody asked for by name
     that cannot be opened here."""
     try:
-        loader = open_loader(kind, pack, sizes)
+        loader = open_loader(kind, pack, sizes, device=str(device))
     except UserError as error:
         if kind in config.loaders:
             raise

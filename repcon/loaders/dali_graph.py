@@ -7,7 +7,7 @@ took from them.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +27,14 @@ if TYPE_CHECKING:
 IMAGES_PER_RUN = 64
 
 
+@dataclass(frozen=True, slots=True)
+class Graph:
+    """A pipeline, and on a GPU the stream of its own that does not wait for the consumer's training step."""
+
+    pipeline: Pipeline
+    stream: torch.cuda.Stream | None
+
+
 class GraphLoader:
     """The whole way inside DALI. Made for a GPU; with `device="cpu"` the same graph runs on the CPU, for tests."""
 
@@ -34,10 +42,13 @@ class GraphLoader:
 
     def __init__(self, pack: "Pack", sides: Sequence[int], *, workers: int = 0, device: str = "cuda") -> None:
         self._pack, self._sides, self._device = pack, tuple(sides), torch.device(device)
+        self._gpu = None
+        if self._device.type == "cuda":
+            self._gpu = torch.cuda.current_device() if self._device.index is None else self._device.index
         # Two batches in work, each on a pipeline and a stream of its own: one parses while the other resizes.
         self._pool = BatchPool(2)
         self._threads = workers or max(1, cores() // 2)
-        self._graphs: dict[int, Spares[Pipeline]] = {}
+        self._graphs: dict[int, Spares[Graph]] = {}
         longest = int(pack.sizes.max(initial=1))
         self._margins = [_Margins(longest, side) for side in self._sides]
 
@@ -60,20 +71,20 @@ class GraphLoader:
         )
         return batch, [partial(self._fill, graphs, batch, request)]
 
-    def _graph(self, crops: int) -> Pipeline:
-        gpu = (self._device.index or 0) if self._device.type == "cuda" else None
-        return _crop_graph(crops, self._sides, threads=self._threads, gpu=gpu)
+    def _graph(self, crops: int) -> Graph:
+        pipeline = _crop_graph(crops, self._sides, threads=self._threads, gpu=self._gpu)
+        return Graph(pipeline, None if self._gpu is None else torch.cuda.Stream(self._gpu))
 
-    def _fill(self, graphs: Spares[Pipeline], batch: CropBatch, request: Request) -> None:
+    def _fill(self, graphs: Spares[Graph], batch: CropBatch, request: Request) -> None:
         n, c = request.crops.shape
-        with graphs.one() as pipeline, _own_stream(self._device):
+        with graphs.one() as graph, torch.cuda.stream(graph.stream):
             for side in self._sides:
                 place = torch.empty((n * c, side, side, 3), dtype=torch.uint8, device=self._device)
                 batch.pixels[side] = place.permute(0, 3, 1, 2)
             for start in range(0, n, IMAGES_PER_RUN):
-                self._fill_share(pipeline, batch, request, range(start, min(start + IMAGES_PER_RUN, n)))
+                self._fill_share(graph, batch, request, range(start, min(start + IMAGES_PER_RUN, n)))
 
-    def _fill_share(self, pipeline: Pipeline, batch: CropBatch, request: Request, share: range) -> None:
+    def _fill_share(self, graph: Graph, batch: CropBatch, request: Request, share: range) -> None:
         c, part = request.crops.shape[1], slice(share.start, share.stop)
         boxes = request.boxes[part].astype(np.int32)
         feeds = {
@@ -83,12 +94,12 @@ class GraphLoader:
         }
         for margins in self._margins:
             feeds |= margins.feeds(boxes)
-        outputs = run(pipeline, feeds, self._pack, request, share)
+        outputs = run(graph.pipeline, feeds, self._pack, request, share)
         for side, output in zip(self._sides, outputs, strict=True):
             crops = torch.from_dlpack(output.as_tensor()).reshape(-1, side, side, 3)
             batch.pixels[side].permute(0, 2, 3, 1)[share.start * c : share.stop * c].copy_(crops)
-        if self._device.type == "cuda":  # before the pipeline's next run takes its outputs back
-            torch.cuda.current_stream(self._device).synchronize()
+        if graph.stream is not None:  # before the pipeline's next run takes its outputs back
+            graph.stream.synchronize()
 
     def close(self) -> None:
         """See `Loader.close`."""
@@ -167,13 +178,3 @@ def _gain(length: int, side: int) -> float:
     places = np.arange(-np.ceil(scale), np.ceil(2 * scale) + 1)
     weights = np.maximum(0.0, 1.0 - np.abs(places + 0.5 - scale / 2) / scale)
     return float(weights.sum() / weights[(places >= 0) & (places < length)].sum())
-
-
-@contextmanager
-def _own_stream(device: torch.device) -> Iterator[None]:
-    """On a GPU, a stream that does not wait for the consumer's training step."""
-    if device.type != "cuda":
-        yield
-        return
-    with torch.cuda.stream(torch.cuda.Stream(device)):
-        yield

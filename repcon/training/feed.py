@@ -88,7 +88,7 @@ class Feed:
         self._store, self._names, self._label_memory = store, names, label_memory
         self._shelf = Shelf(store, names, self._device, shared=world > 1)
         self._held_labels: Labels | None = None
-        self._loader = open_loader(loader, pack, (size,), workers=workers, device=self._device.type)
+        self._loader = open_loader(loader, pack, (size,), workers=workers, device=str(self._device))
 
     @property
     def steps(self) -> int:

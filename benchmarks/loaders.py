@@ -13,8 +13,7 @@ NAME_pixel_difference         mean absolute, of 255, to the float32 reference, o
 NAME_label_kl, _agreement     from the label that `repcon precompute` stored to the teacher on the crop of the loader
 
 --long: also 1, 4 and 8 crops of 64, 160 and 224 pixels from 400 x 300 and 1280 x 960: 400x300_1x64_NAME_over_decode ...
-On a GPU also DALI's mixed decode: dali_mixed_over_decode, and dali_mixed_over_resnet50, dali_mixed_4_over_resnet50: its
-crops per second (1 and 4 per image) over the images that a ResNet-50's training steps take.
+On a GPU also DALI's mixed decode: dali_mixed_over_decode, ...; whether it keeps a student fed: loaders_gpu.py.
 Pictures are generated (loaders_pictures.py); with --data, or REPCON_DATA, photographs from a folder of tars: mosaics of
 them where a size is given, themselves for the labels. Contenders take turns; each is timed right after the floor.
 """
@@ -27,8 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import script
-import torch
-from loaders_contenders import Case, write_stock
+from loaders_contenders import OURS, Case, write_stock
 from loaders_contract import contract
 from loaders_pictures import Size, generated, mosaics, pack, photographs
 from loaders_race import Race
@@ -37,6 +35,7 @@ from targets import targets
 
 from repcon.environment import environment
 from repcon.images import Pack
+from repcon.loaders import installed
 from repcon.loaders.pool import cores
 from repcon.record import console, progress
 
@@ -90,17 +89,12 @@ def measure(setting: Setting, data: str, folder: Path) -> dict[str, Any]:
     small = Pack.open(packs[MAIN])
     figures |= {"images": len(small), "bytes_per_image": float(small.lengths.mean())}
     with progress() as bar:
-        task = bar.add_task("loaders", total=5 + len(setting.sweep), unit="parts", note="labels")
+        task = bar.add_task("loaders", total=4 + len(setting.sweep), unit="parts", note="labels")
         labels(packs[LABELLED], folder / "labels.zarr", setting, figures)
         bar.update(task, advance=1, note="4 crops of 160")
         with closing(Race(threads, figures)) as race:
             for part in parts(race, packs, setting):
                 bar.update(task, advance=1, note=part)
-        if torch.cuda.is_available():
-            import loaders_gpu  # Slow to import.
-
-            loaders_gpu.feeding(packs[MAIN], len(small), threads, setting.rounds, figures)
-        bar.advance(task)
     return figures
 
 
@@ -119,7 +113,7 @@ def parts(race: Race, packs: dict[str, Path], setting: Setting) -> Iterator[str]
         row = Case(pack=str(packs[size]), crops=crops, side=side)
         name = f"{case_name(size, crops, side)}_{{}}"
         race.run(row, setting.sweep_rounds, kinds=race.kinds, name=name)
-    yield "a student's appetite" if torch.cuda.is_available() else ""
+    yield ""
 
 
 def case_name(size: str, crops: int, side: int) -> str:
@@ -146,7 +140,8 @@ def make_packs(setting: Setting, data: str, folder: Path) -> dict[str, Path]:
 def labels(packed: Path, store: Path, setting: Setting, figures: dict[str, Any]) -> None:
     """Adds how far each loader's crops are from the teacher's."""
     figures |= {"label_images": len(Pack.open(packed)), "teacher_side": setting.teacher_side}
-    for kind, found in contract(packed, store, setting.teacher_side).items():
+    present = [kind for kind in OURS if installed(kind)]
+    for kind, found in contract(packed, store, setting.teacher_side, present, "cpu").items():
         for name, value in found.items():
             figures[f"{kind}_pixel_difference" if name == "pixel_difference" else f"{kind}_label_{name}"] = value
 

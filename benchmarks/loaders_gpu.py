@@ -1,49 +1,116 @@
-"""On a GPU: whether DALI's mixed decode keeps up with a ResNet-50 student. Made and not yet run on one."""
+"""DALI decoding on a GPU: whether it gives the teacher's crop, and keeps a ResNet-50 student fed.
 
+    python benchmarks/loaders_gpu.py [--data FOLDER] [--json FILE] [--record]
+
+resnet50_images_per_second   of its training steps alone: bf16, channels-last, one batch that lies in the GPU's memory
+dali_mixed_1, _4             crops per second of mixed decode, 1 and 4 crops of 224 pixels per image; images per second;
+                             _over_resnet50: crops per second over those that the training steps take
+dali_mixed_pixel_difference  mean absolute, of 255, to the float32 reference on the CPU
+dali_mixed_label_kl, _kl_worst, _agreement   from the label that `repcon precompute` stored, through the reference
+                             loader on this GPU, to the teacher on the crop of mixed decode; reference_: on its own
+
+Pictures as in loaders.py: mosaics of photographs of 400 x 300 pixels, and photographs as they are for the labels.
+"""
+
+import tempfile
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import script
+import tables
 import timm
 import torch
 import torch.nn.functional as F
 from loaders_contenders import Case, Contender
+from loaders_contract import contract
+from loaders_pictures import generated, mosaics, pack, photographs
 from records import put
+from targets import targets
 
+from repcon.environment import environment
+from repcon.errors import UserError
+from repcon.images import Pack
+from repcon.loaders.pool import cores
+from repcon.record import console
+
+IMAGES, LABELLED, PICTURE = 2048, 1024, (400, 300)
 BATCH, SIDE = 256, 224
+ROUNDS, STEPS = 7, 10
 
 
-def feeding(pack: Path, images: int, threads: int, rounds: int, figures: dict[str, Any]) -> None:
-    """Crops per second of the mixed decoder, 1 and 4 per image, over those that ResNet-50's training steps take."""
-    steps = _resnet50_rates(rounds)
+def main() -> None:
+    arguments = script.parser("DALI decoding on a GPU.", data="folder of tars of photographs").parse_args()
+    if not torch.cuda.is_available():
+        raise UserError("loaders_gpu: torch sees no CUDA device here")
+    with tempfile.TemporaryDirectory() as folder:
+        figures = measure(arguments.data, Path(folder))
+    facts = environment()
+    figures |= {"environment": facts, "targets": targets("loaders_gpu", facts["device"])}
+    title = f"DALI on a GPU, crops of {SIDE} pixels; pictures: {figures['pictures']}"
+    script.finish("loaders_gpu", figures, [tables.of_figures(title, figures)], arguments)
+
+
+def measure(data: str, folder: Path) -> dict[str, Any]:
+    """All figures."""
+    console.quiet = True
+    taken = photographs(Path(data), LABELLED) if data else []
+    packed = pack(mosaics(taken, IMAGES, PICTURE) if taken else generated(IMAGES, PICTURE), folder / "pack")
+    labelled = pack(taken, folder / "labelled") if taken else packed
+    console.quiet = False
+    small = Pack.open(packed)
+    figures: dict[str, Any] = {
+        "pictures": "photographs" if data else "generated",
+        "threads": cores(),
+        "images": len(small),
+        "bytes_per_image": float(small.lengths.mean()),
+    }
+    feeding(packed, figures)
+    figures["label_images"] = len(Pack.open(labelled))
+    for kind, found in contract(labelled, folder / "labels.zarr", SIDE, ("dali",), "cuda").items():
+        kind = "dali_mixed" if kind == "dali" else kind
+        for name, value in found.items():
+            figures[f"{kind}_pixel_difference" if name == "pixel_difference" else f"{kind}_label_{name}"] = value
+    return figures
+
+
+def feeding(packed: Path, figures: dict[str, Any]) -> None:
+    """Adds what the student takes and what mixed decode gives, one after the other."""
+    steps = resnet50_rates()
     put(figures, "resnet50_images_per_second", steps)
-    loader = Contender("dali_mixed", threads)
-    for crops, name in ((1, "dali_mixed"), (4, "dali_mixed_4")):
-        loader.open(Case(pack=str(pack), crops=crops, side=SIDE))
-        rates = np.array([images * crops / loader.epoch() for _ in range(rounds)])
-        put(figures, f"{name}_crops_per_second", rates)
-        put(figures, f"{name}_images_per_second", rates / crops)
-        put(figures, f"{name}_over_resnet50", rates / np.array(steps))
-    loader.close()
+    with closing(Contender("dali_mixed", cores())) as loader:
+        for crops in (1, 4):
+            opened = loader.open(Case(pack=str(packed), crops=crops, side=SIDE))
+            rates = np.array([IMAGES * crops / loader.epoch() for _ in range(ROUNDS)])
+            name = f"dali_mixed_{crops}"
+            put(figures, f"{name}_crops_per_second", rates)
+            put(figures, f"{name}_images_per_second", rates / crops)
+            put(figures, f"{name}_over_resnet50", rates / np.array(steps))
+            figures[f"{name}_first_batch_seconds"] = opened.first_batch_seconds
 
 
-def _resnet50_rates(rounds: int, steps: int = 20) -> list[float]:
-    """bf16, channels-last, on one batch that lies in the GPU's memory; the first round only warms up."""
+def resnet50_rates() -> list[float]:
+    """Images per second, a number per round; the first round only warms up."""
     model = timm.create_model("resnet50").to("cuda", memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     optimiser = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     pixels = torch.randn(BATCH, 3, SIDE, SIDE, device="cuda").contiguous(memory_format=torch.channels_last)
     labels = torch.randint(1000, (BATCH,), device="cuda")
     rates = []
-    for _ in range(rounds + 1):
+    for _ in range(ROUNDS + 1):
         torch.cuda.synchronize()
         start = time.perf_counter()
-        for _ in range(steps):
+        for _ in range(STEPS):
             with torch.autocast("cuda", torch.bfloat16):
                 loss = F.cross_entropy(model(pixels), labels)
             loss.backward()
             optimiser.step()
             optimiser.zero_grad()
         torch.cuda.synchronize()
-        rates.append(BATCH * steps / (time.perf_counter() - start))
+        rates.append(BATCH * STEPS / (time.perf_counter() - start))
     return rates[1:]
+
+
+if __name__ == "__main__":
+    script.run(main)

@@ -36,10 +36,6 @@ def grids(figures: Mapping[str, Any], sweep: Sequence[tuple[str, int]]) -> list[
         rows = [(case, *row) for case, crops in sweep for row in _speeds(figures, f"{case}_", crops)]
         title = f"Every size, {threads} threads"
         found.append(Grid(title=title, titles=("case", "loader", *_SPEED[:-1]), rows=[row[:-1] for row in rows]))
-    if "resnet50_images_per_second" in figures:
-        names = [name for name in figures if name.startswith(("resnet50", "dali_mixed")) and "224" not in name]
-        rows = [row for row in records.table_rows(figures) if row[0] in names]
-        found.append(Grid(title="Feeding a ResNet-50 at 224 pixels", titles=records.TITLES, rows=rows))
     return found
 
 

@@ -11,7 +11,7 @@ compiled_over_teachers_light, _heavy   the teachers alone compiled (`compile = t
                   compiling; left out where there is no C++ compiler
 fkd_over_ours     time of the light teacher's job done as FKD does it over our time: DataLoader, PIL, torchvision, a
                   file per image (see precompute_contenders.py); _1 and _16 as above
-processes_2_over_1   crops per second of two processes over one, each with half of the cores (on GPUs: one each)
+processes_2_over_1   crops per second of two processes over one, each with half of the cores (on GPUs: one each, where there are two)
 memory_growth     peak memory of a process that labels 16 N images over that at N images
 cost_growth       seconds per crop likewise, in turns; seconds_per_crop_*, memory_bytes_*: at N, 4 N and 16 N
 
@@ -61,6 +61,8 @@ class Setting:
     precision: Precision = "fp32"
     swept: tuple[str, ...] = ("light",)
     """Panels that also run with 1 and 16 crops per image."""
+    peers: bool = True
+    """Whether FKD and compiled teachers take part."""
 
 
 SHORT = Setting(
@@ -72,9 +74,10 @@ LONG = Setting(
     growth=precompute_growth.Setting(size=64, images=256, processes_images=1024),
 )  # fmt: skip
 GPU = Setting(
-    light_size=224, heavy_size=224, seconds=5.0, rounds=5, precision="bf16", swept=("light", "heavy"),
-    growth=precompute_growth.Setting(size=224, images=2048, processes_images=16_384, precision="bf16"),
+    light_size=224, heavy_size=224, seconds=3.0, rounds=5, precision="bf16", swept=("heavy",), peers=False,
+    growth=precompute_growth.Setting(size=224, images=512, processes_images=16_384, precision="bf16"),
 )  # fmt: skip
+GPU_LONG = replace(GPU, seconds=5.0, swept=("light", "heavy"), peers=True)
 
 
 def main() -> None:
@@ -84,7 +87,8 @@ def main() -> None:
     parser.add_argument("--long", action="store_true", help="larger jobs and more rounds")
     arguments = parser.parse_args()
     on_gpu = torch.cuda.is_available()
-    setting = GPU if on_gpu else LONG if arguments.long else SHORT
+    settings = (GPU, GPU_LONG) if on_gpu else (SHORT, LONG)
+    setting = settings[arguments.long]
     keep_freed_memory()
     with tempfile.TemporaryDirectory() as folder:
         figures = measure(setting, torch.device("cuda" if on_gpu else "cpu"), arguments.data, Path(folder))
@@ -112,7 +116,8 @@ def measure(setting: Setting, device: torch.device, data: str, folder: Path) -> 
         for name in PANELS:
             race.run(name, figures)
         race.step("processes")
-        precompute_growth.scaling(setting.growth, device, packs, folder, figures)
+        if torch.cuda.device_count() != 1:
+            precompute_growth.scaling(setting.growth, device, packs, folder, figures)
         race.step("growth")
         precompute_growth.growth(setting.growth, device, packs, folder, figures)
     return figures
@@ -144,11 +149,11 @@ class Race:
         jobs = {depth: self._job(teachers, batch_size, depth, crops // depth) for depth in depths}
         contenders: dict[str, tuple[Callable[[Job], Took], Job]] = {"alone": (alone, jobs[CROPS])}
         contenders |= {f"ours_{depth}": (ours, job) for depth, job in jobs.items()}
-        if len(teachers) == 1 and shutil.which("g++"):
+        if self.setting.peers and len(teachers) == 1 and shutil.which("g++"):
             compiled = load(sizes, self.setting.precision, self.device, compile=True)
             contenders["compiled"] = (alone, replace(jobs[CROPS], teachers=compiled))
             alone(contenders["compiled"][1])
-        if name == "light":
+        if self.setting.peers and name == "light":
             contenders |= {f"fkd_{depth}": (fkd, job) for depth, job in jobs.items()}
         rounds = []
         for number in range(self.setting.rounds):

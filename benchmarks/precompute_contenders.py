@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from loaders_pictures import marked
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
@@ -186,14 +187,8 @@ class Packs:
         if not out.exists():
             place.mkdir()
             for number in range(count):
-                (place / f"{number:06d}.jpg").write_bytes(_marked(self._held[number % len(self._held)], number))
+                (place / f"{number:06d}.jpg").write_bytes(marked(self._held[number % len(self._held)], number))
             console.quiet = True
             packing.run(PackConfig(source=str(place), out=str(out)))
             console.quiet = False
         return Pack.open(out), place
-
-
-def _marked(jpeg: bytes, number: int) -> bytes:
-    """The JPEG with a comment: another file, of the same pixels and coding."""
-    comment = f"{number:08d}".encode()
-    return jpeg[:2] + b"\xff\xfe" + (len(comment) + 2).to_bytes(2, "big") + comment + jpeg[2:]

@@ -52,6 +52,7 @@ def benchmarks(on_gpu: bool) -> tuple[Benchmark, ...]:
         Benchmark(name="store"),
         Benchmark(name="scale"),
         Benchmark(name="loaders"),
+        *([Benchmark(name="loaders_gpu", long=())] if on_gpu else []),
         Benchmark(name="precompute"),
         Benchmark(name="training", short=device, long=(*device, "--long")),
         Benchmark(

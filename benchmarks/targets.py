@@ -49,7 +49,13 @@ ON_GPU: Mapping[str, Targets] = {
         "b4096_21841-1000_bf16_liger_over_ours": ">= 3",
         "b1024_1000-196-45_bf16_launches_worth": "<= 1.5",
     },
-    "loaders": {"dali_mixed_over_resnet50": ">= 1"},
+    "loaders_gpu": {
+        "dali_mixed_1_over_resnet50": ">= 1",
+        "dali_mixed_4_over_resnet50": ">= 1",
+        "dali_mixed_pixel_difference": "<= 0.05",
+        "dali_mixed_label_kl": "<= 0.01",
+        "dali_mixed_label_agreement": ">= 0.99",
+    },
     "precompute": {"over_teachers_heavy": ">= 0.95"},
     "training": {"step_over_synthetic": ">= 0.97"},
 }

@@ -9,6 +9,7 @@ import numpy as np
 import simplejpeg
 import torch
 import torch.nn.functional as F
+from loaders_pictures import marked
 from torch import nn
 
 from repcon import backbones, crops, topk
@@ -23,9 +24,11 @@ from repcon.training.processes import Team
 from repcon.training.sanity import LossGuard
 from repcon.training.trainer import Trainer
 
-HEAVY, LIGHT = "tf_efficientnet_lite0", "mobilenetv3_small_050"
+LIGHT = "mobilenetv3_small_050"
 CLASSES = {"generalist": 1000, "task": 100}
 CROPS, K = 4, 16
+DIFFERENT = 64
+"""Pictures that differ; further ones are the same in another file, which costs as much to read and decode."""
 OPTIM = OptimConfig(warmup_epochs=0.0)
 
 
@@ -37,6 +40,8 @@ class Setting:
     light_images: int
     batch_size: int
     rounds: int
+    heavy: str = "tf_efficientnet_lite0"
+    """The trunk that costs more than its data, and the teachers of online distillation."""
     size: int = 128
     precision: Precision = "fp32"
 
@@ -81,7 +86,7 @@ def heavy_contenders(data: Data, setting: Setting, device: str, only: str = "") 
     def trainer(name: str) -> Trainer:
         heads = tuple(CLASSES)[: 1 if name in ("ours_one", "online", "torchdistill") else 2]
         chosen = replace(setting, precision="bf16") if name == "ours_bf16" else setting
-        return _trainer(data.heavy, chosen, device, HEAVY, heads)
+        return _trainer(data.heavy, chosen, device, setting.heavy, heads)
 
     return {name: make(trainer(name)) for name, make in makers.items() if only in ("", name)}
 
@@ -191,8 +196,8 @@ def _online(
 ) -> Contender:
     """The same trunk, crops and optimiser, with the teachers of the heads run in every step."""
     device, heads = trainer.team.device, trainer.student.heads
-    teachers = nn.ModuleList(timm.create_model(HEAVY, num_classes=count) for count in heads.values())
-    student = timm.create_model(HEAVY, num_classes=sum(heads.values()))
+    teachers = nn.ModuleList(timm.create_model(setting.heavy, num_classes=count) for count in heads.values())
+    student = timm.create_model(setting.heavy, num_classes=sum(heads.values()))
     for model in (student, teachers):
         model.to(device=device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     loss = make(student, teachers.eval().requires_grad_(False), trainer)
@@ -306,7 +311,9 @@ def _plain(folder: Path, setting: Setting, device: str) -> Contender:
 def make_data(folder: Path, setting: Setting) -> Data:
     """Ten classes of generated photographs, packed twice (all, and the few that the heavy trunk gets through)."""
     pictures = folder / "pictures"
-    for number, data in enumerate(_photographs(setting.light_images)):
+    held = list(_photographs(DIFFERENT))
+    for number in range(setting.light_images):
+        data = marked(held[number % DIFFERENT], number)
         place = pictures / "light" / f"class-{number % 10}" / f"{number:05d}.jpg"
         place.parent.mkdir(parents=True, exist_ok=True)
         place.write_bytes(data)
@@ -341,7 +348,9 @@ def _photographs(count: int) -> Iterator[bytes]:
 def _store(folder: Path, pack: Pack) -> None:
     """Labels of random logits on the planned crops."""
     sections = tuple(
-        TeacherSection(name=name, model=HEAVY, architecture=HEAVY, weight_hash="", preprocessing={}, num_classes=count)
+        TeacherSection(
+            name=name, model="random", architecture="random", weight_hash="", preprocessing={}, num_classes=count
+        )
         for name, count in CLASSES.items()
     )
     spec = StoreSpec(

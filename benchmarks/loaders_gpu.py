@@ -21,7 +21,6 @@ from typing import Any
 import numpy as np
 import script
 import tables
-import timm
 import torch
 import torch.nn.functional as F
 from loaders_contenders import Case, Contender
@@ -30,6 +29,7 @@ from loaders_pictures import generated, mosaics, pack, photographs
 from records import put
 from targets import targets
 
+from repcon.backbones import timm
 from repcon.environment import environment
 from repcon.errors import UserError
 from repcon.images import Pack

@@ -11,7 +11,8 @@ compiled_over_teachers_light, _heavy   the teachers alone compiled (`compile = t
                   compiling; left out where there is no C++ compiler
 fkd_over_ours     time of the light teacher's job done as FKD does it over our time: DataLoader, PIL, torchvision, a
                   file per image (see precompute_contenders.py); _1 and _16 as above
-processes_2_over_1   crops per second of two processes over one, each with half of the cores (on GPUs: one each, where there are two)
+processes_2_over_1   crops per second of two processes over one, each with half of the cores (on GPUs: one each, where
+                  there are two)
 memory_growth     peak memory of a process that labels 16 N images over that at N images
 cost_growth       seconds per crop likewise, in turns; seconds_per_crop_*, memory_bytes_*: at N, 4 N and 16 N
 

@@ -31,7 +31,10 @@ def rerun(store: LabelStore, pack: Pack, config: VerifyConfig) -> dict[str, dict
     device = choose(config.device)
     request, stored = draw(store, config.sample, config.seed)
     sizes = sorted({int(head.section.preprocessing["size"]) for head in store.heads.values()})
-    pixels = {kind: decoded for kind in _kinds(config) if (decoded := _decode(kind, pack, sizes, request, config, device))}
+    pixels = {}
+    for kind in _kinds(config):
+        if decoded := _decode(kind, pack, sizes, request, config, device):
+            pixels[kind] = decoded
     found: dict[str, dict[str, dict[str, float]]] = {}
     for name, head in store.heads.items():
         allowed = head.section.model in config.code

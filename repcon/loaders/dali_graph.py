@@ -45,8 +45,8 @@ class GraphLoader:
         self._gpu = None
         if self._device.type == "cuda":
             self._gpu = torch.cuda.current_device() if self._device.index is None else self._device.index
-        # Two batches in work, each on a pipeline and a stream of its own: one parses while the other resizes.
-        self._pool = BatchPool(2)
+        # Three batches in work, each on a pipeline and a stream of its own: some parse and decode, others resize.
+        self._pool = BatchPool(3)
         self._threads = workers or max(1, cores() // 2)
         self._graphs: dict[int, Spares[Graph]] = {}
         longest = int(pack.sizes.max(initial=1))

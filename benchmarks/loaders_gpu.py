@@ -50,7 +50,7 @@ def main() -> None:
     facts = environment()
     figures |= {"environment": facts, "targets": targets("loaders_gpu", facts["device"])}
     title = f"DALI on a GPU, crops of {SIDE} pixels; pictures: {figures['pictures']}"
-    script.finish("loaders_gpu", figures, [tables.of_figures(title, figures)], arguments)
+    script.finish("loaders-gpu", figures, [tables.of_figures(title, figures)], arguments)
 
 
 def measure(data: str, folder: Path) -> dict[str, Any]:

@@ -76,8 +76,8 @@ def _decoder() -> Pipeline:
 
 def decoded(jpegs: Any, device: str) -> Any:
     """The graph's decoder: RGB in stored orientation, with the exact DCT."""
-    # jpeg_fancy_upsampling: the GPU's chroma as the CPU decoders interpolate it. hw_decoder_load: a GPU that has JPEG
-    # engines decodes all with them; DALI leaves them two thirds, and its own code for the rest is slower and less exact.
+    # jpeg_fancy_upsampling: the GPU's chroma as the CPU decoders interpolate it. hw_decoder_load: a GPU's JPEG engines
+    # take all images; by itself DALI gives them two thirds, and decodes the rest more slowly and less exactly.
     on_gpu: dict[str, Any] = {"jpeg_fancy_upsampling": True, "hw_decoder_load": 1.0} if device == "mixed" else {}
     rgb = types.DALIImageType.RGB
     return fn.decoders.image(jpegs, device=device, output_type=rgb, adjust_orientation=False, **on_gpu)

@@ -1,4 +1,4 @@
-"""The graph that runs on a GPU, run on the CPU: DALI decodes, slices, resizes and flips."""
+"""The loader for a GPU, run on the CPU: DALI decodes; torch cuts in place of the kernel, which has its own tests."""
 
 import pytest
 import torch
@@ -18,33 +18,33 @@ def pack(tmp_path_factory: pytest.TempPathFactory) -> Pack:
     return Pack.open(make_pack(tmp_path_factory.mktemp("dali")))
 
 
-def test_the_whole_graph_gives_the_references_crops(pack: Pack) -> None:
-    from repcon.loaders.dali_graph import GraphLoader
+def test_it_gives_the_references_crops(pack: Pack) -> None:
+    from repcon.loaders.dali_gpu import GpuLoader
 
     requests = [request(pack, range(len(pack)), 6, seed=1), request(pack, [3, 1], 2), request(pack, [5] * 70, 6)]
-    graph = GraphLoader(pack, SIDES, workers=2, device="cpu")
+    loader = GpuLoader(pack, SIDES, workers=2, device="cpu")
     expected = open_loader("reference", pack, SIDES).batches(requests)
-    for wanted, found in zip(expected, graph.batches(requests), strict=True):
+    for wanted, found in zip(expected, loader.batches(requests), strict=True):
         assert torch.equal(wanted.images, found.images) and torch.equal(wanted.crops, found.crops)
         for side in SIDES:
             gap = (wanted.pixels[side].float() - found.pixels[side].float()).abs()
             assert gap.mean() <= 0.05 and gap.max() <= 1
             assert found.pixels[side].is_contiguous(memory_format=torch.channels_last)
-    graph.close()
+    loader.close()
 
 
 def test_a_damaged_image_is_named(pack: Pack, monkeypatch: pytest.MonkeyPatch) -> None:
-    from repcon.loaders.dali_graph import GraphLoader
+    from repcon.loaders.dali_gpu import GpuLoader
 
     real = Pack.read
     monkeypatch.setattr(Pack, "read", lambda self, row: real(self, row)[: 300 if row == 3 else None])
-    graph = GraphLoader(pack, SIDES, workers=1, device="cpu")
+    loader = GpuLoader(pack, SIDES, workers=1, device="cpu")
     with pytest.raises(UserError, match="cannot be decoded") as caught:
-        list(graph.batches([request(pack, range(len(pack)), 2)]))
+        list(loader.batches([request(pack, range(len(pack)), 2)]))
     assert pack.keys[3] in str(caught.value)
     monkeypatch.undo()
-    assert len(list(graph.batches([request(pack, [3], 2)]))) == 1
-    graph.close()
+    assert len(list(loader.batches([request(pack, [3], 2)]))) == 1
+    loader.close()
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

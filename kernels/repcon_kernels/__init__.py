@@ -14,11 +14,12 @@
     >>> [round(loss, 4) for loss in losses.tolist()], logits.grad.shape
     ([0.857, 0.1222], torch.Size([3, 14]))
 
-`reference` defines the loss; "torch" and "triton" compute it. The package takes tensors and knows nothing of where they
-come from. Importing it needs no Triton.
+`reference` defines the loss; "torch" and "triton" compute it. `cut_crops` cuts what the student sees out of decoded
+images. The package takes tensors and knows nothing of where they come from. Importing it needs no Triton.
 """
 
 from repcon_kernels.api import IMPLEMENTATIONS, linear_kl, multi_head_kl
+from repcon_kernels.crops import cut_crops
 from repcon_kernels.heads import LOG_TAIL_FLOOR, TAILS, HeadSpec
 
-__all__ = ["IMPLEMENTATIONS", "LOG_TAIL_FLOOR", "TAILS", "HeadSpec", "linear_kl", "multi_head_kl"]
+__all__ = ["IMPLEMENTATIONS", "LOG_TAIL_FLOOR", "TAILS", "HeadSpec", "cut_crops", "linear_kl", "multi_head_kl"]

@@ -8,13 +8,15 @@ import torch
 from torch import Tensor
 from triton.runtime.jit import JITFunction
 
-from repcon_kernels import kernel, plan, scale
+from repcon_kernels import crop, kernel, plan, scale
 from repcon_kernels.heads import TAILS, HeadSpec
 from repcon_kernels.tickets import tickets
 
 SCALE_BLOCK = 1024
 SCALE_PROGRAMS = 1024
 """Programs of the scaling kernel: enough to fill a device, few enough that leaving memory alone costs one launch."""
+CROP_BLOCK = 256
+"""Pixels of a crop that one program computes."""
 
 
 def multi_head_kl(
@@ -92,6 +94,25 @@ def scale_heads(gradient: Tensor, factors: Tensor, factor_scale: float, starts: 
             COLUMNS=columns,
             BLOCK=SCALE_BLOCK,
         )
+
+
+def cut_crops(images: Sequence[Tensor], boxes: Tensor, flips: Tensor, out: Tensor) -> None:
+    """As `crops.cut_crops`: one launch, on the current stream."""
+    side, per_image = out.shape[1], flips.shape[1]
+    table = torch.cat([boxes, flips[..., None].to(torch.int32)], dim=2)
+    addresses = torch.tensor([image.data_ptr() for image in images])
+    widths = torch.tensor([image.shape[1] for image in images], dtype=torch.int32)
+    programs = len(out) * -(-side * side // CROP_BLOCK)
+    with _on(out.device):
+        _kernel(crop.cut_crops, programs)(
+            *(_there(part, out.device) for part in (addresses, widths, table)), out, per_image, SIDE=side,
+            BLOCK=CROP_BLOCK,
+        )  # fmt: skip
+
+
+def _there(tensor: Tensor, device: torch.device) -> Tensor:
+    """A small tensor on the device, without waiting for it."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
 
 
 def _kernel(function: Any, programs: int) -> Callable[..., Any]:

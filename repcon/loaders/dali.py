@@ -5,7 +5,7 @@ antialiased resize takes longer than the decoding itself. So there DALI decodes,
 (`loaders.triangle`) cuts and resizes straight out of DALI's buffers. Each thread of the pool drives a pipeline of its
 own with one DALI thread: requests may then come in any order and length, and a failure stays in its batch.
 
-On a GPU DALI does it all: `loaders.dali_graph`.
+On a GPU: `loaders.dali_gpu`.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -38,7 +38,7 @@ class CpuLoader:
     def __init__(self, pack: "Pack", sides: Sequence[int], *, workers: int = 0) -> None:
         self._pack, self._sides, self._buffers = pack, tuple(sides), Buffers()
         self._pool = BatchPool(workers)
-        self._decoders = Spares(_decoder)
+        self._decoders = Spares(partial(decoder, IMAGES_PER_RUN, threads=1, gpu=None))
         self._cutter = Cutter(pack, self._sides)
 
     def batches(self, requests: Iterable[Request]) -> Iterator[CropBatch]:
@@ -55,7 +55,7 @@ class CpuLoader:
     def _fill(self, request: Request, cut: Cut, share: range) -> None:
         jpegs = read(self._pack, request, share)
         with self._decoders.one() as pipeline:
-            (images,) = run(pipeline, {"jpegs": jpegs}, self._pack, request, share)
+            (images,) = run(pipeline, jpegs, self._pack, request, share)
             cut(share, (np.asarray(images[k]) for k in range(len(share))))
 
     def close(self) -> None:
@@ -64,23 +64,20 @@ class CpuLoader:
         self._decoders.close()
 
 
-def _decoder() -> Pipeline:
-    """jpegs -> (height, width, 3) uint8 on the CPU."""
-    pipeline = Pipeline(batch_size=IMAGES_PER_RUN, num_threads=1, device_id=None, prefetch_queue_depth=1)
-    with pipeline:
-        jpegs = fn.external_source(name="jpegs", device="cpu", no_copy=True)
-        pipeline.set_outputs(decoded(jpegs, "cpu"))
-    pipeline.build()
-    return pipeline
-
-
-def decoded(jpegs: Any, device: str) -> Any:
-    """The graph's decoder: RGB in stored orientation, with the exact DCT."""
+def decoder(batch_size: int, *, threads: int, gpu: int | None) -> Pipeline:
+    """At most `batch_size` jpegs -> (height, width, 3) uint8 RGB in stored orientation, with the exact DCT; on the CPU,
+    or on the GPU of this number."""
     # jpeg_fancy_upsampling: the GPU's chroma as the CPU decoders interpolate it. hw_decoder_load: a GPU's JPEG engines
     # take all images; by itself DALI gives them two thirds, and decodes the rest more slowly and less exactly.
-    on_gpu: dict[str, Any] = {"jpeg_fancy_upsampling": True, "hw_decoder_load": 1.0} if device == "mixed" else {}
-    rgb = types.DALIImageType.RGB
-    return fn.decoders.image(jpegs, device=device, output_type=rgb, adjust_orientation=False, **on_gpu)
+    options: dict[str, Any] = {"output_type": types.DALIImageType.RGB, "adjust_orientation": False}
+    if gpu is not None:
+        options |= {"device": "mixed", "jpeg_fancy_upsampling": True, "hw_decoder_load": 1.0}
+    pipeline = Pipeline(batch_size=batch_size, num_threads=threads, device_id=gpu, prefetch_queue_depth=1)
+    with pipeline:
+        jpegs = fn.external_source(name="jpegs", device="cpu", no_copy=True)
+        pipeline.set_outputs(fn.decoders.image(jpegs, **options))
+    pipeline.build()
+    return pipeline
 
 
 def read(pack: "Pack", request: Request, share: range) -> list[np.ndarray]:
@@ -88,15 +85,14 @@ def read(pack: "Pack", request: Request, share: range) -> list[np.ndarray]:
     return [np.frombuffer(pack.read(int(request.images[i])), dtype=np.uint8) for i in share]
 
 
-def run(pipeline: Pipeline, feeds: dict[str, list[np.ndarray]], pack: "Pack", request: Request, share: range) -> Any:
+def run(pipeline: Pipeline, jpegs: list[np.ndarray], pack: "Pack", request: Request, share: range) -> Any:
     """One run of the pipeline; raises UserError naming the image that DALI could not decode."""
     try:
-        for name, samples in feeds.items():
-            pipeline.feed_input(name, samples)
+        pipeline.feed_input("jpegs", jpegs)
         return pipeline.run()
     except RuntimeError as error:
         rows = [int(request.images[i]) for i in share]
-        for row, jpeg in zip(rows, feeds["jpegs"], strict=True):
+        for row, jpeg in zip(rows, jpegs, strict=True):
             try:
                 decode(jpeg.tobytes())
             except (OSError, ValueError, SyntaxError) as reason:

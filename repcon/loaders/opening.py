@@ -84,9 +84,9 @@ def _open(kind: str, pack: "Pack", sides: tuple[int, ...], workers: int, device:
 
         return FfcvLoader(pack, sides, workers=workers, device=device)
     if device.startswith("cuda"):
-        from repcon.loaders.dali_graph import GraphLoader
+        from repcon.loaders.dali_gpu import GpuLoader
 
-        return GraphLoader(pack, sides, workers=workers, device=device)
+        return GpuLoader(pack, sides, workers=workers, device=device)
     from repcon.loaders.dali import CpuLoader
 
     return CpuLoader(pack, sides, workers=workers)

@@ -13,7 +13,8 @@ from typing import Any
 
 import torch
 import triton
-from repcon_kernels import HeadSpec, kernel, scale
+from repcon_kernels import HeadSpec, crop, kernel, scale
+from repcon_kernels.launch import CROP_BLOCK
 from repcon_kernels.plan import REGISTERS, plan
 from triton.backends.compiler import GPUTarget
 
@@ -77,6 +78,15 @@ def build_scale(name: str, dtype: torch.dtype, factor_stride: int) -> None:
     tell(name, built)
 
 
+def build_crops(name: str, side: int) -> None:
+    numbers = torch.zeros(64, dtype=torch.int32)
+    built = crop.cut_crops.run(  # pyright: ignore[reportAttributeAccessIssue]
+        numbers.long(), numbers, numbers, torch.zeros(64, dtype=torch.uint8), 4, SIDE=side, BLOCK=CROP_BLOCK,
+        grid=(1,), warmup=True,
+    )  # fmt: skip
+    tell(name, built)
+
+
 def tell(name: str, built: Any) -> None:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(built.asm["cubin"])
@@ -108,3 +118,5 @@ build("logits at an odd address", ((1000, 16),), BF16, BUCKET, unaligned=1)
 for dtype in (BF16, FP32):
     build_scale("scale, one factor a head", dtype, 1)
 build_scale("scale, one factor for all", FP16, 0)
+build_crops("crops of 224", 224)
+build_crops("crops of 33", 33)

@@ -5,6 +5,8 @@
 resnet50_images_per_second   of its training steps alone: bf16, channels-last, one batch that lies in the GPU's memory
 dali_mixed_1, _4             crops per second of mixed decode, 1 and 4 crops of 224 pixels per image; images per second;
                              _over_resnet50: crops per second over those that the training steps take
+cut_us_per_crop              of the launch that cuts, resizes and flips, on decoded images
+cut_share_of_step            of the time of a training step, what cutting its crops takes the GPU
 dali_mixed_pixel_difference  mean absolute, of 255, to the float32 reference on the CPU
 dali_mixed_label_kl, _kl_worst, _agreement   from the label that `repcon precompute` stored, through the reference
                              loader on this GPU, to the teacher on the crop of mixed decode; reference_: on its own
@@ -27,18 +29,24 @@ from loaders_contenders import Case, Contender
 from loaders_contract import contract
 from loaders_pictures import generated, mosaics, pack, photographs
 from records import put
+from repcon_kernels import cut_crops
 from targets import targets
 
+from repcon import crops
 from repcon.backbones import timm
+from repcon.config import CropConfig
 from repcon.environment import environment
 from repcon.errors import UserError
 from repcon.images import Pack
 from repcon.loaders.pool import cores
+from repcon.loaders.reference import decode
 from repcon.record import console
 
 IMAGES, LABELLED, PICTURE = 2048, 1024, (400, 300)
 BATCH, SIDE = 256, 224
 ROUNDS, STEPS = 7, 10
+CUT = 16
+"""Crops of each image in the launches whose time is taken."""
 
 
 def main() -> None:
@@ -68,6 +76,7 @@ def measure(data: str, folder: Path) -> dict[str, Any]:
         "bytes_per_image": float(small.lengths.mean()),
     }
     feeding(packed, figures)
+    cutting(small, figures)
     figures["label_images"] = len(Pack.open(labelled))
     for kind, found in contract(labelled, folder / "labels.zarr", SIDE, ("dali",), "cuda").items():
         kind = "dali_mixed" if kind == "dali" else kind
@@ -81,14 +90,34 @@ def feeding(packed: Path, figures: dict[str, Any]) -> None:
     steps = resnet50_rates()
     put(figures, "resnet50_images_per_second", steps)
     with closing(Contender("dali_mixed", cores())) as loader:
-        for crops in (1, 4):
-            opened = loader.open(Case(pack=str(packed), crops=crops, side=SIDE))
-            rates = np.array([IMAGES * crops / loader.epoch() for _ in range(ROUNDS)])
-            name = f"dali_mixed_{crops}"
+        for count in (1, 4):
+            opened = loader.open(Case(pack=str(packed), crops=count, side=SIDE))
+            rates = np.array([IMAGES * count / loader.epoch() for _ in range(ROUNDS)])
+            name = f"dali_mixed_{count}"
             put(figures, f"{name}_crops_per_second", rates)
-            put(figures, f"{name}_images_per_second", rates / crops)
+            put(figures, f"{name}_images_per_second", rates / count)
             put(figures, f"{name}_over_resnet50", rates / np.array(steps))
             figures[f"{name}_first_batch_seconds"] = opened.first_batch_seconds
+
+
+def cutting(small: Pack, figures: dict[str, Any]) -> None:
+    """Adds the time of launches that are large enough to hide Python's."""
+    images = [torch.from_numpy(decode(small.read(row))).to("cuda") for row in range(BATCH)]
+    plan = crops.plan(CropConfig(), small.hashes[:BATCH], small.sizes[:BATCH], range(CUT))
+    boxes = torch.from_numpy(plan.boxes.swapaxes(0, 1).astype(np.int32))
+    flips = torch.from_numpy(np.ascontiguousarray(plan.flips.swapaxes(0, 1)))
+    out = torch.empty((BATCH * CUT, SIDE, SIDE, 3), dtype=torch.uint8, device="cuda")
+    samples = []
+    for _ in range(ROUNDS + 1):
+        first, last = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        first.record()
+        for _ in range(STEPS):
+            cut_crops(images, boxes, flips, out, implementation="triton")
+        last.record()
+        last.synchronize()
+        samples.append(1e3 * first.elapsed_time(last) / (STEPS * len(out)))
+    put(figures, "cut_us_per_crop", samples[1:])
+    figures["cut_share_of_step"] = figures["cut_us_per_crop"] * 1e-6 * figures["resnet50_images_per_second"]
 
 
 def resnet50_rates() -> list[float]:

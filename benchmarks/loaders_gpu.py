@@ -102,7 +102,7 @@ def feeding(packed: Path, figures: dict[str, Any]) -> None:
 
 def cutting(small: Pack, figures: dict[str, Any]) -> None:
     """Adds the time of launches that are large enough to hide Python's."""
-    images = [torch.from_numpy(decode(small.read(row))).to("cuda") for row in range(BATCH)]
+    images = [torch.tensor(decode(small.read(row)), device="cuda") for row in range(BATCH)]
     plan = crops.plan(CropConfig(), small.hashes[:BATCH], small.sizes[:BATCH], range(CUT))
     boxes = torch.from_numpy(plan.boxes.swapaxes(0, 1).astype(np.int32))
     flips = torch.from_numpy(np.ascontiguousarray(plan.flips.swapaxes(0, 1)))

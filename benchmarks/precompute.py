@@ -75,7 +75,7 @@ LONG = Setting(
     growth=precompute_growth.Setting(size=64, images=256, processes_images=1024),
 )  # fmt: skip
 GPU = Setting(
-    light_size=224, heavy_size=224, seconds=3.0, rounds=5, precision="bf16", swept=("heavy",), peers=False,
+    light_size=224, heavy_size=224, seconds=2.0, rounds=3, precision="bf16", swept=("heavy",), peers=False,
     growth=precompute_growth.Setting(size=224, images=512, processes_images=16_384, precision="bf16"),
 )  # fmt: skip
 GPU_LONG = replace(GPU, seconds=5.0, swept=("light", "heavy"), peers=True)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from triton.runtime.jit import JITFunction
 
-from repcon_kernels import crop, kernel, plan, scale
+from repcon_kernels import crop_kernel, kernel, plan, scale
 from repcon_kernels.heads import TAILS, HeadSpec
 from repcon_kernels.tickets import tickets
 
@@ -104,7 +104,7 @@ def cut_crops(images: Sequence[Tensor], boxes: Tensor, flips: Tensor, out: Tenso
     widths = torch.tensor([image.shape[1] for image in images], dtype=torch.int32)
     programs = len(out) * -(-side * side // CROP_BLOCK)
     with _on(out.device):
-        _kernel(crop.cut_crops, programs)(
+        _kernel(crop_kernel.cut_crops, programs)(
             *(_there(part, out.device) for part in (addresses, widths, table)), out, per_image, SIDE=side,
             BLOCK=CROP_BLOCK,
         )  # fmt: skip

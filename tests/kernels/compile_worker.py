@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 import triton
-from repcon_kernels import HeadSpec, crop, kernel, scale
+from repcon_kernels import HeadSpec, crop_kernel, kernel, scale
 from repcon_kernels.launch import CROP_BLOCK
 from repcon_kernels.plan import REGISTERS, plan
 from triton.backends.compiler import GPUTarget
@@ -80,7 +80,7 @@ def build_scale(name: str, dtype: torch.dtype, factor_stride: int) -> None:
 
 def build_crops(name: str, side: int) -> None:
     numbers = torch.zeros(64, dtype=torch.int32)
-    built = crop.cut_crops.run(  # pyright: ignore[reportAttributeAccessIssue]
+    built = crop_kernel.cut_crops.run(  # pyright: ignore[reportAttributeAccessIssue]
         numbers.long(), numbers, numbers, torch.zeros(64, dtype=torch.uint8), 4, SIDE=side, BLOCK=CROP_BLOCK,
         grid=(1,), warmup=True,
     )  # fmt: skip

@@ -1,7 +1,8 @@
 """What training from stored top-k labels loses against the teachers run in every step, in transfer accuracy.
 
     python benchmarks/topk_quality.py --data FOLDER          two minutes: that it runs, no result
-    python benchmarks/topk_quality.py --data FOLDER --long   three seeds, k from 4 to all; 27 minutes on two cores
+    python benchmarks/topk_quality.py --data FOLDER --long   three seeds, k from 4 to all; 43 minutes on two cores
+    ... --temperature 1   at which all learn, instead of 2; without `_bucket`
 
 FOLDER (or REPCON_DATA) holds grocery.tar and objects.tar of tools/photos.py. A generalist and a teacher of one half of
 the groceries label unlabeled photographs of other things; students of the generalist's architecture learn from them,
@@ -48,7 +49,7 @@ from repcon.training.processes import Team
 from repcon.training.trainer import Trainer
 from repcon.training.validation import Agreement
 
-GENERALIST, SIZE, TEMPERATURE = "package:efficientnet_lite0", 128, 2.0
+GENERALIST, SIZE = "package:efficientnet_lite0", 128
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,6 +63,7 @@ class Protocol:
     bucket: tuple[int, ...]
     """Those of the ks that are run with the tail as one bucket as well."""
     seeds: tuple[int, ...]
+    temperature: float = 2.0
 
 
 SHORT = Protocol(proxy_images=128, teach_epochs=1, epochs=1, ks=(4, 1000), bucket=(4,), seeds=(0,))
@@ -72,9 +74,13 @@ def main() -> None:
     parser = script.parser("Stored top-k labels against teachers in every step.", data="folder with the tars")
     parser.add_argument("--work", default="bench-run/topk-quality", help="folder for packs, labels, models; resumed")
     parser.add_argument("--long", action="store_true", help="the whole protocol")
+    parser.add_argument("--temperature", type=float, help="of both heads' losses, 2 by default")
     arguments = parser.parse_args()
     data = script.photographs(arguments)
     protocol, name = (LONG, "long") if arguments.long else (SHORT, "short")
+    if arguments.temperature:
+        protocol = replace(protocol, temperature=arguments.temperature, bucket=())
+        name = f"{name}-{arguments.temperature:g}"
     figures = summarise(run(data, Path(arguments.work) / name, protocol), protocol)
     found = grid(figures)
     figures["environment"] = environment() | {"device": "cpu"}  # All of it runs there.
@@ -92,7 +98,7 @@ def run(data: Path, work: Path, protocol: Protocol) -> dict[str, list[dict[str, 
     if not (task / "results.json").exists():
         teach.run(_teach(work, task, protocol))
     for k in protocol.ks:
-        precompute.run(_labels(proxy, work, task, k))
+        precompute.run(_labels(proxy, work, task, k, protocol.temperature))
     results: dict[str, list[dict[str, float]]] = {}
     whole = work / _store(max(protocol.ks))
     for seed in protocol.seeds:
@@ -146,7 +152,7 @@ def _teach(work: Path, out: Path, protocol: Protocol) -> TeachConfig:
     )
 
 
-def _labels(proxy: Path, work: Path, task: Path, k: int) -> PrecomputeConfig:
+def _labels(proxy: Path, work: Path, task: Path, k: int, temperature: float) -> PrecomputeConfig:
     models = {"generalist": GENERALIST, "task": str(task)}
     return PrecomputeConfig(
         pack=str(proxy),
@@ -154,7 +160,7 @@ def _labels(proxy: Path, work: Path, task: Path, k: int) -> PrecomputeConfig:
         teachers=tuple(TeacherConfig(name=name, model=model, size=SIZE) for name, model in models.items()),
         crops=4,
         k=k,
-        temperatures=(1.0, TEMPERATURE),
+        temperatures=tuple(sorted({1.0, temperature})),
         device="cpu",
     )
 
@@ -171,8 +177,8 @@ def _settings(proxy: Path, stored: Path, protocol: Protocol, seed: int) -> Train
         freeze_blocks=11,
         freeze_norm=True,
         heads=(
-            HeadConfig(name="generalist", weight=0.25, temperature=TEMPERATURE),
-            HeadConfig(name="task", temperature=TEMPERATURE),
+            HeadConfig(name="generalist", weight=0.25, temperature=protocol.temperature),
+            HeadConfig(name="task", temperature=protocol.temperature),
         ),
         optim=OptimConfig(lr=1e-3),
         holdout=0.05,
@@ -214,7 +220,9 @@ def _transfer(work: Path, out: Path, batch_size: int = 64) -> dict[str, float]:
 
 def summarise(results: dict[str, list[dict[str, float]]], protocol: Protocol) -> dict[str, Any]:
     """The figures that the head of this file names."""
-    figures: dict[str, Any] = {"seeds": len(protocol.seeds), "proxy_images": protocol.proxy_images}
+    figures: dict[str, Any] = {
+        "seeds": len(protocol.seeds), "proxy_images": protocol.proxy_images, "temperature": protocol.temperature,
+    }  # fmt: skip
     for name, runs in results.items():
         label = name.replace("k1000", "all")
         figures[f"kl_{label}"] = statistics.mean(run["kl"] for run in runs)

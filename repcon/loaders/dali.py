@@ -38,7 +38,7 @@ class CpuLoader:
     def __init__(self, pack: "Pack", sides: Sequence[int], *, workers: int = 0) -> None:
         self._pack, self._sides, self._buffers = pack, tuple(sides), Buffers()
         self._pool = BatchPool(workers)
-        self._decoders = Spares(partial(decoder, IMAGES_PER_RUN, threads=1, gpu=None))
+        self._decoders = Spares(partial(decoding, IMAGES_PER_RUN, threads=1, gpu=None))
         self._cutter = Cutter(pack, self._sides)
 
     def batches(self, requests: Iterable[Request]) -> Iterator[CropBatch]:
@@ -64,7 +64,7 @@ class CpuLoader:
         self._decoders.close()
 
 
-def decoder(batch_size: int, *, threads: int, gpu: int | None) -> Pipeline:
+def decoding(batch_size: int, *, threads: int, gpu: int | None) -> Pipeline:
     """At most `batch_size` jpegs -> (height, width, 3) uint8 RGB in stored orientation, with the exact DCT; on the CPU,
     or on the GPU of this number."""
     # jpeg_fancy_upsampling: the GPU's chroma as the CPU decoders interpolate it. hw_decoder_load: a GPU's JPEG engines

@@ -15,7 +15,7 @@ from nvidia.dali.pipeline import Pipeline
 from repcon_kernels import cut_crops
 
 from repcon.loaders import CropBatch, Request
-from repcon.loaders.dali import decoder, read, run
+from repcon.loaders.dali import decoding, read, run
 from repcon.loaders.pool import BatchPool, Spares, cores
 from repcon.loaders.reference import check_boxes, check_size
 
@@ -77,7 +77,7 @@ class GpuLoader:
             cut_crops([image], box, flip, out, implementation=self._implementation)
 
     def _decoder(self) -> Decoder:
-        pipeline = decoder(IMAGES_PER_RUN, threads=self._threads, gpu=self._gpu)
+        pipeline = decoding(IMAGES_PER_RUN, threads=self._threads, gpu=self._gpu)
         return Decoder(pipeline, None if self._gpu is None else torch.cuda.Stream(self._gpu))
 
     def _fill(self, batch: CropBatch, request: Request) -> None:

@@ -1,6 +1,6 @@
 """Loader `dali` on the CPU: NVIDIA DALI decodes, compiled code resizes.
 
-On the CPU, DALI's decoder runs at libjpeg-turbo's own speed and gives PIL's pixels bit for bit, while its
+On the CPU, DALI's decoder is nearly as fast as libjpeg-turbo alone and gives PIL's pixels bit for bit, while its
 antialiased resize takes longer than the decoding itself. So there DALI decodes, and the compiled triangle filter
 (`loaders.triangle`) cuts and resizes straight out of DALI's buffers. Each thread of the pool drives a pipeline of its
 own with one DALI thread: requests may then come in any order and length, and a failure stays in its batch.

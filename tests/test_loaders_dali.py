@@ -47,6 +47,20 @@ def test_a_damaged_image_is_named(pack: Pack, monkeypatch: pytest.MonkeyPatch) -
     loader.close()
 
 
+def test_a_kernel_that_goes_wrong_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    from repcon.loaders import dali_gpu
+
+    real, device = dali_gpu.cut_crops, torch.device("cpu")
+    dali_gpu.check_kernel("torch", SIDES, device)
+
+    def mirrored(images, boxes, flips, out, *, implementation: str = "torch") -> None:
+        real(images, boxes, flips if implementation == "torch" else 1 - flips, out)
+
+    monkeypatch.setattr(dali_gpu, "cut_crops", mirrored)
+    with pytest.raises(UserError, match=f"at {SIDES[0]} pixels"):
+        dali_gpu.check_kernel("triton", SIDES, device)
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_on_a_gpu_the_pixels_lie_there(pack: Pack) -> None:
     wanted = [request(pack, range(len(pack)), 4)]

@@ -14,6 +14,7 @@ import torch
 from nvidia.dali.pipeline import Pipeline
 from repcon_kernels import cut_crops
 
+from repcon.errors import UserError
 from repcon.loaders import CropBatch, Request
 from repcon.loaders.dali import decoding, read, run
 from repcon.loaders.pool import BatchPool, Spares, cores
@@ -45,7 +46,7 @@ class GpuLoader:
         if self._device.type == "cuda":
             self._gpu = torch.cuda.current_device() if self._device.index is None else self._device.index
         self._implementation = "torch" if self._gpu is None else "triton"
-        self._prepare()
+        check_kernel(self._implementation, self._sides, self._device)
         # Three batches in work, each on a pipeline and a stream of its own: some parse and decode, others cut.
         self._pool = BatchPool(3)
         self._threads = workers or max(1, cores() // 2)
@@ -67,14 +68,6 @@ class GpuLoader:
             crops=torch.from_numpy(np.array(request.crops, dtype=np.int64).reshape(-1)),
         )
         return batch, [partial(self._fill, batch, request)]
-
-    def _prepare(self) -> None:
-        """Has the kernel compiled for every side before several threads ask for it."""
-        image = torch.zeros((1, 1, 3), dtype=torch.uint8, device=self._device)
-        box, flip = torch.tensor([[[0, 0, 1, 1]]], dtype=torch.int32), torch.zeros((1, 1), dtype=torch.uint8)
-        for side in self._sides:
-            out = torch.empty((1, side, side, 3), dtype=torch.uint8, device=self._device)
-            cut_crops([image], box, flip, out, implementation=self._implementation)
 
     def _decoder(self) -> Decoder:
         pipeline = decoding(IMAGES_PER_RUN, threads=self._threads, gpu=self._gpu)
@@ -109,3 +102,22 @@ class GpuLoader:
         """See `Loader.close`."""
         self._pool.close()
         self._decoders.close()
+
+
+def check_kernel(implementation: str, sides: Sequence[int], device: torch.device) -> None:
+    """Has the kernel compiled before several threads ask for it, and its crops compared with torch's, side by side.
+
+    Raises UserError where they differ: what a GPU's compiler makes of the kernel must not go wrong in silence.
+    """
+    image = (torch.arange(40 * 56 * 3) * 89 % 251).to(device, torch.uint8).reshape(40, 56, 3)
+    boxes = torch.tensor([[[0, 0, 56, 40], [7, 3, 31, 20]]], dtype=torch.int32)
+    flips = torch.tensor([[0, 1]], dtype=torch.uint8)
+    for side in sides:
+        wanted, found = torch.zeros((2, 2, side, side, 3), dtype=torch.uint8, device=device)
+        cut_crops([image], boxes, flips, wanted)
+        cut_crops([image], boxes, flips, found, implementation=implementation)
+        if (wanted.int() - found.int()).abs().max() > 1:
+            raise UserError(
+                f"loader dali: on {device} the kernel that cuts crops gives other pixels than torch at {side} pixels; "
+                "use loader = 'torch', and report this with your GPU and the versions of triton and its driver"
+            )

@@ -41,7 +41,7 @@ from repcon.config import Precision
 from repcon.environment import environment
 from repcon.labelling.passes import find_batch_size
 from repcon.memory import keep_freed_memory
-from repcon.record import progress
+from repcon.record import console, progress
 from repcon.teachers import Teacher
 
 PICTURE = (400, 300)
@@ -162,6 +162,8 @@ class Race:
             self.step(f"{name}, round {number + 1}")
         figures |= {f"batch_size_{name}": batch_size, f"crops_{name}": crops}
         _ratios(name, rounds, figures)
+        share, rate = (figures[f"{what}_{name}"] for what in ("over_teachers", "crops_per_second"))
+        console.print(f"{name}: {share:.3f} of the teachers alone, {rate:,.0f} crops/s", highlight=False)
 
     def _job(self, teachers: tuple[Teacher, ...], batch_size: int, crops: int, images: int) -> Job:
         pack, pictures = self.packs.of(images)

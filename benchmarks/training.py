@@ -123,6 +123,9 @@ def timed(contenders: Mapping[str, Contender], rounds: int, device: str) -> Meas
                     contender.data_seconds()
     for contender in contenders.values():
         contender.close()
+    # At once: a run on a borrowed machine may be cut off before the table.
+    rates = (f"{name} {1 / np.median(seconds):,.0f}" for name, seconds in result.seconds.items())
+    console.print(f"crops per second: {', '.join(rates)}", highlight=False)
     return result
 
 

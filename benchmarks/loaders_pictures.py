@@ -5,8 +5,8 @@ falling as one over frequency, colour far weaker than light, a few hard edges, a
 """
 
 import tarfile
-from collections.abc import Iterable, Iterator
-from itertools import islice, repeat
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import cycle, islice, repeat
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +18,8 @@ from repcon.errors import UserError
 from repcon.loaders import installed
 
 QUALITY = 90
+DIFFERENT = 64
+"""Pictures that differ where many are `repeated`."""
 Size = tuple[int, int]
 """Width and height in pixels."""
 
@@ -91,10 +93,12 @@ def mosaics(pictures: list[bytes], count: int, size: Size) -> Iterator[bytes]:
         yield _encode(picture)
 
 
-def marked(jpeg: bytes, number: int) -> bytes:
-    """The JPEG with a comment: another file, of the same pixels and coding, that costs as much to read and decode."""
-    comment = f"{number:08d}".encode()
-    return jpeg[:2] + b"\xff\xfe" + (len(comment) + 2).to_bytes(2, "big") + comment + jpeg[2:]
+def repeated(jpegs: Sequence[bytes], count: int) -> Iterator[bytes]:
+    """`count` JPEGs, the given ones again and again, each with another comment: another file, of the same pixels and
+    coding, that costs as much to read and decode."""
+    for number, jpeg in zip(range(count), cycle(jpegs), strict=False):
+        comment = f"{number:08d}".encode()
+        yield jpeg[:2] + b"\xff\xfe" + (len(comment) + 2).to_bytes(2, "big") + comment + jpeg[2:]
 
 
 def _encode(picture: np.ndarray) -> bytes:

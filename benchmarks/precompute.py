@@ -32,8 +32,8 @@ import precompute_growth
 import script
 import tables
 import torch
-from loaders_pictures import generated, mosaics, photographs
-from precompute_contenders import DIFFERENT, Job, Packs, Took, alone, fkd, load, ours
+from loaders_pictures import DIFFERENT, generated, mosaics, photographs
+from precompute_contenders import Job, Packs, Took, alone, fkd, load, ours
 from records import put
 from targets import targets
 

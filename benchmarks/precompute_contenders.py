@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from loaders_pictures import marked
+from loaders_pictures import DIFFERENT, repeated
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
@@ -26,8 +26,6 @@ from repcon.teachers import Teacher
 
 MODELS = {"light": "package:efficientnet_lite0", "heavy": "precompute_contenders:resnet50"}
 K, CROP = 16, CropConfig()
-DIFFERENT = 64
-"""Pictures that differ; further ones are the same in another file, which costs as much to read and decode."""
 
 
 def resnet50() -> tuple[torch.nn.Module, dict[str, Any]]:
@@ -186,8 +184,8 @@ class Packs:
         place, out = self._folder / f"pictures-{count}", self._folder / f"pack-{count}"
         if not out.exists():
             place.mkdir()
-            for number in range(count):
-                (place / f"{number:06d}.jpg").write_bytes(marked(self._held[number % len(self._held)], number))
+            for number, data in enumerate(repeated(self._held, count)):
+                (place / f"{number:06d}.jpg").write_bytes(data)
             console.quiet = True
             packing.run(PackConfig(source=str(place), out=str(out)))
             console.quiet = False

@@ -34,7 +34,8 @@ import tables
 import torch
 from records import peak_memory_bytes, put
 from targets import targets
-from training_contenders import Contender, Setting, heavy_contenders, light_contenders, make_data, open_data
+from training_contenders import Contender, heavy_contenders, light_contenders
+from training_data import Setting, make_data, open_data
 
 from repcon.environment import environment
 from repcon.memory import keep_freed_memory

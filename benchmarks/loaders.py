@@ -27,7 +27,7 @@ from typing import Any
 
 import script
 from loaders_contenders import OURS, Case, write_stock
-from loaders_contract import contract
+from loaders_contract import contract, put_contract
 from loaders_pictures import Size, generated, mosaics, pack, photographs
 from loaders_race import Race
 from loaders_tables import grids
@@ -142,8 +142,7 @@ def labels(packed: Path, store: Path, setting: Setting, figures: dict[str, Any])
     figures |= {"label_images": len(Pack.open(packed)), "teacher_side": setting.teacher_side}
     present = [kind for kind in OURS if installed(kind)]
     for kind, found in contract(packed, store, setting.teacher_side, present, "cpu").items():
-        for name, value in found.items():
-            figures[f"{kind}_pixel_difference" if name == "pixel_difference" else f"{kind}_label_{name}"] = value
+        put_contract(figures, kind, found)
 
 
 if __name__ == "__main__":

@@ -29,6 +29,12 @@ def contract(pack: Path, store: Path, side: int, kinds: Sequence[str], device: D
         return process.submit(_contract, str(pack), str(store), side, tuple(kinds), device).result()
 
 
+def put_contract(figures: dict[str, Any], kind: str, found: dict[str, float]) -> None:
+    """Adds what `contract` found of a loader."""
+    for name, value in found.items():
+        figures[f"{kind}_pixel_difference" if name == "pixel_difference" else f"{kind}_label_{name}"] = value
+
+
 def _contract(pack: str, store: str, side: int, kinds: tuple[Any, ...], device: Device) -> dict[str, dict[str, float]]:
     console.quiet = True
     teacher = TeacherConfig(name="teacher", model=TEACHER, size=side)

@@ -26,7 +26,7 @@ import tables
 import torch
 import torch.nn.functional as F
 from loaders_contenders import Case, Contender
-from loaders_contract import contract
+from loaders_contract import contract, put_contract
 from loaders_pictures import generated, mosaics, pack, photographs
 from records import put
 from repcon_kernels import cut_crops
@@ -79,9 +79,7 @@ def measure(data: str, folder: Path) -> dict[str, Any]:
     cutting(small, figures)
     figures["label_images"] = len(Pack.open(labelled))
     for kind, found in contract(labelled, folder / "labels.zarr", SIDE, ("dali",), "cuda").items():
-        kind = "dali_mixed" if kind == "dali" else kind
-        for name, value in found.items():
-            figures[f"{kind}_pixel_difference" if name == "pixel_difference" else f"{kind}_label_{name}"] = value
+        put_contract(figures, "dali_mixed" if kind == "dali" else kind, found)
     return figures
 
 

@@ -10,6 +10,14 @@ if TYPE_CHECKING:
     from repcon.config import Device
 
 
+def indexed(device: "torch.device | str") -> "torch.device":
+    """The device as its tensors name it: "cuda" is the current GPU, and not equal to its "cuda:0"."""
+    import torch  # Slow to import.
+
+    place = torch.device(device)
+    return torch.device("cuda", torch.cuda.current_device()) if str(place) == "cuda" else place
+
+
 def choose(device: "Device") -> "torch.device":
     """The device that a recipe's `device` means here: `auto` is CUDA where there is any.
 

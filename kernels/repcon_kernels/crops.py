@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from repcon_kernels.ops import implementation_module
+
 IMPLEMENTATIONS = ("torch", "triton")
 
 
@@ -26,26 +28,19 @@ def cut_crops(
     if not out.numel():
         return
     if implementation == "torch":
-        for number, crop in enumerate(_crops(images, boxes, flips, out.shape[1])):
-            out[number] = crop
-        return
-    from repcon_kernels import launch
-
-    if out.device.type == "cpu" and not launch.interpreted():
-        raise ValueError("implementation 'triton' needs a GPU (or TRITON_INTERPRET=1, slowly); 'torch' runs on the CPU")
-    launch.cut_crops(images, boxes, flips, out)
+        _by_torch(images, boxes, flips, out)
+    else:
+        implementation_module(implementation, out).cut_crops(images, boxes, flips, out)
 
 
-def _crops(images: Sequence[Tensor], boxes: Tensor, flips: Tensor, side: int) -> "list[Tensor]":
-    """(side, side, 3) uint8 each."""
-    found = []
+def _by_torch(images: Sequence[Tensor], boxes: Tensor, flips: Tensor, out: Tensor) -> None:
+    places = iter(out)
     for image, mine, mirrored in zip(images, boxes.tolist(), flips.tolist(), strict=True):
         for (x, y, width, height), flip in zip(mine, mirrored, strict=True):
             planes = image[y : y + height, x : x + width].permute(2, 0, 1)[None].float()
-            crop = F.interpolate(planes, size=(side, side), mode="bilinear", antialias=True, align_corners=False)[0]
+            crop = F.interpolate(planes, size=out.shape[1:3], mode="bilinear", antialias=True, align_corners=False)[0]
             crop = crop.flip(-1) if flip else crop
-            found.append(crop.round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0))
-    return found
+            next(places).copy_(crop.round().clamp(0, 255).permute(1, 2, 0))
 
 
 def _validate(images: Sequence[Tensor], boxes: Tensor, flips: Tensor, out: Tensor, implementation: str) -> None:

@@ -28,17 +28,17 @@ library.define(
 )
 
 
-def implementation_module(implementation: str, logits: Tensor) -> Any:
-    """`sparse` or `launch`. Raises ValueError where Triton is asked for and cannot run on these logits."""
+def implementation_module(implementation: str, values: Tensor) -> Any:
+    """`sparse` or `launch`. Raises ValueError where Triton is asked for and cannot run on these logits, or crops."""
     if implementation == "torch":
         return sparse
     try:
         from repcon_kernels import launch
     except ImportError as error:
         raise ValueError(f"implementation 'triton' needs the package triton ({error}); 'torch' does without") from error
-    if logits.dtype == torch.float64:
-        raise ValueError(f"implementation 'triton' takes float32, bfloat16 and float16 logits, not {describe(logits)}")
-    if logits.device.type == "cpu" and not launch.interpreted():
+    if values.dtype == torch.float64:
+        raise ValueError(f"implementation 'triton' takes float32, bfloat16 and float16 logits, not {describe(values)}")
+    if values.device.type == "cpu" and not launch.interpreted():
         raise ValueError("implementation 'triton' needs a GPU (or TRITON_INTERPRET=1, slowly); 'torch' runs on the CPU")
     return launch
 

@@ -14,10 +14,11 @@ import torch
 from nvidia.dali.pipeline import Pipeline
 from repcon_kernels import cut_crops
 
+from repcon.device import indexed
 from repcon.errors import UserError
 from repcon.loaders import CropBatch, Request
 from repcon.loaders.dali import decoding, read, run
-from repcon.loaders.pool import BatchPool, Spares, cores
+from repcon.loaders.pool import BatchPool, Spares, cores, numbered_batch
 from repcon.loaders.reference import check_boxes, check_size
 
 if TYPE_CHECKING:
@@ -41,12 +42,11 @@ class GpuLoader:
     kind = "dali"
 
     def __init__(self, pack: "Pack", sides: Sequence[int], *, workers: int = 0, device: str = "cuda") -> None:
-        self._pack, self._sides, self._device = pack, tuple(sides), torch.device(device)
-        self._gpu = None
-        if self._device.type == "cuda":
-            self._gpu = torch.cuda.current_device() if self._device.index is None else self._device.index
-        self._implementation = "torch" if self._gpu is None else "triton"
-        check_kernel(self._implementation, self._sides, self._device)
+        self._pack, self._sides, self._device = pack, tuple(sides), indexed(device)
+        self._on_gpu = self._device.type == "cuda"
+        self._implementation = "triton" if self._on_gpu else "torch"
+        if self._on_gpu:
+            check_kernel(self._implementation, self._sides, self._device)
         # Three batches in work, each on a pipeline and a stream of its own: some parse and decode, others cut.
         self._pool = BatchPool(3)
         self._threads = workers or max(1, cores() // 2)
@@ -55,23 +55,19 @@ class GpuLoader:
     def batches(self, requests: Iterable[Request]) -> Iterator[CropBatch]:
         """See `Loader.batches`; the pixels lie on the device, for use on the consumer's current stream."""
         for batch in self._pool.run(requests, self._begin):
-            if self._gpu is not None:
+            if self._on_gpu:
                 for pixels in batch.pixels.values():
                     pixels.record_stream(torch.cuda.current_stream(self._device))
             yield batch
 
     def _begin(self, request: Request) -> tuple[CropBatch, list[Callable[[], None]]]:
         check_boxes(self._pack, request)
-        batch = CropBatch(
-            pixels={},
-            images=torch.from_numpy(np.repeat(np.asarray(request.images, dtype=np.int64), request.crops.shape[1])),
-            crops=torch.from_numpy(np.array(request.crops, dtype=np.int64).reshape(-1)),
-        )
+        batch = numbered_batch(request, {})
         return batch, [partial(self._fill, batch, request)]
 
     def _decoder(self) -> Decoder:
-        pipeline = decoding(IMAGES_PER_RUN, threads=self._threads, gpu=self._gpu)
-        return Decoder(pipeline, None if self._gpu is None else torch.cuda.Stream(self._gpu))
+        pipeline = decoding(IMAGES_PER_RUN, threads=self._threads, gpu=self._device.index if self._on_gpu else None)
+        return Decoder(pipeline, torch.cuda.Stream(self._device) if self._on_gpu else None)
 
     def _fill(self, batch: CropBatch, request: Request) -> None:
         n, c = request.crops.shape

@@ -25,12 +25,16 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def numbered_batch(request: Request, pixels: dict[int, torch.Tensor]) -> CropBatch:
+    """A batch with the request's numbers of images and crops, crop by crop."""
+    images = torch.from_numpy(np.repeat(np.asarray(request.images, dtype=np.int64), request.crops.shape[1]))
+    crops = torch.from_numpy(np.array(request.crops, dtype=np.int64).reshape(-1))
+    return CropBatch(pixels=pixels, images=images, crops=crops)
+
+
 def empty_batch(request: Request, sides: Iterable[int], buffers: Buffers) -> CropBatch:
     """An unfilled batch for `request`."""
-    n, c = request.crops.shape
-    images = torch.from_numpy(np.repeat(np.asarray(request.images, dtype=np.int64), c))
-    crops = torch.from_numpy(np.array(request.crops, dtype=np.int64).reshape(-1))
-    return CropBatch(pixels={side: buffers.crops(n * c, side) for side in sides}, images=images, crops=crops)
+    return numbered_batch(request, {side: buffers.crops(request.crops.size, side) for side in sides})
 
 
 class BatchPool:

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from repcon.config import LoaderKind
+from repcon.device import indexed
 from repcon.errors import UserError
 from repcon.images import Pack
 from repcon.loaders import CropBatch, Request, open_loader
@@ -75,7 +76,7 @@ class Feed:
             raise UserError(f"{store.url}: its labels belong to another pack's images; name the pack it was made from")
         if label_memory < 0:
             raise UserError(f"label_memory {label_memory}: give the memory for labels, or 0 to hold them whole")
-        self._size, self._device = size, torch.device(device)
+        self._size, self._device = size, indexed(device)
         self._batch_size, self._mix_window, self._seed = batch_size, mix_window, seed
         self._rank, self._world = rank, world
         self.passes = passes(epochs, crops_per_decode, store.crops)

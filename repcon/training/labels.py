@@ -40,8 +40,7 @@ class Labels:
     ) -> tuple[torch.Tensor, dict[str, Pair]]:
         """(rows, labels) for these crops: the tables as they lie on the device, or a batch gathered for it."""
         rows = places_of(crops.numpy(), self.crops) * len(self.images) + np.searchsorted(self.images, images.numpy())
-        # By type: "cuda" names the same GPU as the "cuda:0" that tensors on it say.
-        resident = all(ids.device.type == device.type for ids, _ in self.heads.values())
+        resident = all(ids.device == device for ids, _ in self.heads.values())
         if resident:
             return to_device(torch.from_numpy(rows), device), self.heads
         gathered = {

@@ -5,7 +5,8 @@
 NAME_over_decode      images per second over libjpeg-turbo's alone (simplejpeg, on bytes in memory, into a buffer that
                       is used again) on the same images and as many threads; 4 crops of 160 pixels from 400 x 300
                       NAME: torch, dali, ffcv, and the peers dataloader_pil, ffcv_stock (see loaders_contenders.py)
-NAME_decode_only_over_decode  the same without a crop: reading, decoding and handing over nothing
+NAME_decode_only_over_decode  the same without a crop: reading, decoding and handing over nothing; also bare_odd, the
+                      floor's own loop into a buffer at an odd address, as repcon's loaders have it
 NAME_checked_over_unchecked   time of a first epoch with every image compared with its content hash, over one without
 NAME_first_batch_seconds      from the import of its libraries; numba's caches are warm, FFCV's compiler keeps none
 NAME_peak_memory_bytes        of its process, libraries, mapped files and workers included
@@ -26,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import script
-from loaders_contenders import OURS, Case, write_stock
+from loaders_contenders import FLOOR_ODD, OURS, Case, write_stock
 from loaders_contract import contract, put_contract
 from loaders_pictures import Size, generated, mosaics, pack, photographs
 from loaders_race import Race
@@ -105,7 +106,7 @@ def parts(race: Race, packs: dict[str, Path], setting: Setting) -> Iterator[str]
     race.first_batches(case, opened, setting.openings)
     yield "decoding alone"
     decoding = Case(pack=case.pack, crops=0, side=1)
-    race.run(decoding, setting.rounds, kinds=race.ours, name="{}_decode_only")
+    race.run(decoding, setting.rounds, kinds=(FLOOR_ODD, *race.ours), name="{}_decode_only")
     yield "content hashes"
     race.checks(case, setting.rounds)
     for size, crops, side in setting.sweep:

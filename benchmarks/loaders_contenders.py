@@ -2,6 +2,7 @@
 threads or compiled code, and its memory can be told.
 
 bare               the floor: libjpeg-turbo (simplejpeg) on bytes that lie in memory, into a buffer that is used again
+bare_odd           the same into a buffer at an odd address, as `torch` and `ffcv` have it (`buffers.for_one_image`)
 torch, dali, ffcv  repcon's loaders on the CPU
 dali_mixed         DALI decoding on a GPU
 dataloader_pil     PyTorch's DataLoader over PIL: the same boxes, one decode per image, torchvision's resize
@@ -34,10 +35,11 @@ from repcon import crops
 from repcon.config import CropConfig
 from repcon.images import Pack
 from repcon.loaders import Request, installed, open_loader
+from repcon.loaders.buffers import for_one_image
 from repcon.record import console
 
 BATCH_IMAGES = 64
-FLOOR = "bare"
+FLOOR, FLOOR_ODD = "bare", "bare_odd"
 OURS = ("torch", "dali", "ffcv")
 STOCK = "stock.beton"
 
@@ -156,16 +158,20 @@ def _memory_bytes() -> int:
     return total
 
 
-def _bare(case: Case, threads: int) -> Ready:
+def _numpy_memory(pack: Pack) -> np.ndarray:
+    return np.empty(3 * int(pack.sizes.prod(axis=1).max()), np.uint8)
+
+
+def _bare(memory: Callable[[Pack], np.ndarray], case: Case, threads: int) -> Ready:
     pack = Pack.open(case.pack)
     jpegs = [pack.read(row) for row in range(len(pack))]
     shares = [jpegs[start : start + 8] for start in range(0, len(jpegs), 8)]
-    largest, held = 3 * int(pack.sizes.prod(axis=1).max()), local()
+    held = local()
     pool = ThreadPoolExecutor(threads)
 
     def decode(share: list[bytes]) -> None:
         if not hasattr(held, "buffer"):
-            held.buffer = np.empty(largest, np.uint8)
+            held.buffer = memory(pack)
         for data in share:
             simplejpeg.decode_jpeg(data, buffer=held.buffer)
 
@@ -273,7 +279,8 @@ def _ffcv_stock(case: Case, threads: int) -> Ready:
 
 
 MAKERS: dict[str, Callable[[Case, int], Ready]] = {
-    FLOOR: _bare,
+    FLOOR: partial(_bare, _numpy_memory),
+    FLOOR_ODD: partial(_bare, for_one_image),
     **{kind: partial(_ours, kind) for kind in OURS},
     "dali_mixed": partial(_ours, "dali", device="cuda"),
     "dataloader_pil": _dataloader_pil,
@@ -282,7 +289,7 @@ MAKERS: dict[str, Callable[[Case, int], Ready]] = {
 
 
 def present() -> tuple[str, ...]:
-    """The contenders, floor apart, that this machine has what it takes for."""
+    """The contenders, floors apart, that this machine has what it takes for."""
     needs = {"dali_mixed": "dali", "dataloader_pil": "reference", "ffcv_stock": "ffcv"}
     kinds = [*OURS, "dali_mixed", "dataloader_pil", "ffcv_stock"]
     if not torch.cuda.is_available():

@@ -5,7 +5,7 @@ from dataclasses import replace
 from itertools import chain
 from typing import Any
 
-from loaders_contenders import FLOOR, OURS, Case, Contender, Opened, present
+from loaders_contenders import FLOOR, FLOOR_ODD, OURS, Case, Contender, Opened, present
 from records import put
 
 from repcon.images import Pack
@@ -18,7 +18,7 @@ class Race:
         self._threads, self._figures = threads, figures
         self.kinds = present()
         self.ours = tuple(kind for kind in self.kinds if kind in OURS)
-        self._contenders = {kind: Contender(kind, threads) for kind in (FLOOR, *self.kinds)}
+        self._contenders = {kind: Contender(kind, threads) for kind in (FLOOR, FLOOR_ODD, *self.kinds)}
 
     def run(self, case: Case, rounds: int, *, kinds: Sequence[str], name: str) -> Mapping[str, Opened]:
         """Adds rates and ratios of a case; `name` holds a {} where a contender's own name goes."""

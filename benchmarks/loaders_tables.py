@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import records
-from loaders_contenders import FLOOR, OURS
+from loaders_contenders import FLOOR, FLOOR_ODD, OURS
 from tables import Grid
 from targets import met
 
@@ -24,7 +24,7 @@ def grids(figures: Mapping[str, Any], sweep: Sequence[tuple[str, int]]) -> list[
         Grid(
             title="Of the same: decoding alone, first epoch with content hashes checked, first batch, memory",
             titles=("loader", "decode only / bare", "to reach", "checked / unchecked", "first batch s", "peak MB"),
-            rows=[_beside(figures, kind) for kind in (FLOOR, *OURS, *PEERS) if _known(figures, kind)],
+            rows=[_beside(figures, kind) for kind in (FLOOR, FLOOR_ODD, *OURS, *PEERS) if _known(figures, kind)],
         ),
         Grid(
             title=f"The teacher's crop: {figures['label_images']} labels, {figures['teacher_side']} pixels",
@@ -55,13 +55,13 @@ def _speeds(figures: Mapping[str, Any], prefix: str, crops: int) -> Iterator[tup
 
 def _beside(figures: Mapping[str, Any], kind: str) -> tuple[str, ...]:
     decode, names = f"{kind}_decode_only_over_decode", (f"{kind}_checked_over_unchecked", f"{kind}_first_batch_seconds")
-    memory = f"{figures[f'{kind}_peak_memory_bytes'] / 1e6:,.0f}"
+    memory = figures.get(f"{kind}_peak_memory_bytes")
     return (
         kind,
         _spread(figures, decode),
         _verdict(figures, decode),
         *(_spread(figures, n) for n in names),
-        memory,
+        "" if memory is None else f"{memory / 1e6:,.0f}",
     )
 
 
@@ -77,7 +77,7 @@ def _contract(figures: Mapping[str, Any], kind: str) -> tuple[str, ...]:
 
 
 def _known(figures: Mapping[str, Any], kind: str) -> bool:
-    return f"{kind}_peak_memory_bytes" in figures
+    return any(f"{kind}_{what}" in figures for what in ("peak_memory_bytes", "decode_only_over_decode"))
 
 
 def _spread(figures: Mapping[str, Any], name: str) -> str:

@@ -28,6 +28,7 @@ from ffcv.types import HeaderType
 from ffcv.writer import MIN_PAGE_SIZE, handle_sample
 
 from repcon.errors import UserError
+from repcon.loaders.buffers import for_one_image
 from repcon.loaders.triangle import COMPILING, cut_into, scratch
 from repcon.record import progress
 
@@ -123,9 +124,8 @@ class Beton:
 
     def __init__(self, pack: "Pack", path: Path, sides: Sequence[int]) -> None:
         self._reader, manager = _open(pack, path)
-        self.sides = tuple(sides)
+        self._pack, self.sides = pack, tuple(sides)
         self._widest = int(max(pack.sizes[:, 0], default=1))
-        self._largest = int(max(pack.sizes.astype(np.int64).prod(axis=1), default=1))
         self._context = manager.schedule_epoch(())
         self._context.__enter__()  # maps the file
         self._metadata = self._reader.metadata[self._reader.metadata.dtype.names[0]]
@@ -142,7 +142,7 @@ class Beton:
 
     def workspace(self) -> "Workspace":
         """What one thread needs to decode."""
-        return Workspace(self._largest, *scratch(self._widest, self.sides))
+        return Workspace(for_one_image(self._pack), *scratch(self._widest, self.sides))
 
     def jpeg(self, image: int) -> memoryview:
         """The image's bytes in the file."""
@@ -166,9 +166,9 @@ class Beton:
 class Workspace:
     """A decoder of libjpeg-turbo and scratch memory, for one thread at a time."""
 
-    def __init__(self, pixels: int, row: np.ndarray, line: np.ndarray) -> None:
+    def __init__(self, pixels: np.ndarray, row: np.ndarray, line: np.ndarray) -> None:
         self.handle = np.intp(lib.tjInitDecompress())
-        self.pixels, self.row, self.line = np.empty(3 * pixels, np.uint8), row, line
+        self.pixels, self.row, self.line = pixels, row, line
         weakref.finalize(self, lib.tjDestroy, int(self.handle))
 
     def error(self) -> str:

@@ -1,4 +1,4 @@
-"""Memory for batches: taken again once the consumer has let go of it, never before.
+"""Memory for batches: taken again once the consumer has let go of it, never before. And memory to decode into.
 
 A fresh batch of tens of megabytes costs a page fault for every 4 kB, as much time as a third of the JPEG decoding
 that fills it. So a buffer goes back to its pool when the last tensor that looks at it is gone.
@@ -6,9 +6,13 @@ that fills it. So a buffer goes back to its pool when the last tensor that looks
 
 import weakref
 from collections import deque
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+
+if TYPE_CHECKING:
+    from repcon.images import Pack
 
 
 class Buffers:
@@ -45,3 +49,15 @@ class Buffers:
                 return memory
             self._free.append(memory)
         return np.empty(size, dtype=np.uint8)
+
+
+def for_one_image(pack: "Pack") -> np.ndarray:
+    """Flat uint8 memory for libjpeg-turbo to decode any one image of the pack into, RGB; at an odd address.
+
+    Where pixels go to a multiple of 32 bytes, libjpeg-turbo writes them past the processor's cache, from which the
+    resize would read them next. At an odd address no row of an even width begins at one. An image of 400 x 300, half
+    of whose rows did, decodes in 0.8 to 0.9 of the time.
+    """
+    size = 3 * int(max(pack.sizes.astype(np.int64).prod(axis=1), default=1))
+    memory = np.empty(size + 1, np.uint8)
+    return memory[1 - memory.ctypes.data % 2 :][:size]

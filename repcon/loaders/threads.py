@@ -7,15 +7,16 @@ Decoder and resize leave the interpreter's lock, so threads scale like processes
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
+from itertools import repeat
 from typing import TYPE_CHECKING
 
 import numpy as np
 import simplejpeg
 
 from repcon.loaders import CropBatch, Request
-from repcon.loaders.buffers import Buffers
+from repcon.loaders.buffers import Buffers, for_one_image
 from repcon.loaders.cutting import Cut, Cutter
-from repcon.loaders.pool import BatchPool, empty_batch
+from repcon.loaders.pool import BatchPool, Spares, empty_batch
 from repcon.loaders.reference import check_boxes, undecodable
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ class ThreadsLoader:
     def __init__(self, pack: "Pack", sides: Sequence[int], *, workers: int = 0, device: str = "cpu") -> None:
         self._pack, self._sides, self._buffers = pack, tuple(sides), Buffers(device)
         self._pool = BatchPool(workers)
+        self._memory = Spares(partial(for_one_image, pack))
         self._cutter = Cutter(pack, self._sides)
 
     def batches(self, requests: Iterable[Request]) -> Iterator[CropBatch]:
@@ -46,11 +48,12 @@ class ThreadsLoader:
         rows = request.images[share.start : share.stop].tolist()
         # All are read before the first is decoded: each reading in between would wait for the interpreter's lock.
         encoded = [self._pack.read(row) for row in rows]
-        cut(share, map(self._decode, rows, encoded))
+        with self._memory.one() as memory:  # each image is cut before the next one is decoded
+            cut(share, map(self._decode, rows, encoded, repeat(memory)))
 
-    def _decode(self, row: int, data: bytes) -> np.ndarray:
+    def _decode(self, row: int, data: bytes, memory: np.ndarray) -> np.ndarray:
         try:
-            return simplejpeg.decode_jpeg(data)
+            return simplejpeg.decode_jpeg(data, buffer=memory)
         except ValueError as error:
             raise undecodable(self._pack, row, error) from error
 

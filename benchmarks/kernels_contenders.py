@@ -1,6 +1,8 @@
 """What computes the loss and its gradient by the logits: repcon_kernels, and the ways it would be done without it.
 
-Every contender starts from the same: logits, the slab of stored labels, the row numbers of the batch.
+Every contender starts from the same: logits, the slab of stored labels, the row numbers of the batch. What they do with
+the classes that were not stored differs: ours spreads them evenly, as training does by default, `sparse` takes them as
+one, and `dense` and Liger's leave them out, which is less work.
 """
 
 from collections.abc import Callable
@@ -11,7 +13,7 @@ import torch.nn.functional as F
 from repcon_kernels import HeadSpec, multi_head_kl
 from torch import Tensor
 
-K = 16
+K, TAIL = 16, "uniform"
 Step = Callable[[Tensor], tuple[Tensor, Tensor]]
 """Logits that require gradients to (loss, gradient)."""
 
@@ -72,6 +74,7 @@ def ours(task: Problem, implementation: str) -> Step:
             task.logp,
             rows=task.rows,
             weights=task.weights,
+            tail=TAIL,
             implementation=implementation,
         ).sum()
         return loss.detach(), torch.autograd.grad(loss, logits)[0]
@@ -91,7 +94,7 @@ def operator(task: Problem, implementation: str) -> Step:
         [head.classes for head in heads],
         [head.tail_column for head in heads],
         [head.temperature for head in heads],
-        "bucket",
+        TAIL,
         implementation,
         True,
     )

@@ -34,10 +34,9 @@ from loaders_race import Race
 from loaders_tables import grids
 from targets import targets
 
-from repcon.environment import environment
+from repcon.environment import cores, environment
 from repcon.images import Pack
 from repcon.loaders import installed
-from repcon.loaders.pool import cores
 from repcon.record import console, progress
 
 SIZES: dict[str, Size] = {"400x300": (400, 300), "1280x960": (1280, 960)}

@@ -16,11 +16,11 @@ from torch.utils.data import DataLoader, Dataset
 from repcon import backbones, packing, precompute, teachers
 from repcon.backbones import timm
 from repcon.config import CropConfig, PackConfig, Precision, PrecomputeConfig, TeacherConfig
+from repcon.environment import cores
 from repcon.images import Pack
 from repcon.labelling.bench import Bench
 from repcon.labelling.display import Event, merged
 from repcon.labelling.target import open_target
-from repcon.loaders.pool import cores
 from repcon.record import console
 from repcon.teachers import Teacher
 

@@ -180,4 +180,4 @@ def _units(url: str) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    main()
+    script.run(main)

@@ -215,4 +215,4 @@ def _seconds(action: Callable[[], object]) -> float:
 
 
 if __name__ == "__main__":
-    main()
+    script.run(main)

@@ -164,4 +164,4 @@ def _run_alone(name: str, folder: Path, setting: Setting, writer: Connection) ->
 
 
 if __name__ == "__main__":
-    main()
+    script.run(main)

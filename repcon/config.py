@@ -21,6 +21,9 @@ Precision = Literal["fp32", "bf16", "fp16"]
 TrainingPrecision = Literal["auto", "fp32", "bf16", "fp16"]
 LoaderKind = Literal["auto", "reference", "torch", "dali", "ffcv"]
 Tail = Literal["bucket", "renormalise", "uniform"]
+LossKind = Literal["auto", "torch", "triton"]
+Codec = Literal["zstd", "lz4"]
+Values = Literal["float16", "gaps8"]
 Device = Literal["auto", "cpu", "cuda"]
 
 
@@ -95,16 +98,20 @@ class PrecomputeConfig:
     """Crops per image."""
     crop: CropConfig = CropConfig()
     k: int = 16
+    """Most probable classes that are stored of each answer."""
     temperatures: tuple[float, ...] = (1.0,)
-    """The temperatures whose exact tails are stored; training in `bucket` mode may use these."""
-    codec: Literal["zstd", "lz4"] = "zstd"
-    values: Literal["float16", "gaps8"] = "float16"
+    """The temperatures whose exact tails are stored: those that students may be trained at, except by renormalising."""
+    codec: Codec = "zstd"
+    """`lz4` decodes faster and takes more room."""
+    values: Values = "float16"
+    """`gaps8` stores log-probabilities in a byte each, which takes two thirds of the room."""
     rows_per_shard: int = 0
     """Images per shard; 0 chooses by the pack's size."""
     loader: LoaderKind = "auto"
     batch_size: int = 0
     """Crops per forward pass; 0 finds it."""
     workers: int = 0
+    """Decoding threads; 0 starts one per core."""
     device: Device = "auto"
     estimate: bool = False
     """Run a sample, print time, size and KL error for each k, and write nothing."""
@@ -204,6 +211,7 @@ class TrainConfig:
     windows. 0 holds them whole, one copy for all processes of a machine."""
     optim: OptimConfig = OptimConfig()
     accumulate: int = 1
+    """Batches whose gradients are summed into one step."""
     freeze_blocks: int = 0
     """How many of the trunk's first blocks (with its stem) keep their weights."""
     freeze_norm: bool = False
@@ -212,9 +220,13 @@ class TrainConfig:
     """`auto` takes bf16 where the device computes in it, and fp32 elsewhere."""
     compile: bool = False
     tail: Tail = "uniform"
-    loss: Literal["auto", "torch", "triton"] = "auto"
+    """What the classes that were not stored get of a teacher's answer: equal shares of what is left (`uniform`), one
+    share for all together (`bucket`), or nothing (`renormalise`)."""
+    loss: LossKind = "auto"
+    """How the loss is computed; `auto` takes Triton on a GPU."""
     loader: LoaderKind = "auto"
     workers: int = 0
+    """Decoding threads; 0 starts one per core."""
     device: Device = "auto"
     seed: int = 0
     holdout: float = 0.02
@@ -251,6 +263,7 @@ class TeachConfig:
     """`auto` takes bf16 where the device computes in it, and fp32 elsewhere."""
     loader: LoaderKind = "auto"
     workers: int = 0
+    """Decoding threads; 0 starts one per core."""
     device: Device = "auto"
     seed: int = 0
 
@@ -278,6 +291,7 @@ class EvaluateConfig:
     """Folder for extracted features; empty keeps them beside the results."""
     loader: LoaderKind = "auto"
     workers: int = 0
+    """Decoding threads; 0 starts one per core."""
     device: Device = "auto"
     seed: int = 0
 
@@ -303,7 +317,7 @@ class DemoConfig:
     """Unlabeled images to distil on, beside `--data`; empty uses the teacher's half of them."""
     domain: Literal["animals", "foods"] = "animals"
     size: int = 128
-    """Side of the pictures in pixels."""
+    """Side of the drawings, and of what all models see, in pixels."""
     crops: int = 2
     """Crops per proxy image."""
     epochs: int = 4

@@ -70,8 +70,8 @@ def _pictures(config: DemoConfig, folder: Path) -> tuple[Path, Path, list[dict[s
     if config.data:
         return *_own_pictures(config, folder), []
     _step("0/6  pictures: drawings from packages, rendered and packed")
-    domain = render([config.domain], folder / "drawings" / config.domain)
-    render(PROXY, folder / "drawings" / "proxy")
+    domain = render([config.domain], folder / "drawings" / config.domain, config.size)
+    render(PROXY, folder / "drawings" / "proxy", config.size)
     packs = folder / "packs"
     for name in (config.domain, "proxy"):
         packing.run(PackConfig(source=str(folder / "drawings" / name), out=str(packs / name)))

@@ -1,30 +1,25 @@
-"""Which device a command computes on."""
+"""Which device a command computes on, and in which numbers."""
 
-from typing import TYPE_CHECKING
+import torch
 
+from repcon.config import Device
 from repcon.errors import UserError
 
-if TYPE_CHECKING:
-    import torch
-
-    from repcon.config import Device
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+"""What a recipe calls a precision."""
 
 
-def indexed(device: "torch.device | str") -> "torch.device":
+def indexed(device: torch.device | str) -> torch.device:
     """The device as its tensors name it: "cuda" is the current GPU, and not equal to its "cuda:0"."""
-    import torch  # Slow to import.
-
     place = torch.device(device)
     return torch.device("cuda", torch.cuda.current_device()) if str(place) == "cuda" else place
 
 
-def choose(device: "Device") -> "torch.device":
+def choose(device: Device) -> torch.device:
     """The device that a recipe's `device` means here: `auto` is CUDA where there is any.
 
     Raises UserError for `cuda` where torch sees none.
     """
-    import torch  # Slow to import.
-
     if device == "cpu" or (device == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
     if not torch.cuda.is_available():

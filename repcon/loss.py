@@ -3,18 +3,15 @@
 import math
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
-from typing import Literal
 
 import torch
 from repcon_kernels import HeadSpec, multi_head_kl
 from torch import Tensor
 
-from repcon.config import HeadConfig, Tail
+from repcon.config import HeadConfig, LossKind, Tail
 from repcon.errors import UserError
 from repcon.record import console
 from repcon.store import HeadInfo
-
-Implementation = Literal["auto", "torch", "triton"]
 
 _announced: set[str] = set()
 
@@ -42,7 +39,7 @@ class HeadsLoss:
         heads: Sequence[HeadConfig],
         *,
         tail: Tail = "uniform",
-        implementation: Implementation = "auto",
+        implementation: LossKind = "auto",
         device: torch.device | str = "cpu",
         announced: bool = True,
     ) -> None:
@@ -80,7 +77,7 @@ class HeadsLoss:
         )
 
 
-def choose(implementation: Implementation, device: torch.device) -> tuple[str, str]:
+def choose(implementation: LossKind, device: torch.device) -> tuple[str, str]:
     """(implementation, why): what `auto` means on this device. Raises UserError where Triton is asked for in vain."""
     installed = find_spec("triton") is not None
     if implementation == "triton" and not installed:

@@ -1,11 +1,17 @@
-"""Lets the C library keep freed memory, which halves the time of small models on a CPU."""
+"""The machine's memory. The C library is let to keep what was freed: small models take half the time on a CPU."""
 
 import ctypes
+import os
 import sys
 
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3
 MMAP_THRESHOLD_BYTES = 32 << 20
 """The largest that glibc takes; activations above it are mapped and unmapped at every layer all the same."""
+
+
+def memory_total() -> int:
+    """Bytes of memory in the machine."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def keep_freed_memory() -> None:

@@ -1,10 +1,13 @@
 """Local files that are read by range, over and over, from several threads: a bounded number of them stays open.
 
 Opening costs as much as reading some tens of kilobytes, and each system call hands the interpreter's lock to another
-thread, which the caller then has to wait for.
+thread, which the caller then has to wait for. And the file system behind a URL.
 """
 
 import os
+from typing import Any
+
+from repcon.errors import UserError
 
 MOST = 128
 """Files that stay open at most, per `OpenFiles`; of further ones each reading opens the file again."""
@@ -51,3 +54,14 @@ class OpenFiles:
     def forget(self, path: str) -> None:
         """Opens the file anew at its next reading: another has taken its place."""
         self._held.pop(path, None)
+
+
+def behind(url: str) -> tuple[Any, str]:
+    """fsspec's file system of a URL, and the path in it. Raises UserError where the scheme is unknown or its library
+    is missing."""
+    import fsspec
+
+    try:
+        return fsspec.url_to_fs(url)
+    except (ValueError, ImportError) as error:
+        raise UserError(f"{url}: {error}") from error

@@ -1,6 +1,5 @@
 """`repcon pack`: a pack from a folder or from WebDataset tars, and FFCV's file of the same JPEGs beside it."""
 
-import os
 import time
 from pathlib import Path
 from typing import Any
@@ -56,9 +55,7 @@ def _write_beton(out: Path) -> None:
     if not (out / BETON).is_file():
         from repcon.loaders.ffcv import write_beton  # FFCV is an extra, and slow to import.
 
-        temporary = out / f".{BETON}.tmp"
-        write_beton(Pack.open(out), temporary)
-        os.replace(temporary, out / BETON)
+        write_beton(Pack.open(out), out / BETON)
 
 
 def _show(config: PackConfig, figures: dict[str, Any]) -> None:

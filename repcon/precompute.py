@@ -21,13 +21,13 @@ from repcon.labelling.decoding import Decoding, Step
 from repcon.labelling.display import Display, Event, merged, show
 from repcon.labelling.estimate import estimate
 from repcon.labelling.leases import Leases
-from repcon.labelling.overlap import Ahead, Behind
 from repcon.labelling.panel import Answers, Panel
 from repcon.labelling.passes import find_batch_size
 from repcon.labelling.target import lease_folder, run_folder
 from repcon.labelling.unitwork import UnitWork
 from repcon.loaders import open_loader
 from repcon.memory import keep_freed_memory
+from repcon.overlap import Ahead, Behind
 from repcon.record import Run, console
 from repcon.store import Unit
 

@@ -7,6 +7,7 @@ are there. Readers decode slabs (one crop of all images) and serve nothing that 
 import dataclasses
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
@@ -49,6 +50,9 @@ from repcon.storage.slabs import (
     table_bytes,
     window_plan,
 )
+
+_SCAN_THREADS = 32
+"""Requests at a time while the units of a store behind a URL are looked at."""
 
 __all__ = ["HeadInfo", "LabelStore", "Slab", "StoreSpec", "Tables", "TeacherSection", "Unit", "Window"]
 
@@ -140,10 +144,19 @@ class LabelStore:
         """Whether the unit has its marker and every shard that it lists, at full length."""
         return self._markers.is_done(unit)
 
-    def unfinished(self) -> list[Unit]:
-        """The units still to do, as the files say now."""
-        self._markers.forget()
-        return [unit for unit in units_of(self.manifest) if not self.is_done(unit)]
+    def unfinished(self, units: Sequence[Unit] | None = None) -> list[Unit]:
+        """Those of the units (None for all) that are still to do, as the files say now."""
+        units = self.units() if units is None else units
+        # Markers of its own, and let go: those of all units are read once, and not kept for as long as the store.
+        markers = Markers(self._files, self.manifest)
+        with ThreadPoolExecutor(_SCAN_THREADS if "://" in self.url else 1) as pool:
+            done = pool.map(markers.is_done, units)
+            return [unit for unit, is_done in zip(units, done, strict=True) if not is_done]
+
+    def require_pack(self, fingerprint: str) -> None:
+        """Raises UserError where the labels are not those of the images of the pack of this fingerprint."""
+        if fingerprint != self.manifest.pack_fingerprint:
+            raise UserError(f"{self.url}: its labels belong to another pack's images; name the pack it was made from")
 
     @property
     def missing(self) -> np.ndarray:

@@ -14,10 +14,9 @@ from torch import nn
 from repcon import backbones
 from repcon.backbones import Preprocessing
 from repcon.config import TeacherConfig
+from repcon.device import DTYPES
 from repcon.errors import UserError
 from repcon.store import TeacherSection
-
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,13 +6,12 @@ number. All of it is computed in float32: 1 - sum(p) in half precision is wrong 
 """
 
 from collections.abc import Sequence
-from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-Tail = Literal["bucket", "renormalise", "uniform"]
+from repcon.config import Tail
 
 
 def id_dtype(classes: int) -> type[np.uint16] | type[np.uint32]:
@@ -45,9 +44,7 @@ def _ranked(logits: Tensor, k: int) -> Tensor:
     return logits.shape[1] - 1 - (keys & 0xFFFFFFFF)
 
 
-def dense(
-    ids: Tensor, logp: Tensor, classes: int, temperature_index: int, temperature: float, tail: Tail = "uniform"
-) -> Tensor:
+def dense(ids: Tensor, logp: Tensor, classes: int, temperature_index: int, temperature: float, tail: Tail) -> Tensor:
     """Stored rows as (B, C) float32 probabilities at a stored temperature; the plain reference, for inspection.
 
     `bucket` leaves the classes outside the top k at zero: what a row lacks to one is the tail's mass. `renormalise`

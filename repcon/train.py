@@ -74,7 +74,7 @@ def _feed(settings: TrainConfig, pack: Pack, store: LabelStore, team: Team) -> F
         heads=[head.name for head in settings.heads],
         crops_per_decode=settings.crops_per_decode,
         mix_window=settings.mix_window,
-        label_memory=int(settings.label_memory * 2**30),
+        label_memory=settings.label_memory,
         holdout=settings.holdout,
         seed=settings.seed,
         loader=settings.loader,

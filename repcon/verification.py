@@ -32,7 +32,8 @@ def run(config: VerifyConfig) -> dict[str, Any]:
     """
     store = LabelStore.open(config.store)
     pack = Pack.open(config.pack) if config.pack else None
-    _require_pack(store, pack)
+    if pack is not None:
+        store.require_pack(pack.fingerprint)
     problems: list[str] = []
     missing = store.missing
     figures: dict[str, Any] = {"units": len(store.units()), "rows_checked": 0, "missing": len(missing)}
@@ -59,11 +60,6 @@ def run(config: VerifyConfig) -> dict[str, Any]:
     what = "structure, checksums and labels" + (", and the teachers' answers" if figures["reruns"] else "")
     console.print(f"[green]sound[/]: {what} of {figures['rows_checked']:,} crops")
     return figures
-
-
-def _require_pack(store: LabelStore, pack: Pack | None) -> None:
-    if pack is not None and pack.fingerprint != store.manifest.pack_fingerprint:
-        raise UserError(f"{store.url}: its labels belong to another pack's images; name the pack it was made from")
 
 
 def label_problems(store: LabelStore, unit: Unit, pack: Pack | None, missing: np.ndarray) -> Iterator[str]:

@@ -14,7 +14,7 @@ from repcon.errors import UserError
 from repcon.images import Pack
 from repcon.storage import shared as store_shared
 from repcon.store import LabelStore
-from repcon.training.feed import Batch, Clock, Feed, ahead
+from repcon.training.feed import Batch, Clock, Feed
 from repcon.training.labels import Shelf
 from repcon.training.windows import Windows
 
@@ -46,6 +46,7 @@ def sharded(case: Path, tmp_path_factory: pytest.TempPathFactory) -> LabelStore:
 
 
 MEMORY = 1000
+LITTLE = MEMORY / 2**30  # the same in GiB
 """Three windows of a shard of one crop each, in bytes."""
 
 
@@ -79,7 +80,7 @@ def test_labels_read_in_windows_belong_to_their_crops(
         "size": SIZE, "batch_size": 8, "epochs": 4, "crops_per_decode": crops_per_decode, "mix_window": mix_window,
         "loader": "torch", "workers": 1,
     }  # fmt: skip
-    feed = Feed(pack, sharded, label_memory=MEMORY, **parts)  # pyright: ignore[reportArgumentType]
+    feed = Feed(pack, sharded, label_memory=LITTLE, **parts)  # pyright: ignore[reportArgumentType]
     for part, passed in enumerate(feed.passes):
         pairs = shown(feed, part)
         assert sorted(pairs) == sorted((row, crop) for row in range(len(pack)) for crop in passed.crops)
@@ -91,7 +92,14 @@ def test_labels_read_in_windows_belong_to_their_crops(
 def test_two_processes_share_the_windows_crops(case: Path, sharded: LabelStore) -> None:
     """Each (image, crop) comes to one of them, and as a whole the batches are those of one process."""
     pack = Pack.open(str(pack_path(case)))
-    parts = {"size": SIZE, "batch_size": 8, "epochs": 1, "loader": "torch", "workers": 1, "label_memory": MEMORY}
+    parts = {
+        "size": SIZE,
+        "batch_size": 8,
+        "epochs": 1,
+        "loader": "torch",
+        "workers": 1,
+        "label_memory": LITTLE,
+    }
     alone = Feed(pack, sharded, **parts)  # pyright: ignore[reportArgumentType]
     both = [Feed(pack, sharded, rank=rank, world=2, **parts) for rank in range(2)]  # pyright: ignore[reportArgumentType]
     pairs = [pair for feed in both for pair in shown(feed, 0)]
@@ -104,7 +112,7 @@ def test_where_two_passes_fit_nothing_is_windowed(case: Path, sharded: LabelStor
     pack = Pack.open(str(pack_path(case)))
     parts = {"size": SIZE, "batch_size": 8, "epochs": 1, "loader": "torch", "workers": 1}
     whole = Feed(pack, sharded, **parts)  # pyright: ignore[reportArgumentType]
-    roomy = Feed(pack, sharded, label_memory=2**30, **parts)  # pyright: ignore[reportArgumentType]
+    roomy = Feed(pack, sharded, label_memory=1.0, **parts)  # pyright: ignore[reportArgumentType]
     assert shown(whole, 0) == shown(roomy, 0)
     whole.close()
     roomy.close()
@@ -126,7 +134,7 @@ def test_held_out_labels_stay_within_the_budget_too(case: Path, sharded: LabelSt
     wanted = compared(whole, whole.held_out())
     whole.close()
     monkeypatch.setattr(LabelStore, "tables", None)
-    feed = Feed(pack, sharded, label_memory=MEMORY, **parts)  # pyright: ignore[reportArgumentType]
+    feed = Feed(pack, sharded, label_memory=LITTLE, **parts)  # pyright: ignore[reportArgumentType]
     for _ in range(2):
         assert sorted(compared(feed, feed.held_out())) == sorted(wanted)
     assert len(wanted) == len(feed.held) and len(shown(feed, 0)) == len(feed.rows)
@@ -141,7 +149,7 @@ def test_a_negative_budget_is_refused(case: Path, sharded: LabelStore) -> None:
 def test_leaving_a_windowed_epoch_early_leaves_no_thread(case: Path, sharded: LabelStore) -> None:
     pack = Pack.open(str(pack_path(case)))
     before = threading.active_count()
-    feed = Feed(pack, sharded, size=SIZE, batch_size=4, epochs=1, loader="torch", workers=1, label_memory=MEMORY)
+    feed = Feed(pack, sharded, size=SIZE, batch_size=4, epochs=1, loader="torch", workers=1, label_memory=LITTLE)
     batches = feed.batches(0)
     next(batches)
     batches.close()
@@ -160,7 +168,7 @@ def test_windows_are_read_once_and_in_other_orders_each_epoch(case: Path, sharde
     monkeypatch.setattr(LabelStore, "window", window)
     feed = Feed(
         Pack.open(str(pack_path(case))), sharded, size=SIZE, batch_size=8, epochs=2, loader="torch", workers=1,
-        label_memory=MEMORY,
+        label_memory=LITTLE,
     )  # fmt: skip
     orders = []
     for part in range(2):
@@ -230,25 +238,6 @@ def test_processes_of_a_machine_share_one_copy(
     assert "labels: not shared, each process reads its own" in capsys.readouterr().out
     assert torch.equal(batch.images, first.images) and len(list(alone.held_out())) > 0
     alone.close()
-
-
-def test_an_error_in_the_thread_is_raised_here() -> None:
-    def source() -> Iterator[int]:
-        yield 1
-        raise UserError("the pack is gone")
-
-    items = ahead(source)
-    assert next(items) == 1
-    with pytest.raises(UserError, match="gone"):
-        next(items)
-
-
-def test_a_source_that_cannot_open_is_an_error_too() -> None:
-    def source() -> Iterator[int]:
-        raise UserError("no such crop")
-
-    with pytest.raises(UserError, match="no such crop"):
-        list(ahead(source))
 
 
 def test_the_clock_tells_waiting_from_work() -> None:

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from repcon.labelling.overlap import Ahead, Behind
+from repcon.overlap import Ahead, Behind
 
 
 def test_ahead_keeps_order_and_its_bound():

@@ -1,4 +1,4 @@
-"""The two functions that the package is for."""
+"""The two losses that the package is for; `crops` has the third of its functions."""
 
 from collections.abc import Sequence
 

@@ -13,15 +13,15 @@ lose their digits, comes first and is exact. All else is in nats and in float32.
 import triton
 import triton.language as tl
 
+from repcon_kernels.heads import LOG_TAIL_FLOOR, TAILS
 from repcon_kernels.labels import compare_all, load_labels, scatter_all, teacher_mass
 from repcon_kernels.rows import LOG2_E, LOWEST, clean, load_columns, outside, statistics, write_rows
 
-BUCKET = tl.constexpr(0)
-RENORMALISE = tl.constexpr(1)
-UNIFORM = tl.constexpr(2)
+BUCKET = tl.constexpr(TAILS.index("bucket"))
+RENORMALISE = tl.constexpr(TAILS.index("renormalise"))
+UNIFORM = tl.constexpr(TAILS.index("uniform"))
 TINY = tl.constexpr(1e-30)
-FLOOR = tl.constexpr(-1e6)
-"""LOG_TAIL_FLOOR of `heads`."""
+FLOOR = tl.constexpr(LOG_TAIL_FLOOR)
 TRUSTED = tl.constexpr(8.0)
 """The student's tail is taken as total - sum over S. Its error of about 2e-7 enters the loss times p_tail / q_tail;
 where that ratio exceeds this, the tail is summed term by term: a second look at the row, for the rows that need it."""

@@ -11,6 +11,7 @@ from repcon_kernels.heads import LOGIT_DTYPES, describe
 from repcon_kernels.ops import (
     LABELS,
     backward_gradient,
+    empty_losses,
     head_specs,
     implementation_module,
     library,
@@ -64,7 +65,7 @@ def _linear_kl(
     heads = head_specs(ids, starts, classes, tail_columns, temperatures)
     run = implementation_module(implementation, features).multi_head_kl
     scale = stored_scale(features.dtype, batch) / batch
-    losses = _fake_losses(features, weights).zero_()
+    losses = empty_losses(features, weights).zero_()
     d_features, d_weight, d_bias = _gradients(features, weight, bias, with_gradient)
     for start in range(0, batch, step):
         chunk = slice(start, min(start + step, batch))
@@ -94,12 +95,8 @@ def _gradients(
     return torch.empty_like(features), torch.zeros_like(weight, dtype=wide), d_bias
 
 
-def _fake_losses(features: Tensor, weights: Tensor) -> Tensor:
-    return torch.empty_like(weights, dtype=torch.promote_types(features.dtype, torch.float32))
-
-
 def _fake(features: Tensor, weight: Tensor, bias: Tensor | None, ids, logp, rows, weights: Tensor, *others: Any):
-    losses = _fake_losses(features, weights)
+    losses = empty_losses(features, weights)
     return losses.new_empty(()), losses, *_gradients(features, weight, bias, others[-1])
 
 

@@ -83,13 +83,14 @@ def _kl_in_place(logits: Tensor, *labels: Any) -> Tensor:
     return _forward(logits, logits, *labels)
 
 
-def _fake_losses(logits: Tensor, weights: Tensor) -> Tensor:
+def empty_losses(logits: Tensor, weights: Tensor) -> Tensor:
+    """(H,) memory for the losses, float32 at least."""
     return weights.new_empty(weights.shape, dtype=torch.promote_types(logits.dtype, torch.float32))
 
 
 def _fake_kl(logits: Tensor, ids, logp, rows, weights: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
     with_gradient = others[-1]
-    return _fake_losses(logits, weights), torch.empty_like(logits) if with_gradient else logits.new_empty(0)
+    return empty_losses(logits, weights), torch.empty_like(logits) if with_gradient else logits.new_empty(0)
 
 
 def _scale(gradient: Tensor, factors: Tensor, factor_scale: float, starts: Sequence[int], implementation: str) -> None:
@@ -161,7 +162,7 @@ def register(name: str, run: Callable, fake: Callable) -> None:
 
 
 register("multi_head_kl", _kl, _fake_kl)
-register("multi_head_kl_", _kl_in_place, lambda logits, ids, logp, rows, weights, *_: _fake_losses(logits, weights))
+register("multi_head_kl_", _kl_in_place, lambda logits, ids, logp, rows, weights, *_: empty_losses(logits, weights))
 register("scale_heads_", _scale, lambda *_: None)
 library.impl("multi_head_kl", _Beside.apply, "Autograd")
 library.impl("multi_head_kl_", _InPlace.apply, "Autograd")

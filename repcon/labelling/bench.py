@@ -1,6 +1,5 @@
 """What a process labels with, and what is left to label."""
 
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 import torch
@@ -17,9 +16,6 @@ from repcon.storage.layout import part_of, unit_at
 from repcon.store import LabelStore, Unit
 from repcon.teachers import Teacher
 
-SCAN_THREADS = 32
-"""Requests at a time while the units of a store behind a URL are looked at."""
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bench:
@@ -33,12 +29,7 @@ class Bench:
 
     def todo(self) -> list[Unit]:
         """The units still to do that this recipe's teachers can do, as the store says now: looks at every unit."""
-        units = [unit for unit in self.store.units() if set(unit.heads) <= self.names]
-        # Opened anew, and let go: the markers of all units are read once, and not kept for the rest of the run.
-        store = LabelStore.open(self.store.url)
-        with ThreadPoolExecutor(SCAN_THREADS if "://" in store.url else 1) as pool:
-            done = pool.map(store.is_done, units)
-            return [unit for unit, is_done in zip(units, done, strict=True) if not is_done]
+        return self.store.unfinished([unit for unit in self.store.units() if set(unit.heads) <= self.names])
 
     def left(self, units: list[Unit]) -> list[Unit]:
         """Those of the units that nobody has finished yet: looks at these only."""

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from multiprocessing import Pipe, connection
 from typing import Any
 
+from repcon.environment import cores
 from repcon.errors import UserError
 from repcon.record import console
 
@@ -31,9 +32,8 @@ class Post:
 
 def posts(count: int, gpus: int) -> list[Post]:
     """`count` processes spread over so many GPUs, or over this machine's cores where there are none."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     names = [f"cuda:{number % gpus}" if gpus else "cpu" for number in range(count)]
-    return [Post(device=name, threads=max(1, cores // count)) for name in names]
+    return [Post(device=name, threads=max(1, cores() // count)) for name in names]
 
 
 class Member:

@@ -88,7 +88,8 @@ class Decoding:
             reason = self._damage(image)
             if not reason:
                 try:
-                    parts += [batch.pixels for batch in self._loader.batches([_single(drawn.request, place)])]
+                    single = drawn.request.part(slice(place, place + 1))
+                    parts += [batch.pixels for batch in self._loader.batches([single])]
                 except UserError as error:
                     reason = str(error)
             if reason:
@@ -111,10 +112,3 @@ class Decoding:
 
 def _step(drawn: _Drawn, images: np.ndarray, pixels: dict[int, torch.Tensor]) -> Step:
     return Step(work=drawn.work, images=images, pixels=pixels, completes=drawn.last)
-
-
-def _single(request: Request, place: int) -> Request:
-    one = slice(place, place + 1)
-    return Request(
-        images=request.images[one], crops=request.crops[one], boxes=request.boxes[one], flips=request.flips[one]
-    )

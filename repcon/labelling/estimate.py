@@ -13,9 +13,9 @@ from repcon.config import PrecomputeConfig
 from repcon.crops import CropPlan, plan
 from repcon.errors import UserError
 from repcon.images import Pack
-from repcon.labelling.overlap import Ahead
 from repcon.labelling.passes import Passes, Pixels
 from repcon.loaders import Request, open_loader
+from repcon.overlap import Ahead
 from repcon.record import console, progress
 from repcon.storage.arrays import compressed_bytes
 from repcon.storage.layout import BOX, FLIP

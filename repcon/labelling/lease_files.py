@@ -6,6 +6,8 @@ import uuid
 from pathlib import Path
 from typing import Protocol
 
+from repcon.open_files import behind
+
 
 class Claims(Protocol):
     """Where claims lie."""
@@ -102,9 +104,8 @@ class RemoteClaims:
     """Objects below a URL; `create` is atomic where the store knows conditional writes (S3 does)."""
 
     def __init__(self, url: str) -> None:
-        import fsspec
-
-        self._system, self._root = fsspec.url_to_fs(url)
+        """Raises UserError."""
+        self._system, self._root = behind(url)
 
     def create(self, name: str, data: bytes) -> bool:
         path = self._path(name)

@@ -1,7 +1,6 @@
 """Forward passes within the memory: how many crops fit, and half as many where they turn out not to."""
 
 import gc
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TypeVar
 
@@ -9,6 +8,7 @@ import torch
 from torch import nn
 
 from repcon.errors import UserError
+from repcon.memory import memory_total
 from repcon.teachers import Teacher
 
 LARGEST_BATCH = {"cpu": 32, "cuda": 1024}
@@ -83,7 +83,7 @@ def find_batch_size(teachers: Sequence[Teacher], device: torch.device) -> int:
 def _memory_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return memory_total()
 
 
 @torch.inference_mode()

@@ -91,16 +91,10 @@ def _decode(
         return None
     try:
         starts = range(0, len(request.images), _BATCH)
-        batches = list(loader.batches([_part(request, slice(start, start + _BATCH)) for start in starts]))
+        batches = list(loader.batches([request.part(slice(start, start + _BATCH)) for start in starts]))
         return {side: torch.cat([batch.pixels[side].cpu() for batch in batches]) for side in sizes}
     finally:
         loader.close()
-
-
-def _part(request: Request, rows: slice) -> Request:
-    return Request(
-        images=request.images[rows], crops=request.crops[rows], boxes=request.boxes[rows], flips=request.flips[rows]
-    )
 
 
 def compare(head: HeadInfo, ids: np.ndarray, logp: np.ndarray, logits: torch.Tensor) -> dict[str, float]:

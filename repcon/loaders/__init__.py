@@ -2,7 +2,7 @@
 
 A `Request` names images, crop numbers, boxes and flips; whoever makes the requests (precompute, train, evaluate)
 decides the order, and a loader only decodes. So order, partition and resume are one place's business
-(`loaders.order`), and three decoders cannot disagree about them.
+(`loaders.order`), and no two decoders can disagree about them.
 """
 
 from collections.abc import Iterable, Iterator
@@ -29,6 +29,12 @@ class Request:
     """(n, c, 4) uint16: x, y, width, height in the pack's pixels."""
     flips: np.ndarray
     """(n, c) uint8: 1 mirrors the crop from left to right."""
+
+    def part(self, images: slice) -> "Request":
+        """The same of some of its images."""
+        return Request(
+            images=self.images[images], crops=self.crops[images], boxes=self.boxes[images], flips=self.flips[images]
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,10 +15,11 @@ from nvidia.dali.pipeline import Pipeline
 from repcon_kernels import cut_crops
 
 from repcon.device import indexed
+from repcon.environment import cores
 from repcon.errors import UserError
 from repcon.loaders import CropBatch, Request
 from repcon.loaders.dali import decoding, read, run
-from repcon.loaders.pool import BatchPool, Spares, cores, numbered_batch
+from repcon.loaders.pool import BatchPool, Spares, numbered_batch
 from repcon.loaders.reference import check_boxes, check_size
 
 if TYPE_CHECKING:

@@ -21,9 +21,10 @@ from repcon.errors import UserError
 from repcon.loaders import CropBatch, Request
 from repcon.loaders.buffers import Buffers
 from repcon.loaders.cutting import arrays
-from repcon.loaders.opening import BETON, require
+from repcon.loaders.opening import require
 from repcon.loaders.pool import BatchPool, Spares, empty_batch
 from repcon.loaders.reference import check_boxes, undecodable
+from repcon.packs.format import BETON
 from repcon.packs.jpeg import content_hash
 
 if TYPE_CHECKING:

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from repcon.errors import UserError
+from repcon.packs.format import BETON
 from repcon.record import console
 
 if TYPE_CHECKING:
     from repcon.images import Pack
     from repcon.loaders import Loader
 
-BETON = "images.beton"
 """FFCV's file beside the pack's index; `repcon pack --ffcv` writes it."""
 
 _LIBRARIES = {

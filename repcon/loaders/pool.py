@@ -1,6 +1,5 @@
 """What the CPU loaders share: a thread pool that fills batches in order, a few of them ahead of the consumer."""
 
-import os
 import queue
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -11,6 +10,7 @@ from typing import Generic, TypeVar
 import numpy as np
 import torch
 
+from repcon.environment import cores
 from repcon.loaders import CropBatch, Request
 from repcon.loaders.buffers import Buffers
 
@@ -18,11 +18,6 @@ Tool = TypeVar("Tool")
 
 AHEAD_BATCHES = 3
 """Batches that are in work while the consumer holds one; memory stays flat at this many."""
-
-
-def cores() -> int:
-    """Processor cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def numbered_batch(request: Request, pixels: dict[int, torch.Tensor]) -> CropBatch:

@@ -4,16 +4,19 @@ import os
 from pathlib import Path
 from typing import Any, Protocol
 
-import fsspec
-
-from repcon.open_files import OpenFiles
+from repcon.open_files import OpenFiles, behind
 
 
 class Files(Protocol):
     """A pack's files, wherever they lie. Raises OSError."""
 
-    def whole(self, name: str) -> bytes: ...
-    def part(self, name: str, offset: int, length: int) -> bytes: ...
+    def whole(self, name: str) -> bytes:
+        """All of the file's bytes."""
+        ...
+
+    def part(self, name: str, offset: int, length: int) -> bytes:
+        """Bytes [offset, offset + length), fewer at the file's end."""
+        ...
 
 
 class LocalFiles:
@@ -43,8 +46,8 @@ class RemoteFiles:
 
 
 def files_below(url: str) -> tuple[Files, str]:
-    """How the files below `url` are read, and the pack's name wherever the process may stand."""
+    """How the files below `url` are read, and the pack's name wherever the process may stand. Raises UserError."""
     if "://" not in url:
         return LocalFiles(os.path.abspath(url)), os.path.abspath(url)
-    system, root = fsspec.core.url_to_fs(url)
+    system, root = behind(url)
     return (LocalFiles(root), root) if url.startswith(("file://", "local://")) else (RemoteFiles(system, root), url)

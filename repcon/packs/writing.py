@@ -7,7 +7,6 @@ Threads rather than processes: reading, decoding, encoding and hashing all run o
 
 import fcntl
 import json
-import os
 import shutil
 import warnings
 from collections import Counter, deque
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from repcon.config import PackConfig
+from repcon.environment import cores
 from repcon.errors import UserError
 from repcon.packs import format as pack_format
 from repcon.packs import sources
@@ -205,7 +205,7 @@ def _close(out: Path, shard: Shard) -> Part:
 
 def _encoded(items: list[Item], config: PackConfig) -> Iterator[tuple[Item, Encoded | str]]:
     """Each item, in order, with its JPEG or the reason why there is none; a few batches are worked on ahead."""
-    workers = config.workers or len(os.sched_getaffinity(0))
+    workers = config.workers or cores()
     batches = (items[start : start + BATCH] for start in range(0, len(items), BATCH))
     waiting: deque[tuple[list[Item], Future[list[Encoded | str]]]] = deque()
     pool = ThreadPoolExecutor(workers, thread_name_prefix="pack")

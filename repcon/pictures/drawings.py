@@ -4,11 +4,11 @@ How the demo uses it (everything is cached, a second run renders nothing)::
 
     from repcon.pictures.drawings import CATEGORIES, render
 
-    domain = render(["animals"], folder / "animals")                     # an image folder: class/artist.jpg
-    proxy = render([c for c in CATEGORIES if c != "animals"], folder / "proxy")
+    domain = render(["animals"], folder / "animals", 128)                # an image folder: class/artist.jpg
+    proxy = render([c for c in CATEGORIES if c != "animals"], folder / "proxy", 128)
     domain["licences"]                                                   # for the report: one line per artist
 
-`render` fetches the sets itself on first use; `fetch()` before it gives the download a progress bar of its own.
+`render` fetches the sets itself on first use.
 """
 
 import importlib.util
@@ -23,14 +23,15 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from repcon.environment import cores
 from repcon.errors import UserError
 from repcon.pictures.icon_sets import CATEGORIES, FEWEST_DRAWINGS, PACKAGES, Drawing, fetch
 from repcon.record import progress, write_json
 
-__all__ = ["CATEGORIES", "fetch", "render"]
+__all__ = ["CATEGORIES", "render"]
 
 
-def render(names: Sequence[str], out: Path, size: int = 128, *, cache: Path | None = None) -> dict[str, Any]:
+def render(names: Sequence[str], out: Path, size: int, *, cache: Path | None = None) -> dict[str, Any]:
     """Draws the categories `names` (of CATEGORIES) into the image folder `out`: class/artist.jpg, white ground.
 
     Gives `folder`, `categories`, `size`, `classes`, `images` and `licences`, and keeps them beside the folder as
@@ -86,7 +87,7 @@ def _draw(drawings: Sequence[Drawing], folder: Path, size: int) -> None:
         raise UserError('the demo\'s pictures need the package resvg_py: pip install "repcon[demo]"')
     for thing in {drawing.thing for drawing in drawings}:
         (folder / thing).mkdir()
-    workers = min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, 8)
+    workers = min(cores(), 8)
     spawn = multiprocessing.get_context("spawn")
     jobs = ((drawing, folder / drawing.thing / f"{drawing.artist}.jpg", size) for drawing in drawings)
     with progress() as bar, ProcessPoolExecutor(workers, mp_context=spawn) as pool:

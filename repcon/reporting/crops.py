@@ -8,15 +8,12 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from repcon.errors import UserError
 from repcon.images import Pack
 from repcon.loaders import reference
 from repcon.storage.layout import HeadInfo
-from repcon.store import LabelStore, Slab
+from repcon.store import LabelStore
 
 IMAGES, SIDE, TOP = 6, 160, 3
-SLAB_BYTES = 2**28
-"""Labels held in memory while the sheet is made; a larger store is sampled from its first window."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,25 +56,20 @@ def sheet(pack_url: str, store_url: str) -> list[Pictured]:
     Shown is what is stored: nothing is recomputed, so a mix-up would be seen here.
     """
     pack, store = Pack.open(pack_url), LabelStore.open(store_url)
-    if pack.fingerprint != store.manifest.pack_fingerprint:
-        raise UserError(f"{store_url}: its labels belong to another pack than {pack_url}")
+    store.require_pack(pack.fingerprint)
+    usable = np.setdiff1d(np.arange(store.images), store.missing)
+    places = np.linspace(0, len(usable) - 1, IMAGES + 2)[1:-1].astype(int) if len(usable) else []
     numbers = sorted({0, store.crops - 1})
-    found: dict[int, list[Crop]] = {}
-    for number in numbers:
-        window = next(store.windows(number, seed=0, memory_bytes=SLAB_BYTES))
-        usable = np.flatnonzero(~np.isin(window.rows, store.missing))
-        if len(usable):
-            for place in dict.fromkeys(np.linspace(0, len(usable) - 1, IMAGES + 2)[1:-1].astype(int)):
-                at = int(usable[place])
-                row = int(window.rows[at])
-                found.setdefault(row, []).append(_crop(pack, store, window.slab, number, row, at))
-    return [_pictured(pack, row, crops) for row, crops in found.items()]
+    return [
+        _pictured(pack, row, [_crop(pack, store, number, row) for number in numbers])
+        for row in dict.fromkeys(usable[places].tolist())
+    ]
 
 
-def _crop(pack: Pack, store: LabelStore, slab: Slab, number: int, row: int, at: int) -> Crop:
-    """`at` is the image's place in the slab, `row` its row in the pack."""
-    box = tuple(int(value) for value in slab.boxes[at])
-    flipped = bool(slab.flips[at])
+def _crop(pack: Pack, store: LabelStore, number: int, row: int) -> Crop:
+    slab = store.part(number, range(row, row + 1))
+    box = tuple(int(value) for value in slab.boxes[0])
+    flipped = bool(slab.flips[0])
     image = reference.decode(pack.read(row))
     pixels = reference.crop(image, box, SIDE, flipped).permute(1, 2, 0).numpy()
     height, width = image.shape[:2]
@@ -88,7 +80,7 @@ def _crop(pack: Pack, store: LabelStore, slab: Slab, number: int, row: int, at: 
         flipped=flipped,
         place=(100 * x / width, 100 * y / height, 100 * w / width, 100 * h / height),
         picture=_uri(pixels),
-        answers=tuple(_answer(head, *(array[at] for array in slab.labels[name])) for name, head in store.heads.items()),
+        answers=tuple(_answer(head, *(array[0] for array in slab.labels[name])) for name, head in store.heads.items()),
     )
 
 

@@ -10,7 +10,7 @@ from repcon.reporting.tables import figure, nat, readable, table, words
 
 
 def sections(found: Mapping[str, Any]) -> list[Section]:
-    """What `store_figures.figures` found: the store, its truncation, its classes."""
+    """What `reporting.figures` found: the store, its truncation, its classes."""
     heads = {name: head for name, head in found["heads"].items() if "mass" in head}
     return [_store(found), _truncation(found, heads), _classes(heads, found["agreement"])] if heads else [_store(found)]
 

@@ -1,6 +1,6 @@
 """The part of a store that zarr-python writes: array metadata and the bytes of a shard.
 
-Shards are encoded in memory and put in place by `store_files`, because zarr-python does not fsync; the markers'
+Shards are encoded in memory and put in place by `storage.files`, because zarr-python does not fsync; the markers'
 hashes then cost no second reading. Same input, same bytes.
 """
 
@@ -14,8 +14,9 @@ from zarr.codecs import BloscCodec, Crc32cCodec
 from zarr.core.buffer import Buffer
 from zarr.storage import MemoryStore
 
+from repcon.config import Codec
 from repcon.storage.layout import Layout, layouts_of
-from repcon.storage.manifest import Codec, Manifest
+from repcon.storage.manifest import Manifest
 
 # Chunks are encoded and decoded in parallel by threads of their own; blosc's shared pool would serialise them.
 numcodecs.blosc.use_threads = False

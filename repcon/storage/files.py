@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from repcon.errors import UserError
-from repcon.open_files import OpenFile, OpenFiles
+from repcon.open_files import OpenFile, OpenFiles, behind
 
 _SAFE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]*(/[A-Za-z0-9_][A-Za-z0-9_.\-]*)*")
 
@@ -60,13 +60,7 @@ def open_files(url: str) -> Files:
         return LocalFiles(Path(url))
     if scheme in ("file", "local"):
         return LocalFiles(Path(path))
-    import fsspec
-
-    try:
-        file_system, root = fsspec.url_to_fs(url)
-    except (ValueError, ImportError) as error:
-        raise UserError(f"{url}: {error}") from error
-    return UrlFiles(url, file_system, root)
+    return UrlFiles(url, *behind(url))
 
 
 def safe(name: str) -> str:

@@ -6,9 +6,10 @@ from typing import Literal
 
 import numpy as np
 
+from repcon.config import Values
 from repcon.errors import UserError
 from repcon.storage import gaps
-from repcon.storage.manifest import Manifest, TeacherSection, Values
+from repcon.storage.manifest import Manifest, TeacherSection
 from repcon.topk import id_dtype
 
 

@@ -10,9 +10,10 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 from repcon import config
+from repcon.config import Codec, Values
 from repcon.errors import UserError
 
 FORMAT, VERSION = "repcon labels", 1
@@ -24,9 +25,6 @@ _HEAD_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 _LARGEST = {"images": 2**36, "crops": 2**16, "k": 2**16, "rows_per_shard": 2**20, "crops_per_shard": CROPS_PER_SHARD}
 _MOST_UNITS = 10**7
 _MOST_UNIT_BYTES, _MOST_CHUNK_BYTES = 2**28, 2**30
-
-Codec = Literal["zstd", "lz4"]
-Values = Literal["float16", "gaps8"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

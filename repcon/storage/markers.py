@@ -80,7 +80,3 @@ class Markers:
         marker = Marker(unit=unit.name, missing=missing, files=dict(files))
         self._files.write(marker_name(unit), seal(asdict(marker)))
         self._known[unit.name] = marker
-
-    def forget(self) -> None:
-        """Reads markers afresh from now on: other processes may have finished units."""
-        self._known.clear()

@@ -15,6 +15,7 @@ import google_crc32c
 import numcodecs.blosc
 import numpy as np
 
+from repcon.environment import cores
 from repcon.errors import UserError
 from repcon.storage import gaps
 from repcon.storage.files import Files, LocalFiles
@@ -58,7 +59,7 @@ class ShardReader:
         self._indexes: dict[str, np.ndarray] = {}
         self._lock = threading.Lock()
         # Locally the threads decompress; over a network they wait.
-        self._threads = min(8, os.cpu_count() or 1) if isinstance(files, LocalFiles) else 16
+        self._threads = min(8, cores()) if isinstance(files, LocalFiles) else 16
         self._pools: dict[int, ThreadPoolExecutor] = {}
 
     def require(self, crop: int, heads: Sequence[HeadInfo]) -> None:

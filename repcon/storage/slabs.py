@@ -1,7 +1,6 @@
 """Labels in memory: slabs (one crop of all images), tables (several crops), windows (a crop in parts), read ahead."""
 
 import contextlib
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from typing import TypeVar
 import numpy as np
 
 from repcon.errors import UserError
+from repcon.memory import memory_total
 from repcon.storage.layout import HeadInfo, head_layouts
 from repcon.storage.manifest import Manifest
 
@@ -92,11 +92,6 @@ def check_memory(needed: int) -> None:
     if needed > memory_total():
         size = f"{needed / 2**30:.1f} GiB of labels, more than this machine's memory"
         raise UserError(f"the store was asked for {size}; read fewer crops at a time, or windows (train: label_memory)")
-
-
-def memory_total() -> int:
-    """Bytes of memory in the machine."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def memory_available() -> int:

@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 
 from repcon import topk
+from repcon.config import Codec, Values
 from repcon.storage import gaps
 from repcon.storage.arrays import compressed_bytes
 from repcon.storage.layout import HeadInfo, layouts
-from repcon.storage.manifest import Codec, TeacherSection, Values
+from repcon.storage.manifest import TeacherSection
 
 KS = (4, 8, 16, 32, 64)
 

@@ -1,12 +1,10 @@
 """The way from pack and store to the training step: decoded crops with the labels that were stored for them."""
 
-import queue
-import threading
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -17,6 +15,7 @@ from repcon.errors import UserError
 from repcon.images import Pack
 from repcon.loaders import CropBatch, Request, open_loader
 from repcon.loaders.order import Order, Pass, passes, split
+from repcon.overlap import Ahead
 from repcon.store import LabelStore
 from repcon.training.labels import Labels, Shelf, to_device
 from repcon.training.windows import Windows
@@ -47,7 +46,7 @@ class Feed:
     """All batches of a training run, by pass and by batch number, so that a run can go on anywhere.
 
     heads: names out of the store's, None for all. Over `world` processes `batch_size` is the sum of their shares.
-    label_memory: bytes for labels in this process; where two passes' labels take more, they are read in windows. With 0
+    label_memory: GiB for labels in this process; where two passes' labels take more, they are read in windows. With 0
     they are held whole, one copy for all processes of a machine.
     Raises UserError where pack and store do not belong together or the sizes cannot be met.
     """
@@ -64,7 +63,7 @@ class Feed:
         crops_per_decode: int = 1,
         mix_window: int = 0,
         holdout: float = 0.0,
-        label_memory: int = 0,
+        label_memory: float = 0.0,
         seed: int = 0,
         loader: LoaderKind = "auto",
         workers: int = 0,
@@ -72,10 +71,9 @@ class Feed:
         rank: int = 0,
         world: int = 1,
     ) -> None:
-        if pack.fingerprint != store.manifest.pack_fingerprint:
-            raise UserError(f"{store.url}: its labels belong to another pack's images; name the pack it was made from")
+        store.require_pack(pack.fingerprint)
         if label_memory < 0:
-            raise UserError(f"label_memory {label_memory}: give the memory for labels, or 0 to hold them whole")
+            raise UserError(f"label_memory {label_memory}: give the GiB for labels, or 0 to hold them whole")
         self._size, self._device = size, indexed(device)
         self._batch_size, self._mix_window, self._seed = batch_size, mix_window, seed
         self._rank, self._world = rank, world
@@ -86,7 +84,7 @@ class Feed:
         self.lengths = [self._order(part).steps for part in self.passes]
         """Batches of each pass."""
         names = tuple(store.heads if heads is None else heads)
-        self._store, self._names, self._label_memory = store, names, label_memory
+        self._store, self._names, self._label_bytes = store, names, int(label_memory * 2**30)
         self._shelf = Shelf(store, names, self._device, shared=world > 1)
         self._held_labels: Labels | None = None
         self._loader = open_loader(loader, pack, (size,), workers=workers, device=str(self._device))
@@ -104,26 +102,22 @@ class Feed:
         labels = self._shelf.get(crops)
         if part + 1 < len(self.passes) and not self._in_windows(self.passes[part + 1].crops):
             self._shelf.fetch(self.passes[part + 1].crops)
-        return self._ahead(self._order(self.passes[part]), labels, start)
+        return self._ordered(self._order(self.passes[part]), labels, start)
 
     def _in_windows(self, crops: tuple[int, ...]) -> bool:
-        return bool(self._label_memory) and 2 * len(crops) * self._store.slab_bytes(self._names) > self._label_memory
+        return bool(self._label_bytes) and 2 * len(crops) * self._store.slab_bytes(self._names) > self._label_bytes
 
     def _through_windows(self, part: int, start: int) -> Generator[Batch]:
         passed = self.passes[part]
         seed = [self._seed, passed.epoch]
-        labels = Windows(self._store, self._names, passed.crops, seed=seed, memory_bytes=self._label_memory)
+        labels = Windows(self._store, self._names, passed.crops, seed=seed, memory_bytes=self._label_bytes)
         with closing(labels):
-            yield from self._ahead(self._order(passed, labels.numbers[self.rows]), labels, start)
+            yield from self._ordered(self._order(passed, labels.numbers[self.rows]), labels, start)
 
-    def _ahead(self, order: Order, labels: Labels | Windows, start: int) -> Generator[Batch]:
+    def _ordered(self, order: Order, labels: Labels | Windows, start: int) -> Generator[Batch]:
         totals = (order.size(step) for step in range(start, order.steps))
-
-        def source() -> Iterator[Batch]:
-            decoded = self._loader.batches(order.requests(labels.cut, start))
-            return self._labelled(order.batches(decoded, start), labels, totals)
-
-        return ahead(source)
+        decoded = self._loader.batches(order.requests(labels.cut, start))
+        return _ahead(self._labelled(order.batches(decoded, start), labels, totals))
 
     def _order(self, part: Pass, windows: np.ndarray | None = None) -> Order:
         return Order(
@@ -140,7 +134,7 @@ class Feed:
         return self._held(self._held_labels, self.held)
 
     def _held_through_windows(self) -> Generator[Batch]:
-        labels = Windows(self._store, self._names, (0,), seed=[self._seed, 0], memory_bytes=self._label_memory)
+        labels = Windows(self._store, self._names, (0,), seed=[self._seed, 0], memory_bytes=self._label_bytes)
         with closing(labels):
             yield from self._held(labels, self.held[np.argsort(labels.numbers[self.held], kind="stable")])
 
@@ -154,7 +148,7 @@ class Feed:
                 boxes, flips = labels.cut(share)
                 yield Request(images=share, crops=np.zeros((len(share), 1), np.int64), boxes=boxes, flips=flips)
 
-        return ahead(lambda: self._labelled(self._loader.batches(requests()), labels, map(len, shares)))
+        return _ahead(self._labelled(self._loader.batches(requests()), labels, map(len, shares)))
 
     def close(self) -> None:
         """Stops the loader's workers and the reading of labels."""
@@ -174,6 +168,12 @@ class Feed:
                 crops=batch.crops,
                 total=total,
             )
+
+
+def _ahead(batches: Iterator[Batch]) -> Generator[Batch]:
+    """The batches, up to two ahead in a thread, which ends with the loop over them."""
+    with Ahead(batches, 2) as items:
+        yield from items
 
 
 class Clock:
@@ -204,47 +204,3 @@ class Clock:
     def _lap(self) -> float:
         before, self._since = self._since, time.perf_counter()
         return self._since - before
-
-
-def ahead(source: Callable[[], Iterator[Item]], depth: int = 2) -> Generator[Item]:
-    """Runs the iterator that `source` opens in a thread, up to `depth` items ahead; its errors are raised here.
-
-    Leaving the loop early stops the thread.
-    """
-    items: queue.Queue[Any] = queue.Queue(depth)
-    stop = threading.Event()
-    thread = threading.Thread(target=_fill, args=(source, items, stop), daemon=True)
-    thread.start()
-    try:
-        while True:
-            item, error = items.get()
-            if error is not None:
-                raise error
-            if item is None:
-                return
-            yield item
-    finally:
-        stop.set()
-        while thread.is_alive():
-            try:
-                items.get(timeout=0.05)
-            except queue.Empty:
-                continue
-        thread.join()
-
-
-def _fill(source: Callable[[], Iterator[Any]], items: queue.Queue[Any], stop: threading.Event) -> None:
-    opened = None
-    try:
-        opened = source()
-        for item in opened:
-            items.put((item, None))
-            if stop.is_set():
-                return
-        items.put((None, None))
-    except BaseException as error:
-        items.put((None, error))
-    finally:
-        close = getattr(opened, "close", None)
-        if close is not None:
-            close()

@@ -9,6 +9,7 @@ from torch import nn
 
 from repcon import backbones  # noqa: F401 - first: it makes torchvision importable, which timm asks for.
 from repcon.config import OptimConfig, Precision, TrainingPrecision
+from repcon.device import DTYPES
 from repcon.errors import UserError
 
 # isort: split
@@ -18,8 +19,6 @@ from timm.utils import ModelEmaV3  # pyright: ignore[reportPrivateImportUsage]
 
 FUSED = ("adam", "adamw", "sgd")
 """torch's own optimisers that update all weights in one call: on two cores a tenth of a small model's step."""
-
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def resolve(precision: TrainingPrecision, device: torch.device) -> Precision:

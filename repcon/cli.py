@@ -41,6 +41,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         console.print(f"[bold red]error[/] {escape(str(error))}", highlight=False, soft_wrap=True)
         return 1
+    except OSError as error:
+        if not error.errno:  # raised by a library for some other reason: a fault of the program
+            raise
+        place = f"{error.filename}: " if error.filename else ""
+        console.print(f"[bold red]error[/] {escape(f'{place}{error.strerror}')}", highlight=False, soft_wrap=True)
+        return 1
     except KeyboardInterrupt:
         console.print("[yellow]interrupted[/]; what was finished is kept, the same command goes on from there")
         return 130
@@ -52,6 +58,8 @@ def _command(name: str, words: list[str]) -> int:
     kind, module = COMMANDS[name]
     recipe, json_path = _take(words, "--recipe"), _take(words, "--json")
     settings = _settings(name, kind, words, recipe)
+    if json_path is not None and not Path(json_path).absolute().parent.is_dir():
+        raise UserError(f"--json {json_path}: there is no folder {Path(json_path).absolute().parent}; make it first")
     keep_freed_memory()
     try:
         figures = importlib.import_module(module).run(settings)

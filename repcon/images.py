@@ -79,7 +79,9 @@ class Pack:
         except OSError as error:
             raise self._lost(image, name, f"cannot be read ({_reason(error)})") from error
         if len(data) != length:
-            raise self._lost(image, name, f"is cut off: {len(data)} of {length} bytes are there")
+            # A file that ends early is no damage of an image: whoever labels around damage has to stop here.
+            short = OSError("the file ends early")
+            raise self._lost(image, name, f"is cut off: {len(data)} of {length} bytes are there") from short
         if self._unchecked[image]:
             self._verify(image, name, data)
             self._unchecked[image] = 0

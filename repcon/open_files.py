@@ -4,6 +4,7 @@ Opening costs as much as reading some tens of kilobytes, and each system call ha
 thread, which the caller then has to wait for. And the file system behind a URL.
 """
 
+import errno
 import os
 from typing import Any
 
@@ -57,11 +58,34 @@ class OpenFiles:
 
 
 def behind(url: str) -> tuple[Any, str]:
-    """fsspec's file system of a URL, and the path in it. Raises UserError where the scheme is unknown or its library
-    is missing."""
+    """fsspec's file system of a URL (its methods), and the path in it.
+
+    Raises UserError where the scheme is unknown or its library is missing.
+    """
     import fsspec
 
     try:
-        return fsspec.url_to_fs(url)
+        system, path = fsspec.url_to_fs(url)
     except (ValueError, ImportError) as error:
         raise UserError(f"{url}: {error}") from error
+    return _FileSystem(system, url), path
+
+
+class _FileSystem:
+    """fsspec's, in which what a library raises for want of network or rights comes as an OSError, as on a disk."""
+
+    def __init__(self, system: Any, url: str) -> None:
+        self._system, self._url = system, url
+
+    def __getattr__(self, name: str) -> Any:
+        method = getattr(self._system, name)
+
+        def call(*arguments: Any, **named: Any) -> Any:
+            try:
+                return method(*arguments, **named)
+            except (OSError, TypeError, ValueError, NotImplementedError):
+                raise
+            except Exception as error:
+                raise OSError(errno.EIO, f"{type(error).__name__}: {error}", self._url) from error
+
+        return call

@@ -16,19 +16,21 @@ from repcon.config import PrecomputeConfig, dump
 from repcon.device import choose
 from repcon.errors import UserError
 from repcon.labelling import cluster, crew
-from repcon.labelling.bench import Bench, check, crops_of, load, set_up
+from repcon.labelling.bench import Bench, absolute, check, crops_of, load, set_up
 from repcon.labelling.decoding import Decoding, Step
 from repcon.labelling.display import Display, Event, merged, show
 from repcon.labelling.estimate import estimate
 from repcon.labelling.leases import Leases
+from repcon.labelling.orphans import Patience
 from repcon.labelling.panel import Answers, Panel
 from repcon.labelling.passes import find_batch_size
-from repcon.labelling.target import lease_folder, run_folder
+from repcon.labelling.target import lease_folder, run_folder, spec_of
 from repcon.labelling.unitwork import UnitWork
 from repcon.loaders import open_loader
 from repcon.memory import keep_freed_memory
 from repcon.overlap import Ahead, Behind
 from repcon.record import Run, console
+from repcon.storage.manifest import manifest_of
 from repcon.store import Unit
 
 AHEAD_BATCHES, UNITS_BEHIND = 2, 1
@@ -42,6 +44,8 @@ def run(config: PrecomputeConfig) -> dict[str, Any]:
     check(config)
     if config.estimate:
         pack, loaded, device = load(config)
+        sections = [teacher.section for teacher in loaded]
+        manifest_of(spec_of(config, pack, sections), config.out)  # refuses what the store would refuse
         return estimate(replace(config, batch_size=config.batch_size or find_batch_size(loaded, device)), pack, loaded)
     record = Run(config.records or run_folder(config.out), "precompute", dump(config))
     gpus = torch.cuda.device_count() if choose(config.device).type == "cuda" else 0
@@ -67,9 +71,12 @@ def _distribute(
     """The units to this process, to several on this machine, or to a cluster."""
     if config.ray and todo:
         cluster.run(
-            config.ray, UnitWorker, (config,), store=bench.store, units=todo, device=config.device,
+            config.ray, UnitWorker, (absolute(config),), store=bench.store, units=todo, device=config.device,
             per_node=config.processes or 1, take=display.take,
         )  # fmt: skip
+        if left := bench.todo():
+            what = f"{len(left)} units were labelled, but not into this store"
+            raise UserError(f"{config.out}: {what}; every node has to see the same folder under this name")
     elif len(places) > 1 and todo:
         crew.run(serve, (config,), places, display.take)
     else:
@@ -82,10 +89,13 @@ def work(bench: Bench, report: Report) -> None:
     if not left:
         return
     with Leases(lease_folder(bench.config.out)) as leases, Labeller(bench, report, left) as labeller:
+        patience = Patience(bench, leases)
         while left:
-            if not labeller.label(claimed(bench, left, leases), lambda unit: leases.release(unit.name)):
+            done = labeller.label(claimed(bench, left, leases), lambda unit: leases.release(unit.name))
+            if not done:
                 time.sleep(WAIT_SECONDS)  # All that is left is in other processes' hands.
             left = bench.left(left)
+            patience.note(done > 0, left)
             report(Event(remaining_crops=sum(map(crops_of, left))))
 
 
@@ -107,6 +117,7 @@ class UnitWorker:
             torch.set_num_threads(threads)
         self._bench = set_up(replace(config, workers=config.workers or threads))
         self._leases = Leases(lease_folder(config.out)).__enter__()
+        self._patience = Patience(self._bench, self._leases)
         self._labellers: dict[tuple[str, ...], Labeller] = {}
         self._events: list[Event] = []
 
@@ -120,6 +131,7 @@ class UnitWorker:
         self._events.clear()
         claim = claimed(self._bench, [unit], self._leases)
         done = labeller.label(claim, lambda unit: self._leases.release(unit.name))
+        self._patience.note(done > 0, [unit])
         return merged(self._events) if done else None
 
 
@@ -180,7 +192,8 @@ class Labeller:
         return done
 
     def _write(self, work: UnitWork, finished: Callable[[Unit], None]) -> None:
-        written_bytes = work.write()
+        # Whoever was taken for dead, and is not, finds the unit done: two that write it at once might mix their shards.
+        written_bytes = 0 if self._bench.store.is_done(work.unit) else work.write()
         finished(work.unit)
         keys = self._bench.pack.keys
         missing = tuple((keys[row], reason) for row, reason in sorted(work.missing.items()))
@@ -216,7 +229,7 @@ def _finish(config: PrecomputeConfig, record: Run, display: Display, bench: Benc
         **display.figures(),
         "total_crops": total,
         "teachers": [teacher.name for teacher in bench.teachers],
-        "batch_size": bench.config.batch_size,
+        "batch_size": config.batch_size or bench.config.batch_size,
         "missing": len(missing),
         "fingerprint": bench.store.fingerprint,
     }

@@ -89,7 +89,7 @@ class LabelStore:
         if files.size(MANIFEST) is None:
             if files.names("") and files.size(JOURNAL) is None:
                 raise UserError(f"{files.root} holds other files; name an empty or new folder for the store")
-            commit(files, manifest_of(spec))
+            commit(files, manifest_of(spec, files.root))
         files.sweep()
         complete(files)
         store = cls.open(url)

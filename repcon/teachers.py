@@ -47,7 +47,7 @@ def load(config: TeacherConfig, device: str | torch.device) -> Teacher:
     """The teacher of a recipe. Raises UserError for weights that are missing or a model that is no classifier."""
     if is_factory(config.model):
         module, preprocessing = _from_factory(config)
-        classes = tuple(getattr(module, "class_names", ()))
+        classes = tuple(str(name) for name in getattr(module, "class_names", None) or ())
     else:
         module = backbones.create(config.model, size=config.size)
         preprocessing = backbones.preprocessing(module, config.size)

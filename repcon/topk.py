@@ -28,6 +28,8 @@ def encode(logits: Tensor, k: int, temperatures: Sequence[float]) -> tuple[Tenso
     logits = logits.detach().float() + 0.0  # -0.0 becomes 0.0, so that the two tie
     k = min(k, logits.shape[1])
     ids = _ranked(logits, k)
+    # The largest first: logsumexp of logits around 20,000 has no digits left below 0.001.
+    logits = logits - logits.gather(1, ids[:, :1])
     log_total = logits.logsumexp(1, keepdim=True)
     top = logits.gather(1, ids) - log_total
     outside = (logits - log_total).scatter(1, ids, float("-inf"))

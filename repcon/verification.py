@@ -30,6 +30,8 @@ def run(config: VerifyConfig) -> dict[str, Any]:
 
     The error carries the same figures as a success gives.
     """
+    if min(config.sample, config.seed) < 0 or not config.loaders:
+        raise UserError("sample and seed must be 0 or more, and loaders name at least one, or auto")
     store = LabelStore.open(config.store)
     pack = Pack.open(config.pack) if config.pack else None
     if pack is not None:

@@ -18,7 +18,7 @@ from precompute_case import contents, pack_path, recipe, teacher_folders
 from repcon import config, precompute
 from repcon.config import PrecomputeConfig, TeacherConfig
 from repcon.errors import UserError
-from repcon.labelling.target import run_folder
+from repcon.labelling.target import lease_folder
 from repcon.store import LabelStore
 
 pytest.importorskip("ray")
@@ -65,7 +65,7 @@ def finished(out: str) -> int:
 def owners(out: str) -> set[int]:
     """The processes that have claims."""
     pids = set()
-    for lease in (run_folder(out) / "leases").glob("part-*"):
+    for lease in Path(lease_folder(out)).glob("part-*"):
         with suppress(OSError, ValueError):
             pids.add(json.loads(lease.read_bytes())["pid"])
     return pids

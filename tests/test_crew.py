@@ -12,7 +12,7 @@ from repcon import precompute
 from repcon.config import TeacherConfig
 from repcon.errors import UserError
 from repcon.labelling import crew
-from repcon.labelling.target import run_folder
+from repcon.labelling.target import lease_folder
 
 __all__ = ["pack_path", "recipe", "teacher_folders"]
 POST = crew.Post(device="cpu", threads=1)
@@ -69,7 +69,7 @@ def test_two_processes_write_the_bytes_of_one(recipe):
     figures = precompute.run(two)
     assert contents(two.out) == contents(recipe.out)
     assert figures["crops"] == 8 * 32 and figures["units"] == 4
-    assert not (run_folder(two.out) / "leases").exists()
+    assert not Path(lease_folder(two.out)).exists()
 
 
 def test_a_killed_process_costs_no_label(recipe):

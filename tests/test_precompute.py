@@ -21,7 +21,7 @@ from repcon.config import CropConfig, PrecomputeConfig, TeacherConfig
 from repcon.crops import plan
 from repcon.errors import UserError
 from repcon.images import Pack
-from repcon.labelling.target import run_folder
+from repcon.labelling.target import lease_folder, run_folder
 from repcon.loaders.reference import crop, decode
 from repcon.store import LabelStore
 
@@ -294,7 +294,7 @@ def test_ctrl_c_keeps_what_was_finished_and_says_how_to_go_on(recipe, tmp_path):
         said = run.communicate(timeout=60)[0]
     assert run.returncode == 130, said
     assert "the same command goes on there" in said.replace("\n", " ")
-    assert not (run_folder(slow.out) / "leases").exists()
+    assert not Path(lease_folder(slow.out)).exists()
     left = LabelStore.open(slow.out).unfinished()
     assert 1 <= len(left) < 4
     assert precompute.run(slow)["images"] == sum(len(unit.rows) for unit in left)

@@ -10,7 +10,7 @@ from repcon.storage.manifest import Part, manifest_of, read_manifest, seal, unse
 
 
 def test_what_is_written_reads_back_equal():
-    manifest = dataclasses.replace(manifest_of(spec()), metadata={"zarr.json": "0" * 64})
+    manifest = dataclasses.replace(manifest_of(spec(), "store"), metadata={"zarr.json": "0" * 64})
     assert write_manifest(read_manifest(write_manifest(manifest), "m")) == write_manifest(manifest)
 
 
@@ -26,7 +26,7 @@ def test_any_changed_byte_of_a_sealed_file_is_found():
 
 
 def test_another_format_version_is_refused_by_name():
-    data = write_manifest(dataclasses.replace(manifest_of(spec()), version=2))
+    data = write_manifest(dataclasses.replace(manifest_of(spec(), "store"), version=2))
     with pytest.raises(UserError, match=r"m: made in format version 2; this repcon reads version 1"):
         read_manifest(data, "m")
 
@@ -57,14 +57,14 @@ def test_what_is_no_manifest_is_one_clear_error(data):
 )
 def test_impossible_values_are_refused_in_a_spec_and_in_a_manifest(changes, named):
     with pytest.raises(UserError, match=named):
-        manifest_of(spec(**changes))
-    honest = manifest_of(spec())
+        manifest_of(spec(**changes), "store")
+    honest = manifest_of(spec(), "store")
     with pytest.raises(UserError, match=named):
         read_manifest(write_manifest(dataclasses.replace(honest, **changes)), "m")
 
 
 def test_unknown_and_missing_keys_are_named():
-    values = json.loads(write_manifest(manifest_of(spec())))
+    values = json.loads(write_manifest(manifest_of(spec(), "store")))
     with pytest.raises(UserError, match="unknown key colour"):
         read_manifest(seal(values | {"colour": 1}), "m")
     del values["codec"]
@@ -91,25 +91,25 @@ BOTH = ("wide", "small")
 )
 def test_parts_must_cover_every_crop_once(parts):
     with pytest.raises(UserError, match="parts"):
-        store_manifest.check(dataclasses.replace(manifest_of(spec()), parts=parts), "m")
+        store_manifest.check(dataclasses.replace(manifest_of(spec(), "store"), parts=parts), "m")
 
 
 @pytest.mark.parametrize(("crops", "depth"), [(1, 1), (4, 4), (8, 8), (16, 8), (50, 5), (12, 6), (7, 7), (11, 1)])
 def test_every_shard_is_full_of_crops(crops, depth):
-    assert manifest_of(spec(crops=crops)).crops_per_shard == depth
+    assert manifest_of(spec(crops=crops), "store").crops_per_shard == depth
 
 
 @pytest.mark.parametrize(("images", "rows"), [(10, 10), (3000, 1024), (20_000, 5000), (1_281_167, 16_384)])
 def test_rows_per_shard_follow_the_number_of_images(images, rows):
-    assert manifest_of(spec(images=images, rows_per_shard=0)).rows_per_shard == rows
+    assert manifest_of(spec(images=images, rows_per_shard=0), "store").rows_per_shard == rows
 
 
 def test_many_wide_heads_get_smaller_units():
     teachers = tuple(section(f"t{number}", 1000) for number in range(10))
-    manifest = manifest_of(spec(images=10**6, rows_per_shard=0, k=1000, teachers=teachers))
+    manifest = manifest_of(spec(images=10**6, rows_per_shard=0, k=1000, teachers=teachers), "store")
     assert manifest.rows_per_shard == 512  # 10 heads of 1,002 values, 8 crops: 168 MB
     with pytest.raises(UserError, match="rows_per_shard 1048576 is too many for a k of 1000"):
-        manifest_of(spec(images=10**7, rows_per_shard=2**20, k=1000, teachers=teachers))
+        manifest_of(spec(images=10**7, rows_per_shard=2**20, k=1000, teachers=teachers), "store")
 
 
 def test_differences_are_named_by_their_path():

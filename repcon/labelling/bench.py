@@ -1,6 +1,7 @@
 """What a process labels with, and what is left to label."""
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 
@@ -28,8 +29,15 @@ class Bench:
     device: torch.device
 
     def todo(self) -> list[Unit]:
-        """The units still to do that this recipe's teachers can do, as the store says now: looks at every unit."""
-        return self.store.unfinished([unit for unit in self.store.units() if set(unit.heads) <= self.names])
+        """The units still to do for this recipe's teachers, as the store says now: looks at every unit of theirs.
+
+        Raises UserError where one of them was to be answered for by a further teacher as well, which is not named.
+        """
+        left = self.store.unfinished([unit for unit in self.store.units() if set(unit.heads) & self.names])
+        if beside := sorted({name for unit in left for name in unit.heads} - self.names):
+            what = f"units that are not finished need {', '.join(beside)} as well"
+            raise UserError(f"{self.store.url}: {what}; name all of them in the recipe")
+        return left
 
     def left(self, units: list[Unit]) -> list[Unit]:
         """Those of the units that nobody has finished yet: looks at these only."""
@@ -46,10 +54,16 @@ class Bench:
 
     def boxes_are_there(self, unit: Unit) -> bool:
         """Whether the unit draws its boxes itself, or the unit that did is finished."""
-        if unit.writes_boxes:
-            return True
+        return unit.writes_boxes or self.store.is_done(self._drawn_by(unit))
+
+    def awaited(self, units: list[Unit]) -> list[Unit]:
+        """The units of other recipes that are to draw the boxes of these, and have not."""
+        drawing = {self._drawn_by(unit).name: self._drawn_by(unit) for unit in units if not self.boxes_are_there(unit)}
+        return [unit for unit in drawing.values() if not set(unit.heads) <= self.names]
+
+    def _drawn_by(self, unit: Unit) -> Unit:
         manifest, crop, row = self.store.manifest, unit.crops.start, unit.rows.start
-        return self.store.is_done(unit_at(manifest, part_of(manifest, None, crop), crop, row))
+        return unit_at(manifest, part_of(manifest, None, crop), crop, row)
 
 
 def check(config: PrecomputeConfig) -> None:
@@ -62,6 +76,9 @@ def check(config: PrecomputeConfig) -> None:
     for field in ("crops", "k"):
         if getattr(config, field) < 1:
             raise UserError(f"{field}: {getattr(config, field)} makes no sense; it must be 1 or more")
+    for teacher in config.teachers:
+        if teacher.size < 0:
+            raise UserError(f"teacher {teacher.name}: size {teacher.size} makes no sense; 0 takes the model's own")
     for field in ("batch_size", "workers", "rows_per_shard", "processes"):
         if getattr(config, field) < 0:
             raise UserError(f"{field}: {getattr(config, field)} makes no sense; 0 chooses by itself")
@@ -91,6 +108,19 @@ def set_up(config: PrecomputeConfig, device: str = "") -> Bench:
     store = open_target(config, pack, [teacher.section for teacher in loaded])
     size = config.batch_size or find_batch_size(loaded, place)
     return Bench(config=replace(config, batch_size=size), pack=pack, store=store, teachers=loaded, device=place)
+
+
+def absolute(config: PrecomputeConfig) -> PrecomputeConfig:
+    """The recipe with its local paths from the root: processes on a cluster stand in folders of their own."""
+    named = (replace(teacher, model=_absolute(teacher.model, must_be=True)) for teacher in config.teachers)
+    return replace(config, pack=_absolute(config.pack), out=_absolute(config.out), teachers=tuple(named))
+
+
+def _absolute(path: str, *, must_be: bool = False) -> str:
+    """The path from the root; as it is where it is a URL, or (`must_be`) no folder here."""
+    if "://" in path or (must_be and not Path(path).expanduser().is_dir()):
+        return path
+    return str(Path(path).expanduser().absolute())
 
 
 def crops_of(unit: Unit) -> int:

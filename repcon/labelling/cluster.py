@@ -167,7 +167,13 @@ class _Actor:
     """A process of the cluster. It is built again, and its unit done again, when the process or its node dies."""
 
     def __init__(self, make: Callable[..., Worker], arguments: Sequence[Any], threads: int) -> None:
-        self._worker = make(*arguments, threads)
+        self._worker: Worker | None = None
+        try:
+            self._worker = make(*arguments, threads)
+        except UserError as error:  # Ray would bury it in the story of an actor that died; a task's it hands on.
+            self._failed = error
 
     def label(self, unit: Unit) -> Any:
+        if self._worker is None:
+            raise self._failed
         return self._worker.label(unit)

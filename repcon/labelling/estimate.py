@@ -47,6 +47,9 @@ def estimate(config: PrecomputeConfig, pack: Pack, teachers: Sequence[Teacher]) 
     }
     ks = sorted({*KS, config.k})
     for name, answers in logits.items():
+        if answers.isnan().any():
+            remedy = "try precision fp32, or look at its weights"
+            raise UserError(f"teacher {name}: its answer is not a number (NaN); {remedy}")
         found["teachers"][name] = truncation(answers, config.temperatures, config.codec, ks)
     for k in ks:
         heads = [head[k][config.values]["bytes_per_crop"] for head in found["teachers"].values()]

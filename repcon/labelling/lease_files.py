@@ -60,8 +60,20 @@ class LocalClaims:
                     return True
                 except FileExistsError:
                     return False
+                except FileNotFoundError:
+                    raise
+                except OSError:  # No hard links here: then a reader may meet the file before its content.
+                    return self._create_in_place(name, data)
                 finally:
                     temporary.unlink(missing_ok=True)
+
+    def _create_in_place(self, name: str, data: bytes) -> bool:
+        try:
+            with (self._folder / name).open("xb") as file:
+                file.write(data)
+        except FileExistsError:
+            return False
+        return True
 
     def read(self, name: str) -> bytes | None:
         try:

@@ -62,6 +62,13 @@ class Leases:
                 self._held[name] = data
         return taken
 
+    def is_free(self, name: str) -> bool:
+        """Whether no living process has it."""
+        free = self.claim(name)
+        if free:
+            self.release(name)
+        return free
+
     def release(self, name: str) -> None:
         """Gives `name` back."""
         with self._lock:
@@ -102,9 +109,9 @@ class Leases:
             beat += 1
             with self._lock:
                 for name, before in list(self._held.items()):
-                    # A file that cannot be reached now is tried again at the next beat; one that another process
-                    # took over (this one slept for long) is left to it.
-                    with contextlib.suppress(OSError):
+                    # A file that cannot be reached now is tried again at the next beat, whatever the file system's
+                    # library raised; one that another process took over (this one slept for long) is left to it.
+                    with contextlib.suppress(Exception):
                         if self._files.read(name) == before:
                             self._held[name] = self._data(beat)
                             self._files.write(name, self._held[name])

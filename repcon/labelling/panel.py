@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from repcon import backbones, topk
+from repcon.errors import UserError
 from repcon.labelling.passes import Passes, Pixels
 from repcon.teachers import Teacher
 
@@ -62,7 +63,10 @@ class Panel:
             if key not in inputs:
                 images = there[teacher.preprocessing.size]
                 inputs[key] = backbones.normalise(images, teacher.preprocessing, teacher.dtype)
-            ids, logp = topk.encode(teacher.answer(inputs[key]), self._k, self._temperatures)
+            logits = teacher.answer(inputs[key])
+            if logits.shape != (wanted := (len(inputs[key]), teacher.section.num_classes)):
+                raise UserError(f"teacher {teacher.name}: its answer is {tuple(logits.shape)}, and should be {wanted}")
+            ids, logp = topk.encode(logits, self._k, self._temperatures)
             answers[teacher.name] = (ids.to(torch.int32), logp.to(torch.float16))
         return answers
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 import numpy as np
 import torch
+from rich.markup import escape
 
 from repcon import teachers
 from repcon.config import VerifyConfig
@@ -87,7 +88,7 @@ def _decode(
     except UserError as error:
         if kind in config.loaders:
             raise
-        console.print(f"[dim]left out: {error}[/]", markup=True, soft_wrap=True)
+        console.print(f"[dim]left out: {escape(str(error))}[/]", soft_wrap=True)
         return None
     try:
         starts = range(0, len(request.images), _BATCH)

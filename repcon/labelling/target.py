@@ -8,6 +8,7 @@ from repcon.config import PrecomputeConfig
 from repcon.errors import UserError
 from repcon.images import Pack
 from repcon.labelling.leases import Leases
+from repcon.storage.commit import complete
 from repcon.storage.files import open_files
 from repcon.storage.manifest import MANIFEST
 from repcon.store import LabelStore, StoreSpec, TeacherSection
@@ -21,7 +22,7 @@ def run_folder(out: str) -> Path:
 
 def lease_folder(out: str) -> str:
     """Where the claims on the store's units lie: beside the store, so that every machine that writes it sees them."""
-    return out.rstrip("/") + ".run/leases"
+    return out.rstrip("/") + ".leases"
 
 
 def open_target(config: PrecomputeConfig, pack: Pack, sections: Sequence[TeacherSection]) -> LabelStore:
@@ -53,6 +54,7 @@ def spec_of(config: PrecomputeConfig, pack: Pack, sections: Sequence[TeacherSect
 
 def _grown(config: PrecomputeConfig, pack: Pack, sections: Sequence[TeacherSection]) -> LabelStore:
     """The store that is there, compared in all that both have, with the recipe's further teachers and crops added."""
+    complete(open_files(config.out))  # a change that was cut short: what the store holds is known after it only
     held = LabelStore.open(config.out)
     named = {section.name: section for section in sections}
     more_crops = config.crops > held.crops

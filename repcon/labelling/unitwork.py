@@ -63,7 +63,7 @@ class UnitWork:
         if wrong.any():
             place, crop = divmod(int(wrong.argmax()), len(self.unit.crops))
             where = f"image {self._pack.keys[int(images[place])]}, crop {self.unit.crops[crop]}"
-            remedy = "try precision fp32, or look at its weights"
+            remedy = "try precision fp32, or look at its weights; log-probabilities below -65,504 do not fit the store"
             raise UserError(f"teacher {name}: its answer is not a number (NaN or infinite) for {where}; {remedy}")
 
     def write(self) -> int:

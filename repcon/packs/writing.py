@@ -18,6 +18,8 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, TextIO
 
+from rich.markup import escape
+
 from repcon.config import PackConfig
 from repcon.environment import cores
 from repcon.errors import UserError
@@ -52,7 +54,7 @@ def plan(config: PackConfig) -> Plan:
     another source or of other settings.
     """
     _check(config)
-    with console.status(f"listing {config.source}"):
+    with console.status(f"listing {escape(config.source)}"):
         listing = sources.read(config.source)
     names = ("max_side", "jpeg_quality", "shard_megabytes")
     settings = {"source": listing.identity, **{name: getattr(config, name) for name in names}}
@@ -113,7 +115,7 @@ def _alone(parts: Path) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            console.print(f"waiting for another process that packs into {parts.parent}")
+            console.print(f"waiting for another process that packs into {escape(str(parts.parent))}")
             fcntl.flock(file, fcntl.LOCK_EX)
         with suppress(FileExistsError):  # it is being removed: the other process has finished, nothing will be written
             parts.mkdir(exist_ok=True)

@@ -38,6 +38,7 @@ def commit(files: Files, manifest: Manifest) -> bytes:
             metadata[name] = held
     hashes = {name: hashlib.sha256(data).hexdigest() for name, data in metadata.items()}
     data = write_manifest(dataclasses.replace(manifest, metadata=hashes))
+    read_manifest(data, f"{files.root}/{MANIFEST}")  # one that could not be read back must not be written
     files.write(JOURNAL, data)
     for name, content in metadata.items():
         files.write(name, content)
@@ -89,7 +90,7 @@ def check_metadata(files: Files, manifest: Manifest) -> None:
 
 def require_same(held: Manifest, spec: StoreSpec, root: str) -> None:
     """Refuses a spec that the store was not made for, naming the field; what was added since does not matter."""
-    asked, have = _plain(manifest_of(spec)), _plain(held)
+    asked, have = _plain(manifest_of(spec, root)), _plain(held)
     have["crops"] = held.parts[0].crops[1] if spec.crops == held.parts[0].crops[1] else held.crops
     if not spec.rows_per_shard:
         asked["rows_per_shard"] = have["rows_per_shard"]

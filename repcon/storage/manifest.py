@@ -94,8 +94,8 @@ class Manifest:
     """sha256 of every `zarr.json`."""
 
 
-def manifest_of(spec: StoreSpec) -> Manifest:
-    """The manifest of a new store, still without the hashes of its metadata."""
+def manifest_of(spec: StoreSpec, origin: str) -> Manifest:
+    """The manifest of a new store, still without the hashes of its metadata. Raises UserError, which names `origin`."""
     depth = next(d for d in range(min(CROPS_PER_SHARD, max(spec.crops, 1)), 0, -1) if spec.crops % d == 0)
     rows = spec.rows_per_shard or _rows_per_shard(spec)
     manifest = Manifest(
@@ -115,7 +115,7 @@ def manifest_of(spec: StoreSpec) -> Manifest:
         parts=(Part(heads=tuple(t.name for t in spec.teachers), crops=(0, spec.crops), boxes=True),),
         metadata={},
     )
-    check(manifest, "the new store")
+    check(manifest, origin)
     return manifest
 
 

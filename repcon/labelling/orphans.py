@@ -1,0 +1,34 @@
+"""Boxes that nobody will draw: an append that waits for another run's units has to end when that run has."""
+
+import time
+
+from repcon.errors import UserError
+from repcon.labelling.bench import Bench
+from repcon.labelling.leases import Leases
+from repcon.store import Unit
+
+PATIENCE_SECONDS = 60.0
+"""Long enough for a run that was started at the same time to load its teachers."""
+
+
+class Patience:
+    """How long a process waits for units that are not its own to do."""
+
+    def __init__(self, bench: Bench, leases: Leases) -> None:
+        self._bench, self._leases = bench, leases
+        self._since = time.monotonic()
+
+    def note(self, progress: bool, left: list[Unit]) -> None:
+        """To be told after each round. Raises UserError where `left` waits for boxes that nobody is at work on."""
+        now = time.monotonic()
+        if progress:
+            self._since = now
+        if now - self._since <= PATIENCE_SECONDS:
+            return
+        self._since = now
+        awaited = self._bench.awaited(left)
+        if awaited and all(self._leases.is_free(unit.name) for unit in awaited):
+            teachers = ", ".join(sorted({name for unit in awaited for name in unit.heads}))
+            what = f"{len(awaited)} units that hold the boxes were never finished, and nobody is at work on them"
+            hint = f"run the recipe of {teachers} first: it goes on where it stopped"
+            raise UserError(f"{self._bench.store.url}: {what}; {hint}")

@@ -346,7 +346,17 @@ def parse(kind: type[Config], values: Mapping[str, Any], origin: str) -> Config:
         return _converter().structure(values, kind)
     except cattrs.BaseValidationError as error:
         problems = "; ".join(transform_error(error, format_exception=_describe))
-        raise UserError(f"{origin}: {problems.replace('$.', '')}") from error
+        if "'str' object has no attribute 'keys'" in problems:  # [teachers], where a list of tables is meant
+            problems = "a list of tables is written with double brackets, as in [[teachers]] and [[heads]]"
+        problems = problems.replace(" @ $.", " @ ").replace(" @ $", "").replace("$.", "")
+        raise UserError(f"{origin}: {problems}") from error
+
+
+def require_least(config: Any, **least: float) -> None:
+    """Raises UserError naming the first of these fields that lies below its least value."""
+    for field, value in least.items():
+        if not getattr(config, field) >= value:
+            raise UserError(f"{field}: {getattr(config, field)} makes no sense; it must be {value} or more")
 
 
 def dump(config: Any) -> str:

@@ -82,6 +82,11 @@ def choose(implementation: LossKind, device: torch.device) -> tuple[str, str]:
     installed = find_spec("triton") is not None
     if implementation == "triton" and not installed:
         raise UserError("loss: 'triton' was asked for, but the package is not installed: pip install triton")
+    if implementation == "triton" and device.type == "cpu":
+        from repcon_kernels.launch import interpreted  # imports Triton, which takes a second
+
+        if not interpreted():
+            raise UserError("loss: 'triton' was asked for, and needs a GPU; use 'torch' or 'auto' here")
     if implementation != "auto":
         return implementation, "as asked for"
     if device.type == "cuda" and not installed:

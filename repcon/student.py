@@ -86,8 +86,8 @@ def build(
     model = backbones.create(trunk, pretrained=pretrained, size=size)
     own_hash = backbones.weight_hash(model) if pretrained and start_heads and not projection else ""
     classifier = getattr(model, "get_classifier", lambda: None)()
+    backbones.freeze(model, freeze_blocks, freeze_norm)  # while its blocks are still counted as a teacher's
     model.reset_classifier(0)  # pyright: ignore[reportCallIssue]
-    backbones.freeze(model, freeze_blocks, freeze_norm)
     student = Student(model, {name: head.classes for name, head in heads.items()}, projection)
     for name, head in heads.items():
         if own_hash and head.section.weight_hash == own_hash and isinstance(classifier, nn.Linear):

@@ -10,7 +10,7 @@ from rich.table import Table
 from torch import nn
 
 from repcon import backbones
-from repcon.config import TeachConfig, dump
+from repcon.config import TeachConfig, dump, require_least
 from repcon.device import choose
 from repcon.errors import UserError
 from repcon.images import class_rows
@@ -68,8 +68,7 @@ def run(config: TeachConfig) -> dict[str, Any]:
 def _check(config: TeachConfig) -> None:
     if not 0 <= config.validation < 1:
         raise UserError(f"validation: {config.validation} is no share of the images; 0.15 is usual, 0 keeps none")
-    if config.epochs < 1:
-        raise UserError(f"epochs: {config.epochs}; a teacher needs at least one")
+    require_least(config, epochs=1, size=1, batch_size=1, freeze_blocks=0, workers=0, seed=0)
 
 
 def _show(epochs: list[Epoch], best: Epoch, classes: int) -> None:

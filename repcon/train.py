@@ -14,6 +14,7 @@ from rich.markup import escape
 
 from repcon import config, student
 from repcon.config import HeadConfig, TrainConfig
+from repcon.errors import UserError
 from repcon.images import Pack
 from repcon.record import Run, console, environment
 from repcon.store import LabelStore
@@ -30,6 +31,7 @@ FREE = ("pack", "store", "out", "workers", "device", "knn", "keep_checkpoints", 
 
 def run(settings: TrainConfig) -> dict[str, Any]:
     """Trains, validates, writes `out/student`; gives the final figures. KeyboardInterrupt once a stop is saved."""
+    _check(settings)
     pack, store = Pack.open(settings.pack), LabelStore.open(settings.store)
     settings = dataclasses.replace(settings, heads=_heads(settings.heads, store))
     with join(settings.device) as team, Stop() as stop:
@@ -50,6 +52,15 @@ def run(settings: TrainConfig) -> dict[str, Any]:
             return _finish(settings, pack, store, trainer, log)
         finally:
             feed.close()
+
+
+def _check(settings: TrainConfig) -> None:
+    config.require_least(
+        settings, size=1, epochs=1, batch_size=1, crops_per_decode=1, accumulate=1, mix_window=0, label_memory=0,
+        projection=0, freeze_blocks=0, workers=0, seed=0, keep_checkpoints=1, checkpoint_minutes=0, holdout=0,
+    )  # fmt: skip
+    if settings.holdout >= 1:
+        raise UserError(f"holdout: {settings.holdout} leaves no image to train on; 0.02 is usual, 0 keeps none")
 
 
 def _heads(heads: tuple[HeadConfig, ...], store: LabelStore) -> tuple[HeadConfig, ...]:

@@ -16,7 +16,7 @@ from rich.markup import escape
 from rich.progress import Progress
 
 from repcon import backbones
-from repcon.config import EvaluateConfig, OptimConfig, TeachConfig, dump
+from repcon.config import EvaluateConfig, OptimConfig, TeachConfig, dump, require_least
 from repcon.device import choose
 from repcon.errors import UserError
 from repcon.images import Pack, class_rows
@@ -55,6 +55,7 @@ class Split:
 
 def run(config: EvaluateConfig) -> dict[str, Any]:
     """Measures every trunk of `config`; writes `results.json`, `answers.npz` and `transfer.svg`; gives the results."""
+    require_least(config, draws=1, size=0, batch_size=1, workers=0, seed=0)
     trunks = parse_trunks(config.trunks, config.baseline)
     joined = [name for name, model in trunks.items() if JOIN in model]
     if joined and "finetune" in config.metrics:

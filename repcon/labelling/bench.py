@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from repcon import teachers
-from repcon.config import PrecomputeConfig
+from repcon.config import PrecomputeConfig, require_least
 from repcon.device import choose
 from repcon.errors import UserError
 from repcon.images import Pack
@@ -73,15 +73,10 @@ def check(config: PrecomputeConfig) -> None:
         raise UserError("teachers: none named; a recipe needs at least one [[teachers]] with name and model")
     if len(set(names)) < len(names):
         raise UserError(f"teachers: {', '.join(names)}: each needs a name of its own")
-    for field in ("crops", "k"):
-        if getattr(config, field) < 1:
-            raise UserError(f"{field}: {getattr(config, field)} makes no sense; it must be 1 or more")
+    require_least(config, crops=1, k=1, batch_size=0, workers=0, rows_per_shard=0, processes=0)
     for teacher in config.teachers:
         if teacher.size < 0:
             raise UserError(f"teacher {teacher.name}: size {teacher.size} makes no sense; 0 takes the model's own")
-    for field in ("batch_size", "workers", "rows_per_shard", "processes"):
-        if getattr(config, field) < 0:
-            raise UserError(f"{field}: {getattr(config, field)} makes no sense; 0 chooses by itself")
 
 
 def load(

@@ -67,7 +67,7 @@ def extract(model: str, pack: Pack, rows: np.ndarray, reading: Reading, progress
     trunk = backbones.create(model, num_classes=0, size=reading.size).to(reading.device).eval()
     preprocessing = backbones.preprocessing(trunk, reading.size)
     weights = backbones.weight_hash(trunk)
-    cache = FeatureCache(reading.cache, weights, pack.fingerprint, preprocessing)
+    cache = FeatureCache(reading.cache, backbones.architecture(trunk), weights, pack.fingerprint, preprocessing)
     missing = cache.missing(rows)
     if len(missing):
         task = progress.add_task("features", total=len(missing), unit="images", note="")
@@ -113,17 +113,21 @@ def _forward(trunk: nn.Module, inputs: torch.Tensor) -> np.ndarray:
 
 
 class FeatureCache:
-    """One file of features per (weight hash, pack fingerprint, preprocessing): other weights are another file.
+    """One file of features per (architecture, weights, pack, preprocessing): other weights are another file.
 
     The file grows by the rows that are asked for; it is replaced whole, so a killed run leaves the old one.
     """
 
     def __init__(
-        self, folder: Path, weights: str, pack_fingerprint: str, preprocessing: backbones.Preprocessing
+        self,
+        folder: Path,
+        architecture: str,
+        weights: str,
+        pack_fingerprint: str,
+        preprocessing: backbones.Preprocessing,
     ) -> None:
-        self.identity = json.dumps(
-            [FORMAT, weights, pack_fingerprint, preprocessing.size, preprocessing.mean, preprocessing.std]
-        )
+        normalisation = [preprocessing.size, preprocessing.mean, preprocessing.std]
+        self.identity = json.dumps([FORMAT, architecture, weights, pack_fingerprint, *normalisation])
         self.path = folder / f"{hashlib.sha256(self.identity.encode()).hexdigest()[:32]}.npz"
         self._rows = np.zeros(0, np.int64)
         self._values = np.zeros((0, 0), np.float32)

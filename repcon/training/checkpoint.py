@@ -64,11 +64,16 @@ class Checkpoints:
     def _write(self, state: Mapping[str, Any], path: Path) -> None:
         """File, then folder reach the disk before the name is there: a crash leaves the checkpoint before."""
         temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        with temporary.open("wb") as file:
-            torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        try:
+            with temporary.open("wb") as file:
+                torch.save(state, file)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except (OSError, RuntimeError) as error:  # torch makes a RuntimeError of a disk that is full
+            temporary.unlink(missing_ok=True)
+            hint = "make room: the checkpoint before is kept, the same command goes on from there"
+            raise UserError(f"{path}: cannot be written ({str(error).splitlines()[0]}); {hint}") from error
         folder = os.open(path.parent, os.O_RDONLY)
         os.fsync(folder)
         os.close(folder)

@@ -127,6 +127,8 @@ class Feed:
 
     def held_out(self) -> Generator[Batch]:
         """This process's share of the held-out images, crop 0 of each."""
+        if not len(self.held):
+            return (batch for batch in ())
         if self._in_windows((0,)):
             return self._held_through_windows()
         if self._held_labels is None:

@@ -48,6 +48,12 @@ class Team:
             dist.all_reduce(values, group=self.words)
         return values
 
+    def share_buffers(self, *models: nn.Module) -> None:
+        """Gives all processes the leader's buffers: batch norms' statistics, which each takes from its own images."""
+        if self.world > 1:
+            for buffer in (buffer for model in models for buffer in model.buffers()):
+                dist.broadcast(buffer, 0)
+
     def any(self, flag: bool) -> bool:
         """Whether the flag is set in any process; all must ask."""
         return flag if self.world == 1 else bool(self.total(torch.tensor(float(flag))) > 0)
@@ -66,12 +72,14 @@ def join(device: Device) -> Iterator[Team]:
     if world == 1:
         yield Team(rank=0, world=1, device=place, words=None)
         return
-    dist.init_process_group("nccl" if place.type == "cuda" else "gloo", timeout=timedelta(hours=1))
-    words = dist.new_group(backend="gloo")
+    patience = timedelta(hours=1)  # of a process that waits, while the leader measures kNN for example
+    dist.init_process_group("nccl" if place.type == "cuda" else "gloo", timeout=patience)
+    words = dist.new_group(backend="gloo", timeout=patience)
     console.quiet = rank > 0
     try:
         yield Team(rank=rank, world=world, device=place, words=words)
     finally:
+        console.quiet = False
         dist.destroy_process_group()
 
 

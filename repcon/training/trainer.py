@@ -11,6 +11,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from repcon import backbones, student
 from repcon.config import TrainConfig
+from repcon.errors import UserError
 from repcon.loss import HeadsLoss
 from repcon.store import LabelStore
 from repcon.training.checkpoint import Checkpoints
@@ -71,6 +72,7 @@ class Trainer:
         first, start = (0, 0) if state is None else self._restore(state, log)
         guard = LossGuard(self.loss.names, self.team, folder)
         clock = Clock()
+        batch: Batch | None = None
         for part in range(first, len(self.feed.passes)):
             self.student.train()
             with closing(self.feed.batches(part, start)) as batches:
@@ -78,9 +80,12 @@ class Trainer:
                     rate = self.updates.lr
                     losses = self.train_batch(batch, part, number, guard)
                     log.step(self.step, losses, batch.total, rate, clock)
-                    if self._closes(part, number) and self._interrupted(part, number, checkpoints, log, guard, stop):
+                    ends, place = self._closes(part, number), (part, number + 1)
+                    if ends and self._interrupted(batch, place, checkpoints, log, guard, stop):
                         raise KeyboardInterrupt
             guard.check()
+            if batch is not None:
+                self._require_sound(batch)
             start = 0
             self._end_pass(part, checkpoints, log)
 
@@ -124,7 +129,13 @@ class Trainer:
         return min(self.settings.accumulate, self.feed.lengths[part] - first)
 
     def _interrupted(
-        self, part: int, number: int, checkpoints: Checkpoints, log: TrainingLog, guard: LossGuard, stop: Stop
+        self,
+        batch: Batch,
+        place: tuple[int, int],
+        checkpoints: Checkpoints,
+        log: TrainingLog,
+        guard: LossGuard,
+        stop: Stop,
     ) -> bool:
         """Saves when it is time or a stop is asked for; gives whether to stop."""
         late = self.team.leads and time.monotonic() - self._saved >= 60 * self.settings.checkpoint_minutes
@@ -132,17 +143,31 @@ class Trainer:
         stopping, saving = self.team.total(torch.tensor([stop.asked, late], dtype=torch.float32)).tolist()
         if stopping or saving:
             guard.check()  # What is kept must be from before anything went wrong.
-            self._save(checkpoints, log, (part, number + 1), best=False)
+            self._require_sound(batch)
+            self._save(checkpoints, log, place, best=False)
         return bool(stopping)
+
+    def _require_sound(self, batch: Batch) -> None:
+        """Refuses to keep weights that the last update broke, of which no loss has told yet."""
+        self.student.eval()
+        with torch.no_grad():
+            sound = bool(torch.isfinite(self._answer(self.student, batch.pixels)).all())
+        self.student.train()
+        if self.team.any(not sound):
+            raise UserError(
+                f"step {self.step}: since its update the student's answers are not finite, so nothing was saved. Lower "
+                "optim.lr, set optim.clip_norm, or use precision = 'fp32'; the last checkpoint is from before"
+            )
 
     def _end_pass(self, part: int, checkpoints: Checkpoints, log: TrainingLog) -> None:
         epoch = self.feed.passes[part].epoch + len(self.feed.passes[part].crops)
+        self.team.share_buffers(self.student, self.kept)
         kept = self.kept.eval()
         figures = self.validation.measure(kept, partial(self._answer, kept), self.feed)
         log.validated(self.step, epoch, figures)
         kl = sum(values["kl"] for values in figures["heads"].values())
         best = kl < self._best or not figures["heads"]  # With nothing held out, the newest is taken for the best.
-        self._best = min(kl, self._best)
+        self._best = min(self._best, kl)
         self._save(checkpoints, log, (part + 1, 0), best=best)
 
     def _save(self, checkpoints: Checkpoints, log: TrainingLog, place: tuple[int, int], *, best: bool) -> None:

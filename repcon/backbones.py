@@ -14,7 +14,7 @@ from types import MethodType
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save as to_bytes
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -224,6 +224,7 @@ def classes(model: nn.Module) -> tuple[str, ...]:
     config = getattr(model, "pretrained_cfg", None) or {}
     count = getattr(model, "num_classes", 0)
     names = config.get("label_names")
+    names = list(names.values()) if isinstance(names, dict) else names  # timm takes both
     if names and len(names) == count:
         return tuple(str(name) for name in names)
     # A folder's own weights may answer for any thousand things.
@@ -254,7 +255,8 @@ def save(
     # clone: safetensors refuses tensors that share memory.
     state = {k: v.detach().cpu().contiguous().clone() for k, v in model.state_dict().items()}
     with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as temporary:
-        save_file(state, Path(temporary, WEIGHTS), metadata={"format": "pt"})
+        # Not safetensors' own `save_file`, whose files nobody but their owner may read.
+        Path(temporary, WEIGHTS).write_bytes(to_bytes(state, metadata={"format": "pt"}))
         save_config_for_hf(model, str(Path(temporary, CONFIG)), model_config=about, data_config=data)
         for name in (WEIGHTS, CONFIG):
             os.replace(Path(temporary, name), folder / name)

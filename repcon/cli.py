@@ -2,20 +2,25 @@
 
 import dataclasses
 import importlib
-import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import tyro
+from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from repcon import config
 from repcon.errors import UserError
 from repcon.memory import keep_freed_memory
-from repcon.record import console
+from repcon.record import console, json_text
+
+errors = Console(stderr=True)
+STARTS_AGAIN = ("teach", "verify", "inspect", "report")
+"""Commands that keep nothing to go on from."""
 
 COMMANDS: dict[str, tuple[type, str]] = {
     "pack": (config.PackConfig, "repcon.packing"),
@@ -37,37 +42,45 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _help()
         return 0
     try:
-        return _command(words[0], words[1:])
+        json_path = _take(words, "--json")
+        if json_path is not None and not Path(json_path).absolute().parent.is_dir():
+            raise UserError(f"--json {json_path}: there is no such folder; make it first")
     except UserError as error:
-        console.print(f"[bold red]error[/] {escape(str(error))}", highlight=False, soft_wrap=True)
-        return 1
+        return _failed(str(error))
+    try:
+        figures = _command(words[0], words[1:])
+    except UserError as error:
+        _write_figures(json_path, {**error.figures, "error": str(error)})
+        return _failed(str(error))
     except OSError as error:
         if not error.errno:  # raised by a library for some other reason: a fault of the program
             raise
-        place = f"{error.filename}: " if error.filename else ""
-        console.print(f"[bold red]error[/] {escape(f'{place}{error.strerror}')}", highlight=False, soft_wrap=True)
-        return 1
+        message = f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror)
+        _write_figures(json_path, {"error": message})
+        return _failed(message)
     except KeyboardInterrupt:
-        console.print("[yellow]interrupted[/]; what was finished is kept, the same command goes on from there")
+        rest = "the same command starts it again" if words[0] in STARTS_AGAIN else "the same command goes on from there"
+        errors.print(f"[yellow]interrupted[/]; what was finished is kept, {rest}")
         return 130
+    _write_figures(json_path, figures)
+    return 0
 
 
-def _command(name: str, words: list[str]) -> int:
+def _failed(message: str) -> int:
+    """One line on the standard error; of several processes, each says which it is."""
+    rank = f" (process {os.environ['RANK']})" if int(os.environ.get("WORLD_SIZE", 1)) > 1 else ""
+    errors.print(f"[bold red]error[/]{rank} {escape(message)}", highlight=False, soft_wrap=True)
+    return 1
+
+
+def _command(name: str, words: list[str]) -> dict[str, Any]:
+    """Gives the command's figures."""
     if name not in COMMANDS:
         raise UserError(f"no command {name!r}; there are {', '.join(COMMANDS)}")
     kind, module = COMMANDS[name]
-    recipe, json_path = _take(words, "--recipe"), _take(words, "--json")
-    settings = _settings(name, kind, words, recipe)
-    if json_path is not None and not Path(json_path).absolute().parent.is_dir():
-        raise UserError(f"--json {json_path}: there is no folder {Path(json_path).absolute().parent}; make it first")
+    settings = _settings(name, kind, words, _take(words, "--recipe"))
     keep_freed_memory()
-    try:
-        figures = importlib.import_module(module).run(settings)
-    except UserError as error:
-        _write_figures(json_path, {**error.figures, "error": str(error)})
-        raise
-    _write_figures(json_path, figures)
-    return 0
+    return importlib.import_module(module).run(settings)
 
 
 def _settings(name: str, kind: type, words: list[str], recipe: str | None) -> Any:
@@ -104,7 +117,7 @@ def _take(words: list[str], flag: str) -> str | None:
 
 def _write_figures(path: str | None, figures: dict[str, Any]) -> None:
     if path is not None:
-        Path(path).write_text(json.dumps(figures, indent=2, default=float) + "\n")
+        Path(path).write_text(json_text(figures))  # not by a rename: it may be /dev/stdout
 
 
 def _help() -> None:

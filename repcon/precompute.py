@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from rich.markup import escape
 
 from repcon.config import PrecomputeConfig, dump
 from repcon.device import choose
@@ -59,8 +60,9 @@ def run(config: PrecomputeConfig) -> dict[str, Any]:
         with crew.terminable(), display:
             _distribute(config, bench, todo, places, display)
     except KeyboardInterrupt:
-        left = len(bench.todo())
-        console.print(f"stopped: {left} of {len(bench.store.units())} units are left; the same command goes on there")
+        left, units = len(bench.todo()), len(bench.store.units())
+        what = "no unit was finished yet" if left == units else f"{left} of {units} units are left"
+        console.print(f"stopped: {what}; the same command goes on there")
         raise
     return _finish(config, record, display, bench, total)
 
@@ -233,8 +235,11 @@ def _finish(config: PrecomputeConfig, record: Run, display: Display, bench: Benc
         "missing": len(missing),
         "fingerprint": bench.store.fingerprint,
     }
-    show(figures, config.out)
-    record.finish(figures)
+    if display.units or not record.earlier():
+        show(figures, config.out)
+        record.finish(figures)
+    else:  # the record keeps the figures of the run that did the work
+        console.print(f"{escape(config.out)}: all labels are there already", highlight=False, soft_wrap=True)
     if len(missing) and not config.tolerate_missing:
         some = ", ".join(bench.pack.keys[row] for row in missing[:3].tolist())
         hint = "their rows are marked and loaders skip them; set tolerate_missing to accept that"

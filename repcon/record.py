@@ -1,6 +1,7 @@
 """What a command leaves behind: its output folder, its environment, its metrics, and its progress on screen."""
 
 import json
+import math
 import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -28,8 +29,29 @@ SPINNER = Spinner("dots")
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
     """Writes `value` to `path` so that a reader sees the old file or the new one, never half of it."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(value, indent=2, default=str, allow_nan=True) + "\n")
+    temporary.write_text(json_text(value))
     os.replace(temporary, path)
+
+
+def json_text(value: Mapping[str, Any]) -> str:
+    """Indented JSON, with null for what is no finite number: JSON has no NaN, and other readers refuse it."""
+    return json.dumps(_finite(value), indent=2, default=_plain, allow_nan=False) + "\n"
+
+
+def _plain(value: Any) -> Any:
+    """What JSON has no type for: numpy's numbers as numbers, anything else as text."""
+    try:
+        return _finite(float(value))
+    except (TypeError, ValueError):
+        return str(value)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _finite(held) for key, held in value.items()}
+    return [_finite(held) for held in value] if isinstance(value, list | tuple) else value
 
 
 class Run:
@@ -39,7 +61,8 @@ class Run:
     else is refused, so that nothing of the user's is overwritten.
     """
 
-    def __init__(self, out: str | Path, command: str, config_toml: str) -> None:
+    def __init__(self, out: str | Path, command: str, config_toml: str, *, afresh: bool = False) -> None:
+        """`afresh`: the command starts again where it was stopped, and so do its metrics."""
         self.path = Path(out)
         marker = self.path / "command"
         if self.path.exists() and not self.path.is_dir():
@@ -53,8 +76,15 @@ class Run:
         marker.write_text(command + "\n")
         (self.path / "config.toml").write_text(config_toml)
         write_json(self.path / "env.json", environment())
-        self._metrics: TextIO = (self.path / "metrics.jsonl").open("a", buffering=1)
+        self._metrics: TextIO = (self.path / "metrics.jsonl").open("w" if afresh else "a", buffering=1)
         self._started = time.time()
+
+    def earlier(self) -> dict[str, Any]:
+        """The results of a run that ended here; {} where none did."""
+        try:
+            return json.loads((self.path / "results.json").read_text())
+        except (OSError, ValueError):
+            return {}
 
     def log(self, event: str, **figures: Any) -> None:
         """Appends one line to `metrics.jsonl`: the event, seconds since the start, and its figures."""

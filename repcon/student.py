@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from safetensors.torch import save as to_bytes
 from torch import nn
 
 from repcon import backbones
@@ -104,7 +105,7 @@ def save(student: Student, folder: str | Path, *, preprocessing: Preprocessing, 
     folder = Path(folder)
     backbones.save(student.trunk, folder, classes=(), preprocessing=preprocessing, extra={})
     state = {k: v.detach().cpu().contiguous() for k, v in student.state_dict().items() if not k.startswith("trunk.")}
-    save_file(state, folder / HEADS)
+    (folder / HEADS).write_bytes(to_bytes(state))  # as in `backbones.save`
     index = {"heads": student.heads, "projection": student.projection, "classes": card.get("classes", {})}
     (folder / HEADS_INDEX).write_text(json.dumps(index, indent=1) + "\n")
     (folder / "README.md").write_text(model_card(student.heads, preprocessing, card))

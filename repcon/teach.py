@@ -2,6 +2,7 @@
 
 import tomllib
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,8 +27,17 @@ def run(config: TeachConfig) -> dict[str, Any]:
     _check(config)
     device = choose(config.device)
     config = replace(config, precision=resolve(config.precision, device))
-    output = Run(config.out, "teach", dump(config))
+    recipe, teacher, results = (Path(config.out, name) for name in ("config.toml", backbones.WEIGHTS, "results.json"))
+    finished = teacher.is_file() and results.is_file()
+    if finished and recipe.read_text() != dump(config):
+        raise UserError(f"{config.out}: holds a teacher of another recipe; name another folder, or remove it")
+    output = Run(config.out, "teach", dump(config), afresh=not finished)
     pack = open_or_pack(config.data, output.path / "pack")
+    if finished:
+        if output.earlier().get("data_fingerprint") != pack.fingerprint:
+            raise UserError(f"{config.out}: holds a teacher of other images; name another folder, or remove it")
+        console.print(f"{escape(config.out)}: this teacher is finished", soft_wrap=True)
+        return output.earlier()
     rows, labels, names = class_rows(pack, config.classes)
     fitted, held = split_classes(labels, config.validation, config.seed)
     torch.manual_seed(config.seed)  # The new classifier's start, and dropout.

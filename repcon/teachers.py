@@ -3,6 +3,7 @@
 import importlib
 import os
 import sys
+import traceback
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -80,7 +81,7 @@ def from_section(section: TeacherSection, device: str | torch.device, *, allow_c
     own choice.
     """
     if is_factory(section.model) and not allow_code:
-        hint = "a store's own word is not enough to run code, so name it in the recipe"
+        hint = f"a store's own word is not enough to run code; verify runs it with --code {section.model}"
         raise UserError(f"teacher {section.name}: its model {section.model} is a function; {hint}")
     config = TeacherConfig(
         name=section.name,
@@ -116,8 +117,12 @@ def _from_factory(config: TeacherConfig) -> tuple[nn.Module, Preprocessing]:
         made = getattr(importlib.import_module(place), function)()
     except ModuleNotFoundError as error:
         raise UserError(f"teacher {config.name}: {config.model}: {error}; is its folder on PYTHONPATH?") from error
-    except AttributeError as error:
-        raise UserError(f"teacher {config.name}: {config.model}: {error}") from error
+    except Exception as error:  # the user's code may raise anything
+        frames = traceback.extract_tb(error.__traceback__)
+        own = [frame for frame in frames if Path(frame.filename).stem == place.rpartition(".")[2]]
+        line = f" in line {own[-1].lineno} of {own[-1].filename}" if own else ""
+        what = f"{type(error).__name__}: {str(error).strip()}"
+        raise UserError(f"teacher {config.name}: {config.model} failed{line}: {what}") from error
     if not (isinstance(made, tuple) and len(made) == 2 and isinstance(made[0], nn.Module)):
         raise UserError(f"teacher {config.name}: {config.model} must return (torch module, preprocessing)")
     preprocessing = _preprocessing(config, made[1])
@@ -131,6 +136,9 @@ def _preprocessing(config: TeacherConfig, given: Any) -> Preprocessing:
         return given
     try:
         mean, std = backbones.three(given["mean"]), backbones.three(given["std"])
+        if max(mean) > 1 or not all(0 < value <= 1 for value in std):
+            hint = "they are of pixels from 0 to 1: divide those of pixels from 0 to 255 by 255"
+            raise UserError(f"teacher {config.name}: {config.model}: mean {mean} and std {std}; {hint}")
         return Preprocessing(size=int(given["size"]), mean=mean, std=std)
     except (KeyError, TypeError, ValueError) as error:
         wanted = "a mapping with size, and mean and std of three numbers each"
@@ -145,7 +153,7 @@ def _count_classes(config: TeacherConfig, module: nn.Module, preprocessing: Prep
     gray = torch.full((1, 3, side, side), 128, dtype=torch.uint8)
     try:
         logits = module(backbones.normalise(gray, preprocessing, torch.float32))
-    except (AssertionError, RuntimeError, ValueError) as error:
+    except Exception as error:  # the user's module may raise anything
         raise UserError(f"teacher {config.name}: {config.model} does not take {side} pixels: {error}") from error
     if getattr(module, "num_classes", None) == 0:
         raise UserError(f"teacher {config.name}: {config.model} is a trunk without a classifier; name a teacher")

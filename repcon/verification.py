@@ -58,9 +58,12 @@ def run(config: VerifyConfig) -> dict[str, Any]:
         console.print(f"[red]wrong[/] {escape(problem)}", highlight=False, soft_wrap=True)
     if problems:
         more = f", the first {_SHOWN} are above" if len(problems) > _SHOWN else ""
-        raise UserError(f"{store.url}: {len(problems)} problems{more}; the first: {problems[0]}", figures=figures)
-    what = "structure, checksums and labels" + (", and the teachers' answers" if figures["reruns"] else "")
-    console.print(f"[green]sound[/]: {what} of {figures['rows_checked']:,} crops")
+        count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
+        raise UserError(f"{store.url}: {count}{more}; the first: {problems[0]}", figures=figures)
+    asked = min(config.sample, store.images - len(missing)) if figures["reruns"] else 0
+    again = f"; the teachers gave the same answers about {asked:,} of them" if asked else ""
+    crops = store.images * store.crops
+    console.print(f"[green]sound[/]: structure, checksums and labels of {crops:,} crops{again}", soft_wrap=True)
     return figures
 
 

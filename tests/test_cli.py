@@ -23,7 +23,7 @@ def test_every_command_explains_its_flags(command, capsys):
 
 def test_an_unknown_command_is_one_line(capsys):
     assert cli.main(["trian"]) == 1
-    assert "no command 'trian'" in capsys.readouterr().out
+    assert "no command 'trian'" in capsys.readouterr().err
 
 
 def test_a_misspelt_flag_is_the_users_mistake(capsys):
@@ -37,7 +37,7 @@ def test_a_recipe_with_a_typo_names_file_and_key(tmp_path, capsys):
     recipe = tmp_path / "r.toml"
     recipe.write_text('pack = "p"\nstore = "s"\nout = "o"\nepoch = 3\n')
     assert cli.main(["train", "--recipe", str(recipe)]) == 1
-    shown = capsys.readouterr().out
+    shown = capsys.readouterr().err
     assert "r.toml" in shown and "epoch" in shown
 
 

@@ -260,7 +260,7 @@ def test_the_command(picture_folder: Path, tmp_path: Path, capsys: pytest.Captur
         p.name for p in (tmp_path / "out").iterdir()
     }
     assert cli.main(words) == 1
-    assert "max_side = 90, not 1024" in capsys.readouterr().out
+    assert "max_side = 90, not 1024" in capsys.readouterr().err
     assert "max_side = 90" in (tmp_path / "out/config.toml").read_text()
     assert cli.main(["pack", str(tmp_path / "nothing"), str(tmp_path / "other")]) == 1
     assert not (tmp_path / "other").exists()

@@ -174,7 +174,7 @@ def test_more_crops_leave_the_first_as_they_are(recipe, teacher_folders):
     assert all(after[name] == digest for name, digest in before.items() if not name.endswith("zarr.json"))
     pack = Pack.open(recipe.pack)
     assert (store.slab(12).boxes == plan(recipe.crop, pack.hashes, pack.sizes, [12]).boxes[0]).all()
-    with pytest.raises(UserError, match="need every teacher of the store, also five"):
+    with pytest.raises(UserError, match="takes every teacher, also five"):
         precompute.run(with_teachers(replace(recipe, crops=24), teacher_folders, "nine"))
 
 

@@ -31,6 +31,7 @@ def estimate(config: PrecomputeConfig, pack: Pack, teachers: Sequence[Teacher]) 
     depth = min(config.crops, 8)
     count = min(len(pack), max(1, SAMPLE_CROPS // depth))
     rows = np.unique(np.linspace(0, len(pack) - 1, count).astype(np.int64))
+    np.random.default_rng(0).shuffle(rows)  # so that the sample spans the pack where time runs out
     planned = plan(config.crop, pack.hashes[rows], pack.sizes[rows], range(depth))
     logits, crops_per_second, waited_share = _sample(config, pack, teachers, rows, planned)
     total = len(pack) * config.crops
@@ -79,7 +80,8 @@ def _sample(
                 bars.advance(task, len(batch.images))
                 if number == 0 and len(requests) > 1:  # The first batch warms caches and compilers: it is not timed.
                     started, first_crops, waited = time.perf_counter(), len(batch.images), batches.waited_seconds
-                if time.perf_counter() > limit:
+                if time.perf_counter() > limit and number + 1 < len(requests):
+                    bars.console.print(f"stopped after {SAMPLE_SECONDS:.0f} s: that is sample enough")
                     break
             seconds, waited = time.perf_counter() - started, batches.waited_seconds - waited
     finally:

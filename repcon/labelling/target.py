@@ -30,6 +30,8 @@ def open_target(config: PrecomputeConfig, pack: Pack, sections: Sequence[Teacher
 
     Raises UserError naming the field in which the recipe differs from what the store was made for.
     """
+    if "://" not in config.out and Path(config.out).is_file():
+        raise UserError(f"{config.out} is a file; name a folder for the store")
     with Leases(lease_folder(config.out)) as leases, leases.hold("store"):
         if open_files(config.out).size(MANIFEST) is None:
             return LabelStore.create(config.out, spec_of(config, pack, sections))
@@ -56,6 +58,7 @@ def _grown(config: PrecomputeConfig, pack: Pack, sections: Sequence[TeacherSecti
     """The store that is there, compared in all that both have, with the recipe's further teachers and crops added."""
     complete(open_files(config.out))  # a change that was cut short: what the store holds is known after it only
     held = LabelStore.open(config.out)
+    held.require_pack(pack.fingerprint)
     named = {section.name: section for section in sections}
     more_crops = config.crops > held.crops
     spec = dataclasses.replace(
@@ -65,8 +68,9 @@ def _grown(config: PrecomputeConfig, pack: Pack, sections: Sequence[TeacherSecti
     store = LabelStore.create(config.out, spec)
     absent = [name for name in store.heads if name not in named]
     if more_crops and absent:
-        hint = "name all of them in the recipe"
-        raise UserError(f"{config.out}: more crops need every teacher of the store, also {', '.join(absent)}; {hint}")
+        grown = f"it has {held.crops} crops of each image, the recipe asks for {config.crops}"
+        hint = f"name them all, or crops = {held.crops}"
+        raise UserError(f"{config.out}: {grown}; that takes every teacher, also {', '.join(absent)}; {hint}")
     store.append_teachers(sections)
     if more_crops:
         store.append_crops(config.crops)

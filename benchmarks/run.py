@@ -1,4 +1,4 @@
-"""Every benchmark in its short form, one after the other, and a report over all of them. `make bench` runs this.
+"""The benchmarks of the list below in their short form, in turn, and a report over them. `make bench` runs this.
 
     python benchmarks/run.py [--data FOLDER] [--long] [--record] [--only NAME,NAME] [--out bench-run]
 

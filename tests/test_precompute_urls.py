@@ -97,4 +97,4 @@ def test_the_store_in_the_bucket_is_read_from_there(there, pack_path):
 
 def test_a_pack_that_is_not_there_is_one_clear_line(there, capsys):
     assert command(replace(there, pack=f"{there.pack}-gone")) == 1
-    assert "no finished pack there" in capsys.readouterr().out.replace("\n", " ")
+    assert "no finished pack there" in capsys.readouterr().err.replace("\n", " ")

@@ -69,7 +69,7 @@ def test_the_exit_code_and_the_figures_tell_a_script(store, tmp_path, capsys):
     assert cli.main(words) == 1
     figures = json.loads((tmp_path / "figures.json").read_text())
     assert figures["passed"] is False and len(figures["problems"]) == 1
-    assert "1 problem" in capsys.readouterr().out.replace("\n", " ")
+    assert "1 problem" in capsys.readouterr().err.replace("\n", " ")
 
 
 def test_a_flipped_byte_that_no_reader_looks_at_is_found_by_its_hash(store):

@@ -16,14 +16,14 @@ from rich.markup import escape
 
 from repcon.config import ReportConfig, dump
 from repcon.record import Run, console
-from repcon.reporting import benchmarks as report_benchmarks
-from repcon.reporting import labels as report_labels
-from repcon.reporting import sections as report_sections
-from repcon.reporting import transfer as report_transfer
+from repcon.reporting.benchmarks import benchmarks, compared
+from repcon.reporting.labels import labels
 from repcon.reporting.plot_style import DARK, LIGHT, standalone, variables
 from repcon.reporting.sections import Plot, Section
 from repcon.reporting.sources import Source, read
 from repcon.reporting.tables import differing, flat, settings, side_by_side, table, words
+from repcon.reporting.training import teachers, training
+from repcon.reporting.transfer import measured, transfer
 
 SHOWN_ELSEWHERE = ("demo", "teach", "train", "precompute", "inspect", "benchmark", "figures", "store")
 
@@ -60,14 +60,14 @@ def run(config: ReportConfig) -> dict[str, Any]:
 
 def build(sources: Sequence[Source], title: str) -> Report:
     """Every section that the sources have something for."""
-    labels, notes = report_labels.labels(sources)
+    of_labels, notes = labels(sources)
     sections = [
-        *report_transfer.transfer(sources),
-        *report_sections.training(sources),
-        *report_sections.teachers(sources),
-        *labels,
-        *report_benchmarks.benchmarks(sources),
-        *report_benchmarks.compared(sources),
+        *transfer(sources),
+        *training(sources),
+        *teachers(sources),
+        *of_labels,
+        *benchmarks(sources),
+        *compared(sources),
         *_others(sources),
         *_settings(sources),
         *_licences(sources),
@@ -106,9 +106,7 @@ def _others(sources: Sequence[Source]) -> list[Section]:
     """Commands without a section of their own: every figure as it is, runs of one command side by side."""
     by_kind: dict[str, dict[str, Mapping[str, Any]]] = {}
     for source in sources:
-        shown = source.kind in SHOWN_ELSEWHERE or (
-            source.kind == "evaluate" and report_transfer.measured(source.figures)
-        )
+        shown = source.kind in SHOWN_ELSEWHERE or (source.kind == "evaluate" and measured(source.figures))
         if source.figures and not shown:
             by_kind.setdefault(source.kind, {})[source.name] = source.figures
     return [

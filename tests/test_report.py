@@ -15,9 +15,8 @@ from repcon.config import PackConfig
 from repcon.errors import UserError
 from repcon.images import Pack
 from repcon.record import Run
-from repcon.reporting import figures as store_figures
-from repcon.reporting import sources as report_sources
-from repcon.reporting import tables as report_tables
+from repcon.reporting import crops, sources, tables
+from repcon.reporting.figures import figures
 from repcon.reporting.plots import Interval
 from repcon.reporting.tables import Cell
 from repcon.store import LabelStore
@@ -107,12 +106,10 @@ def test_both_pages_say_the_same(pages: tuple[str, str, Path]) -> None:
 
 
 def test_the_sheet_shows_the_stored_labels_of_the_crop(world: Path) -> None:
-    from repcon.reporting import crops as report_crops
-
     pack = Pack.open(str(world / "pack"))
     store = LabelStore.open(str(world / "labels.zarr"))
-    sheet = report_crops.sheet(str(world / "pack"), str(world / "labels.zarr"))
-    assert len(sheet) == report_crops.IMAGES
+    sheet = crops.sheet(str(world / "pack"), str(world / "labels.zarr"))
+    assert len(sheet) == crops.IMAGES
     for image in sheet:
         assert image.key == pack.keys[image.row]
         assert [crop.number for crop in image.crops] == [0, store.crops - 1]
@@ -142,14 +139,14 @@ def test_several_runs_are_marked_only_beyond_the_noise() -> None:
         "b": {"x": 1.15, "x_low": 1.05, "x_high": 1.25, "y": 500.0},
         "c": {"x": 2.0, "x_low": 1.9, "x_high": 2.1, "y": 5.0},
     }
-    rows = report_tables.side_by_side("", runs).rows
+    rows = tables.side_by_side("", runs).rows
     assert [cell.mark for cell in rows[0]] == ["", "", "", "higher"]
     assert [cell.mark for cell in rows[1]] == ["", "", "", ""]
 
 
 def test_figures_are_joined_with_their_intervals_and_flattened() -> None:
     figures = {"a": {"b": 1, "c": {"mean": 2.0, "low": 1.0, "high": 3.0}}, "t": 4.0, "t_q20": 3.0, "t_q80": 5.0}
-    assert report_tables.flat(figures) == {
+    assert tables.flat(figures) == {
         "a / b": 1, "a / c": Interval(mean=2.0, low=1.0, high=3.0), "t": Interval(mean=4.0, low=3.0, high=5.0),
     }  # fmt: skip
 
@@ -174,11 +171,11 @@ def test_figures_are_joined_with_their_intervals_and_flattened() -> None:
     ],
 )
 def test_figures_in_words(name: str, value: Any, shown: str) -> None:
-    assert report_tables.words(name, value) == shown
+    assert tables.words(name, value) == shown
 
 
 def test_figures_of_inspect_are_shown_as_inspect_does(world: Path, tmp_path: Path) -> None:
-    found = store_figures.figures(LabelStore.open(str(world / "labels.zarr")))
+    found = figures(LabelStore.open(str(world / "labels.zarr")))
     (tmp_path / "labels.json").write_text(json.dumps(found))
     (tmp_path / "old.json").write_text(
         json.dumps({"heads": {"a": {"mass": 1}}, "bytes_per_crop": 1, "sampled_crops": 1})
@@ -205,21 +202,21 @@ def test_a_run_that_was_killed_is_reported_as_far_as_it_came(world: Path, tmp_pa
 
 def test_paths_that_hold_nothing_are_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"nowhere.*no such"):
-        report_sources.read([str(tmp_path / "nowhere")])
+        sources.read([str(tmp_path / "nowhere")])
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=r"empty: nothing to report on"):
-        report_sources.read([str(tmp_path / "empty")])
+        sources.read([str(tmp_path / "empty")])
     (tmp_path / "bad.json").write_text("{")
     with pytest.raises(UserError, match=r"bad\.json"):
-        report_sources.read([str(tmp_path / "bad.json")])
+        sources.read([str(tmp_path / "bad.json")])
     with pytest.raises(UserError, match="PATH"):
-        report_sources.read([])
+        sources.read([])
 
 
 def test_sources_of_one_name_are_told_apart_and_counted_once(tmp_path: Path) -> None:
     first = write_teach(tmp_path / "a" / "teacher")
     second = write_teach(tmp_path / "b" / "teacher")
-    names = [source.name for source in report_sources.read([str(first), str(second), str(first)])]
+    names = [source.name for source in sources.read([str(first), str(second), str(first)])]
     assert names == ["a/teacher", "b/teacher"]
 
 
@@ -290,7 +287,7 @@ def test_the_demos_folder_brings_the_runs_inside_it(tmp_path: Path) -> None:
     Run(tmp_path / "demo", "demo", "").finish({})
     write_teach(tmp_path / "demo" / "teacher")
     make(tmp_path / "demo" / "report", tmp_path / "demo" / "teacher")
-    assert [source.name for source in report_sources.read([str(tmp_path / "demo")])] == ["demo", "teacher"]
+    assert [source.name for source in sources.read([str(tmp_path / "demo")])] == ["demo", "teacher"]
 
 
 def test_kNN_while_training_is_in_per_cent(pages: tuple[str, str, Path]) -> None:
@@ -308,4 +305,4 @@ def test_ratios_to_one_peer_share_a_plot(tmp_path: Path) -> None:
 
 def test_plain_text_for_markdown() -> None:
     assert report.plain("a|b\n*c* <d> e_f _g_ $h$") == "a\\|b \\*c\\* \\<d\\> e_f \\_g\\_ \\$h\\$"
-    assert report_tables.table("", ("a",), [["b", Cell(text="c", mark="better")]]).rows[0][0].text == "b"
+    assert tables.table("", ("a",), [["b", Cell(text="c", mark="better")]]).rows[0][0].text == "b"

@@ -10,7 +10,7 @@ from repcon import packing, report
 from repcon.config import PackConfig, ReportConfig
 from repcon.images import Pack
 from repcon.record import Run
-from repcon.reporting import figures as store_figures
+from repcon.reporting.figures import figures
 
 
 def evil(place: str) -> str:
@@ -27,7 +27,7 @@ def page(picture_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Page
         (source / f"{evil('file')}{number}.jpg").write_bytes(picture.read_bytes())
     packing.run(PackConfig(source=str(root / "source"), out=str(root / "pack"), workers=1))
     store = write_store(root / "labels.zarr", Pack.open(str(root / "pack")), text=evil)
-    found = store_figures.figures(store)
+    found = figures(store)
     found["heads"] = {evil("teacher"): found["heads"]["teacher"]}
     found["agreement"] = {evil("pair"): {"mutual_information": 0.5}}
     (root / f"{evil('inspected')}.json").write_text(json.dumps(found))

@@ -9,9 +9,21 @@ from typing import Any
 from repcon.reporting import plots
 from repcon.reporting.consolidation import consolidation, domains_of
 from repcon.reporting.plots import Bar, Interval
-from repcon.reporting.sections import MARKED, Plot, Section
+from repcon.reporting.sections import Plot, Section
 from repcon.reporting.sources import Source
-from repcon.reporting.tables import Cell, Table, figure, flat, is_number, listing, readable, side_by_side, table, words
+from repcon.reporting.tables import (
+    MARKED,
+    Cell,
+    Table,
+    figure,
+    flat,
+    is_number,
+    listing,
+    readable,
+    side_by_side,
+    table,
+    words,
+)
 from repcon.reporting.transfer import METRICS
 
 ROWS = 24

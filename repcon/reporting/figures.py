@@ -24,7 +24,7 @@ def figures(store: LabelStore, sample_rows: int = SAMPLE_ROWS) -> dict[str, Any]
     done = [unit for unit in store.units() if store.is_done(unit)]
     sizes = store.shard_bytes()
     crops = {
-        head: sum(len(unit.crops) * len(unit.rows) for unit in done if unit_of(unit, head))
+        head: sum(len(unit.crops) * len(unit.rows) for unit in done if writes(unit, head))
         for head in (None, *store.heads)
     }
     slabs = list(sample(store, done, sample_rows))
@@ -58,7 +58,7 @@ def figures(store: LabelStore, sample_rows: int = SAMPLE_ROWS) -> dict[str, Any]
     }
 
 
-def unit_of(unit: Unit, head: str | None) -> bool:
+def writes(unit: Unit, head: str | None) -> bool:
     """Whether the unit writes this head; the boxes where head is None."""
     return unit.writes_boxes if head is None else head in unit.heads
 

@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from repcon.errors import UserError
-from repcon.reporting import crops as report_crops
-from repcon.reporting import stores as inspection_sections
+from repcon.reporting import crops, stores
 from repcon.reporting.figures import figures
-from repcon.reporting.sections import Section, over_time
+from repcon.reporting.sections import Section
 from repcon.reporting.sources import Source
 from repcon.reporting.tables import is_number, side_by_side
+from repcon.reporting.training import over_time
 from repcon.store import LabelStore
 
 
@@ -68,7 +68,7 @@ def labels(sources: Sequence[Source]) -> tuple[list[Section], list[str]]:
                 notes.append(f"{part.__doc__} could not be shown: {error}")
     for source in (source for source in sources if source.kind == "inspect"):
         try:
-            sections += _titled(inspection_sections.sections(source.figures), f": {source.name}")
+            sections += _titled(stores.sections(source.figures), f": {source.name}")
         except (KeyError, TypeError, AttributeError) as error:
             notes.append(f"{source.name}: not the figures of this version's `repcon inspect` ({error!r})")
     return sections, notes
@@ -107,7 +107,7 @@ def _sheet(place: Place, name: str) -> list[Section]:
     """A sheet of crops"""
     if not place.pack:
         return []
-    pictured = tuple(report_crops.sheet(place.pack, place.store))
+    pictured = tuple(crops.sheet(place.pack, place.store))
     lead = (
         "Stored crops, cut by the reference loader, beside what is stored for them: each teacher's three most probable "
         "classes. The frames on the left show where the crops lie in the image. Nothing here is computed anew."
@@ -118,7 +118,7 @@ def _sheet(place: Place, name: str) -> list[Section]:
 def _store(place: Place, name: str) -> list[Section]:
     """What a store holds"""
     found = figures(LabelStore.open(place.store))
-    return _titled(inspection_sections.sections(found), name)
+    return _titled(stores.sections(found), name)
 
 
 def _titled(sections: Sequence[Section], name: str) -> list[Section]:

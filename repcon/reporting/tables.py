@@ -16,6 +16,8 @@ CONTAINERS = ("heads", "metrics", "versions")
 """Parts of a nested figure's name that say nothing to a reader."""
 UNITS = {"_us": "µs", "_ms": "ms", "_mb": "MB", "_gb": "GB", "_points": "points", "_nat": "nat"}
 """What figures are measured in whose names say so at their end."""
+MARKED = "Marked where the interval leaves that of the first column; a figure without an interval is never marked."
+"""The note under a table whose cells have a `mark` beside the first column."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

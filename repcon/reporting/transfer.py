@@ -5,9 +5,9 @@ from typing import Any
 
 from repcon.reporting import plots
 from repcon.reporting.plots import Interval
-from repcon.reporting.sections import MARKED, Plot, Section
+from repcon.reporting.sections import Plot, Section
 from repcon.reporting.sources import Source
-from repcon.reporting.tables import Cell, Table, as_interval, is_number, mark, table, words
+from repcon.reporting.tables import MARKED, Cell, Table, as_interval, is_number, mark, table, words
 
 METRICS = {
     "knn_1": "kNN, k = 1", "knn_5": "kNN, k = 5", "knn_20": "kNN, k = 20", "probe": "linear probe",

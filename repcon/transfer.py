@@ -22,8 +22,7 @@ from repcon.errors import UserError
 from repcon.images import Pack, class_rows
 from repcon.loaders import open_loader
 from repcon.packing import open_or_pack
-from repcon.probing import intervals, probes
-from repcon.probing import show as transfer_show
+from repcon.probing import intervals, probes, show
 from repcon.probing.features import Reading, extract
 from repcon.record import Run, console, progress
 from repcon.training.finetune import Labelled, fit, predict
@@ -77,8 +76,8 @@ def run(config: EvaluateConfig) -> dict[str, Any]:
             bars.update(task, advance=1, note="")
     results = summarise(measured, about, split, baseline) | {"data": config.data, "size": config.size}
     np.savez(output.path / "answers.npz", **_flat(measured), test_rows=split.test, test_labels=split.test_labels)  # pyright: ignore[reportArgumentType]
-    transfer_show.table(results)
-    transfer_show.plot(results, output.path / "transfer.svg")
+    show.table(results)
+    show.plot(results, output.path / "transfer.svg")
     console.print(f"written to {escape(str(output.path))}", soft_wrap=True, highlight=False)
     return output.finish(results)
 

@@ -9,7 +9,7 @@ from repcon.reporting.plots import Interval
 from repcon.reporting.sections import Plot, Section
 from repcon.reporting.sources import Source
 from repcon.reporting.tables import Cell, Table, figure, flat, is_number, listing, readable, table
-from repcon.reporting.transfer import METRICS
+from repcon.reporting.transfer import METRICS, with_half
 
 
 def domains_of(figures: Mapping[str, Any]) -> list[str]:
@@ -83,7 +83,6 @@ def _parts(name: str, domains: Sequence[str]) -> tuple[str, str, str]:
 
 
 def _points(value: Any, *, signed: bool = False) -> str:
-    sign = "+" if signed else ""
     if isinstance(value, Interval):
-        return f"{value.mean:{sign}.1f} ± {max(value.high - value.mean, value.mean - value.low):.1f}"
-    return f"{value:{sign}.1f}" if is_number(value) else "-"
+        return with_half(value, signed=signed)
+    return f"{value:{'+' if signed else ''}.1f}" if is_number(value) else "-"

@@ -1,8 +1,10 @@
 """The report's section on transfer: accuracies with intervals, and what differs from the baseline beyond noise."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
+from repcon.probing.intervals import show
 from repcon.reporting import plots
 from repcon.reporting.plots import Interval
 from repcon.reporting.sections import Plot, Section
@@ -35,7 +37,7 @@ def _side_by_side(sources: Sequence[Source]) -> Table | None:
     for trunk, metric in pairs:
         values = [trunks.get(trunk, {}).get(metric) for trunks in held.values()]
         if sum(value is not None for value in values) > 1:
-            cells = [Cell(text=_with_half(value) if value else "-", mark=mark(value, values[0])) for value in values]
+            cells = [Cell(text=with_half(value) if value else "-", mark=mark(value, values[0])) for value in values]
             rows.append([f"{trunk}, {METRICS.get(metric, metric)}", *cells])
     return table("", ("trunk", *held), rows, f"Accuracy in per cent with 95 % intervals. {MARKED}") if rows else None
 
@@ -97,19 +99,16 @@ def _transfer_lead(figures: Mapping[str, Any]) -> str:
 def _with_difference(value: Interval | None, difference: Interval | None) -> Cell:
     if value is None:
         return Cell(text="-")
-    text = _with_half(value)
+    text = with_half(value)
     if difference is None:
         return Cell(text=text)
     sure = "better" if difference.low > 0 else "worse" if difference.high < 0 else ""
-    return Cell(text=text, detail=f"{difference.mean:+.1f} ± {_half(difference):.1f}", mark=sure)
+    return Cell(text=text, detail=with_half(difference, signed=True), mark=sure)
 
 
-def _with_half(value: Interval) -> str:
-    return f"{value.mean:.1f} ± {_half(value):.1f}"
-
-
-def _half(value: Interval) -> float:
-    return max(value.high - value.mean, value.mean - value.low)
+def with_half(value: Interval, *, signed: bool = False) -> str:
+    """As the tables of `repcon evaluate` have it: the mean and the larger half of the interval."""
+    return show(asdict(value), signed=signed)
 
 
 def _dots(

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from repcon.config import InspectConfig
 from repcon.record import console
-from repcon.reporting.figures import figures
+from repcon.reporting.figures import MUTUAL_INFORMATION, UNCOMPRESSED, figures, known, why_no_labels
 from repcon.reporting.tables import nat, size, words
 from repcon.storage.truncation import truncation
 from repcon.store import LabelStore
@@ -32,24 +32,37 @@ def run(config: InspectConfig) -> dict[str, Any]:
 
 def show(store: LabelStore, found: dict[str, Any]) -> None:
     """The tables."""
+    found = known(found)
     recipe = ", ".join(f"{name} {_range(value)}" for name, value in found["crop_recipe"].items())
     facts = Table(box=None, show_header=False, title=escape(store.url), title_justify="left", title_style="bold")
     facts.add_row("images", f"{found['images']:,}" + (f" ({found['missing']} missing)" if found["missing"] else ""))
     facts.add_row("crops per image", f"{found['crops']}   [dim]{escape(recipe)}[/]")
     facts.add_row("units finished", f"{found['units_finished']} of {found['units']}")
     facts.add_row("size", f"{size(found['bytes'])} in {found['codec']}, values as {found['values']}")
-    boxes = f"{found['box_bytes_per_crop']:.1f} of them boxes"
-    facts.add_row("bytes per crop", f"{found['bytes_per_crop']:.1f} ({boxes}), {found['compression']:.2f} x smaller")
+    if found["bytes_per_crop"] is not None:
+        boxes = f"{found['box_bytes_per_crop']:.1f} of them boxes"
+        facts.add_row("bytes per crop", f"{found['bytes_per_crop']:.1f} ({boxes})")
+        facts.add_row("compression", f"{found['compression']:.2f} x smaller than {UNCOMPRESSED}")
     facts.add_row("temperatures", ", ".join(f"{value:g}" for value in found["temperatures"]))
     console.print(facts)
     console.print(_heads(found))
     if found["sampled_crops"]:
         console.print(_losses(found))
         console.print(_encodings(found))
-    for pair, values in found["agreement"].items():
+    _agreement(found["agreement"])
+    if reason := why_no_labels(found):
+        console.print(f"no labels to look at: {reason}")
+    else:
+        console.print(f"[dim]crops looked at: {found['sampled_crops']:,}; KL in nat at temperature 1[/]")
+
+
+def _agreement(pairs: dict[str, dict[str, float]]) -> None:
+    """A line for each two teachers, and what its first figure means."""
+    for pair, values in pairs.items():
         same = f", the same class on {100 * values['same_class']:.1f} %" if "same_class" in values else ""
         console.print(f"[dim]agreement[/] {escape(pair)}: mutual information {values['mutual_information']:.2f}{same}")
-    console.print(f"[dim]labels looked at: {found['sampled_crops']:,} crops; KL in nat at temperature 1[/]")
+    if pairs:
+        console.print(f"[dim]mutual information {MUTUAL_INFORMATION}[/]")
 
 
 def _range(value: Any) -> str:
@@ -66,10 +79,11 @@ def _heads(found: dict[str, Any]) -> Table:
     for name, head in found["heads"].items():
         labels = ["-"] * 4
         if "mass" in head:
-            labels = [f"{head['top1_probability']:.3f}", f"{head['mass']:.4f}", f"{head['entropy_nat']:.2f}"]
+            labels = [f"{head['top1_probability']:.3f}", f"{head['mass']:.4f}", f"{head['entropy_nat']:.2f} nat"]
             labels.append(f"{head['classes_on_top']:,}")
+        size_per_crop = "-" if head["bytes_per_crop"] is None else f"{head['bytes_per_crop']:.1f}"
         title = f"{escape(name)}\n[dim]{escape(head['architecture'])}[/]"
-        table.add_row(title, f"{head['classes']:,}", str(head["k"]), f"{head['bytes_per_crop']:.1f}", *labels)
+        table.add_row(title, f"{head['classes']:,}", str(head["k"]), size_per_crop, *labels)
     return table
 
 

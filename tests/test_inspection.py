@@ -1,4 +1,5 @@
 import re
+from pathlib import Path
 
 import pytest
 from store_builder import fill, section, spec
@@ -20,8 +21,12 @@ def shown(config: InspectConfig) -> str:
 def test_the_tables_name_teachers_sizes_and_losses(tmp_path, values):
     fill(LabelStore.create(str(tmp_path / "s"), spec(values=values)))
     text = shown(InspectConfig(store=str(tmp_path / "s")))
-    for words in ("wide", "small", "resnet10t", "bytes per crop", "k=4", "gaps8", "mutual information", "3 of 3"):
+    for words in (
+        "wide", "small", "resnet10t", "bytes per crop", "k=4", "gaps8", "3 of 3", "x smaller than the same labels",
+        "mutual information adjusted for chance",
+    ):  # fmt: skip
         assert words in text
+    assert re.search(r"0\.\d\d nat", text)
     assert max(len(line) for line in text.splitlines()) <= 80 or str(tmp_path) in text
 
 
@@ -39,7 +44,19 @@ def test_the_page_is_self_contained_and_shows_names_as_text(tmp_path):
 def test_an_unfinished_store_is_shown(tmp_path):
     LabelStore.create(str(tmp_path / "s"), spec())
     page = str(tmp_path / "page.html")
-    assert "0 of 3" in shown(InspectConfig(store=str(tmp_path / "s"), html=page))
+    text = shown(InspectConfig(store=str(tmp_path / "s"), html=page))
+    assert "0 of 3" in text and "nothing is finished yet" in text
+    assert "smaller" not in text and "bytes per crop" not in text
+    html = Path(page).read_text()
+    assert "nothing is finished yet" in html and "smaller" not in html
+
+
+def test_sizes_of_a_teacher_that_was_added_are_left_open(tmp_path):
+    store = fill(LabelStore.create(str(tmp_path / "s"), spec()))
+    store.append_teachers([section("third", 9)])
+    text = shown(InspectConfig(store=str(tmp_path / "s"), html=str(tmp_path / "page.html")))
+    assert "no crop has every teacher's answer yet" in text and "smaller" not in text
+    assert re.search(r"third +9 +5 +- ", text) and re.search(r"wide +300 +5 +\d", text)
 
 
 def test_no_store_is_the_users_mistake(tmp_path):

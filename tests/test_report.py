@@ -196,7 +196,7 @@ def test_a_run_that_was_killed_is_reported_as_far_as_it_came(world: Path, tmp_pa
     (folder / "metrics.jsonl").write_text(text[:-40])
     html, _ = make(tmp_path / "out", folder)
     assert "no results yet" in html
-    assert "1 lines of metrics.jsonl" in html
+    assert "1 of 63 lines of metrics.jsonl could not be read" in html
     assert "Loss per head" in html
 
 

@@ -1,6 +1,6 @@
 """What a store holds, in figures: sizes, what the top k capture and lose, entropy, agreement of teachers, classes."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from itertools import combinations
 from typing import Any
@@ -17,6 +17,10 @@ _MOST_SHOWN = 10
 _COUNTS_UP_TO = 4096
 _ENCODED = 16_384
 _KS = (1, 2, 4, 8, 16, 32, 64, 128)
+UNCOMPRESSED = "the same labels uncompressed, as float16"
+"""What `compression` compares with."""
+MUTUAL_INFORMATION = "adjusted for chance: 0 for nothing in common, 1 for all"
+"""How to read the mutual information of two teachers' top classes, after those words."""
 
 
 def figures(store: LabelStore, sample_rows: int = SAMPLE_ROWS) -> dict[str, Any]:
@@ -56,6 +60,24 @@ def figures(store: LabelStore, sample_rows: int = SAMPLE_ROWS) -> dict[str, Any]
         "heads": heads,
         "agreement": _agreement(store, slabs),
     }
+
+
+def known(found: Mapping[str, Any]) -> dict[str, Any]:
+    """The figures for people: None where a size per crop is not known, because nothing of a teacher is finished yet."""
+    heads = {
+        name: head if head["crops_finished"] else {**head, "bytes_per_crop": None}
+        for name, head in found["heads"].items()
+    }
+    whole = all(head["crops_finished"] for head in heads.values())
+    unknown = () if whole else ("bytes_per_crop", "box_bytes_per_crop", "compression")
+    return {**found, "heads": heads, **dict.fromkeys(unknown)}
+
+
+def why_no_labels(found: Mapping[str, Any]) -> str:
+    """Why no labels were looked at; empty where some were."""
+    if found["sampled_crops"]:
+        return ""
+    return "no crop has every teacher's answer yet" if found["units_finished"] else "nothing is finished yet"
 
 
 def writes(unit: Unit, head: str | None) -> bool:

@@ -93,7 +93,7 @@ def _run(path: Path) -> Source:
     events, unread = _events(path / METRICS)
     notes = [] if (path / RESULTS).is_file() else ["no results yet: the run is going on, or was stopped"]
     if unread:
-        notes.append(f"{unread} lines of {METRICS} could not be read and are left out")
+        notes.append(f"{unread} of {len(events) + unread} lines of {METRICS} could not be read: left out")
     return Source(
         path=path,
         name=path.name,

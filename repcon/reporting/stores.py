@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from repcon.reporting import plots
+from repcon.reporting.figures import MUTUAL_INFORMATION, UNCOMPRESSED, known, why_no_labels
 from repcon.reporting.plots import Bar
 from repcon.reporting.sections import Plot, Section
 from repcon.reporting.tables import figure, nat, readable, table, words
@@ -11,6 +12,7 @@ from repcon.reporting.tables import figure, nat, readable, table, words
 
 def sections(found: Mapping[str, Any]) -> list[Section]:
     """What `reporting.figures` found: the store, its truncation, its classes."""
+    found = known(found)
     heads = {name: head for name, head in found["heads"].items() if "mass" in head}
     return [_store(found), _truncation(found, heads), _classes(heads, found["agreement"])] if heads else [_store(found)]
 
@@ -23,18 +25,21 @@ def _store(found: Mapping[str, Any]) -> Section:
     keys = ("architecture", "precision", "licence", "classes", "k", "bytes_per_crop", "weight_hash")
     rows = [[name, *(words(key, head[key]) for key in keys)] for name, head in found["heads"].items()]
     teachers = table("Teachers", ("teacher", *map(readable, keys)), rows)
-    bars = [Bar(label=name, value=head["bytes_per_crop"]) for name, head in found["heads"].items()]
-    bars.append(Bar(label="boxes and flips", value=found["box_bytes_per_crop"]))
-    drawn = [_plot("store-bytes", "Size", plots.bars("store-bytes", "Size", bars, "bytes per crop"))]
-    if sizes := _sizes_by_k(found):
+    sizes = {name: head["bytes_per_crop"] for name, head in found["heads"].items()}
+    sizes["boxes and flips"] = found["box_bytes_per_crop"]
+    bars = [Bar(label=name, value=size) for name, size in sizes.items() if size is not None]
+    drawn = [_plot("store-bytes", "Size", plots.bars("store-bytes", "Size", bars, "bytes per crop"))] if bars else []
+    if by_k := _sizes_by_k(found):
         title = "Size of the store against k"
-        svg = plots.lines("store-size", title, sizes, "k", "bytes per crop", points=True, from_zero=True)
+        svg = plots.lines("store-size", title, by_k, "k", "bytes per crop", points=True, from_zero=True)
         drawn.append(_plot("store-size", title, svg))
-    return Section(title="The store", plots=tuple(drawn), tables=(teachers, facts))
+    reason = why_no_labels(found)
+    lead = f"No labels to look at: {reason}." if reason else ""
+    return Section(title="The store", lead=lead, plots=tuple(drawn), tables=(teachers, facts))
 
 
 def _fact(name: str, value: Any) -> str:
-    return f"{value:.2f} times smaller" if name == "compression" else words(name, value)
+    return f"{value:.2f} times smaller than {UNCOMPRESSED}" if name == "compression" else words(name, value)
 
 
 def _plot(name: str, title: str, svg: str) -> Plot:
@@ -77,7 +82,7 @@ def _truncation(found: Mapping[str, Any], heads: Mapping[str, Any]) -> Section:
     columns = ("teacher", "values", "bytes per crop", "mean KL", "worst KL", "saturated")
     lead = (
         "KL in nat at temperature 1 between stored rows and the same rows cut to a smaller k, the rest spread evenly; "
-        f"{found['sampled_crops']:,} crops were looked at."
+        f"crops looked at: {found['sampled_crops']:,}."
     )
     return Section(title="Truncation", lead=lead, plots=drawn, tables=(table("Encodings", columns, rows),))
 
@@ -97,6 +102,6 @@ def _classes(heads: Mapping[str, Any], agreement: Mapping[str, Any]) -> Section:
             [pair, f"{values['mutual_information']:.2f}", words("same_class_share", values.get("same_class"))]
             for pair, values in agreement.items()
         ]
-        note = "Adjusted for chance: 0 where one's top class says nothing of the other's, 1 where it says all."
+        note = f"Mutual information of top classes, {MUTUAL_INFORMATION}."
         tables.append(table("Agreement", ("teachers", "mutual information", "same class"), pairs, note))
     return Section(title="Classes", plots=tuple(drawn), tables=tuple(tables))

@@ -160,6 +160,13 @@ def test_figures_are_joined_with_their_intervals_and_flattened() -> None:
         ("seconds", 251.2, "4 min 11 s"),
         ("seconds", 7500.0, "2 h 5 min"),
         ("data_share", 0.125, "12.5 %"),
+        ("validation / knn", 0.58, "58.0 %"),
+        ("validation / birds / kl", 0.34754, "0.3475 nat"),
+        ("gaps_worst_kl", 7.6e-05, "7.6e-05 nat"),
+        ("dali_label_kl_worst", 0.25, "0.25 nat"),
+        ("loss / birds", 1.5, "1.5 nat"),
+        ("loss_us", 12.0, "12 µs"),
+        ("kl_k4", 0.5, "0.5 nat"),
         ("images", 123456, "123,456"),
         ("loss", float("nan"), "-"),
         ("anything", None, "-"),
@@ -265,7 +272,7 @@ def test_targets_of_a_record_are_shown_and_judged(tmp_path: Path) -> None:
     record = write_record(tmp_path / "store", slab_over_memmap=0.4, gaps_kl=5e-5, other=1.0, targets=targets)
     html, markdown = make(tmp_path / "out", record)
     assert "| slab over memmap | 0.4 | at least 0.5 **missed** |" in markdown
-    assert "| gaps kl | 5e-05 | at most 0.0001 **reached** |" in markdown
+    assert "| gaps kl | 5e-05 nat | at most 0.0001 **reached** |" in markdown
     assert '<th scope="row" title="slab_over_memmap">' in html
 
 

@@ -16,6 +16,10 @@ CONTAINERS = ("heads", "metrics", "versions")
 """Parts of a nested figure's name that say nothing to a reader."""
 UNITS = {"_us": "µs", "_ms": "ms", "_mb": "MB", "_gb": "GB", "_points": "points", "_nat": "nat"}
 """What figures are measured in whose names say so at their end."""
+IN_NAT = r"(^|.* / )(loss( / .*)?|(.*_)?kl(_\w+)?)"
+"""Names of losses, of all heads or of one, and of KL."""
+SHARES = ("_share", "agreement", "mass", "validation / knn")
+"""Ends of the names of shares."""
 MARKED = "Marked where the interval leaves that of the first column; a figure without an interval is never marked."
 """The note under a table whose cells have a `mark` beside the first column."""
 
@@ -129,11 +133,12 @@ def _number(name: str, value: float) -> str:
         return size(value) + ("/s" if "per_second" in name else "")
     if name.endswith("seconds"):
         return duration(value)
-    if name.endswith(("_share", "agreement", "mass")) and 0 <= value <= 1:
+    if name.endswith(SHARES) and 0 <= value <= 1:
         return f"{100 * value:.1f} %"
     if name.endswith("accuracy"):
         return f"{value:.1f} %"
-    if unit := next((unit for ending, unit in UNITS.items() if name.endswith(ending)), ""):
+    in_nat = "nat" if re.fullmatch(IN_NAT, name) else ""
+    if unit := next((unit for ending, unit in UNITS.items() if name.endswith(ending)), in_nat):
         return f"{value:,.4g} {unit}" if abs(value) < 10_000 else f"{value:,.0f} {unit}"
     if isinstance(value, int) or (value == int(value) and abs(value) >= 1000):
         return f"{int(value):,}"

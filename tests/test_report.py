@@ -240,23 +240,6 @@ def test_figures_of_no_known_shape_go_into_a_table(tmp_path: Path) -> None:
     assert "x /<wbr> y" in html
 
 
-def test_consolidation_records_show_margins_and_domains(tmp_path: Path) -> None:
-    def figure(name: str, mean: float) -> dict[str, float]:
-        return {name: mean, f"{name}_low": mean - 1, f"{name}_high": mean + 1}
-
-    figures = figure("birds_task_generalist_probe", 88.1) | figure("birds_generalist_probe", 87.2)
-    figures |= figure("birds_generalist_shot_1", 40.0) | figure("finding_2", 1.4)
-    figures |= {"finding_2_birds": 1.4, "finding_2_worst": 1.4, "wall_seconds": 61}
-    record = write_record(tmp_path / "consolidation", protocol={"domains": ["birds"], "seeds": [0, 1]}, **figures)
-    _, markdown = make(tmp_path / "out", record)
-    assert "| task generalist | 88.1 ± 1.0 | - |" in markdown
-    assert "| finding 2 | +1.4 ± 1.0 | +1.4 |" in markdown
-    single = write_record(tmp_path / "one", protocol={"domains": ["birds"]}, finding_1=2.0, finding_1_worst=2.0,
-                          **figure("birds_task_probe", 80.0))  # fmt: skip
-    _, markdown = make(tmp_path / "out1", single)
-    assert "| finding 1 | +2.0 | - |" in markdown
-
-
 def test_figures_that_count_something_are_a_line(tmp_path: Path) -> None:
     figures = {f"{metric}_k{k}_minus_online": 0.1 * k for metric in ("probe", "knn") for k in (4, 8, 1000)}
     memory = {f"memory_{images}_images_bytes": 1e9 for images in (64, 256, 1024)}

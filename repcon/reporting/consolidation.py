@@ -8,8 +8,39 @@ from repcon.reporting import plots
 from repcon.reporting.plots import Interval
 from repcon.reporting.sections import Plot, Section
 from repcon.reporting.sources import Source
-from repcon.reporting.tables import Cell, Table, figure, flat, is_number, listing, readable, table
+from repcon.reporting.tables import Cell, Table, flat, is_number, listing, readable, table
 from repcon.reporting.transfer import METRICS, with_half
+
+METHODS = {
+    "generalist": "generalist",
+    "teacher": "task teacher",
+    "teacher_a": "teacher of a quarter",
+    "teacher_b": "teacher of another quarter",
+    "task": "student: task only",
+    "generalist_only": "student: generalist only",
+    "task_generalist": "student: task + generalist",
+    "tasks": "student: all domains' tasks",
+    "tasks_generalist": "student: all tasks + generalist",
+    "quarters": "student: two quarters",
+    "quarters_generalist": "student: two quarters + generalist",
+    "ceiling": "task teacher and generalist side by side",
+}
+"""What the record's methods are called: it holds their short names only."""
+MARGINS = {
+    "finding_1": "the generalist over the student of the task teacher alone",
+    "finding_2": "the student of task teacher and generalist over the better of the two",
+    "finding_3": "ONE student of all domains over the better of each domain's teacher and the generalist",
+    "finding_2_quarters": "the student of two quarters' teachers and the generalist over the best of the three",
+    "generalist_head": "what the generalist's head adds to the student of one task",
+    "generalist_head_of_tasks": "what the generalist's head adds to the student of all domains' tasks",
+    "task_heads": "what the task teacher's head adds to the student of the generalist",
+}
+"""What is compared in each margin."""
+LEAD = (
+    "A task teacher learns one half of a domain's classes, a quarter's teacher one half of those; all accuracies are "
+    "on the other half, which nothing here was trained on. Margins are in points of linear-probe accuracy, with 95 % "
+    "intervals; a finding holds where the whole interval is above zero."
+)
 
 
 def domains_of(figures: Mapping[str, Any]) -> list[str]:
@@ -34,22 +65,36 @@ def consolidation(source: Source, number: int, title: str, domains: Sequence[str
         }
         held = {metric: values for metric, values in held.items() if values}
         if "probe" in held:
-            groups = {readable(method): {"linear probe": value} for method, value in held["probe"].items()}
+            groups = {_called(method): {"linear probe": value} for method, value in held["probe"].items()}
             name, heading = f"bench{number}-domain{place}", f"{domain}: linear probe"
             svg = plots.intervals(name, heading, groups, ["linear probe"], "accuracy (%)")
             drawn.append(Plot(name=name, title=heading, svg=svg))
         shown = [method for method in methods if any(method in values for values in held.values())]
-        rows = [[figure(method), *(_points(values.get(method)) for values in held.values())] for method in shown]
+        rows = [[_method(method), *(_points(values.get(method)) for values in held.values())] for method in shown]
         columns = ("method", *(METRICS[metric] for metric in held))
         tables.append(table(domain, columns, rows, "Accuracy in per cent with 95 % intervals over seeds."))
     margins = {name: value for name, value in figures.items() if f"{name}_worst" in figures}
     if margins:
         drawn.insert(0, _margins(f"bench{number}-margins", margins))
         tables.insert(0, _margin_table(margins, figures, domains))
-    lead = "Margins are in points of linear-probe accuracy, with 95 % intervals; above zero the finding holds."
     return Section(
-        title=title, lead=lead, plots=tuple(drawn), tables=tuple(tables), more=(listing("", source.figures),)
+        title=title, lead=LEAD, plots=tuple(drawn), tables=tuple(tables), more=(listing("", source.figures),)
     )
+
+
+def _called(method: str) -> str:
+    return METHODS.get(method, readable(method))
+
+
+def _method(method: str) -> Cell:
+    """The first cell of a method's row."""
+    return Cell(text=_called(method), hint=method)
+
+
+def _margin(name: str) -> Cell:
+    """The first cell of a margin's row: what the plot calls it, and what it compares."""
+    words = f": {MARGINS[name]}" if name in MARGINS else ""
+    return Cell(text=readable(name) + words, hint=name)
 
 
 def _margin_table(margins: Mapping[str, Any], figures: Mapping[str, Any], domains: Sequence[str]) -> Table:
@@ -57,7 +102,7 @@ def _margin_table(margins: Mapping[str, Any], figures: Mapping[str, Any], domain
     rows: list[list[str | Cell]] = []
     for name, value in margins.items():
         apart = [figures.get(f"{name}_{domain}") for domain in domains]
-        rows.append([figure(name), *(_points(part, signed=True) for part in (value, *apart))])
+        rows.append([_margin(name), *(_points(part, signed=True) for part in (value, *apart))])
     return table("Margins", ("margin", "mean", *domains), rows, "In points; of a single run there is no interval.")
 
 

@@ -1,54 +1,66 @@
 """The model card: what a student was made of, in Markdown."""
 
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from repcon.backbones import Preprocessing
 
+TEACHER = {"architecture": "architecture", "weight_hash": "weights", "precision": "precision", "licence": "licence"}
+"""What may be known of a teacher, and its column."""
+FIGURES = {"agreement": "agreement (same top class as its teacher)", "kl": "KL from its teacher"}
+"""What a figure is called."""
 
-def model_card(heads: Mapping[str, int], preprocessing: Preprocessing, card: Mapping[str, Any]) -> str:
-    """`card` may hold: name, trunk, store (fingerprint), pack (fingerprint), images, epochs, teachers (mappings with
-    name, architecture, weight_hash, licence, precision), metrics (figure by head by name), versions, recipe (TOML)."""
+
+def model_card(
+    heads: Mapping[str, int], preprocessing: Preprocessing, card: Mapping[str, Any], folder: str | Path
+) -> str:
+    """The card of the student in `folder`; what is not known of it is left out.
+
+    `card` may hold: name (or the folder's), trunk, store (fingerprint), pack (fingerprint), images, epochs, teachers
+    (mappings with name, architecture, weight_hash, licence, precision), metrics (figure by head by name), versions,
+    recipe (TOML).
+    """
     sections = [
-        _head(card),
+        _head(card, Path(folder).name),
         _teachers(heads, card),
         _metrics(card),
-        _use(preprocessing, card),
+        _use(preprocessing, folder),
         _recipe(card),
     ]
     return "\n\n".join(section for section in sections if section) + "\n"
 
 
-def _head(card: Mapping[str, Any]) -> str:
+def _head(card: Mapping[str, Any], folder: str) -> str:
     facts = [
         ("Trunk", card.get("trunk")),
-        ("Label store", card.get("store")),
-        ("Images", card.get("pack")),
+        ("Label store, fingerprint", card.get("store")),
+        ("Image pack, fingerprint", card.get("pack")),
         ("Training images", card.get("images")),
         ("Epochs", card.get("epochs")),
         ("Versions", ", ".join(f"{name} {version}" for name, version in card.get("versions", {}).items())),
     ]
     lines = [f"- {name}: {value}" for name, value in facts if value not in (None, "")]
-    title = f"# {card.get('name', 'student')}"
+    title = f"# {card.get('name', folder)}"
     about = "One backbone distilled offline from the stored answers of the teachers below, with repcon."
-    return "\n".join([title, "", about, "", *lines])
+    return "\n\n".join(part for part in (title, about, "\n".join(lines)) if part)
 
 
 def _teachers(heads: Mapping[str, int], card: Mapping[str, Any]) -> str:
     known = {teacher["name"]: teacher for teacher in card.get("teachers", ())}
-    lines = [
-        "## Teachers",
-        "",
-        "| head | classes | architecture | weights | precision | licence |",
-        "|---|---|---|---|---|---|",
+    keys = [key for key in TEACHER if any(teacher.get(key) for teacher in known.values())]
+    rows = [
+        [name, str(classes), *(_stated(key, known.get(name, {}).get(key)) for key in keys)]
+        for name, classes in heads.items()
     ]
-    for name, classes in heads.items():
-        teacher = known.get(name, {})
-        cells = [teacher.get(key) or "not stated" for key in ("architecture", "weight_hash", "precision", "licence")]
-        cells[1] = cells[1][:16]
-        lines.append(f"| {name} | {classes} | " + " | ".join(cells) + " |")
-    lines += ["", "The student's use is bound by the teachers' licences and those of the images."]
-    return "\n".join(lines)
+    table = _table(["head", "classes", *(TEACHER[key] for key in keys)], rows)
+    return f"## Teachers\n\n{table}\n\nThe student's use is bound by the teachers' licences and those of the images."
+
+
+def _stated(key: str, value: str | None) -> str:
+    """A hash is cut to what tells it from others."""
+    return (value[:16] if key == "weight_hash" else value) if value else "not stated"
 
 
 def _metrics(card: Mapping[str, Any]) -> str:
@@ -56,26 +68,35 @@ def _metrics(card: Mapping[str, Any]) -> str:
     if not metrics:
         return ""
     names = sorted({name for figures in metrics.values() for name in figures})
-    lines = [
-        "## Figures on held-out images",
-        "",
-        "| head | " + " | ".join(names) + " |",
-        "|---" * (len(names) + 1) + "|",
+    rows = [
+        [head, *(_figure(name, figures[name]) if name in figures else "" for name in names)]
+        for head, figures in metrics.items()
     ]
-    for head, figures in metrics.items():
-        cells = [f"{figures[name]:.4f}" if name in figures else "" for name in names]
-        lines.append(f"| {head} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+    return "## Figures on held-out images\n\n" + _table(["head", *(FIGURES.get(name, name) for name in names)], rows)
 
 
-def _use(preprocessing: Preprocessing, card: Mapping[str, Any]) -> str:
+def _figure(name: str, value: float) -> str:
+    """With its unit."""
+    if name == "agreement":
+        return f"{100 * value:.1f} %"
+    return f"{value:.4f} nat" if name == "kl" else f"{value:.4f}"
+
+
+def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [" | ".join(cells) for cells in (columns, *rows)]
+    return "\n".join([f"| {lines[0]} |", "|---" * len(columns) + "|", *(f"| {line} |" for line in lines[1:])])
+
+
+def _use(preprocessing: Preprocessing, folder: str | Path) -> str:
     mean, std = ([round(value, 6) for value in values] for values in (preprocessing.mean, preprocessing.std))
     return "\n".join(
         [
             "## Use",
             "",
             "```python",
-            f'trunk = timm.create_model("local-dir:{card.get("folder", "student")}", pretrained=True)',
+            "import timm",
+            "",
+            f"trunk = timm.create_model({json.dumps(f'local-dir:{folder}')}, pretrained=True)",
             "```",
             "",
             f"Inputs: RGB / 255, {preprocessing.size} x {preprocessing.size}, mean {mean}, std {std}. "

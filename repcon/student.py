@@ -108,7 +108,7 @@ def save(student: Student, folder: str | Path, *, preprocessing: Preprocessing, 
     (folder / HEADS).write_bytes(to_bytes(state))  # as in `backbones.save`
     index = {"heads": student.heads, "projection": student.projection, "classes": card.get("classes", {})}
     (folder / HEADS_INDEX).write_text(json.dumps(index, indent=1) + "\n")
-    (folder / "README.md").write_text(model_card(student.heads, preprocessing, card))
+    (folder / "README.md").write_text(model_card(student.heads, preprocessing, card, folder))
 
 
 def load(folder: str | Path) -> Student:

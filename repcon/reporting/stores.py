@@ -79,7 +79,7 @@ def _truncation(found: Mapping[str, Any], heads: Mapping[str, Any]) -> Section:
          *(nat(held[key]) for key in ("kl", "kl_worst")), f"{100 * held['saturated']:.1f} %"]
         for name, head in heads.items() for values, held in head["encodings"].items()
     ]  # fmt: skip
-    columns = ("teacher", "values", "bytes per crop", "mean KL", "worst KL", "saturated")
+    columns = ("teacher", "values", "bytes per crop", "mean KL (nat)", "worst KL (nat)", "saturated")
     lead = (
         "KL in nat at temperature 1 between stored rows and the same rows cut to a smaller k, the rest spread evenly; "
         f"crops looked at: {found['sampled_crops']:,}."

@@ -122,7 +122,6 @@ def _finish(settings: TrainConfig, pack: Pack, store: LabelStore, trainer: Train
         sections = [store.heads[head.name].section for head in settings.heads]
         card = {
             "name": Path(settings.out).name,
-            "folder": str(folder),
             "trunk": settings.trunk,
             "store": store.fingerprint,
             "pack": pack.fingerprint,

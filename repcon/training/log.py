@@ -100,7 +100,8 @@ class TrainingLog:
         self._event("validation", step=step, epoch=epoch, **figures)
         for head, values in figures.get("heads", {}).items():
             self._scalars({f"{name}/{head}": value for name, value in values.items()}, step)
-            parts = f"agrees with its teacher on {100 * values['agreement']:.1f} %, KL {values['kl']:.3f} nat"
+            share = f"{100 * values['agreement']:.1f} % of {figures['images']:,} images"
+            parts = f"agrees with its teacher on {share}, KL {values['kl']:.3f} nat"
             console.print(f"epoch {epoch}, {head}: {parts}", highlight=False)
         if "knn" in figures:
             self._scalars({"knn": figures["knn"]}, step)

@@ -34,8 +34,10 @@ class Validation:
         self._neighbours = Neighbours(settings, preprocessing, team) if settings.knn and team.leads else None
 
     def measure(self, student: Student, answer: Callable[[torch.Tensor], torch.Tensor], feed: Feed) -> dict[str, Any]:
-        """{"heads": {head: {"agreement", "kl"}}} and, where asked for, "knn": accuracy; student in eval mode."""
-        figures: dict[str, Any] = {"heads": self._agreement.measure(student, answer, feed.held_out())}
+        """{"heads": {head: {"agreement", "kl"}}, "images": how many} and, where asked for, "knn": accuracy; student in
+        eval mode."""
+        heads = self._agreement.measure(student, answer, feed.held_out())
+        figures: dict[str, Any] = {"heads": heads, "images": len(feed.held)}
         if self._neighbours is not None:
             figures["knn"] = self._neighbours.accuracy(student)
         self._team.wait()

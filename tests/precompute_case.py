@@ -131,3 +131,14 @@ def slow():
 
 def nan():
     return Colours(nan=True), PLAIN
+
+
+class Forgetful(Colours):
+    """Leaves an image out."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return super().forward(images[:-1] if len(images) > 1 else images)
+
+
+def forgetful():
+    return Forgetful(), PLAIN

@@ -4,7 +4,8 @@ import sys
 
 import pytest
 
-from repcon import cli
+from repcon import cli, packing
+from repcon.record import console
 
 
 def test_help_names_every_command(capsys):
@@ -71,3 +72,40 @@ def test_the_command_line_starts_without_the_heavy_imports():
     probe = "import sys, repcon.cli; print([m for m in ('torch', 'timm', 'zarr', 'matplotlib') if m in sys.modules])"
     shown = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True).stdout
     assert shown.strip() == "[]"
+
+
+def test_json_into_a_folder_that_is_missing_is_refused_before_the_work(tmp_path, capsys):
+    assert cli.main(["pack", str(tmp_path), str(tmp_path / "out"), "--json", str(tmp_path / "no/x.json")]) == 1
+    assert "there is no such folder" in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+def test_what_the_system_refuses_is_one_line(tmp_path, capsys, monkeypatch):
+    def refused(settings):
+        (tmp_path / "nowhere" / "file").write_text("")
+
+    monkeypatch.setattr(packing, "run", refused)
+    figures = tmp_path / "figures.json"
+    assert cli.main(["pack", "a", "b", "--json", str(figures)]) == 1
+    told = f"{tmp_path}/nowhere/file: No such file or directory"
+    assert capsys.readouterr().err.replace("\n", "") == f"error {told}"
+    assert json.loads(figures.read_text()) == {"error": told}
+
+
+def test_a_process_of_a_team_says_which_it_is(capsys, monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(console, "quiet", True)
+    assert cli.main(["trian"]) == 1
+    assert "error (process 1) no command" in capsys.readouterr().err
+
+
+def test_a_list_written_as_a_table_says_how_to_write_it(tmp_path, capsys):
+    recipe = tmp_path / "r.toml"
+    recipe.write_text('pack = "p"\nout = "o"\n[teachers]\nname = "a"\nmodel = "b"\n')
+    assert cli.main(["precompute", "--recipe", str(recipe)]) == 1
+    assert "[[teachers]]" in capsys.readouterr().err
+
+
+def test_the_package_runs_as_a_module():
+    done = subprocess.run([sys.executable, "-m", "repcon", "--help"], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0 and "precompute" in done.stdout

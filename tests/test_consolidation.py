@@ -252,7 +252,7 @@ def test_an_error_of_a_step_that_runs_beside_others_reaches_the_user(
     run, _ = finished
     steps = [run.teacher("aerial", 4, f"-{n}", (0.0, 0.5)) for n in range(2)]
     steps = [Step(settings=replace(step.settings, epochs=0), out=tmp_path / step.out.name) for step in steps]
-    with pytest.raises(UserError, match="at least one"):
+    with pytest.raises(UserError, match="epochs: 0 makes no sense"):
         study.Study(run.source, run.work, run.protocol, jobs=2).do(steps)
 
 

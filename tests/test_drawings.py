@@ -72,6 +72,6 @@ def test_a_failure_leaves_no_folder(cache: Path, tmp_path: Path) -> None:
 
 def test_an_unknown_category_is_an_error_that_lists_the_known(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"animal.*animals, foods, places, objects, activities"):
-        drawings.render(["animal"], tmp_path / "x")
+        drawings.render(["animal"], tmp_path / "x", 16)
     with pytest.raises(UserError, match="nothing"):
-        drawings.render([], tmp_path / "x")
+        drawings.render([], tmp_path / "x", 16)

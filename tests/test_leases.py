@@ -134,3 +134,25 @@ def test_hold_waits_for_its_turn(tmp_path):
             order.append("first")
         thread.join()
     assert order == ["first", "second"]
+
+
+def test_the_heart_outlives_whatever_a_file_system_raises(tmp_path, monkeypatch):
+    with Leases(str(tmp_path / "leases"), **FAST) as leases:
+        assert leases.claim("unit")
+        monkeypatch.setattr(leases._files, "read", lambda name: 1 / 0)
+        time.sleep(0.2)
+        monkeypatch.undo()
+        before = leases._files.read("unit")
+        time.sleep(0.3)
+        assert leases._files.read("unit") != before
+
+
+def test_claims_need_no_hard_links(tmp_path, monkeypatch):
+    def refused(source, target):
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refused)
+    with Leases(str(tmp_path / "leases"), **FAST) as ours, Leases(str(tmp_path / "leases"), **FAST) as theirs:
+        assert ours.claim("unit") and not theirs.claim("unit")
+        ours.release("unit")
+        assert theirs.claim("unit")

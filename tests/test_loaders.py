@@ -18,7 +18,7 @@ from repcon.errors import UserError
 from repcon.images import Pack
 from repcon.loaders import CropBatch, Loader, Request, installed, open_loader, opening
 from repcon.loaders import triangle as compiled_triangle
-from repcon.loaders.buffers import Buffers
+from repcon.loaders.buffers import Buffers, for_one_image
 from repcon.loaders.order import Order, Pass, cut_of
 from repcon.loaders.reference import crop, crop_float
 
@@ -331,3 +331,9 @@ def test_auto_says_what_it_chose(
     monkeypatch.setattr(opening, "installed", lambda kind: kind != "ffcv")
     assert opening._choose(pack, on_gpu=True)[0] == "dali"
     assert opening._choose(pack, on_gpu=False)[0] == "torch"
+
+
+def test_images_are_decoded_to_an_odd_address(pack: Pack) -> None:
+    """Where no row of an even width is one that libjpeg-turbo writes past the processor's cache."""
+    memory = for_one_image(pack)
+    assert memory.ctypes.data % 2 == 1 and memory.size == 3 * int(pack.sizes.prod(axis=1).max())

@@ -21,6 +21,8 @@ from repcon.config import CropConfig, PrecomputeConfig, TeacherConfig
 from repcon.crops import plan
 from repcon.errors import UserError
 from repcon.images import Pack
+from repcon.labelling import orphans
+from repcon.labelling.bench import absolute
 from repcon.labelling.target import lease_folder, run_folder
 from repcon.loaders.reference import crop, decode
 from repcon.store import LabelStore
@@ -301,3 +303,57 @@ def test_ctrl_c_keeps_what_was_finished_and_says_how_to_go_on(recipe, tmp_path):
     fresh = replace(slow, out=slow.out + "-fresh")
     precompute.run(fresh)
     assert contents(slow.out) == contents(fresh.out)
+
+
+def test_an_append_does_not_wait_for_boxes_that_nobody_draws(recipe, teacher_folders, monkeypatch):
+    precompute.run(recipe)
+    markers = sorted(Path(recipe.out, "done").glob("*.json"))
+    for marker in markers[1:]:
+        marker.unlink()
+    monkeypatch.setattr(orphans, "PATIENCE_SECONDS", 0.0)
+    monkeypatch.setattr(precompute, "WAIT_SECONDS", 0.01)
+    with pytest.raises(UserError, match=r"3 units that hold the boxes were never finished.* recipe of five first"):
+        precompute.run(with_teachers(recipe, teacher_folders, "nine"))
+    precompute.run(with_teachers(recipe, teacher_folders, "five"))
+    precompute.run(with_teachers(recipe, teacher_folders, "nine"))
+    assert LabelStore.open(recipe.out).unfinished() == []
+
+
+def test_a_resume_with_fewer_teachers_is_refused_by_name(recipe, teacher_folders):
+    precompute.run(with_teachers(recipe, teacher_folders, "five", "nine"))
+    next(iter(Path(recipe.out, "done").glob("*.json"))).unlink()
+    with pytest.raises(UserError, match="not finished need nine as well"):
+        precompute.run(recipe)
+
+
+def test_a_shard_that_is_cut_off_stops_the_run_and_marks_nothing(recipe, pack_path, tmp_path):
+    cut = Path(shutil.copytree(pack_path, tmp_path / "cut"))
+    for shard in cut.glob("*.tar"):
+        os.truncate(shard, shard.stat().st_size // 3)
+    with pytest.raises(UserError, match="is cut off"):
+        precompute.run(replace(recipe, pack=str(cut)))
+    assert len(LabelStore.open(recipe.out).missing) == 0
+    precompute.run(recipe)
+    assert LabelStore.open(recipe.out).unfinished() == []
+
+
+def test_the_record_of_the_work_outlives_a_run_that_finds_nothing_to_do(recipe, capsys):
+    precompute.run(recipe)
+    results = run_folder(recipe.out) / "results.json"
+    before = results.read_bytes()
+    precompute.run(recipe)
+    assert results.read_bytes() == before and "all labels are there already" in capsys.readouterr().out
+
+
+def test_an_answer_of_another_shape_names_the_teacher(recipe):
+    with pytest.raises(UserError, match=r"teacher own: its answer is \(15, 6\), and should be \(16, 6\)"):
+        precompute.run(own(recipe, "forgetful"))
+
+
+def test_paths_that_go_to_other_machines_are_from_the_root(recipe, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own").mkdir()
+    model = (TeacherConfig(name="a", model="own"), TeacherConfig(name="b", model="package:efficientnet_lite0"))
+    sent = absolute(replace(recipe, pack="packs/a", out="s3://bucket/x", teachers=model))
+    assert (sent.pack, sent.out) == (str(tmp_path / "packs/a"), "s3://bucket/x")
+    assert [teacher.model for teacher in sent.teachers] == [str(tmp_path / "own"), "package:efficientnet_lite0"]

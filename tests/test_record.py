@@ -2,6 +2,7 @@ import io
 import json
 import re
 
+import numpy as np
 import pytest
 from rich.console import Console
 from rich.progress import Progress
@@ -90,3 +91,11 @@ def test_progress_tells_count_rate_and_time_left():
     with shown.capture() as captured:
         shown.print(Lines(bars.tasks))
     assert re.search(r"pack ━+\S* +30/40 images  1/s  0:10 left", captured.get()), captured.get()
+
+
+def test_json_has_null_for_what_is_no_number(tmp_path):
+    write_json(
+        tmp_path / "x.json", {"kl": float("nan"), "all": (1.5, float("inf")), "n": np.float32(2), "at": tmp_path}
+    )
+    held = json.loads((tmp_path / "x.json").read_text(), parse_constant=pytest.fail)
+    assert held == {"kl": None, "all": [1.5, None], "n": 2.0, "at": str(tmp_path)}

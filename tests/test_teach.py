@@ -118,3 +118,18 @@ def test_unlabelled_images_are_refused(recipe: TeachConfig, picture_folder: Path
         (flat / path.name).write_bytes(path.read_bytes())
     with pytest.raises(UserError, match="label"):
         teach.run(replace(recipe, data=str(flat), out=str(tmp_path / "out")))
+
+
+def test_a_finished_teacher_is_neither_taught_again_nor_replaced(recipe: TeachConfig, taught: tuple[Path, dict]):
+    out, results = taught
+    weights = (out / "model.safetensors").read_bytes()
+    assert teach.run(replace(recipe, out=str(out))) == json.loads(json.dumps(results))
+    with pytest.raises(UserError, match="a teacher of another recipe"):
+        teach.run(replace(recipe, out=str(out), epochs=7))
+    assert (out / "model.safetensors").read_bytes() == weights
+    assert len((out / "metrics.jsonl").read_text().splitlines()) >= 6
+
+
+def test_files_are_for_whom_the_user_s_mask_allows(taught: tuple[Path, dict]):
+    out, _ = taught
+    assert (out / "model.safetensors").stat().st_mode == (out / "config.json").stat().st_mode

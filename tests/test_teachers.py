@@ -44,6 +44,10 @@ def factories(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "    return nn.Identity(), {'size': 16}\n"
         "def shapeless():\n"
         "    return nn.Identity(), {'size': 16, 'mean': [0, 0, 0], 'std': [1, 1, 1]}\n"
+        "def broken():\n"
+        "    return torch.load('birds.pt')\n"
+        "def bytewise():\n"
+        "    return nn.Identity(), {'size': 16, 'mean': [123.7, 116.3, 103.5], 'std': [58.4, 57.1, 57.4]}\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
     yield tmp_path
@@ -123,6 +127,8 @@ def test_factories_give_modules_with_preprocessing(factories):
         ("own_models:shapeless", r"\(B, C\) logits"),
         ("own_models:absent", "no attribute"),
         ("no_models_here:good", "PYTHONPATH"),
+        ("own_models:broken", r"failed in line 14 of .*own_models.py: FileNotFoundError: .*birds.pt"),
+        ("own_models:bytewise", "divide those of pixels from 0 to 255 by 255"),
     ],
 )
 def test_factories_that_give_something_else_are_refused(factories, model, says):

@@ -128,7 +128,7 @@ def folder_of(make: Callable[[Path], object]) -> Callable[[Path], Path]:
 ])  # fmt: skip
 def test_nothing_to_pack_is_one_line(make, words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert main(["pack", str(make(tmp_path / "source")), str(tmp_path / "pack")]) == 1
-    said = " ".join(capsys.readouterr().out.split())
+    said = " ".join(capsys.readouterr().err.split())
     assert words in said and "Traceback" not in said
 
 
@@ -142,6 +142,6 @@ def test_mistakes_are_one_line_and_keep_what_was_computed(
     (tmp_path / "other.toml").write_text(recipe.replace(f"{way}/labels.zarr", f"{way}/pack"))
     for name, words in (("gone", "nobody"), ("typo", "crop_count"), ("other", "pack")):
         assert main(["precompute", "--recipe", str(tmp_path / f"{name}.toml")]) == 1
-        said = " ".join(capsys.readouterr().out.split())
+        said = " ".join(capsys.readouterr().err.split())
         assert words in said and "Traceback" not in said
     assert contents(way / "labels.zarr") == before

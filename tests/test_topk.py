@@ -85,3 +85,12 @@ def test_dense_of_a_whole_head_is_the_softmax():
     ids, logp = topk.encode(logits, 6, (1.0,))
     for tail in ("bucket", "renormalise", "uniform"):
         torch.testing.assert_close(topk.dense(ids, logp, 6, 0, 1.0, tail), logits.softmax(1))
+
+
+@pytest.mark.parametrize("offset", [5e3, 1e5])
+def test_logits_around_a_large_offset_lose_no_digits(offset):
+    logits = rows(64, 1000) + offset
+    _, logp = topk.encode(logits, 8, (1.0,))
+    wanted = logits.double().log_softmax(1).topk(8).values
+    torch.testing.assert_close(logp[:, :8].double(), wanted, rtol=0, atol=2e-5)
+    torch.testing.assert_close(logp[:, :8].exp().sum(1) + logp[:, 8].exp(), torch.ones(64), rtol=0, atol=1e-5)

@@ -15,6 +15,7 @@ from training_case import lines, losses, newest, settings, stop_after
 
 from repcon import config, student, train
 from repcon.config import HeadConfig, OptimConfig
+from repcon.errors import UserError
 from repcon.training.feed import Batch
 from repcon.training.sanity import LossGuard
 from repcon.training.trainer import Trainer
@@ -144,7 +145,9 @@ def test_the_best_checkpoint_is_of_the_lowest_kl(case: Path, tmp_path: Path, mon
     told = iter([3.0, 1.0, 2.0, 1.5])
     out = tmp_path / "run"
     with monkeypatch.context() as patch:
-        patch.setattr(Validation, "measure", lambda *_: {"heads": {"tones": {"kl": next(told), "agreement": 0.5}}})
+        patch.setattr(
+            Validation, "measure", lambda *_: {"heads": {"tones": {"kl": next(told), "agreement": 0.5}}, "images": 2}
+        )
         train.run(settings(case, out, heads=(HeadConfig(name="tones"),)))
     wanted = lines(out, "validation")[1]["step"]
     assert torch.load(out / "checkpoints" / "best.pt", weights_only=True)["step"] == wanted
@@ -153,3 +156,12 @@ def test_the_best_checkpoint_is_of_the_lowest_kl(case: Path, tmp_path: Path, mon
     blind = tmp_path / "blind"
     best, last = (torch.load(path, weights_only=True) for path in (blind / "checkpoints" / "best.pt", newest(blind)))
     assert best["step"] == last["step"]
+
+
+def test_weights_that_the_last_update_broke_are_not_kept(case: Path, tmp_path: Path) -> None:
+    """No later loss tells of the last update before a checkpoint, or of the run's last one."""
+    out = tmp_path / "run"
+    changes: dict[str, Any] = {"optim": OptimConfig(name="sgd", lr=1e30, schedule="cosine", warmup_epochs=0)}
+    with pytest.raises(UserError, match=r"step 1: since its update the student's answers are not finite"):
+        train.run(settings(case, out, epochs=1, checkpoint_minutes=0.0, **changes))
+    assert not list(out.glob("checkpoints/*.pt")) and not (out / "student").exists()

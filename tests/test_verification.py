@@ -227,3 +227,9 @@ def test_without_a_sample_no_teacher_is_loaded(real):
 
 def test_a_bigger_sample_than_images_takes_all(real):
     assert verification.run(config(real, sample=1000, loaders=("torch",)))["passed"]
+
+
+@pytest.mark.parametrize("change", [{"loaders": ()}, {"sample": -1}, {"seed": -1}])
+def test_what_would_check_nothing_is_refused(store, change):
+    with pytest.raises(UserError, match="sample and seed must be"):
+        verification.run(VerifyConfig(store=store.url, **change))

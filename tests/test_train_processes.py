@@ -12,7 +12,7 @@ import torch
 from training_case import CROPS, losses, make_case, newest, settings
 
 from repcon import config, train
-from repcon.config import TrainConfig
+from repcon.config import OptimConfig, TrainConfig
 
 pytest_plugins = ("training_fixtures",)
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -60,3 +60,12 @@ def test_one_process_then_two_then_three_train_like_one(tmp_path: Path, picture_
     one, many = (torch.load(newest(tmp_path / name), weights_only=True)["student"] for name in ("one", "several"))
     for name, value in one.items():
         torch.testing.assert_close(many[name], value, rtol=1e-3, atol=1e-4)
+
+
+def test_all_processes_validate_the_student_that_is_saved(tmp_path: Path, picture_folder: Path) -> None:
+    """Each takes its batch norms' statistics, and their moving average, from its own part of the batches."""
+    case = make_case(tmp_path / "case", picture_folder)
+    recipe = settings(case, tmp_path / "run", epochs=1, batch_size=8, optim=OptimConfig(lr=1e-3, ema=0.5))
+    assert launch(2, recipe, tmp_path, tmp_path / "shown.jsonl") == 0
+    leader, other = (tmp_path / "shown.statistics").read_text().splitlines()
+    assert leader == other

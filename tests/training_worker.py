@@ -1,4 +1,5 @@
-"""One process of the torchrun test: trains as `repcon train` does, and writes down which crops it was shown.
+"""One process of the torchrun tests: trains as `repcon train` does, and writes down which crops it was shown, and the
+batch norms' statistics that it is validated with.
 
 Arguments: the recipe, the file to write to, the step at which this run is asked to stop (0: never).
 """
@@ -15,10 +16,11 @@ import torch
 from repcon import config, train
 from repcon.config import TrainConfig
 from repcon.training.trainer import Trainer
+from repcon.training.validation import Validation
 
 recipe, shown, stop_at = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
 torch.set_num_threads(1)
-plain = Trainer.train_batch
+plain, measured = Trainer.train_batch, Validation.measure
 
 
 def writing(self: Trainer, batch: Any, *arguments: Any) -> torch.Tensor:
@@ -31,7 +33,14 @@ def writing(self: Trainer, batch: Any, *arguments: Any) -> torch.Tensor:
     return losses
 
 
-Trainer.train_batch = writing
+def telling(self: Validation, student: Any, *arguments: Any) -> dict[str, Any]:
+    statistics = [buffer.double().sum().item() for buffer in student.buffers()]
+    with shown.with_suffix(".statistics").open("a") as file:
+        file.write(json.dumps(statistics) + "\n")
+    return measured(self, student, *arguments)
+
+
+Trainer.train_batch, Validation.measure = writing, telling
 try:
     train.run(config.load(TrainConfig, recipe))
 except KeyboardInterrupt:

@@ -74,6 +74,9 @@ def create(model: str, *, num_classes: int | None = None, pretrained: bool = Tru
     """
     if not model:
         raise UserError("model: empty; name a timm model, a folder, or package:efficientnet_lite0")
+    if Path(model).is_file():
+        hint = "name a folder with its config.json beside it, or a `module:function` that loads it"
+        raise UserError(f"model {model}: a file of weights does not say what they are of; {hint}")
     if model.startswith(PACKAGE):
         network = _from_package(model, pretrained)
         if num_classes is not None and num_classes != network.num_classes:

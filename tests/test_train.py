@@ -48,6 +48,7 @@ def test_the_loss_falls_and_everything_is_written(case: Path, tmp_path: Path) ->
 def test_the_student_opens_with_timm(case: Path, tmp_path: Path) -> None:
     train.run(settings(case, tmp_path / "run", epochs=1, heads=()))
     folder = tmp_path / "run" / "student"
+    assert student.load(tmp_path / "run").heads == CLASSES
     trunk = timm.create_model(f"local-dir:{folder}", pretrained=True, num_classes=0).eval()
     loaded = student.load(folder).eval()
     images = torch.randn(2, 3, SIZE, SIZE)

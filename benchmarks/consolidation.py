@@ -25,8 +25,10 @@ from pathlib import Path
 import consolidation_summary as summary
 import script
 import torch
-from consolidation_protocol import DOMAIN_IMAGES, LONG, METHODS, SHORT, USUAL, Protocol
+from consolidation_protocol import DOMAIN_IMAGES, LONG, SHORT, USUAL, Protocol
 from consolidation_study import Study
+
+from repcon.reporting.consolidation import METHODS
 
 
 def main() -> None:

@@ -8,6 +8,7 @@ from consolidation_data import DOMAINS
 
 from repcon import config
 from repcon.errors import UserError
+from repcon.reporting.consolidation import METHODS
 
 Config = TypeVar("Config")
 
@@ -16,22 +17,6 @@ TEACHER_HALF = (0.0, 0.5)
 DOWNSTREAM_HALF = (0.5, 1.0)
 QUARTERS = {"a": (0.0, 0.25), "b": (0.25, 0.5)}
 """Two teachers of one domain: each learns half of the teacher half."""
-
-METHODS = {
-    "generalist": "generalist",
-    "teacher": "task teacher",
-    "teacher_a": "teacher of a quarter",
-    "teacher_b": "teacher of another quarter",
-    "task": "student: task only",
-    "generalist_only": "student: generalist only",
-    "task_generalist": "student: task + generalist",
-    "tasks": "student: all domains' tasks",
-    "tasks_generalist": "student: all tasks + generalist",
-    "quarters": "student: two quarters",
-    "quarters_generalist": "student: two quarters + generalist",
-    "ceiling": "task teacher and generalist side by side",
-}
-"""Every row of the table and what it is called."""
 
 STUDENTS = {
     "task": "consolidate-task",

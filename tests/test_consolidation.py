@@ -21,6 +21,7 @@ from repcon import backbones
 from repcon.config import ClassSubset, TrainConfig, dump
 from repcon.errors import UserError
 from repcon.images import Pack, class_rows
+from repcon.reporting.consolidation import METHODS
 from repcon.store import LabelStore
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
@@ -150,7 +151,7 @@ def test_no_downstream_image_reaches_the_proxy_and_so_no_student(finished: tuple
 
 def test_every_method_is_measured_and_summarised(finished: tuple[study.Study, dict], tmp_path: Path):
     run, cells = finished
-    assert set(cells[4, "aerial"]["trunks"]) == set(protocols.METHODS)
+    assert set(cells[4, "aerial"]["trunks"]) == set(METHODS)
     results = summary.summarise(cells, run.protocol, run.facts())
     trunks = cells[4, "aerial"]["trunks"]
     best = max(summary.accuracy(trunks["teacher"]), summary.accuracy(trunks["generalist"]))

@@ -8,7 +8,6 @@ from report_case import make, write_record
 from repcon.reporting import consolidation
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
-import consolidation_protocol as protocol
 import consolidation_summary as summary
 
 RECORDS = Path(__file__).parents[1] / "benchmarks" / "records"
@@ -35,7 +34,6 @@ def test_consolidation_records_show_margins_and_domains(tmp_path: Path) -> None:
 
 
 def test_every_method_and_margin_of_the_benchmark_has_its_words(tmp_path: Path) -> None:
-    assert consolidation.METHODS == protocol.METHODS
     assert consolidation.MARGINS.keys() == summary.FINDINGS.keys()
     _, markdown = make(tmp_path / "out", RECORDS / "2026-11-25-consolidation-cpu-2-cores-7")
     for words in (*consolidation.METHODS.values(), *consolidation.MARGINS.values()):

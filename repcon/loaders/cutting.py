@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from repcon.loaders import CropBatch, Request
+from repcon.loaders.checks import check_size
 from repcon.loaders.pool import Spares
-from repcon.loaders.reference import check_size
 from repcon.loaders.triangle import cut_into, prepare, scratch
 
 if TYPE_CHECKING:

@@ -19,9 +19,10 @@ from nvidia.dali.pipeline import Pipeline
 from repcon.errors import UserError
 from repcon.loaders import CropBatch, Request
 from repcon.loaders.buffers import Buffers
+from repcon.loaders.checks import check_boxes, undecodable
 from repcon.loaders.cutting import Cut, Cutter
 from repcon.loaders.pool import BatchPool, Spares, empty_batch
-from repcon.loaders.reference import check_boxes, decode, undecodable
+from repcon.loaders.reference import decode
 
 if TYPE_CHECKING:
     from repcon.images import Pack

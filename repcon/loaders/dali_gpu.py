@@ -18,9 +18,9 @@ from repcon.device import indexed
 from repcon.environment import cores
 from repcon.errors import UserError
 from repcon.loaders import CropBatch, Request
+from repcon.loaders.checks import check_boxes, check_size
 from repcon.loaders.dali import decoding, read, run
 from repcon.loaders.pool import BatchPool, Spares, numbered_batch
-from repcon.loaders.reference import check_boxes, check_size
 
 if TYPE_CHECKING:
     from repcon.images import Pack

@@ -20,10 +20,10 @@ import torch
 from repcon.errors import UserError
 from repcon.loaders import CropBatch, Request
 from repcon.loaders.buffers import Buffers
+from repcon.loaders.checks import check_boxes, undecodable
 from repcon.loaders.cutting import arrays
 from repcon.loaders.opening import require
 from repcon.loaders.pool import BatchPool, Spares, empty_batch
-from repcon.loaders.reference import check_boxes, undecodable
 from repcon.packs.format import BETON
 from repcon.packs.jpeg import content_hash
 

@@ -15,9 +15,9 @@ import simplejpeg
 
 from repcon.loaders import CropBatch, Request
 from repcon.loaders.buffers import Buffers, for_one_image
+from repcon.loaders.checks import check_boxes, undecodable
 from repcon.loaders.cutting import Cut, Cutter
 from repcon.loaders.pool import BatchPool, Spares, empty_batch
-from repcon.loaders.reference import check_boxes, undecodable
 
 if TYPE_CHECKING:
     from repcon.images import Pack

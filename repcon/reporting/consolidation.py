@@ -25,7 +25,7 @@ METHODS = {
     "quarters_generalist": "student: two quarters + generalist",
     "ceiling": "task teacher and generalist side by side",
 }
-"""What the record's methods are called: it holds their short names only."""
+"""The rows of the consolidation benchmark, and what each is called: a record holds the short names only."""
 MARGINS = {
     "finding_1": "the generalist over the student of the task teacher alone",
     "finding_2": "the student of task teacher and generalist over the better of the two",

@@ -32,6 +32,7 @@ def tickets(device: torch.device, count: int) -> Tensor:
         if capturing:
             return torch.zeros(count, dtype=torch.int32, device=device)
         _pools[device] = _Pool(torch.zeros(SLOTS, dtype=torch.int32, device=device))
+        torch.cuda.current_stream(device).synchronize()  # once: other streams' launches do not wait for these zeros
     pool = _pools[device]
     key = (torch.cuda.current_stream(device).cuda_stream, count)
     first = None if capturing else pool.by_stream.get(key)

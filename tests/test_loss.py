@@ -123,3 +123,14 @@ def test_the_choice_is_made_by_device_and_said_once() -> None:
         for _ in range(2):
             HeadsLoss(STORED, [HeadConfig(name="birds")])
     assert printed.get() == "loss: torch on cpu (the choice for cpu), tail uniform, 1 head\n"
+
+
+def test_triton_on_a_cpu_is_refused_where_nothing_interprets_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("triton")
+    from repcon_kernels import launch
+
+    monkeypatch.setattr(launch, "interpreted", lambda: False)
+    with pytest.raises(UserError, match="needs a GPU"):
+        choose("triton", torch.device("cpu"))
+    monkeypatch.setattr(launch, "interpreted", lambda: True)
+    assert choose("triton", torch.device("cpu"))[0] == "triton"

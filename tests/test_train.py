@@ -132,7 +132,6 @@ def test_another_store_is_refused(case: Path, tmp_path: Path) -> None:
         ({"epochs": 0}, "epochs: 0 makes no sense"),
         ({"accumulate": -1}, "accumulate: -1"),
         ({"holdout": 1.0}, "holdout: 1.0 leaves no image"),
-        ({"loss": "triton"}, "needs a GPU"),
     ],
 )
 def test_mistakes_are_named(case: Path, tmp_path: Path, changes: dict[str, Any], word: str) -> None:

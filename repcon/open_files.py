@@ -12,6 +12,8 @@ from repcon.errors import UserError
 
 MOST = 128
 """Files that stay open at most, per `OpenFiles`; of further ones each reading opens the file again."""
+_BUCKETS = ("s3", "s3a", "gs", "gcs", "abfs", "abfss", "az")
+"""Schemes without folders, whose first name is a bucket's."""
 
 
 class OpenFile:
@@ -76,6 +78,17 @@ class _FileSystem:
 
     def __init__(self, system: Any, url: str) -> None:
         self._system, self._url = system, url
+
+    def pipe_file(self, path: str, data: bytes, **how: Any) -> None:
+        """Writes a file, into a new folder where that is missing; a bucket that is missing is not made."""
+        write = self.__getattr__("pipe_file")
+        try:
+            write(path, data, **how)
+        except FileNotFoundError as error:
+            if self._url.partition("://")[0] in _BUCKETS:  # its name may be misspelt
+                raise FileNotFoundError(errno.ENOENT, f"there is no such bucket ({error})", self._url) from error
+            self.makedirs(path.rpartition("/")[0], exist_ok=True)
+            write(path, data, **how)
 
     def __getattr__(self, name: str) -> Any:
         method = getattr(self._system, name)

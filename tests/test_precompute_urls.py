@@ -12,6 +12,7 @@ from precompute_case import contents, pack_path, recipe, teacher_folders, with_t
 
 from repcon import cli, config, precompute
 from repcon.images import Pack
+from repcon.labelling.target import lease_folder
 from repcon.store import LabelStore
 
 moto_server = pytest.importorskip("moto.server")
@@ -71,7 +72,7 @@ def test_pack_and_store_in_a_bucket_give_the_bytes_of_a_disk(there, recipe, pack
     assert "crops labelled" in capsys.readouterr().out
     precompute.run(replace(recipe, loader="torch"))
     assert downloaded(there.out) == contents(recipe.out)
-    assert not fsspec.filesystem("s3").exists(f"{there.out}.run")  # No claim is left behind.
+    assert not fsspec.filesystem("s3").exists(lease_folder(there.out))  # No claim is left behind.
     kept = sorted(path.name for path in Path("labels.zarr.run").iterdir())
     assert kept == ["command", "config.toml", "env.json", "metrics.jsonl", "results.json"]
     assert not list(Path.cwd().rglob("*.tar"))
@@ -98,3 +99,22 @@ def test_the_store_in_the_bucket_is_read_from_there(there, pack_path):
 def test_a_pack_that_is_not_there_is_one_clear_line(there, capsys):
     assert command(replace(there, pack=f"{there.pack}-gone")) == 1
     assert "no finished pack there" in capsys.readouterr().err.replace("\n", " ")
+
+
+def test_a_misspelt_bucket_is_named_and_not_made(there, capsys):
+    other = f"s3://other-{uuid.uuid4().hex}"
+    assert command(replace(there, out=f"{other}/labels.zarr")) == 1
+    said = capsys.readouterr().err.replace("\n", " ")
+    assert other in said and "there is no such bucket" in said
+    assert not fsspec.filesystem("s3").exists(other.removeprefix("s3://"))
+
+
+def test_no_network_is_one_line(there, capsys, monkeypatch):
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    fsspec.get_filesystem_class("s3").clear_instance_cache()
+    try:
+        assert command(there) == 1
+    finally:
+        fsspec.get_filesystem_class("s3").clear_instance_cache()
+    said = capsys.readouterr().err
+    assert "Traceback" not in said and "EndpointConnectionError" in said

@@ -121,7 +121,6 @@ class RemoteClaims:
 
     def create(self, name: str, data: bytes) -> bool:
         path = self._path(name)
-        self._system.makedirs(self._root, exist_ok=True)
         try:
             self._system.pipe_file(path, data, mode="create")
             return True

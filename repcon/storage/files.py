@@ -202,7 +202,6 @@ class UrlFiles:
 
     def write(self, name: str, data: bytes) -> None:
         try:
-            self._files.makedirs(self._path(name).rsplit("/", 1)[0], exist_ok=True)
             self._files.pipe_file(self._path(name), data)
         except OSError as error:
             raise UserError(f"{self.root}/{name}: cannot write ({error})") from error

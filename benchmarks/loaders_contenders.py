@@ -159,7 +159,7 @@ def _memory_bytes() -> int:
 
 
 def _numpy_memory(pack: Pack) -> np.ndarray:
-    return np.empty(3 * int(pack.sizes.prod(axis=1).max()), np.uint8)
+    return np.empty(3 * pack.largest, np.uint8)
 
 
 def _bare(memory: Callable[[Pack], np.ndarray], case: Case, threads: int) -> Ready:

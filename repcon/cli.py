@@ -41,23 +41,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not words or words[0] in ("-h", "--help"):
         _help()
         return 0
+    json_path = None
     try:
-        json_path = _take(words, "--json")
-        if json_path is not None and not Path(json_path).absolute().parent.is_dir():
-            raise UserError(f"--json {json_path}: there is no such folder; make it first")
-    except UserError as error:
-        return _failed(str(error))
-    try:
+        json_path = _json_path(words)
         figures = _command(words[0], words[1:])
     except UserError as error:
-        _write_figures(json_path, {**error.figures, "error": str(error)})
-        return _failed(str(error))
+        return _failed(str(error), json_path, error.figures)
     except OSError as error:
         if not error.errno:  # raised by a library for some other reason: a fault of the program
             raise
-        message = f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror)
-        _write_figures(json_path, {"error": message})
-        return _failed(message)
+        return _failed(f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror), json_path, {})
     except KeyboardInterrupt:
         rest = "the same command starts it again" if words[0] in STARTS_AGAIN else "the same command goes on from there"
         errors.print(f"[yellow]interrupted[/]; what was finished is kept, {rest}")
@@ -66,8 +59,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _failed(message: str) -> int:
-    """One line on the standard error; of several processes, each says which it is."""
+def _json_path(words: list[str]) -> str | None:
+    """Removes `--json FILE` from the words and gives the file's name, whose folder is known to exist."""
+    path = _take(words, "--json")
+    if path is not None and not Path(path).absolute().parent.is_dir():
+        raise UserError(f"--json {path}: there is no such folder; make it first")
+    return path
+
+
+def _failed(message: str, json_path: str | None, figures: dict[str, Any]) -> int:
+    """One line on the standard error, and beside the figures; of several processes, each says which it is."""
+    _write_figures(json_path, {**figures, "error": message})
     rank = f" (process {os.environ['RANK']})" if int(os.environ.get("WORLD_SIZE", 1)) > 1 else ""
     errors.print(f"[bold red]error[/]{rank} {escape(message)}", highlight=False, soft_wrap=True)
     return 1

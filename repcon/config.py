@@ -348,7 +348,7 @@ def parse(kind: type[Config], values: Mapping[str, Any], origin: str) -> Config:
         problems = "; ".join(transform_error(error, format_exception=_describe))
         if "'str' object has no attribute 'keys'" in problems:  # [teachers], where a list of tables is meant
             problems = "a list of tables is written with double brackets, as in [[teachers]] and [[heads]]"
-        problems = problems.replace(" @ $.", " @ ").replace(" @ $", "").replace("$.", "")
+        problems = problems.replace("$.", "").replace(" @ $", "")
         raise UserError(f"{origin}: {problems}") from error
 
 

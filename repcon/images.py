@@ -6,6 +6,7 @@ by their content, not by their position or name.
 
 import hashlib
 from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -66,6 +67,16 @@ class Pack:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    @cached_property
+    def largest(self) -> int:
+        """Pixels of the largest image; 1 where there is none."""
+        return int(self.sizes.astype(np.int64).prod(axis=1).max(initial=1))
+
+    @cached_property
+    def widest(self) -> int:
+        """Pixels in a row of the widest image; 1 where there is none."""
+        return int(self.sizes[:, 0].max(initial=1))
 
     def __reduce__(self) -> tuple[Callable[..., "Pack"], tuple[str, bool, str]]:
         return _reopen, (self.url, self.check, self.fingerprint)

@@ -6,6 +6,7 @@ thread, which the caller then has to wait for. And the file system behind a URL.
 
 import errno
 import os
+from functools import partial
 from typing import Any
 
 from repcon.errors import UserError
@@ -81,24 +82,22 @@ class _FileSystem:
 
     def pipe_file(self, path: str, data: bytes, **how: Any) -> None:
         """Writes a file, into a new folder where that is missing; a bucket that is missing is not made."""
-        write = self.__getattr__("pipe_file")
         try:
-            write(path, data, **how)
+            self._call("pipe_file", path, data, **how)
         except FileNotFoundError as error:
             if self._url.partition("://")[0] in _BUCKETS:  # its name may be misspelt
                 raise FileNotFoundError(errno.ENOENT, f"there is no such bucket ({error})", self._url) from error
-            self.makedirs(path.rpartition("/")[0], exist_ok=True)
-            write(path, data, **how)
+            self._call("makedirs", path.rpartition("/")[0], exist_ok=True)
+            self._call("pipe_file", path, data, **how)
 
     def __getattr__(self, name: str) -> Any:
+        return partial(self._call, name)
+
+    def _call(self, name: str, *arguments: Any, **named: Any) -> Any:
         method = getattr(self._system, name)
-
-        def call(*arguments: Any, **named: Any) -> Any:
-            try:
-                return method(*arguments, **named)
-            except (OSError, TypeError, ValueError, NotImplementedError):
-                raise
-            except Exception as error:
-                raise OSError(errno.EIO, f"{type(error).__name__}: {error}", self._url) from error
-
-        return call
+        try:
+            return method(*arguments, **named)
+        except (OSError, TypeError, ValueError, NotImplementedError):
+            raise
+        except Exception as error:
+            raise OSError(errno.EIO, f"{type(error).__name__}: {error}", self._url) from error

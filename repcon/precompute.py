@@ -76,7 +76,7 @@ def _distribute(
             config.ray, UnitWorker, (absolute(config),), store=bench.store, units=todo, device=config.device,
             per_node=config.processes or 1, take=display.take,
         )  # fmt: skip
-        if left := bench.todo():
+        if left := bench.left(todo):
             what = f"{len(left)} units were labelled, but not into this store"
             raise UserError(f"{config.out}: {what}; every node has to see the same folder under this name")
     elif len(places) > 1 and todo:
@@ -231,7 +231,7 @@ def _finish(config: PrecomputeConfig, record: Run, display: Display, bench: Benc
         **display.figures(),
         "total_crops": total,
         "teachers": [teacher.name for teacher in bench.teachers],
-        "batch_size": config.batch_size or bench.config.batch_size,
+        "batch_size": bench.config.batch_size,
         "missing": len(missing),
         "fingerprint": bench.store.fingerprint,
     }

@@ -27,17 +27,15 @@ def run(config: TeachConfig) -> dict[str, Any]:
     _check(config)
     device = choose(config.device)
     config = replace(config, precision=resolve(config.precision, device))
-    recipe, teacher, results = (Path(config.out, name) for name in ("config.toml", backbones.WEIGHTS, "results.json"))
-    finished = teacher.is_file() and results.is_file()
-    if finished and recipe.read_text() != dump(config):
-        raise UserError(f"{config.out}: holds a teacher of another recipe; name another folder, or remove it")
+    finished = _finished(config)
     output = Run(config.out, "teach", dump(config), afresh=not finished)
     pack = open_or_pack(config.data, output.path / "pack")
     if finished:
-        if output.earlier().get("data_fingerprint") != pack.fingerprint:
+        earlier = output.earlier()
+        if earlier.get("data_fingerprint") != pack.fingerprint:
             raise UserError(f"{config.out}: holds a teacher of other images; name another folder, or remove it")
         console.print(f"{escape(config.out)}: this teacher is finished", soft_wrap=True)
-        return output.earlier()
+        return earlier
     rows, labels, names = class_rows(pack, config.classes)
     fitted, held = split_classes(labels, config.validation, config.seed)
     torch.manual_seed(config.seed)  # The new classifier's start, and dropout.
@@ -73,6 +71,15 @@ def run(config: TeachConfig) -> dict[str, Any]:
     results = {"classes": len(names), "class_names": list(names), "best_epoch": best.epoch}
     figures = {"validation_accuracy": best.held_accuracy, "validation_loss": best.held_loss, "train_loss": best.loss}
     return output.finish(results | figures | {k: v for k, v in provenance.items() if k != "recipe"})
+
+
+def _finished(config: TeachConfig) -> bool:
+    """Whether `config.out` holds a finished teacher. Raises UserError for one of another recipe."""
+    recipe, teacher, results = (Path(config.out, name) for name in ("config.toml", backbones.WEIGHTS, "results.json"))
+    finished = teacher.is_file() and results.is_file()
+    if finished and recipe.read_text() != dump(config):
+        raise UserError(f"{config.out}: holds a teacher of another recipe; name another folder, or remove it")
+    return finished
 
 
 def _check(config: TeachConfig) -> None:

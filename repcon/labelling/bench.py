@@ -58,8 +58,8 @@ class Bench:
 
     def awaited(self, units: list[Unit]) -> list[Unit]:
         """The units of other recipes that are to draw the boxes of these, and have not."""
-        drawing = {self._drawn_by(unit).name: self._drawn_by(unit) for unit in units if not self.boxes_are_there(unit)}
-        return [unit for unit in drawing.values() if not set(unit.heads) <= self.names]
+        drawing = {unit.name: unit for unit in map(self._drawn_by, units)}.values()
+        return [unit for unit in drawing if not set(unit.heads) <= self.names and not self.store.is_done(unit)]
 
     def _drawn_by(self, unit: Unit) -> Unit:
         manifest, crop, row = self.store.manifest, unit.crops.start, unit.rows.start

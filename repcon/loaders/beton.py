@@ -125,7 +125,6 @@ class Beton:
     def __init__(self, pack: "Pack", path: Path, sides: Sequence[int]) -> None:
         self._reader, manager = _open(pack, path)
         self._pack, self.sides = pack, tuple(sides)
-        self._widest = int(max(pack.sizes[:, 0], default=1))
         self._context = manager.schedule_epoch(())
         self._context.__enter__()  # maps the file
         self._metadata = self._reader.metadata[self._reader.metadata.dtype.names[0]]
@@ -142,7 +141,7 @@ class Beton:
 
     def workspace(self) -> "Workspace":
         """What one thread needs to decode."""
-        return Workspace(for_one_image(self._pack), *scratch(self._widest, self.sides))
+        return Workspace(for_one_image(self._pack), *scratch(self._pack.widest, self.sides))
 
     def jpeg(self, image: int) -> memoryview:
         """The image's bytes in the file."""

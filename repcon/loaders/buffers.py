@@ -58,6 +58,5 @@ def for_one_image(pack: "Pack") -> np.ndarray:
     resize would read them next. At an odd address no row of an even width begins at one. An image of 400 x 300, half
     of whose rows did, decodes in 0.88 of the time (two cores of an AMD EPYC).
     """
-    size = 3 * int(max(pack.sizes.astype(np.int64).prod(axis=1), default=1))
-    memory = np.empty(size + 1, np.uint8)
-    return memory[1 - memory.ctypes.data % 2 :][:size]
+    memory = np.empty(3 * pack.largest + 1, np.uint8)
+    return memory[1 - memory.ctypes.data % 2 :][: 3 * pack.largest]

@@ -31,8 +31,7 @@ class Cutter:
 
     def __init__(self, pack: "Pack", sides: Sequence[int]) -> None:
         prepare(sides)
-        widest = int(max(pack.sizes[:, 0], default=1))
-        self._pack, self._scratch = pack, Spares(lambda: scratch(widest, sides))
+        self._pack, self._scratch = pack, Spares(lambda: scratch(pack.widest, sides))
 
     def into(self, batch: CropBatch, request: Request) -> Cut:
         """`cut(share, images)` fills the batch's rows of those of the request's images whose places are in `share`.

@@ -14,8 +14,6 @@ if TYPE_CHECKING:
     from repcon.images import Pack
     from repcon.loaders import Loader
 
-"""FFCV's file beside the pack's index; `repcon pack --ffcv` writes it."""
-
 _LIBRARIES = {
     "reference": ("PIL",),
     "torch": ("simplejpeg",),

@@ -48,10 +48,10 @@ class Team:
             dist.all_reduce(values, group=self.words)
         return values
 
-    def share_buffers(self, *models: nn.Module) -> None:
+    def share_buffers(self, model: nn.Module) -> None:
         """Gives all processes the leader's buffers: batch norms' statistics, which each takes from its own images."""
         if self.world > 1:
-            for buffer in (buffer for model in models for buffer in model.buffers()):
+            for buffer in model.buffers():
                 dist.broadcast(buffer, 0)
 
     def any(self, flag: bool) -> bool:

@@ -9,6 +9,8 @@ from repcon.errors import UserError
 from repcon.training.feed import Batch
 from repcon.training.processes import Team
 
+REMEDY = "Lower optim.lr, set optim.clip_norm, or use precision = 'fp32'; the last checkpoint is from before"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Seen:
@@ -50,6 +52,12 @@ class LossGuard:
         if self._seen is not None:
             self._check(self._seen)
 
+    def check_answers(self, step: int, logits: torch.Tensor) -> None:
+        """Raises UserError where answers after the update of `step` are not finite: no loss has told of it yet."""
+        if self._team.any(not torch.isfinite(logits).all()):
+            what = "since its update the student's answers are not finite, so nothing was saved"
+            raise UserError(f"step {step}: {what}. {REMEDY}")
+
     def _check(self, seen: _Seen) -> None:
         if seen.ready is not None:
             seen.ready.synchronize()
@@ -60,10 +68,7 @@ class LossGuard:
             return
         where = self._dump(seen) if bad else "another process's dump"
         heads = ", ".join(repr(name) for name in bad) or "another process"
-        raise UserError(
-            f"step {seen.step}: the loss of head {heads} is not finite; the batch is in {where}. Lower optim.lr, "
-            "set optim.clip_norm, or use precision = 'fp32'; the last checkpoint is from before"
-        )
+        raise UserError(f"step {seen.step}: the loss of head {heads} is not finite; the batch is in {where}. {REMEDY}")
 
     def _dump(self, seen: _Seen) -> Path:
         """The step's pixels, labels, logits and losses, for `torch.load`."""

@@ -11,7 +11,6 @@ from torch.nn.parallel import DistributedDataParallel
 
 from repcon import backbones, student
 from repcon.config import TrainConfig
-from repcon.errors import UserError
 from repcon.loss import HeadsLoss
 from repcon.store import LabelStore
 from repcon.training.checkpoint import Checkpoints
@@ -83,9 +82,7 @@ class Trainer:
                     ends, place = self._closes(part, number), (part, number + 1)
                     if ends and self._interrupted(batch, place, checkpoints, log, guard, stop):
                         raise KeyboardInterrupt
-            guard.check()
-            if batch is not None:
-                self._require_sound(batch)
+            self._check(guard, batch)
             start = 0
             self._end_pass(part, checkpoints, log)
 
@@ -142,26 +139,22 @@ class Trainer:
         # Summed over the team: what one was asked, and what the leader's clock says, all do.
         stopping, saving = self.team.total(torch.tensor([stop.asked, late], dtype=torch.float32)).tolist()
         if stopping or saving:
-            guard.check()  # What is kept must be from before anything went wrong.
-            self._require_sound(batch)
+            self._check(guard, batch)
             self._save(checkpoints, log, place, best=False)
         return bool(stopping)
 
-    def _require_sound(self, batch: Batch) -> None:
-        """Refuses to keep weights that the last update broke, of which no loss has told yet."""
-        self.student.eval()
-        with torch.no_grad():
-            sound = bool(torch.isfinite(self._answer(self.student, batch.pixels)).all())
-        self.student.train()
-        if self.team.any(not sound):
-            raise UserError(
-                f"step {self.step}: since its update the student's answers are not finite, so nothing was saved. Lower "
-                "optim.lr, set optim.clip_norm, or use precision = 'fp32'; the last checkpoint is from before"
-            )
+    def _check(self, guard: LossGuard, batch: Batch | None) -> None:
+        """What is kept must be from before anything went wrong: the last loss, or the update after it."""
+        guard.check()
+        if batch is not None:
+            self.student.eval()
+            with torch.no_grad():
+                guard.check_answers(self.step, self._answer(self.student, batch.pixels))
+            self.student.train()
 
     def _end_pass(self, part: int, checkpoints: Checkpoints, log: TrainingLog) -> None:
         epoch = self.feed.passes[part].epoch + len(self.feed.passes[part].crops)
-        self.team.share_buffers(self.student, self.kept)
+        self.team.share_buffers(self.kept)
         kept = self.kept.eval()
         figures = self.validation.measure(kept, partial(self._answer, kept), self.feed)
         log.validated(self.step, epoch, figures)

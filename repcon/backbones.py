@@ -8,6 +8,7 @@ import struct
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from types import MethodType
@@ -199,9 +200,19 @@ def _config(model: nn.Module) -> dict[str, Any]:
 
 def normalise(images: torch.Tensor, p: Preprocessing, dtype: torch.dtype) -> torch.Tensor:
     """(B, 3, S, S) uint8 to `dtype`, computed in float32 where the pixels are; keeps channels-last memory."""
-    std = torch.tensor(p.std, device=images.device).view(3, 1, 1)
-    shift = -torch.tensor(p.mean, device=images.device).view(3, 1, 1) / std
-    return images.to(torch.float32).mul_(1 / (255 * std)).add_(shift).to(dtype)
+    scale, shift = _scale_and_shift(p.mean, p.std, images.device)
+    return images.to(torch.float32).mul_(scale).add_(shift).to(dtype)
+
+
+@cache
+def _scale_and_shift(
+    mean: tuple[float, ...], std: tuple[float, ...], device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(3, 1, 1) float32 each, kept: made anew for every batch, their copies would have a GPU run empty each time."""
+    with torch.inference_mode(False):
+        deviations = torch.tensor(std).view(3, 1, 1)
+        shift = -torch.tensor(mean).view(3, 1, 1) / deviations
+        return (1 / (255 * deviations)).to(device), shift.to(device)
 
 
 def architecture(model: nn.Module) -> str:

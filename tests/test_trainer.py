@@ -54,6 +54,21 @@ def test_a_stopped_run_goes_on_to_the_last_bit(
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_no_step_waits_for_the_gpu(case: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = Trainer.train_batch
+
+    def strict(self: Trainer, *arguments: Any) -> torch.Tensor:
+        torch.cuda.set_sync_debug_mode("error" if self.step >= 2 else "default")  # the first make what is kept
+        try:
+            return plain(self, *arguments)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+    monkeypatch.setattr(Trainer, "train_batch", strict)
+    assert train.run(settings(case, tmp_path / "run", device="cuda", epochs=2))["steps"] == 8
+
+
 def test_a_run_killed_between_checkpoints_repeats_its_steps(
     case: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

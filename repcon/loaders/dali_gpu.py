@@ -5,7 +5,6 @@ benchmarks/records/2026-11-26-training-nvidia-h200); the GPU's JPEG engines deco
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -29,14 +28,6 @@ IMAGES_PER_RUN = 64
 """Images that are decoded at once; bounds the decoded pixels held in memory."""
 
 
-@dataclass(frozen=True, slots=True)
-class Decoder:
-    """A pipeline, and on a GPU the stream of its own that does not wait for the consumer's training step."""
-
-    pipeline: Pipeline
-    stream: torch.cuda.Stream | None
-
-
 class GpuLoader:
     """Made for a GPU; with `device="cpu"` the same way is gone on the CPU, slowly, for tests."""
 
@@ -48,10 +39,12 @@ class GpuLoader:
         self._implementation = "triton" if self._on_gpu else "torch"
         if self._on_gpu:
             check_kernel(self._implementation, self._sides, self._device)
-        # Three batches in work, each on a pipeline and a stream of its own: some parse and decode, others cut.
+        # Three shares in work, each on a pipeline of its own: some parse and decode, others cut.
         self._pool = BatchPool(3)
+        self._pipelines = Spares(self._pipeline)
         self._threads = workers or max(1, cores() // 2)
-        self._decoders = Spares(self._decoder)
+        # A stream of the loader's own does not wait for the consumer's training step.
+        self._stream = torch.cuda.Stream(self._device) if self._on_gpu else None
 
     def batches(self, requests: Iterable[Request]) -> Iterator[CropBatch]:
         """See `Loader.batches`; the pixels lie on the device, for use on the consumer's current stream."""
@@ -63,42 +56,41 @@ class GpuLoader:
 
     def _begin(self, request: Request) -> tuple[CropBatch, list[Callable[[], None]]]:
         check_boxes(self._pack, request)
-        batch = numbered_batch(request, {})
-        return batch, [partial(self._fill, batch, request)]
-
-    def _decoder(self) -> Decoder:
-        pipeline = decoding(IMAGES_PER_RUN, threads=self._threads, gpu=self._device.index if self._on_gpu else None)
-        return Decoder(pipeline, torch.cuda.Stream(self._device) if self._on_gpu else None)
-
-    def _fill(self, batch: CropBatch, request: Request) -> None:
         n, c = request.crops.shape
-        with self._decoders.one() as decoder, torch.cuda.stream(decoder.stream):
+        with torch.cuda.stream(self._stream):
             places = {
                 side: torch.empty((n * c, side, side, 3), dtype=torch.uint8, device=self._device)
                 for side in self._sides
             }
-            for start in range(0, n, IMAGES_PER_RUN):
-                self._fill_share(decoder, list(places.values()), request, range(start, min(start + IMAGES_PER_RUN, n)))
-        batch.pixels.update({side: place.permute(0, 3, 1, 2) for side, place in places.items()})
+        batch = numbered_batch(request, {side: place.permute(0, 3, 1, 2) for side, place in places.items()})
+        shares = [range(start, min(start + IMAGES_PER_RUN, n)) for start in range(0, n, IMAGES_PER_RUN)]
+        return batch, [partial(self._fill, request, list(places.values()), share) for share in shares]
 
-    def _fill_share(self, decoder: Decoder, places: list[torch.Tensor], request: Request, share: range) -> None:
+    def _pipeline(self) -> Pipeline:
+        return decoding(IMAGES_PER_RUN, threads=self._threads, gpu=self._device.index if self._on_gpu else None)
+
+    def _fill(self, request: Request, places: Sequence[torch.Tensor], share: range) -> None:
         c, part = request.crops.shape[1], slice(share.start, share.stop)
-        (decoded,) = run(decoder.pipeline, read(self._pack, request, share), self._pack, request, share)
-        images = [torch.from_dlpack(decoded[k]) for k in range(len(share))]
-        for i, image in zip(share, images, strict=True):
-            check_size(self._pack, int(request.images[i]), image.shape)
-        boxes = torch.from_numpy(request.boxes[part].astype(np.int32))
-        flips = torch.from_numpy(request.flips[part].astype(np.uint8))
-        for place in places:
-            crops = place[share.start * c : share.stop * c]
-            cut_crops(images, boxes, flips, crops, implementation=self._implementation)
-        if decoder.stream is not None:  # before the pipeline's next run takes the images' memory back
-            decoder.stream.synchronize()
+        jpegs = read(self._pack, request, share)
+        with self._pipelines.one() as pipeline, torch.cuda.stream(self._stream):
+            (decoded,) = run(pipeline, jpegs, self._pack, request, share)
+            # By the array interface: what was given away through DLPack, DALI takes back after waiting for the whole
+            # device, the training step included.
+            images = [torch.as_tensor(decoded[k], device=self._device) for k in range(len(share))]
+            for i, image in zip(share, images, strict=True):
+                check_size(self._pack, int(request.images[i]), image.shape)
+            boxes = torch.from_numpy(request.boxes[part].astype(np.int32))
+            flips = torch.from_numpy(request.flips[part].astype(np.uint8))
+            for place in places:
+                crops = place[share.start * c : share.stop * c]
+                cut_crops(images, boxes, flips, crops, implementation=self._implementation)
+            if self._stream is not None:  # before the pipeline's next run takes the images' memory back
+                self._stream.synchronize()
 
     def close(self) -> None:
         """See `Loader.close`."""
         self._pool.close()
-        self._decoders.close()
+        self._pipelines.close()
 
 
 def check_kernel(implementation: str, sides: Sequence[int], device: torch.device) -> None:

@@ -1,6 +1,6 @@
 """Training from stored labels against what it replaces. Two minutes on two cores; `--long` for steadier figures.
 
-    python benchmarks/training.py [--long] [--device cuda] [--json FILE] [--record]
+    python benchmarks/training.py [--long] [--device cuda] [--loader KIND] [--workers N] [--json FILE] [--record]
 
 step_over_synthetic    rate of the trainer's steps over the same steps on one batch that lies in memory (1: never waits)
 epoch_over_plain_1, 4  time per crop over plain supervised training (timm's loader, hard labels) of the same trunk, with
@@ -24,9 +24,10 @@ import multiprocessing
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import script
@@ -37,6 +38,7 @@ from targets import targets
 from training_contenders import Contender, heavy_contenders, light_contenders
 from training_data import Setting, make_data, open_data
 
+from repcon.config import LoaderKind
 from repcon.environment import environment
 from repcon.memory import keep_freed_memory
 from repcon.record import console, progress
@@ -54,13 +56,17 @@ def main() -> None:
     parser = script.parser("Training from stored labels against what it replaces.")
     parser.add_argument("--long", action="store_true", help="more images and rounds")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--loader", default="auto", choices=get_args(LoaderKind), help="what feeds ours")
+    parser.add_argument("--workers", type=int, default=0, help="its threads; 0: as it chooses")
     arguments = parser.parse_args()
     setting = GPU if arguments.device == "cuda" else LONG if arguments.long else SHORT
+    setting = replace(setting, loader=arguments.loader, workers=arguments.workers)
     keep_freed_memory()
     with tempfile.TemporaryDirectory() as folder:
         figures = measure(setting, arguments.device, Path(folder), ALONE_LONG if arguments.long else ALONE)
     facts = environment()
     facts["device"] = facts["device"] if arguments.device == "cuda" else "cpu"
+    figures |= {"loader": setting.loader, "workers": setting.workers}
     figures |= {"environment": facts, "targets": targets("training", facts["device"])}
     script.finish("training", figures, [tables.of_figures("Training", figures)], arguments)
 

@@ -107,6 +107,8 @@ def _trainer(
         epochs=crops_per_decode,
         heads=heads,
         crops_per_decode=crops_per_decode,
+        loader=setting.loader,
+        workers=setting.workers,
         device=device,
     )
     return Trainer(settings, store, feed, Team(rank=0, world=1, device=torch.device(device), words=None))

@@ -10,7 +10,7 @@ import torch
 from loaders_pictures import DIFFERENT, repeated
 
 from repcon import crops, topk
-from repcon.config import CropConfig, Precision
+from repcon.config import CropConfig, LoaderKind, Precision
 from repcon.images import Pack
 from repcon.packing import open_or_pack
 from repcon.store import LabelStore, StoreSpec, TeacherSection
@@ -31,6 +31,8 @@ class Setting:
     """The trunk that costs more than its data, and the teachers of online distillation."""
     size: int = 128
     precision: Precision = "fp32"
+    loader: LoaderKind = "auto"
+    workers: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

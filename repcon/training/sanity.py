@@ -23,7 +23,7 @@ class _Seen:
 
 
 class LossGuard:
-    """Looks at every step's losses: on a CPU at once, on a GPU one step later, so that the GPU never waits.
+    """Looks at every step's losses: on a CPU at once, on a GPU before the next step, so that the GPU never waits.
 
     In a team all processes stop together.
     """
@@ -33,8 +33,7 @@ class LossGuard:
         self._seen: _Seen | None = None
 
     def watch(self, step: int, losses: torch.Tensor, logits: torch.Tensor, batch: Batch) -> None:
-        """Notes a step's losses and checks the one before (on a CPU, this one)."""
-        before = self._seen
+        """Notes a step's losses; on a CPU checks them."""
         ready = None
         copied = losses.detach()
         if copied.device.type == "cuda":
@@ -44,13 +43,12 @@ class LossGuard:
         self._seen = _Seen(step=step, losses=copied, ready=ready, logits=logits.detach(), batch=batch)
         if ready is None:
             self.check()
-        elif before is not None:
-            self._check(before)
 
     def check(self) -> None:
-        """Checks the newest step. Raises UserError naming step, head and the file that holds the batch."""
-        if self._seen is not None:
-            self._check(self._seen)
+        """Checks the newest step, once. Raises UserError naming step, head and the file that holds the batch."""
+        seen, self._seen = self._seen, None
+        if seen is not None:
+            self._check(seen)
 
     def check_answers(self, step: int, logits: torch.Tensor) -> None:
         """Raises UserError where answers after the update of `step` are not finite: no loss has told of it yet."""

@@ -97,6 +97,7 @@ class Trainer:
 
     def train_batch(self, batch: Batch, part: int, number: int, guard: LossGuard) -> torch.Tensor:
         """One batch; gives (H,) this process's part of its losses. Randomness is keyed by the step alone."""
+        guard.check()  # Here, so that the CPU runs ahead of a GPU by a backward pass, not by all that a queue takes.
         torch.manual_seed(_key(self.settings.seed, self.step, self.team))
         last = self._closes(part, number)
         with self._apart(last):

@@ -21,7 +21,7 @@ def pack(tmp_path_factory: pytest.TempPathFactory) -> Pack:
 def test_it_gives_the_references_crops(pack: Pack) -> None:
     from repcon.loaders.dali_gpu import GpuLoader
 
-    requests = [request(pack, range(len(pack)), 6, seed=1), request(pack, [3, 1], 2), request(pack, [5] * 70, 6)]
+    requests = [request(pack, range(len(pack)), 6, seed=1), request(pack, [3, 1], 2), request(pack, [5] * 140, 3)]
     loader = GpuLoader(pack, SIDES, workers=2, device="cpu")
     expected = open_loader("reference", pack, SIDES).batches(requests)
     for wanted, found in zip(expected, loader.batches(requests), strict=True):

@@ -6,12 +6,13 @@ thread, which the caller then has to wait for. And the file system behind a URL.
 
 import errno
 import os
+import resource
 from functools import partial
 from typing import Any
 
 from repcon.errors import UserError
 
-MOST = 128
+MOST = min(4096, max(128, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4))
 """Files that stay open at most, per `OpenFiles`; of further ones each reading opens the file again."""
 _BUCKETS = ("s3", "s3a", "gs", "gcs", "abfs", "abfss", "az")
 """Schemes without folders, whose first name is a bucket's."""

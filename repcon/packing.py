@@ -9,6 +9,7 @@ from rich.table import Table
 
 from repcon import config as configuration
 from repcon.config import PackConfig
+from repcon.errors import UserError
 from repcon.images import Pack
 from repcon.packs import sources, writing
 from repcon.packs.format import BETON, LEFT_OUT, MANIFEST
@@ -16,8 +17,17 @@ from repcon.record import Run, console
 
 
 def run(config: PackConfig) -> dict[str, Any]:
-    """`repcon pack`: writes the pack, shows what became of the source, gives the figures."""
+    """`repcon pack`: writes the pack, shows what became of the source, gives the figures.
+
+    With a pack as its own source, only FFCV's file is added.
+    """
     started = time.perf_counter()
+    if (
+        config.ffcv
+        and (Path(config.out) / MANIFEST).is_file()
+        and Path(config.source).resolve() == Path(config.out).resolve()
+    ):
+        return _only_beton(Path(config.out))
     plan = writing.plan(config)
     record = Run(config.out, "pack", configuration.dump(config))
     manifest = writing.write(plan)
@@ -36,7 +46,7 @@ def run(config: PackConfig) -> dict[str, Any]:
         "fingerprint": manifest.fingerprint,
         "seconds": round(seconds, 3),
     }
-    _show(config, figures)
+    _show(config, figures, manifest.classes)
     return record.finish(figures)
 
 
@@ -51,14 +61,27 @@ def open_or_pack(source: str, cache: Path) -> Pack:
     return Pack.open(out)
 
 
+def _only_beton(out: Path) -> dict[str, Any]:
+    """The pack's source may be gone; the pack and its record stay as they are."""
+    _write_beton(out)
+    pack = Pack.open(out)
+    console.print(f"[bold]{escape(str(out / BETON))}[/]: {len(pack):,} images", soft_wrap=True, highlight=False)
+    return {"images": len(pack), "fingerprint": pack.fingerprint}
+
+
 def _write_beton(out: Path) -> None:
-    if not (out / BETON).is_file():
-        from repcon.loaders.ffcv import write_beton  # FFCV is an extra, and slow to import.
+    from repcon.loaders.ffcv import write_beton  # FFCV is an extra, and slow to import.
 
-        write_beton(Pack.open(out), out / BETON)
+    try:
+        with writing.alone(out):
+            if not (out / BETON).is_file():
+                write_beton(Pack.open(out), out / BETON)
+    except OSError as error:
+        why = error.strerror or error
+        raise UserError(f"{out / BETON}: cannot be written ({why}); mend that and run the same command again") from error
 
 
-def _show(config: PackConfig, figures: dict[str, Any]) -> None:
+def _show(config: PackConfig, figures: dict[str, Any], names: tuple[str, ...]) -> None:
     table = Table()
     table.add_column("what became of the source")
     table.add_column("images", justify="right")
@@ -70,9 +93,14 @@ def _show(config: PackConfig, figures: dict[str, Any]) -> None:
     console.print(f"[bold]{escape(config.out)}[/]: {figures['images']:,} images", soft_wrap=True, highlight=False)
     console.print(table)
     shards = f"{figures['shards']} shard{'s' if figures['shards'] != 1 else ''}"
-    classes = f"{figures['classes']} classes" if figures["classes"] else "no classes"
+    classes = f"{figures['classes']} classes ({_few(names)})" if names else "no classes"
     facts = f"{figures['megabytes']:,.1f} MB in {shards}, {classes}, fingerprint {figures['fingerprint'][:16]}"
-    console.print(facts, highlight=False)
+    console.print(facts, markup=False, highlight=False)
     if figures["left_out"]:
         path = escape(str(Path(config.out, LEFT_OUT)))
         console.print(f"each file that was left out, with the reason: {path}", soft_wrap=True)
+
+
+def _few(names: tuple[str, ...]) -> str:
+    """The first names: enough to see whether the right folders were taken for classes."""
+    return ", ".join(names[:3]) + (", …" if len(names) > 3 else "")

@@ -15,6 +15,7 @@ PICTURE = encode_jpeg(photograph(0, 16, 16))
 
 
 def tar_of(path: Path, members: dict[str, bytes | tarfile.TarInfo], kind: int = tarfile.PAX_FORMAT) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
     with tarfile.open(path, "w", format=kind) as tar:
         for name, content in members.items():
             if isinstance(content, tarfile.TarInfo):
@@ -87,6 +88,27 @@ def test_a_truncated_tar_gives_what_is_whole(tmp_path: Path, cut: int) -> None:
     assert listing.items == [item for item in whole if item.offset + item.length <= end]
     assert 0 < len(listing.items) < 40
     assert any("truncated" in reason for _, reason in listing.left_out)
+
+
+@pytest.mark.parametrize("how", ["flipped", "zeroed", "cut before", "cut inside", "inserted", "joined"])
+def test_where_a_tar_seems_to_end_early_something_is_said(tmp_path: Path, how: str) -> None:
+    """tarfile takes a header that it cannot read for the end, and says nothing."""
+    path = tar_of(tmp_path / "a.tar", {f"cat/{number}.jpg": PICTURE for number in range(20)}, tarfile.USTAR_FORMAT)
+    whole, tenth = path.read_bytes(), sources.read(str(path)).items[10].offset - tarfile.BLOCKSIZE
+    rest = whole[tenth + tarfile.BLOCKSIZE :]
+    damaged = {
+        "flipped": whole[: tenth + 5] + bytes([whole[tenth + 5] ^ 255]) + whole[tenth + 6 :],
+        "zeroed": whole[:tenth] + bytes(tarfile.BLOCKSIZE) + rest,
+        "cut before": whole[:tenth],
+        "cut inside": whole[: tenth + 300],
+        "inserted": whole[:tenth] + b"x" * tarfile.BLOCKSIZE + whole[tenth:],
+        "joined": whole + whole,
+    }
+    path.write_bytes(damaged[how])
+    listing = sources.read(str(path))
+    assert len(listing.items) == (20 if how == "joined" else 10)
+    ((name, reason),) = listing.left_out
+    assert name == "a.tar" and reason.startswith("a truncated or damaged tar") and "at byte" in reason
 
 
 def test_damaged_headers_never_hang_or_escape(tmp_path: Path) -> None:

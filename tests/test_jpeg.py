@@ -216,6 +216,16 @@ def test_harmless_damage_is_mended() -> None:
     assert np.abs(pixels(encoded) - simplejpeg.decode_jpeg(data)).mean() < 4
 
 
+def test_harmless_damage_hides_no_other() -> None:
+    data = jpeg()
+    table, scan = data.index(b"\xff\xc4"), data.index(b"\xff\xda")
+    cut = data[: scan + (len(data) - scan) // 3] + b"\xff\xd9"
+    with pytest.raises(Unusable, match="truncated"):
+        encode(cut[:table] + b"\0\0\0" + cut[table:], 0, 95)
+    with pytest.raises(Unusable, match="extraneous bytes"):  # in the scan its bits went wrong
+        encode(data[:-2] + b"\x11\x22\x33" * 9 + data[-2:], 0, 95)
+
+
 @pytest.mark.parametrize(
     "data",
     [

@@ -8,6 +8,8 @@ import pytest
 import torch
 from loader_case import SIDES, make_pack, request
 
+from repcon import cli, packing
+from repcon.config import PackConfig
 from repcon.errors import UserError
 from repcon.images import Pack
 from repcon.loaders import installed, open_loader
@@ -57,14 +59,36 @@ def test_images_larger_than_a_page(path: Path, tmp_path: Path, monkeypatch: pyte
 def test_another_packs_file_is_refused(path: Path, tmp_path: Path) -> None:
     other = make_pack(tmp_path / "other", seed=1)
     shutil.copy(other / BETON, path / BETON)
-    with pytest.raises(UserError, match=r"made from another pack .*again"):
+    with pytest.raises(UserError, match=r"made from another pack .*delete it and run `repcon pack"):
         open_loader("ffcv", Pack.open(path), SIDES)
 
 
-def test_a_missing_file_says_how_to_make_it(path: Path) -> None:
+def test_a_missing_file_is_made_by_the_command_that_the_error_gives(path: Path) -> None:
+    """Its source is gone: the pack is named as its own."""
     (path / BETON).unlink()
-    with pytest.raises(UserError, match="repcon pack --ffcv"):
+    with pytest.raises(UserError) as caught:
         open_loader("ffcv", Pack.open(path), SIDES)
+    command = str(caught.value).split("`")[1].split()
+    assert command == ["repcon", "pack", str(path), str(path), "--ffcv"]
+    before = {file: file.stat().st_mtime_ns for file in path.iterdir()}
+    (path / f".{BETON}.tmp").write_bytes(b"left by a run that was killed")
+    assert cli.main(command[1:]) == 0
+    assert {file: file.stat().st_mtime_ns for file in path.iterdir() if file.name != BETON} == before
+    open_loader("ffcv", Pack.open(path), SIDES).close()
+
+
+def test_a_file_that_cannot_be_written_is_named(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from repcon.loaders import beton
+
+    (path / BETON).unlink()
+
+    def full(*arguments: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(beton, "handle_sample", full)
+    with pytest.raises(UserError, match=rf"{BETON}: cannot be written \(No space left.*same command again"):
+        packing.run(PackConfig(source=str(path), out=str(path), ffcv=True))
+    assert not list(path.glob("*.tmp"))
 
 
 @pytest.mark.parametrize("length", [0, 10, 5_000, -1])

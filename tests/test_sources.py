@@ -62,6 +62,30 @@ def test_tars_in_a_folder_have_their_own_roots(tmp_path: Path) -> None:
     assert [item.label for item in listing.items] == [2, 0, 2, 1]
 
 
+def test_a_tar_of_one_class_is_labelled_as_its_set_is(tmp_path: Path) -> None:
+    """Classes do not depend on how a set was cut into tars."""
+    for name in ("a", "b"):
+        tar_of(tmp_path / "each" / f"{name}.tar", {f"{name}/images/{n}.jpg": PICTURE for n in range(2)})
+    assert sources.read(str(tmp_path / "each")).classes == ("a", "b")
+    tar_of(tmp_path / "shards" / "0.tar", {"train/a/images/0.jpg": PICTURE})
+    tar_of(tmp_path / "shards" / "1.tar", {"train/a/images/1.jpg": PICTURE, "train/b/images/0.jpg": PICTURE})
+    listing = sources.read(str(tmp_path / "shards"))
+    assert listing.classes == ("a", "b") and [item.label for item in listing.items] == [0, 0, 1]
+    tar_of(tmp_path / "more" / "0.tar", {"a/x/0.jpg": PICTURE, "a/y/0.jpg": PICTURE})
+    tar_of(tmp_path / "more" / "1.tar", {"a/x/1.jpg": PICTURE, "b/x/0.jpg": PICTURE})
+    assert sources.read(str(tmp_path / "more")).classes == ("a", "b")
+
+
+def test_tars_that_are_hidden_or_no_files(tmp_path: Path) -> None:
+    tar_of(tmp_path / ".trash" / "old.tar", {"dog/1.jpg": PICTURE})
+    tar_of(tmp_path / "UPPER.TAR", {"cat/1.jpg": PICTURE})
+    os.mkfifo(tmp_path / "pipe.tar")
+    listing = sources.read(str(tmp_path))
+    assert listing.classes == ("cat",)
+    assert dict(listing.left_out) == {".trash/old.tar": "a hidden file", "pipe.tar": "not a plain file"}
+    assert sources.read(str(tmp_path / "UPPER.TAR")).classes == ("cat",)
+
+
 def test_links_are_followed_and_rings_end(tmp_path: Path) -> None:
     folder_of(tmp_path / "real", ["1.jpg"])
     root = tmp_path / "source"
@@ -74,6 +98,7 @@ def test_links_are_followed_and_rings_end(tmp_path: Path) -> None:
     (root / "broken.tar").symlink_to(tmp_path / "nothing.tar")
     listing = sources.read(str(root))
     assert [item.name for item in listing.items] == ["file.jpg", "cat/1.jpg"]
+    assert {name for name, reason in listing.left_out if "read before" in reason} == {"cat2/", "ring/"}
     assert {name for name, reason in listing.left_out if "No such file" in reason} == {"broken.jpg", "broken.tar"}
 
 

@@ -82,12 +82,13 @@ class JpegField(RGBImageField):
 
 
 def write(pack: "Pack", path: Path) -> None:
-    """Writes the pack's images to `path`, whole or not at all. Raises UserError where an image cannot be read.
+    """Writes the pack's images to `path`, whole or not at all; by one process at a time.
 
+    Raises UserError where an image cannot be read, or the file cannot be written.
     FFCV's writer is driven in this process: its own worker processes leave it waiting for ever when one of them fails.
     """
     page_bytes = max(4 * MIN_PAGE_SIZE, 1 << (int(max(pack.lengths)) - 1).bit_length())
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.tmp")  # one name: what a killed run left is written over
     writer = DatasetWriter(str(temporary), {FIELD: JpegField(pack.fingerprint)}, page_size=page_bytes, num_workers=1)
     writer.num_samples = len(pack)
     try:
@@ -231,9 +232,10 @@ def _compiled() -> Callable[..., int]:
 
 def _open(pack: "Pack", path: Path) -> tuple[Reader, _MappedFile]:
     """FFCV's reader and memory map. Raises UserError where the file is not this pack's, or is damaged."""
-    again = f"delete it and run `repcon pack --ffcv` again to make {path}"
+    make = f"`repcon pack {pack.url} {pack.url} --ffcv`"
+    again = f"delete it and run {make}"
     if not path.is_file():
-        raise UserError(f"{path}: not there; run `repcon pack --ffcv` again to make it")
+        raise UserError(f"{path}: not there; to make it, run {make}")
     try:
         reader = Reader(str(path), {FIELD: JpegField})
         found = reader.handlers[FIELD].fingerprint

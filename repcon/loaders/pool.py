@@ -17,7 +17,7 @@ from repcon.loaders.buffers import Buffers
 Tool = TypeVar("Tool")
 
 AHEAD_BATCHES = 3
-"""Batches that are in work while the consumer holds one; memory stays flat at this many."""
+"""Batches at a time, the one that the consumer holds among them; memory stays flat at this many."""
 
 
 def numbered_batch(request: Request, pixels: dict[int, torch.Tensor]) -> CropBatch:

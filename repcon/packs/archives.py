@@ -1,14 +1,18 @@
 """What a folder or a tar holds, before anything is decoded; no name that a tar gives is ever used as a path."""
 
+import hashlib
+import stat
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 JPEG_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif")
 OTHER_SUFFIXES = (".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".jp2", ".avif")
 SUFFIXES = frozenset(JPEG_SUFFIXES + OTHER_SUFFIXES)
 MAX_FILE_BYTES = 1 << 30
+_PIECE_BYTES = 1 << 20
 
 
 @dataclass(slots=True)
@@ -30,15 +34,30 @@ class Scan:
     found: list[Found] = field(default_factory=list)
     left_out: list[tuple[str, str]] = field(default_factory=list)
     """(name, reason); a reason is a kind, or `kind: detail`."""
-    identity: list[str] = field(default_factory=list)
-    """Each file's name, size and time of change."""
+    identity: Any = field(default_factory=hashlib.sha256)
+    """SHA-256 over each file's name, size and time of change, a line each."""
+
+    def identify(self, line: str) -> None:
+        """Adds a file's line."""
+        self.identity.update((b"\n" if self._lines else b"") + line.encode("utf-8", "surrogateescape"))
+        self._lines += 1
+
+    _lines: int = 0
+
+
+HIDDEN = "a hidden file"
+
+
+def hidden(name: str) -> bool:
+    """Whether a file or a folder above it is hidden, or macOS's double of a file."""
+    return any(part.startswith(".") or part == "__MACOSX" for part in PurePosixPath(name).parts)
 
 
 def refusal(name: str, length: int) -> str:
     """Why a file is no image by its name and length; empty where it may be one."""
     path = PurePosixPath(name)
-    if any(part.startswith(".") or part == "__MACOSX" for part in path.parts):
-        return "a hidden file"
+    if hidden(name):
+        return HIDDEN
     if path.suffix.lower() not in SUFFIXES:
         return f"not an image's file name ({path.suffix or 'no suffix'})"
     if length > MAX_FILE_BYTES:
@@ -53,7 +72,10 @@ def add_tar(path: Path, name: str, scan: Scan) -> None:
     except OSError as error:
         scan.left_out.append((name, f"cannot be read: {error.strerror}"))
         return
-    scan.identity.append(f"{name}\0{status.st_size}\0{status.st_mtime_ns}")
+    if not stat.S_ISREG(status.st_mode):
+        scan.left_out.append((name, "not a plain file"))
+        return
+    scan.identify(f"{name}\0{status.st_size}\0{status.st_mtime_ns}")
     members: list[tuple[str, int, int]] = []
     labels: dict[str, str] = {}
     try:
@@ -66,6 +88,7 @@ def add_tar(path: Path, name: str, scan: Scan) -> None:
                     labels[_sample(member.name)] = _label(tar, member)
                 elif member.isreg():
                     members.append((PurePosixPath(member.name).as_posix(), member.offset_data, member.size))
+            _check_end(tar)
     except (tarfile.TarError, OSError, ValueError, RecursionError) as error:
         scan.left_out.append((name, f"a truncated or damaged tar, read up to the damage: {error}"))
     _add_members(path, name, members, labels, scan)
@@ -80,6 +103,21 @@ def _members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
         last = member.offset
         _forget(tar)
         yield member
+
+
+def _check_end(tar: tarfile.TarFile) -> None:
+    """Raises ReadError where what follows the last member is not zeros: tarfile takes a damaged header for the end."""
+    file = tar.fileobj
+    assert file is not None
+    file.seek(tar.offset)
+    block = file.read(tarfile.BLOCKSIZE)
+    if len(block) < tarfile.BLOCKSIZE:
+        raise tarfile.ReadError(f"it ends at byte {tar.offset:,} without an end mark")
+    if block.strip(b"\0"):
+        raise tarfile.ReadError(f"no header at byte {tar.offset:,}")
+    while piece := file.read(_PIECE_BYTES):
+        if piece.strip(b"\0"):
+            raise tarfile.ReadError(f"more follows the end mark at byte {tar.offset:,}; unpack tars that were joined")
 
 
 def _forget(tar: tarfile.TarFile) -> None:

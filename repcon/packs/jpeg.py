@@ -32,7 +32,8 @@ _TURNS = {
 }
 """EXIF orientation -> what makes the picture upright."""
 _HARMLESS = ("extraneous bytes before marker", "Unknown Adobe color transform", "Invalid JFIF", "unknown JFIF")
-"""libjpeg's warnings that leave the pixels whole. Other decoders fail on them, so such files are re-encoded."""
+"""libjpeg's warnings that leave the pixels whole where they are about what precedes the first scan. Other decoders fail
+on them, so such files are re-encoded."""
 
 
 class Unusable(Exception):
@@ -101,7 +102,8 @@ def read_header(data: bytes) -> Header:
     """Reads a JPEG's markers up to its first scan. Raises Unusable where they are damaged."""
     frame: tuple[int, bytes] | None = None
     adobe, orientation = -1, 1
-    for marker, body in _segments(data):
+    for marker, place in _segments(data):
+        body = data[place] if marker in _FRAMES or marker in (0xEE, 0xE1) else b""
         if marker in _FRAMES and frame is None:
             frame = marker, body
         elif marker == 0xEE and body[:5] == b"Adobe" and len(body) >= 12:
@@ -127,8 +129,8 @@ def read_header(data: bytes) -> Header:
     )
 
 
-def _segments(data: bytes) -> Iterator[tuple[int, bytes]]:
-    """(marker, body) of each segment before the first scan."""
+def _segments(data: bytes) -> Iterator[tuple[int, slice]]:
+    """(marker, where its body lies) of each segment before the first scan, whose marker is last, with all the rest."""
     position = 2
     while True:
         position = data.find(b"\xff", position)
@@ -138,6 +140,7 @@ def _segments(data: bytes) -> Iterator[tuple[int, bytes]]:
             return
         marker = data[position + 1]
         if marker in (0xDA, 0xD9):
+            yield marker, slice(position + 2, len(data))
             return
         if marker in (0x00, 0x01) or 0xD0 <= marker <= 0xD8:
             position += 2
@@ -145,7 +148,7 @@ def _segments(data: bytes) -> Iterator[tuple[int, bytes]]:
         length = int.from_bytes(data[position + 2 : position + 4], "big")
         if length < 2 or position + 2 + length > len(data):
             raise Unusable("truncated: the header is cut off")
-        yield marker, data[position + 4 : position + 2 + length]
+        yield marker, slice(position + 4, position + 2 + length)
         position += 2 + length
 
 
@@ -197,15 +200,38 @@ def _bound(width: int, height: int) -> None:
 
 def _decode_jpeg(data: bytes, header: Header) -> tuple[np.ndarray | None, str]:
     """(height, width, 3) uint8, or None where Pillow has to decode; and what harmless damage the file has."""
+    colorspace = "CMYK" if header.components == 4 else "RGB"
     try:
-        decoded = simplejpeg.decode_jpeg(data, colorspace="CMYK" if header.components == 4 else "RGB", strict=True)
+        decoded = simplejpeg.decode_jpeg(data, colorspace=colorspace, strict=True)
     except ValueError as error:
         reason = str(error)
         if any(harmless in reason for harmless in _HARMLESS):
-            return None, "harmless damage"
+            reason = _damage(_bare(data), colorspace)  # what was warned of first may hide worse
+            if not reason:
+                return None, "harmless damage"
         raise Unusable(f"{'truncated' if 'remature end' in reason else 'damaged'}: {reason}") from error
     # Pillow knows whether Adobe's inverted inks are meant.
     return (None if header.components == 4 else decoded), ""
+
+
+def _bare(data: bytes) -> bytes:
+    """The JPEG without what harmless damage lies in: bytes between the first segments, and applications' segments."""
+    parts = [data[:2]]
+    for marker, body in _segments(data):
+        if marker in (0xDA, 0xD9):
+            parts.append(data[body.start - 2 :])
+        elif not 0xE0 <= marker <= 0xEF:
+            parts.append(data[body.start - 4 : body.stop])
+    return b"".join(parts)
+
+
+def _damage(data: bytes, colorspace: str) -> str:
+    """What libjpeg warns of first; empty where it does not."""
+    try:
+        simplejpeg.decode_jpeg(data, colorspace=colorspace, strict=True)
+    except ValueError as error:
+        return str(error)
+    return ""
 
 
 def _decode(data: bytes) -> tuple[Image.Image, str]:

@@ -1,18 +1,19 @@
 """What there is to pack: the images of a folder or of WebDataset tars, in one fixed order, with their labels.
 
 Labels are the `.cls` members of a WebDataset tar, or the first folder of the path (after a folder that holds
-everything). Nothing is decoded here.
+everything; tars with a first folder in common count as one). Nothing is decoded here.
 """
 
-import hashlib
 import os
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from repcon.errors import UserError
-from repcon.packs.archives import SUFFIXES, Found, Scan, add_tar, refusal
+from repcon.packs.archives import HIDDEN, SUFFIXES, Found, Scan, add_tar, hidden, refusal
 
 MANIFEST = "pack.json"
+Folders = tuple[str, ...]
+"""The folders of a file's path, from the outermost."""
 _COMPRESSED = (".tar.gz", ".tgz", ".tar.xz", ".tar.bz2", ".tar.zst", ".zip")
 
 
@@ -54,28 +55,29 @@ def read(source: str) -> Listing:
     if path.name.endswith(_COMPRESSED):
         raise UserError(f"{source}: compressed archives cannot be read by offset; unpack it to a .tar or a folder")
     if (path / MANIFEST).is_file():
-        raise UserError(f"{source} is a pack already; to pack with other settings, name what it was made of")
+        raise UserError(
+            f"{source} is a pack already; to pack with other settings, name what it was made of, or give it as OUT too and --ffcv to add FFCV's file"
+        )
     scan = Scan()
     if path.is_dir():
         _folder(path, scan)
-    elif path.suffix == ".tar":
+    elif path.suffix.lower() == ".tar":
         add_tar(path, path.name, scan)
     else:
         raise UserError(f"{source}: neither a folder nor a .tar")
     if not scan.found:
         why = f" ({_text(scan.left_out[0][0])}: {scan.left_out[0][1]})" if scan.left_out else ""
         raise UserError(f"{source}: holds no images{why}; known suffixes: {' '.join(sorted(SUFFIXES))}")
-    identity = hashlib.sha256("\n".join(scan.identity).encode("utf-8", "surrogateescape")).hexdigest()
     labels = _labels(scan.found)
     classes = _classes(labels)
     numbers = {name: number for number, name in enumerate(classes)}
-    keys: set[str] = set()
+    keys: dict[str, int] = {}
     items: list[Item] = []
     for entry, label in zip(scan.found, labels, strict=True):
         name, number = _text(entry.name), numbers[label] if label else -1
         items.append(Item(name, _key(name, keys), entry.container, entry.offset, entry.length, number))
     left_out = [(_text(name), reason) for name, reason in scan.left_out]
-    return Listing(items, classes, left_out, identity)
+    return Listing(items, classes, left_out, scan.identity.hexdigest())
 
 
 def contents(item: Item) -> bytes:
@@ -97,12 +99,21 @@ def _folder(root: Path, scan: Scan) -> None:
         scan.left_out.append((str(error.filename)[start:] + "/", f"cannot be read: {error.strerror}"))
 
     for parent, folders, files in os.walk(root, onerror=lost, followlinks=True):
-        folders[:] = [name for name in sorted(folders) if _first(os.path.join(parent, name), seen)]
+        every, folders[:] = sorted(folders), []
+        for folder in every:
+            path = os.path.join(parent, folder)
+            if _first(path, seen):
+                folders.append(folder)
+            else:
+                scan.left_out.append((path[start:] + "/", "a folder that was read before, under another name"))
         for file in sorted(files):
             path = os.path.join(parent, file)
             name = path[start:]
-            if name.endswith(".tar"):
-                add_tar(Path(path), name, scan)
+            if name.lower().endswith(".tar"):
+                if hidden(name):
+                    scan.left_out.append((name, HIDDEN))
+                else:
+                    add_tar(Path(path), name, scan)
             else:
                 _file(path, name, scan)
 
@@ -121,7 +132,7 @@ def _file(path: str, name: str, scan: Scan) -> None:
     except OSError as error:
         scan.left_out.append((name, f"cannot be read: {error.strerror}"))
         return
-    scan.identity.append(f"{name}\0{status.st_size}\0{status.st_mtime_ns}")
+    scan.identify(f"{name}\0{status.st_size}\0{status.st_mtime_ns}")
     reason = refusal(name, status.st_size)
     if reason:
         scan.left_out.append((name, reason))
@@ -130,28 +141,60 @@ def _file(path: str, name: str, scan: Scan) -> None:
 
 
 def _labels(found: list[Found]) -> list[str | None]:
-    """Each file's class name: its `.cls`, else its first folder below the folder that all of them share."""
-    groups: dict[str, list[list[str]]] = {}
+    """Each file's class name: its `.cls`, else its first folder below those that all of its set share."""
+    folders: dict[str, set[Folders]] = {}
     for entry in found:
-        groups.setdefault(_group(entry), []).append(entry.name.split("/"))
-    depths = {group: _shared_depth(paths) for group, paths in groups.items()}
+        folders.setdefault(_root(entry), set()).add(_folders(entry))
+    depths = _depths(folders)
     labels: list[str | None] = []
     for entry in found:
-        parts, depth = entry.name.split("/"), depths[_group(entry)]
-        folder = parts[depth] if len(parts) > depth + 1 else None
+        parts, depth = _folders(entry), depths[_root(entry)]
+        folder = parts[depth] if len(parts) > depth else None
         labels.append((entry.label or None) if entry.label is not None else folder and _text(folder))
     return labels
 
 
-def _group(entry: Found) -> str:
-    """Each tar has its own shared folder; plain files (which start at 0, as no member does) have one together."""
+def _folders(entry: Found) -> Folders:
+    return tuple(entry.name.split("/")[:-1])
+
+
+def _root(entry: Found) -> str:
+    """Plain files (which start at 0, as no member of a tar does) have one root together, each tar has its own."""
     return entry.container if entry.offset else ""
 
 
-def _shared_depth(paths: list[list[str]]) -> int:
+def _depths(folders: dict[str, set[Folders]]) -> dict[str, int]:
+    """How many folders stand above the classes, for each root.
+
+    Tars that have a first folder in common are shards of one set. Of several sets, one whose images all lie in a
+    single folder is a class by itself, named by its first folder.
+    """
+    joined: dict[str, str] = {}  # a first folder -> another one of its set, or itself
+
+    def name_of(first: str) -> str:
+        while joined[first] != first:
+            joined[first] = joined[joined[first]]
+            first = joined[first]
+        return first
+
+    names: dict[str, str] = {}
+    for root, paths in folders.items():
+        firsts = sorted({f"{bool(root):d}/{path[0]}" for path in paths if path}) or [root]
+        for first in firsts:
+            joined.setdefault(first, first)
+            joined[name_of(first)] = name_of(firsts[0])
+        names[root] = firsts[0]
+    sets: dict[str, set[Folders]] = {}
+    for root, paths in folders.items():
+        sets.setdefault(name_of(names[root]), set()).update(paths)
+    depths = {name: 0 if len(sets) > 1 and len(paths) == 1 else _shared_depth(paths) for name, paths in sets.items()}
+    return {root: depths[name_of(name)] for root, name in names.items()}
+
+
+def _shared_depth(paths: set[Folders]) -> int:
     """How many folders all paths share above a further folder."""
     depth = 0
-    while all(len(parts) > depth + 2 and parts[depth] == paths[0][depth] for parts in paths):
+    while all(len(path) > depth + 1 for path in paths) and len({path[depth] for path in paths}) == 1:
         depth += 1
     return depth
 
@@ -168,14 +211,15 @@ def _classes(labels: list[str | None]) -> tuple[str, ...]:
     return tuple(sorted(names, key=(lambda name: (int(name), name)) if numeric else None))
 
 
-def _key(name: str, taken: set[str]) -> str:
-    """A WebDataset key: no dot in the file's name (it would start the suffix), and unique."""
+def _key(name: str, taken: dict[str, int]) -> str:
+    """A WebDataset key: no dot in the file's name (it would start the suffix), and unique.
+
+    taken: every key so far, with the last number that was given to its doubles.
+    """
     path = PurePosixPath(name)
-    stem = path.stem.replace(".", "_")
-    key = base = (path.parent / stem).as_posix()
-    number = 1
+    key = base = (path.parent / path.stem.replace(".", "_")).as_posix()
     while key in taken:
-        number += 1
-        key = f"{base}~{number}"
-    taken.add(key)
+        taken[base] = taken.get(base, 1) + 1
+        key = f"{base}~{taken[base]}"
+    taken[key] = 1
     return key

@@ -7,6 +7,7 @@ Threads rather than processes: reading, decoding, encoding and hashing all run o
 
 import fcntl
 import json
+import os
 import shutil
 import warnings
 from collections import Counter, deque
@@ -69,12 +70,11 @@ def write(plan: Plan) -> Manifest:
     """
     out = plan.out
     try:
-        with _alone(out / PARTS):
+        with alone(out):
             _compare(out, plan.settings)
             if not (out / pack_format.MANIFEST).is_file():
                 write_file(out / PARTS / "settings.json", json.dumps(plan.settings).encode())
                 _finish(plan, *_shards(plan))
-        shutil.rmtree(out / PARTS, ignore_errors=True)
         return pack_format.load_manifest((out / pack_format.MANIFEST).read_bytes(), str(out))
     except OSError as error:
         raise UserError(
@@ -109,8 +109,9 @@ def _compare(out: Path, settings: dict[str, Any]) -> None:
 
 
 @contextmanager
-def _alone(parts: Path) -> Iterator[None]:
-    """Waits while another process packs into the same folder."""
+def alone(out: Path) -> Iterator[None]:
+    """Waits while another process writes into the pack; once the block is through, `parts/` is gone. Raises OSError."""
+    parts = out / PARTS
     with _lock_file(parts) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -120,6 +121,7 @@ def _alone(parts: Path) -> Iterator[None]:
         with suppress(FileExistsError):  # it is being removed: the other process has finished, nothing will be written
             parts.mkdir(exist_ok=True)
         yield
+    shutil.rmtree(parts, ignore_errors=True)
 
 
 def _lock_file(parts: Path) -> TextIO:
@@ -129,7 +131,7 @@ def _lock_file(parts: Path) -> TextIO:
             parts.mkdir(parents=True, exist_ok=True)
             return (parts / "lock").open("w")
         except (FileExistsError, FileNotFoundError):
-            if parts.exists() and not parts.is_dir():
+            if any(os.path.lexists(path) and not path.is_dir() for path in (parts, parts.parent)):
                 raise
 
 

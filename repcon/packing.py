@@ -78,7 +78,8 @@ def _write_beton(out: Path) -> None:
                 write_beton(Pack.open(out), out / BETON)
     except OSError as error:
         why = error.strerror or error
-        raise UserError(f"{out / BETON}: cannot be written ({why}); mend that and run the same command again") from error
+        remedy = "mend that and run the same command again"
+        raise UserError(f"{out / BETON}: cannot be written ({why}); {remedy}") from error
 
 
 def _show(config: PackConfig, figures: dict[str, Any], names: tuple[str, ...]) -> None:

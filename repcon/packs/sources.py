@@ -56,7 +56,8 @@ def read(source: str) -> Listing:
         raise UserError(f"{source}: compressed archives cannot be read by offset; unpack it to a .tar or a folder")
     if (path / MANIFEST).is_file():
         raise UserError(
-            f"{source} is a pack already; to pack with other settings, name what it was made of, or give it as OUT too and --ffcv to add FFCV's file"
+            f"{source} is a pack already; to pack with other settings, name what it was made of; to add FFCV's file, "
+            "give --ffcv and name the pack as OUT too"
         )
     scan = Scan()
     if path.is_dir():

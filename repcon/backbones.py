@@ -80,10 +80,13 @@ def create(model: str, *, num_classes: int | None = None, pretrained: bool = Tru
         raise UserError(f"model {model}: a file of weights does not say what they are of; {hint}")
     if model.startswith(PACKAGE):
         network = _from_package(model, pretrained)
-        if num_classes is not None and num_classes != network.num_classes:
-            network.reset_classifier(num_classes)  # pyright: ignore[reportCallIssue]
+        fresh = num_classes is not None
     else:
         network = _from_timm(model, num_classes, pretrained)
+        # timm keeps a classifier of as many classes, whatever they are.
+        fresh = bool(num_classes) and _config(network).get("num_classes") == num_classes
+    if fresh:
+        network.reset_classifier(num_classes)  # pyright: ignore[reportCallIssue]
     if size:
         _resize(network, model, size)
     return network

@@ -2,7 +2,8 @@
 
 Images of the wanted classes are split once into a training and a test part. Features are extracted once per trunk
 (`repcon.probing.features`), then probed (`repcon.probing.probes`). Accuracies are per cent of test images, with 95 %
-intervals over the test images (over the draws for few-shot), and differences to the baseline are paired.
+intervals over the test images, and differences to the baseline are paired. A trunk trained again under another seed is
+another trunk: how much that changes lies outside these intervals.
 """
 
 from collections.abc import Mapping, Sequence
@@ -141,7 +142,7 @@ def split_images(pack: Pack, config: EvaluateConfig) -> Split:
 def measure(
     model: str, pack: Pack, split: Split, config: EvaluateConfig, bars: Progress
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """One trunk's answers: {metric: (m,) bool per test image, or (draws,) accuracies for few-shot}, and its facts."""
+    """One trunk's answers, {metric: (m,) right or wrong per test image, for few-shot the share of draws}, and facts."""
     reading = Reading(
         size=config.size,
         batch_size=config.batch_size,
@@ -208,12 +209,15 @@ def summarise(
 ) -> dict[str, Any]:
     """Means, intervals and paired differences to the baseline, in per cent and points; JSON-able."""
     trunks = {
-        name: {**about[name], "metrics": {metric: _interval(metric, values) for metric, values in answers.items()}}
+        name: {
+            **about[name],
+            "metrics": {metric: intervals.over_images(values) for metric, values in answers.items()},
+        }
         for name, answers in measured.items()
     }
     differences = {
         name: {
-            metric: _interval(metric, values.astype(float) - measured[baseline][metric])
+            metric: intervals.over_images(values.astype(float) - measured[baseline][metric])
             for metric, values in answers.items()
         }
         for name, answers in measured.items()
@@ -231,10 +235,6 @@ def summarise(
         "chance": 100 / len(split.classes),
         "preparation": "largest centred square, resized with antialias",
     }
-
-
-def _interval(metric: str, values: np.ndarray) -> dict[str, float]:
-    return intervals.over_draws(values) if metric.startswith("shot_") else intervals.over_images(values)
 
 
 def _flat(measured: Mapping[str, Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:

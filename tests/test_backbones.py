@@ -178,3 +178,13 @@ def test_timm_imports_where_torchvision_s_operators_are_missing(tmp_path: Path):
     code = "import repcon.backbones, torchvision, torch; print(hasattr(torch.ops.torchvision, 'nms'))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "True"
+
+
+def test_a_classifier_that_is_asked_for_is_fresh_whatever_was_saved(tmp_path: Path) -> None:
+    saved = backbones.create(SMALL, num_classes=5, pretrained=False)
+    about = {"preprocessing": backbones.preprocessing(saved), "extra": {}}
+    backbones.save(saved, tmp_path, classes=list("abcde"), **about)
+    kept, fresh = backbones.create(str(tmp_path)), backbones.create(str(tmp_path), num_classes=5)
+    assert torch.equal(kept.get_classifier().weight, saved.get_classifier().weight)
+    assert not torch.equal(fresh.get_classifier().weight, saved.get_classifier().weight)
+    assert torch.equal(next(fresh.parameters()), next(saved.parameters()))

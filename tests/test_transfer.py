@@ -48,9 +48,30 @@ def test_every_trunk_has_every_metric_and_differences_are_paired(evaluated: tupl
         assert np.isclose(difference["mean"], second["mean"] - first["mean"])
     with np.load(out / "answers.npz") as answers:
         assert np.isclose(100 * answers["first/probe"].mean(), results["trunks"]["first"]["metrics"]["probe"]["mean"])
-        assert len(answers["second/shot_1"]) == 5
+        shares = answers["second/shot_1"]
+        assert len(shares) == 16 and np.isclose(5 * shares, np.round(5 * shares)).all()
     assert (out / "transfer.svg").read_text().startswith("<?xml")
     assert (out / "results.json").is_file()
+
+
+def test_a_trunk_whose_features_are_no_numbers_is_refused(recipe: EvaluateConfig, tmp_path: Path):
+    torch.manual_seed(0)
+    model = backbones.timm.create_model("test_efficientnet", num_classes=3)
+    with torch.no_grad():
+        next(model.parameters())[0] = float("nan")
+    backbones.save(
+        model, tmp_path / "broken", classes=list("abc"), preprocessing=backbones.preprocessing(model, 32), extra={}
+    )
+    broken = replace(recipe, out=str(tmp_path / "out"), trunks=(f"broken={tmp_path / 'broken'}",), metrics=("knn",))
+    with pytest.raises(UserError, match="no numbers"):
+        transfer.run(broken)
+    assert not (tmp_path / "out" / "features").exists()
+
+
+def test_a_name_that_looks_like_a_formula_is_drawn_as_it_is(recipe: EvaluateConfig, tmp_path: Path):
+    trunk = recipe.trunks[0].partition("=")[2]
+    transfer.run(replace(recipe, out=str(tmp_path), trunks=(f"a$x_$={trunk}",), metrics=("knn",)))
+    assert (tmp_path / "results.json").is_file() and (tmp_path / "transfer.svg").is_file()
 
 
 def test_shots_beyond_the_smallest_class_are_left_out(evaluated: tuple[Path, dict]):

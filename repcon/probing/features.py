@@ -109,7 +109,12 @@ def _forward(trunk: nn.Module, inputs: torch.Tensor) -> np.ndarray:
         ) from error
     if features.ndim != 2:
         raise UserError(f"the trunk gives features of shape {tuple(features.shape)}, not one vector per image")
-    return features.float().cpu().numpy()
+    values = features.float().cpu().numpy()
+    if not np.isfinite(values).all():
+        raise UserError(
+            "the trunk gives features that are no numbers: its weights are damaged, or its training diverged"
+        )
+    return values
 
 
 class FeatureCache:

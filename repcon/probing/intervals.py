@@ -11,7 +11,7 @@ RESAMPLES = 2000
 def over_images(correct: np.ndarray, seed: int = 0) -> dict[str, float]:
     """Mean of (n,) values per test image in percent, with a bootstrap interval over the images.
 
-    Give 0/1 answers for an accuracy, or their differences in {-1, 0, 1} for a paired comparison on the same images.
+    Give answers from 0 to 1 for an accuracy, or their differences for a paired comparison on the same images.
     """
     values = np.asarray(correct, np.float64)
     distinct, counts = np.unique(values, return_counts=True)

@@ -98,20 +98,21 @@ def _fit(model: LogisticRegression, features: np.ndarray, labels: np.ndarray) ->
 def few_shot(
     train: np.ndarray, labels: np.ndarray, test: np.ndarray, test_labels: np.ndarray, shots: int, draws: int, seed: int
 ) -> np.ndarray:
-    """(draws,) accuracies of the nearest class mean by cosine, from `shots` random training rows per class.
+    """(m,) the share of draws in which each test row goes to its class: the nearest class mean by cosine.
 
-    Draws depend on (seed, shots, draw) and the labels only, so that every trunk is given the same ones.
+    A mean is of `shots` random training rows. Draws depend on (seed, shots, draw) and the labels only, so that every
+    trunk is given the same ones.
     """
     classes = int(labels.max()) + 1
     members = [np.flatnonzero(labels == label) for label in range(classes)]
     train, test = unit(train), unit(test)
-    accuracies = np.zeros(draws)
+    right = np.zeros(len(test))
     for draw in range(draws):
         generator = np.random.default_rng([seed, shots, draw])
         chosen = np.stack([generator.choice(rows, shots, replace=False) for rows in members])
         means = unit(train[chosen].mean(axis=1))
-        accuracies[draw] = ((test @ means.T).argmax(axis=1) == test_labels).mean()
-    return accuracies
+        right += (test @ means.T).argmax(axis=1) == test_labels
+    return right / draws
 
 
 def split_classes(labels: np.ndarray, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from matplotlib import rc_context
 from matplotlib.figure import Figure
 from rich.box import SIMPLE_HEAD
 from rich.markup import escape
@@ -51,6 +52,7 @@ def _difference(interval: Mapping[str, float], between: str) -> Text:
     return Text(show(interval, signed=True).replace(" ± ", f"{between}± "), style=colour)
 
 
+@rc_context({"text.parse_math": False})  # a trunk's name is no formula
 def plot(results: Mapping[str, Any], path: Path) -> None:
     """Two panels as SVG: accuracy per metric and trunk, and the paired difference to the baseline."""
     trunks = results["trunks"]

@@ -6,8 +6,8 @@
     ... --domain-images   unlabeled images of the domains' teacher halves join the proxy
 
 For each seed and domain the classes are split at random: task teachers learn the first half, everything is measured
-on the second, which nothing here was trained on. Students of the generalist's own architecture are distilled on
-unlabeled images of other things. FOLDER holds the five tars of tools/photos.py (or set REPCON_DATA).
+on the second, which no task teacher or student was trained on. Students of the generalist's own architecture are
+distilled on unlabeled images of other things. FOLDER holds the five tars of tools/photos.py (or set REPCON_DATA).
 
 finding_1   generalist - student of the task teacher alone: what distilling one task costs
 finding_2   student of task teacher and generalist - better of the two

@@ -9,6 +9,7 @@ student is measured on the downstream half. FOLDER holds the five tars of tools/
 
 <variant>_probe, _shot_5   accuracy in %, mean over seeds
 <variant>_probe_gain       points over the usual settings, paired by test image; <variant>_shot_5_gain likewise
+What another seed of the student's training would change is not in these intervals.
 """
 
 import os

@@ -58,6 +58,10 @@ class Protocol:
         for name, known in (("domains", DOMAINS), ("methods", METHODS)):
             if unknown := set(wanted.get(name, ())) - set(known):
                 raise UserError(f"{name}: {', '.join(sorted(unknown))} unknown; there are {', '.join(known)}")
+        for name in ("seeds", "domains", "methods"):
+            given = wanted.get(name, ())
+            if len(set(given)) < len(given):
+                raise UserError(f"{name}: one is named twice; each counts once")
         return replace(self, **wanted)
 
 

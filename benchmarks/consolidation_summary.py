@@ -26,9 +26,10 @@ def summarise(cells: Cells, protocol: Protocol, facts: Mapping[str, Any]) -> dic
 
     Accuracies are means over seeds; findings over seeds and domains, and over the seeds of a domain; in per cent and
     points, intervals being Student's over those runs (95 %). Of a single run, accuracies have the bootstrap over test
-    images, margins none.
+    images, margins none. `margins_of_runs` holds every run's, by `<seed>/<domain>`.
     """
     figures: dict[str, Any] = {}
+    by_run: dict[str, dict[str, float]] = {}
     for domain in protocol.domains:
         for method in METHODS:
             for metric in METRICS:
@@ -42,7 +43,8 @@ def summarise(cells: Cells, protocol: Protocol, facts: Mapping[str, Any]) -> dic
         if all({method, *rivals} <= set(results["trunks"]) for results in cells.values()):
             margins = {cell: _margin(results["trunks"], method, rivals) for cell, results in cells.items()}
             _finding(figures, name, margins, protocol)
-    return figures | {"protocol": asdict(protocol), **facts, "environment": environment()}
+            by_run[name] = {f"{seed}/{domain}": margin for (seed, domain), margin in margins.items()}
+    return figures | {"margins_of_runs": by_run, "protocol": asdict(protocol), **facts, "environment": environment()}
 
 
 FINDINGS = {

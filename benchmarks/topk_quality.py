@@ -12,7 +12,8 @@ The tail, what is left beside the k classes, is spread over the others evenly (t
 class of its own.
 
 probe_k4_minus_online ...   points, mean over seeds of the paired difference; *_spread: its standard deviation
-probe_online_spread         points, standard deviation of the online students over seeds: the noise to stay within
+probe_online_spread         points, standard deviation of the online students over seeds (of three seeds' mean, the 95 %
+                            interval is 2.5 times a spread to either side)
 kl_k4 ...                   nats on held-out images, mean over both heads, against the whole stored distribution
 """
 

@@ -281,8 +281,17 @@ def save(
 
 def saved_extra(folder: str | Path) -> dict[str, Any]:
     """What `save` was given as `extra`; empty for a folder of another writer."""
+    return _saved(folder).get("repcon", {})
+
+
+def saved_classes(folder: str | Path) -> tuple[str, ...]:
+    """What `save` was given as `classes`."""
+    return tuple(_saved(folder).get("label_names", ()))
+
+
+def _saved(folder: str | Path) -> dict[str, Any]:
     try:
-        return json.loads(Path(folder, CONFIG).read_text()).get("repcon", {})
+        return json.loads(Path(folder, CONFIG).read_text())
     except (OSError, ValueError) as error:
         raise UserError(f"{folder}/{CONFIG}: cannot be read ({error})") from error
 

@@ -87,7 +87,16 @@ def _own_pictures(config: DemoConfig, folder: Path) -> tuple[Path, Path]:
     packing.run(PackConfig(source=config.data, out=str(domain)))
     source = Path(config.proxy) if config.proxy else _unlabelled_half(config, Pack.open(domain), folder / "proxy")
     packing.run(PackConfig(source=str(source), out=str(folder / "packs" / "proxy")))
+    _check_proxy(config, Pack.open(domain), Pack.open(folder / "packs" / "proxy"))
     return domain, folder / "packs" / "proxy"
+
+
+def _check_proxy(config: DemoConfig, domain: Pack, proxy: Pack) -> None:
+    """Raises UserError where the proxy holds images of the half of the classes that is tested on."""
+    rows, _, _ = class_rows(domain, _half(config, first=False))
+    tested = {bytes(digest) for digest in domain.hashes[rows]}
+    if shared := sum(bytes(digest) in tested for digest in proxy.hashes):
+        raise UserError(f"--proxy {config.proxy}: holds {shared} of the images that are tested on; leave them out")
 
 
 def _unlabelled_half(config: DemoConfig, pack: Pack, folder: Path) -> Path:

@@ -65,6 +65,11 @@ def run(config: EvaluateConfig) -> dict[str, Any]:
     split = split_images(pack, config)
     if split.left_out:
         console.print(f"left out, with one image each: {escape(', '.join(split.left_out))}")
+    for name, model in trunks.items():
+        if taught := sorted({word for part in model.split(JOIN) for word in _taught(part, pack)} & set(split.classes)):
+            few = ", ".join(taught[:3]) + (", …" if len(taught) > 3 else "")
+            what = f"{len(taught)} of the {len(split.classes)} classes ({few}) were taught to {name} on these images"
+            console.print(f"[yellow]careful[/]: {escape(what)}; what it reaches there is no transfer", highlight=False)
     baseline = config.baseline or next(iter(trunks))
     measured: dict[str, dict[str, np.ndarray]] = {}
     about: dict[str, dict[str, Any]] = {}
@@ -114,6 +119,16 @@ def model_folder(model: str) -> str:
             f"{model}: holds no model (no config.json); name the output folder of `repcon train` or `teach`"
         )
     return model
+
+
+def _taught(model: str, pack: Pack) -> tuple[str, ...]:
+    """The classes that a teacher says it learnt from this very pack."""
+    if (
+        not Path(model, "config.json").is_file()
+        or backbones.saved_extra(model).get("data_fingerprint") != pack.fingerprint
+    ):
+        return ()
+    return backbones.saved_classes(model)
 
 
 def split_images(pack: Pack, config: EvaluateConfig) -> Split:

@@ -159,7 +159,9 @@ def test_every_method_is_measured_and_summarised(finished: tuple[study.Study, di
     assert np.isclose(results["finding_1"], summary.accuracy(trunks["generalist"]) - summary.accuracy(trunks["task"]))
     summary.show(results)
     summary.write(results, tmp_path, Namespace(record=False, json=str(tmp_path / "figures.json")))
-    assert json.loads((tmp_path / "figures.json").read_text())["finding_3_worst"] == results["finding_3_aerial"]
+    written = json.loads((tmp_path / "figures.json").read_text())
+    assert written["finding_3_worst"] == results["finding_3_aerial"]
+    assert results["finding_3_aerial"] in written["margins_of_runs"]["finding_3"].values()
     assert "student: task + generalist" in summary.markdown(results)
 
 
@@ -180,6 +182,12 @@ def test_domain_images_in_the_proxy_come_from_the_teachers_half_only(finished: t
     assert half["tested"].isdisjoint(map(bytes, mixed.hashes)) and (mixed.labels == -1).all()
     assert student.out != usual.student(4, "aerial", "task_generalist").out
     assert LabelStore.open(student.settings.store).manifest.pack_fingerprint == mixed.fingerprint
+
+
+@pytest.mark.parametrize("twice", [{"seeds": (1, 1)}, {"domains": ("birds", "birds")}, {"methods": ("task", "task")}])
+def test_what_is_named_twice_would_shrink_the_intervals(twice: dict[str, tuple]) -> None:
+    with pytest.raises(UserError, match=f"{next(iter(twice))}: one is named twice"):
+        protocols.USUAL.changed(**twice)
 
 
 def test_a_finished_study_does_nothing_twice_and_refuses_another_recipe(finished: tuple[study.Study, dict]):

@@ -74,6 +74,22 @@ def test_a_name_that_looks_like_a_formula_is_drawn_as_it_is(recipe: EvaluateConf
     assert (tmp_path / "results.json").is_file() and (tmp_path / "transfer.svg").is_file()
 
 
+def test_classes_that_were_taught_on_these_images_are_pointed_out(
+    recipe: EvaluateConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    pack = open_or_pack(recipe.data, tmp_path)
+    model = backbones.timm.create_model("test_efficientnet", num_classes=2)
+    inputs, taught = backbones.preprocessing(model, 32), [pack.classes[0], "elsewhere"]
+    for name, fingerprint in (("same", pack.fingerprint), ("other", "0" * 64)):
+        backbones.save(
+            model, tmp_path / name, classes=taught, preprocessing=inputs, extra={"data_fingerprint": fingerprint}
+        )
+    trunks = tuple(f"{name}={tmp_path / name}" for name in ("same", "other"))
+    transfer.run(replace(recipe, out=str(tmp_path / "out"), trunks=trunks, metrics=("knn",)))
+    said = " ".join(capsys.readouterr().out.split())
+    assert f"1 of the 4 classes ({pack.classes[0]}) were taught to same" in said and "taught to other" not in said
+
+
 def test_shots_beyond_the_smallest_class_are_left_out(evaluated: tuple[Path, dict]):
     metrics = evaluated[1]["trunks"]["first"]["metrics"]
     assert "shot_1" in metrics and "shot_5" not in metrics  # Four training images per class.

@@ -33,6 +33,8 @@ FAMILY = 3
 LEAST_POINTS = 3
 """Points that make a line."""
 
+ACCURACY = "accuracy (%)"
+
 Targets = Mapping[str, tuple[str, float]]
 """By figure: `<=` or `>=`, and the number."""
 
@@ -131,10 +133,11 @@ class Scaling:
     series: Mapping[str, plots.Line]
 
     def plot(self, name: str) -> Plot:
-        """From zero where nothing is below it, so that noise does not look like growth."""
+        """From zero where nothing is below it, so that noise does not look like growth; but for accuracies."""
         least = min(y for _, ys in self.series.values() for y in ys)
+        from_zero = least >= 0 and self.unit != ACCURACY
         svg = plots.lines(
-            name, self.title, self.series, self.x, self.unit, points=True, log_x=True, from_zero=least >= 0
+            name, self.title, self.series, self.x, self.unit, points=True, log_x=True, from_zero=from_zero
         )
         return Plot(name=name, title=self.title, svg=svg)
 
@@ -144,10 +147,11 @@ def _scaling(figures: Mapping[str, Any]) -> list[Scaling]:
     held: dict[tuple[str, str, str, str], list[tuple[float, float]]] = {}
     for name, value in figures.items():
         amount = value.mean if isinstance(value, Interval) else value
-        unit, scale = ("MB", 1e6) if name.endswith("_bytes") else ("", 1.0)
         found = re.fullmatch(r"((?:.*_)?)(?:([a-z]+)([0-9]+)|([0-9]+)_([a-z]+))(_.*)?", name.removesuffix("_bytes"))
         if found and is_number(amount) and not name.endswith("_spread"):
-            place = (found[1].strip("_"), found[2] or found[5], (found[6] or "").strip("_"), unit)
+            before, after = found[1].strip("_"), (found[6] or "").strip("_")
+            unit, scale = ("MB", 1e6) if name.endswith("_bytes") else (_unit(before, after), 1.0)
+            place = (before, found[2] or found[5], after, unit)
             held.setdefault(place, []).append((float(found[3] or found[4]), float(amount) / scale))
     shared: dict[tuple[str, str, str], dict[str, plots.Line]] = {}
     for (before, x, after, unit), points in held.items():
@@ -158,6 +162,13 @@ def _scaling(figures: Mapping[str, Any]) -> list[Scaling]:
         Scaling(title=f"{readable(what)} by {x}", x=x, unit=unit, series=series)
         for (what, x, unit), series in shared.items()
     ]
+
+
+def _unit(before: str, after: str) -> str:
+    """Of figures that start and go on like this around their number; empty where the name does not tell."""
+    if after.startswith("minus_"):
+        return "points"
+    return ACCURACY if before in METRICS else "nat" if before == "kl" else ""
 
 
 def _gains(figures: Mapping[str, Any], number: int) -> list[Plot]:

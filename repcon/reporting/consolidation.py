@@ -38,8 +38,9 @@ MARGINS = {
 """What is compared in each margin."""
 LEAD = (
     "A task teacher learns one half of a domain's classes, a quarter's teacher one half of those; all accuracies are "
-    "on the other half, which nothing here was trained on. Margins are in points of linear-probe accuracy, with 95 % "
-    "intervals; a finding holds where the whole interval is above zero."
+    "on the other half, which no task teacher or student was trained on (ImageNet, the generalist's, knows some). "
+    "Margins are in points of linear-probe accuracy, with 95 % intervals; a finding holds where the whole interval is "
+    "above zero."
 )
 
 
@@ -58,6 +59,7 @@ def consolidation(source: Source, number: int, title: str, domains: Sequence[str
     methods = list(dict.fromkeys(method for name in cells for method, _, _ in [_parts(name, domains)] if method))
     drawn: list[Plot] = []
     tables: list[Table] = []
+    over = "the test images" if len(source.figures["protocol"].get("seeds", "")) == 1 else "seeds"
     for place, domain in enumerate(domains):
         held = {
             metric: {method: cells[name] for method in methods if (name := f"{domain}_{method}_{metric}") in cells}
@@ -72,7 +74,7 @@ def consolidation(source: Source, number: int, title: str, domains: Sequence[str
         shown = [method for method in methods if any(method in values for values in held.values())]
         rows = [[_method(method), *(_points(values.get(method)) for values in held.values())] for method in shown]
         columns = ("method", *(METRICS[metric] for metric in held))
-        tables.append(table(domain, columns, rows, "Accuracy in per cent with 95 % intervals over seeds."))
+        tables.append(table(domain, columns, rows, f"Accuracy in per cent with 95 % intervals over {over}."))
     margins = {name: value for name, value in figures.items() if f"{name}_worst" in figures}
     if margins:
         drawn.insert(0, _margins(f"bench{number}-margins", margins))

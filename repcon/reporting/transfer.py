@@ -88,7 +88,7 @@ def _transfer(source: Source, number: int, *, several: bool) -> Section:
 def _transfer_lead(figures: Mapping[str, Any]) -> str:
     counts = [figures.get(key) for key in ("test_images", "train_images", "classes", "chance")]
     if not all(is_number(count) for count in counts):
-        return "Accuracy on classes that nothing here was trained on."
+        return ""
     test, train, classes, chance = counts
     return (
         f"Accuracy in per cent of {words('', test)} test images of {words('', classes)} classes, with probes trained "

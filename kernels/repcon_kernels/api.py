@@ -53,7 +53,8 @@ def multi_head_kl(
     labels = _labels(heads, ids, logp, rows, weights, tail, implementation)
     with_gradient = logits.requires_grad and torch.is_grad_enabled()
     if inplace_gradient and with_gradient:
-        if logits.is_leaf:
+        base = logits._base
+        if logits.is_leaf or (base is not None and base.is_leaf and base.requires_grad):
             raise ValueError("inplace_gradient would overwrite logits that are a leaf: nothing computed them")
         return torch.ops.repcon_kernels.multi_head_kl_(logits, *labels)
     return torch.ops.repcon_kernels.multi_head_kl(logits, *labels, with_gradient)[0]
@@ -83,8 +84,12 @@ def linear_kl(
     """
     kind = features.device.type
     if torch.is_autocast_enabled(kind):
+        # As autocast does, which leaves float64 alone.
         dtype = torch.get_autocast_dtype(kind)
-        features, weight, bias = features.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
+        features, weight, bias = (
+            tensor if tensor is None or tensor.dtype == torch.float64 else tensor.to(dtype)
+            for tensor in (features, weight, bias)
+        )
     linear.validate(features, weight, bias, chunk_rows)
     validate_targets(features.shape[0], weight.shape[0], features.device, heads, ids, logp, rows, weights, tail)
     _validate_implementation(implementation)

@@ -14,8 +14,8 @@ import triton
 import triton.language as tl
 
 from repcon_kernels.heads import LOG_TAIL_FLOOR, TAILS
-from repcon_kernels.labels import compare_all, load_labels, scatter_all, teacher_mass
-from repcon_kernels.rows import LOG2_E, LOWEST, clean, load_columns, outside, statistics, write_rows
+from repcon_kernels.labels import compare_all, finite_labels, load_labels, scatter_all, teacher_mass
+from repcon_kernels.rows import LOG2_E, LOWEST, clean, finite_total, load_columns, outside, statistics, write_rows
 
 BUCKET = tl.constexpr(TAILS.index("bucket"))
 RENORMALISE = tl.constexpr(TAILS.index("renormalise"))
@@ -165,7 +165,13 @@ def _tile(
         part, matched, factor = _bucket(log_p_tail, reference, rest, student, mass, stored[6])
         loss += part
     if TAIL == UNIFORM:
-        part, even = _uniform(log_p_tail, total - label_total, student, stored)
+        lost = tl.zeros(scale.shape, tl.float32)
+        # Logits of -inf would drown the others in the sum: then a second look at the row, for the rows that need it.
+        if tl.max((total < 0.5 * LOWEST).to(tl.int32), axis=0) > 0:
+            total, lost = finite_total(z, tile, BLOCK, STREAMED)
+            label_total, label_lost = finite_labels(labels, stored, K_BLOCK, CHUNKED)
+            lost -= label_lost
+        part, even = _uniform(log_p_tail, total - label_total, lost, student, stored)
         loss += part
         # Times `mass` here, by rows: brought to it only in a tile, it would travel there through shared memory.
         shift = even * mass
@@ -192,15 +198,18 @@ def _bucket(log_p_tail, reference, rest, student, mass, inverse_t):
 
 
 @triton.jit
-def _uniform(log_p_tail, z_sum, student, stored):
-    """The tail's part of the loss, and the share of p_tail of each class outside S, whose logits sum to `z_sum`."""
+def _uniform(log_p_tail, z_sum, lost, student, stored):
+    """The tail's part of the loss, and the share of p_tail of each class outside S, whose logits sum to `z_sum`.
+
+    Where `lost` of these logits are -inf, that part is infinite, unless there is no tail.
+    """
     top, log_total = student
     count = (stored[4] - stored[5]).to(tl.float32)
     count = tl.maximum(count, 1.0)
     p_tail = tl.exp(log_p_tail)
     log_q = (z_sum / count - top) * stored[6] - log_total
-    loss = tl.where(p_tail == 0.0, 0.0, p_tail * (log_p_tail - tl.log(count) - log_q))
-    return loss, p_tail / count
+    loss = tl.where(lost > 0.0, float("inf"), p_tail * (log_p_tail - tl.log(count) - log_q))
+    return tl.where(p_tail == 0.0, 0.0, loss), p_tail / count
 
 
 @triton.jit

@@ -10,7 +10,7 @@ pass. `stored` is (pointers to the rows' first logit, first id, first log-probab
 import triton
 import triton.language as tl
 
-from repcon_kernels.rows import LOG2_E, LOWEST
+from repcon_kernels.rows import LOG2_E, LOWEST, finite_sum
 
 
 @triton.jit
@@ -46,13 +46,15 @@ def teacher_mass(log_u, log_tail, stored, K_BLOCK: tl.constexpr, CHUNKED: tl.con
 @triton.jit
 def compare(labels, log_mass, student, inverse_t):
     """p, q (R, K_BLOCK); by rows the divergence, the student's sum relative to its largest logit, the sum of logits."""
-    _, log_u, z, present, _ = labels
+    _, log_u, z, present, known = labels
     top, log_total = student
     log_p = log_u - log_mass[:, None]
     p = tl.exp(log_p)
     below = z - top[:, None]
     log_q = below * inverse_t - log_total[:, None]
-    divergence = tl.sum(tl.where(p == 0.0, 0.0, p * (log_p - log_q)), axis=1)
+    # A slot without mass counts for nothing; but for one whose id is out of range: its NaN goes through.
+    nothing = (p == 0.0) & (known | ~present)
+    divergence = tl.sum(tl.where(nothing, 0.0, p * (log_p - log_q)), axis=1)
     # The same operations on the same numbers as in `statistics`, so that these terms leave no residue in its sum.
     share = tl.sum(tl.where(present, tl.exp2(below * (inverse_t * LOG2_E)), 0.0), axis=1)
     return p, tl.exp(log_q), divergence, share, tl.sum(tl.where(present, z, 0.0), axis=1)
@@ -70,6 +72,19 @@ def compare_all(labels, stored, log_mass, student, K_BLOCK: tl.constexpr, CHUNKE
             share += more_share
             total += more_total
     return p, q, divergence, share, total
+
+
+@triton.jit
+def finite_labels(labels, stored, K_BLOCK: tl.constexpr, CHUNKED: tl.constexpr):
+    """`rows.finite_total` of the logits of S."""
+    total, lost = finite_sum(labels[2], labels[3])
+    if CHUNKED:
+        for start in range(K_BLOCK, stored[5], K_BLOCK):
+            _, _, z, present, _ = load_labels(stored, start + tl.arange(0, K_BLOCK))
+            more, more_lost = finite_sum(z, present)
+            total += more
+            lost += more_lost
+    return total, lost
 
 
 @triton.jit

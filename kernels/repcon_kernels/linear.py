@@ -77,11 +77,18 @@ def _linear_kl(
         losses += run(logits, gradient, heads, chunk_ids, chunk_logp, chunk_rows_, weights, tail, 1 / batch, scale)
         if with_gradient:
             torch.mm(logits, weight, out=d_features[chunk])
-            d_weight += logits.T @ features[chunk]
+            d_weight += _product(logits.T, features[chunk], d_weight.dtype)
             if bias is not None:
                 d_bias += logits.sum(dim=0, dtype=d_bias.dtype)
         del logits, gradient  # before the next chunk's exist
     return losses.sum(), losses, d_features, d_weight, d_bias
+
+
+def _product(left: Tensor, right: Tensor, wide: torch.dtype) -> Tensor:
+    """left @ right; of float16 in `wide`, as the stored gradients lack their 1 / B and their sums would overflow."""
+    if left.dtype == torch.float16:
+        left, right = left.to(wide), right.to(wide)
+    return left @ right
 
 
 def _gradients(

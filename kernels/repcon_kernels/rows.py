@@ -4,6 +4,8 @@ A row of at most BLOCK columns stays in registers between `statistics` and `writ
 columns at a time, once for each of the two. `tile` is (pointers to the rows' first logit (R,), whether the row exists
 (R,), classes, width, rate), see `kernel`.
 """
+# pyright: reportGeneralTypeIssues=false, reportArgumentType=false
+# (Triton's types describe its compiler; the language that it reads is another.)
 
 import triton
 import triton.language as tl
@@ -57,6 +59,27 @@ def statistics(z, tile, BLOCK: tl.constexpr, STREAMED: tl.constexpr, TOTAL: tl.c
         top = tl.max(z, axis=1)
         mass = tl.sum(tl.exp2((z - top[:, None]) * rate), axis=1)
     return top, mass, total
+
+
+@triton.jit
+def finite_total(z, tile, BLOCK: tl.constexpr, STREAMED: tl.constexpr):
+    """Per row (R,): the sum of the logits that are not -inf, and how many are. `z` (R, BLOCK) are the first columns."""
+    classes = tile[2]
+    total, lost = finite_sum(z, (tl.arange(0, BLOCK) < classes)[None, :])
+    if STREAMED:
+        for start in range(BLOCK, classes, BLOCK):
+            column = start + tl.arange(0, BLOCK)
+            more, more_lost = finite_sum(clean(load_columns(tile, column), tile, column), (column < classes)[None, :])
+            total += more
+            lost += more_lost
+    return total, lost
+
+
+@triton.jit
+def finite_sum(z, known):
+    """Per row of `z` (R, N): the sum of what is known and not -inf (NaN stays NaN), and how many are -inf."""
+    gone = known & (z <= LOWEST)
+    return tl.sum(tl.where(known & ~gone, z, 0.0), axis=1), tl.sum(gone.to(tl.float32), axis=1)
 
 
 @triton.jit

@@ -54,10 +54,39 @@ def test_teachers_without_mass_somewhere(implementation: str, tail: str, device:
     assert_meets(empty_tail, tail, *compute(empty_tail.to(device), tail, implementation))
     empty_class = one_row([0.3, -1.0, 2.0, 0.0, 1.0], [2, 0, 1], [-0.1, -3.0, -torch.inf], -3.5)
     assert_meets(empty_class, tail, *compute(empty_class.to(device), tail, implementation))
-    if tail == "uniform":
-        return  # a logit of -inf is an infinite loss there
     impossible = replace(empty_class, logits=torch.tensor([[0.3, -torch.inf, 2.0, 0.0, 1.0]]))
     assert_meets(impossible, tail, *compute(impossible.to(device), tail, implementation))
+
+
+@BOTH
+@pytest.mark.parametrize("classes", [5, 5000])
+@pytest.mark.parametrize("lost", ["outside", "inside", "inside, without mass", "both"])
+def test_logits_of_minus_infinity_under_a_uniform_tail(
+    implementation: str, classes: int, lost: str, device: str
+) -> None:
+    """They cost an infinite loss where the teacher has mass, nothing where it has none, and drown no other logit."""
+    generator = torch.Generator().manual_seed(4)
+    logits = torch.randn(classes, generator=generator)
+    logits[3 if lost in ("outside", "both") else 1] = -torch.inf
+    if lost == "both":
+        logits[1] = -torch.inf
+    log_p = [-0.7, -torch.inf if lost == "inside, without mass" else -1.9]
+    case = one_row(logits.tolist(), [2, 1], log_p, -1.6)
+    losses, gradient = compute(case.to(device), "uniform", implementation)
+    if lost == "inside, without mass":
+        assert_meets(case, "uniform", losses, gradient)
+    else:
+        assert losses.tolist() == [torch.inf]
+
+
+@BOTH
+@pytest.mark.parametrize("tail", TAILS)
+def test_an_id_out_of_range_is_seen_even_without_mass(implementation: str, tail: str, device: str) -> None:
+    if implementation == "torch":
+        return  # raises what torch raises
+    case = one_row([0.3, -1.0, 2.0, 0.0, 1.0], [2, 77], [-0.1, -200.0], -torch.inf)
+    losses, _ = compute(case.to(device), tail, implementation)
+    assert losses.isnan().all()
 
 
 @BOTH

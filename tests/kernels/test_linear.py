@@ -135,3 +135,24 @@ def test_mistakes(device: str) -> None:
     refused("chunk_rows", features, weight, bias, chunk_rows=-1)
     refused("7 rows of ids.*for 3 rows", features[:3], weight, bias)
     refused("1 heads, but 2 tensors", features, weight, bias, replace(case, ids=(*case.ids, *case.ids)))
+
+
+def test_the_weights_gradient_in_float16_does_not_overflow(device: str) -> None:
+    """65,536 rows that pull the same way, as at the start of training."""
+    case = make(2, [(10, 4)]).to(device)
+    rows = torch.zeros(2**16, dtype=torch.int64, device=device)
+    case = replace(case, rows=rows, heads=tuple(replace(head, temperature=4.0) for head in case.heads))
+    features = torch.full((len(rows), 12), 2.0, dtype=torch.float16, device=device).requires_grad_()
+    weight = torch.zeros(10, 12, dtype=torch.float16, device=device).requires_grad_()
+    *_, (_, found) = run(case, (features, weight, None), "torch")
+    wide = [part.detach().float().requires_grad_() for part in (features, weight)]
+    *_, (_, wanted) = run(case, (wide[0], wide[1], None), "torch")
+    torch.testing.assert_close(found.float(), wanted, rtol=2e-2, atol=2e-2)
+
+
+def test_autocast_leaves_float64_alone(device: str) -> None:
+    case = make(3, [(10, 4)]).to(device)
+    parts = layer(10, 3, torch.float64, device)
+    with torch.autocast(device, torch.bfloat16):
+        loss, _, _ = run(case, parts, "torch")
+    assert loss.dtype == torch.float64

@@ -65,6 +65,11 @@ class HeadsLoss:
         missing = [name for name in self.names if name not in labels]
         if missing:
             raise UserError(f"labels: no labels of head {missing[0]!r} were given; read the store with this head")
+        if logits.shape[1] != self.specs[-1].stop:
+            raise UserError(
+                f"logits: {logits.shape[1]} columns, but the heads {', '.join(self.names)} have {self.specs[-1].stop} "
+                "classes; build the student with the same heads in the same order"
+            )
         return multi_head_kl(
             logits,
             self.specs,

@@ -23,6 +23,7 @@ class OpenFile:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         """Raises OSError."""
+        self._path = str(path)
         self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         self.bytes = os.fstat(self._descriptor).st_size
         """The file's length when it was opened."""
@@ -34,10 +35,14 @@ class OpenFile:
     def read(self, start: int, length: int) -> bytes:
         """Bytes [start, start + length), fewer at the file's end; takes no more memory than the file is long."""
         length = max(0, min(length, self.bytes - start))
-        found = os.pread(self._descriptor, length, start)
-        # One call gives 2 GiB at most.
-        while len(found) < length and (more := os.pread(self._descriptor, length - len(found), start + len(found))):
-            found += more
+        try:
+            found = os.pread(self._descriptor, length, start)
+            # One call gives 2 GiB at most.
+            while len(found) < length and (more := os.pread(self._descriptor, length - len(found), start + len(found))):
+                found += more
+        except OSError as error:
+            error.filename = self._path  # which a descriptor does not tell
+            raise
         return found
 
 

@@ -87,9 +87,11 @@ class LabelStore:
         """
         files = open_files(str(url))
         if files.size(MANIFEST) is None:
-            if files.names("") and files.size(JOURNAL) is None:
-                raise UserError(f"{files.root} holds other files; name an empty or new folder for the store")
-            commit(files, manifest_of(spec, files.root))
+            others = files.names("") and files.size(JOURNAL) is None
+            if files.size(MANIFEST) is None:  # else another process has just finished making it
+                if others:
+                    raise UserError(f"{files.root} holds other files; name an empty or new folder for the store")
+                commit(files, manifest_of(spec, files.root))
         files.sweep()
         complete(files)
         store = cls.open(url)
@@ -100,13 +102,16 @@ class LabelStore:
     def open(cls, url: str) -> "LabelStore":
         """An existing store. Raises UserError on damage, another format version, or no store."""
         files = open_files(str(url))
-        try:
-            store = cls(files, files.read(MANIFEST, 0, MOST_BYTES + 1))
-        except (FileNotFoundError, NotADirectoryError):
-            hint = f"no label store here (it has no {MANIFEST}); `repcon precompute` makes one"
-            raise UserError(f"{files.root}: {hint}") from None
-        check_metadata(files, store.manifest)
-        return store
+        while True:
+            data = _manifest(files)
+            try:
+                store = cls(files, data)
+                check_metadata(files, store.manifest)
+            except UserError:
+                if _manifest(files) == data:
+                    raise
+            else:
+                return store  # Else another process changed the store between the two looks.
 
     def append_teachers(self, sections: Sequence[TeacherSection]) -> None:
         """Adds heads, to be computed on the stored boxes; those of a name that is there must be equal to it."""
@@ -160,8 +165,16 @@ class LabelStore:
 
     @property
     def missing(self) -> np.ndarray:
-        """Rows (int64, sorted) whose image could not be decoded when some finished unit was written."""
-        done = [unit for unit in units_of(self.manifest) if self.is_done(unit)]
+        """`missing_of` all heads."""
+        return self.missing_of(self.heads)
+
+    def missing_of(self, heads: Iterable[str]) -> np.ndarray:
+        """Rows (int64, sorted) whose image could not be decoded when some finished unit of these heads was written.
+
+        Units of other heads do not matter: what a run on some heads learns from stays the same while others are added.
+        """
+        names = set(heads)
+        done = [unit for unit in units_of(self.manifest) if names & set(unit.heads) and self.is_done(unit)]
         return np.array(sorted({row for unit in done for row in self._markers.get(unit).missing}), np.int64)
 
     def write(
@@ -315,3 +328,12 @@ class LabelStore:
         if unknown:
             raise UserError(f"{self.url}: no head {', '.join(unknown)}; it holds {', '.join(self.heads)}")
         return [self.heads[name] for name in names]
+
+
+def _manifest(files: Files) -> bytes:
+    """The manifest's bytes. Raises UserError where there is no store."""
+    try:
+        return files.read(MANIFEST, 0, MOST_BYTES + 1)
+    except (FileNotFoundError, NotADirectoryError):
+        hint = f"no label store here (it has no {MANIFEST}); `repcon precompute` makes one"
+        raise UserError(f"{files.root}: {hint}") from None

@@ -115,6 +115,13 @@ def test_labels_without_the_head_are_named() -> None:
         loss(torch.randn(4, 12), {"small": stored["small"]})
 
 
+def test_logits_of_other_heads_are_refused() -> None:
+    """Labels of the first head would be learnt in another head's columns."""
+    _, stored = labels(4)
+    with pytest.raises(UserError, match="15 columns, but the heads small have 3 classes"):
+        HeadsLoss(STORED, [HeadConfig(name="small")])(torch.randn(4, 15), stored)
+
+
 def test_the_choice_is_made_by_device_and_said_once() -> None:
     assert choose("auto", torch.device("cpu"))[0] == "torch"
     assert choose("auto", torch.device("cuda"))[0] == "triton"

@@ -204,6 +204,13 @@ def test_missing_rows_are_poison_listed_and_allowed(tmp_path, values):
     assert (np.delete(ids, [3, 77], 0) < 300).all() and not np.isnan(np.delete(logp, [3, 77], 0)).any()
 
 
+def test_what_other_heads_units_miss_does_not_change_ones_own(store):
+    store.append_teachers([section("birds", 50)])
+    write(store, store.unfinished()[0], missing=[3])
+    assert store.missing.tolist() == [3] == store.missing_of(["birds"]).tolist()
+    assert store.missing_of(["wide", "small"]).tolist() == []
+
+
 @pytest.mark.parametrize(
     ("change", "named"),
     [

@@ -1,5 +1,6 @@
 """What may happen to a store, with a fixed seed: kills, flipped bytes, races, full disks, lost and swapped files."""
 
+import json
 import multiprocessing
 import os
 import pickle
@@ -138,6 +139,78 @@ def test_markers_that_changed_places_are_found(store):
     other.write_bytes(left)
     with pytest.raises(UserError, match="the marker is that of unit"):
         read_everything(store.url)
+
+
+def test_labels_of_a_teacher_that_the_manifest_does_not_name_are_unfinished(store):
+    """An older manifest is put back, and the store grown in another way: units of the same names hold other labels."""
+    root = Path(store.url)
+    older = {path: path.read_bytes() for path in (root / "manifest.json", *root.rglob("zarr.json"))}
+
+    def grown(*sections):
+        opened = LabelStore.open(store.url)
+        opened.append_teachers(sections)
+        return opened
+
+    added = fill(grown(section("birds", 50)))
+    assert added.unfinished() == []
+    for others in (section("birds", 50, weight_hash="trained again"), section("cars", 50)):
+        for path, data in older.items():
+            path.write_bytes(data)
+        again = grown(others)
+        assert [unit.heads for unit in again.unfinished()] == [(others.name,)] * 3
+        with pytest.raises(UserError, match=r"other teachers or crops.*precompute"):
+            again.slab(0)
+        fill(again)
+        assert again.unfinished() == [] and not any(again.damage(unit) for unit in again.units())
+
+
+def test_markers_of_stores_from_before_their_source_was_kept_count(store):
+    for path in Path(store.url, "done").iterdir():
+        held = {name: value for name, value in json.loads(path.read_text()).items() if name != "source"}
+        path.write_bytes(seal(held))
+    assert LabelStore.open(store.url).unfinished() == []
+
+
+def test_a_store_that_grows_while_it_is_opened_is_not_damaged(store, monkeypatch):
+    other, plain, grown = LabelStore.open(store.url), LocalFiles.read, []
+
+    def read(self, name, *place):
+        data = plain(self, name, *place)
+        if name == "manifest.json" and not grown:
+            grown.append(True)
+            other.append_crops(8)
+        return data
+
+    monkeypatch.setattr(LocalFiles, "read", read)
+    assert LabelStore.open(store.url).crops == 8
+
+
+def test_a_journal_that_is_gone_meanwhile_is_none(store, monkeypatch):
+    plain = LocalFiles.size
+    monkeypatch.setattr(LocalFiles, "size", lambda self, name: 9 if "next" in name else plain(self, name))
+    assert LabelStore.open(store.url).crops == store.crops
+
+
+def test_a_disk_that_cannot_be_read_is_not_called_missing(store, monkeypatch):
+    def read(descriptor, length, start):
+        raise OSError(5, "Input/output error")
+
+    opened = LabelStore.open(store.url)
+    monkeypatch.setattr(os, "pread", read)
+    with pytest.raises(OSError) as caught:
+        opened.slab(0)
+    assert str(caught.value.filename).startswith(store.url)
+    monkeypatch.undo()
+    plain = LocalFiles.read
+
+    def no_metadata(self, name, *place):
+        if name.endswith("zarr.json"):
+            raise OSError(5, "Input/output error")
+        return plain(self, name, *place)
+
+    monkeypatch.setattr(LocalFiles, "read", no_metadata)
+    with pytest.raises(UserError, match=r"zarr.json: cannot be read \(Input/output error"):
+        LabelStore.open(store.url)
 
 
 def test_another_version_of_the_format_is_refused(store):

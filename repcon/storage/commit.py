@@ -4,6 +4,7 @@ Order on disk: the coming manifest as a journal, array metadata, the manifest, a
 meets the old manifest or the new one; a kill in between leaves the journal, from which the next writer completes.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -21,6 +22,7 @@ from repcon.storage.manifest import (
     Manifest,
     StoreSpec,
     TeacherSection,
+    answers_of,
     difference,
     manifest_of,
     read_manifest,
@@ -67,14 +69,16 @@ def _coming(files: Files) -> Manifest:
 def check_metadata(files: Files, manifest: Manifest) -> None:
     """Compares every `zarr.json` with its hash; while a change is under way the coming one is right too."""
     accepted = [manifest.metadata]
-    if files.size(JOURNAL) is not None:
+    with contextlib.suppress(FileNotFoundError):  # no journal, or not any more
         accepted.append(_coming(files).metadata)
 
     def problem(name: str) -> str | None:
         try:
             digest = hashlib.sha256(files.read(name, 0, 2**20)).hexdigest()
-        except OSError:
+        except FileNotFoundError:
             return f"{files.root}/{name}: missing; restore it from a copy"
+        except OSError as error:
+            return f"{files.root}/{name}: cannot be read ({error.strerror or error}); mend that and try again"
         if digest in [hashes.get(name) for hashes in accepted]:
             return None
         return f"{files.root}/{name}: damaged (its sha256 is not the manifest's); restore it from a copy"
@@ -94,9 +98,9 @@ def require_same(held: Manifest, spec: StoreSpec, root: str) -> None:
     have["crops"] = held.parts[0].crops[1] if spec.crops == held.parts[0].crops[1] else held.crops
     if not spec.rows_per_shard:
         asked["rows_per_shard"] = have["rows_per_shard"]
-    sections = {teacher["name"]: _identity(teacher) for teacher in have["teachers"]}
+    sections = {teacher.name: answers_of(teacher) for teacher in held.teachers}
     have["teachers"] = {teacher.name: sections.get(teacher.name) for teacher in spec.teachers}
-    asked["teachers"] = {teacher["name"]: _identity(teacher) for teacher in asked["teachers"]}
+    asked["teachers"] = {teacher.name: answers_of(teacher) for teacher in spec.teachers}
     for derived in ("parts", "metadata", "crops_per_shard"):
         del asked[derived], have[derived]
     if found := difference(have, asked):
@@ -105,14 +109,9 @@ def require_same(held: Manifest, spec: StoreSpec, root: str) -> None:
 
 def require_same_section(held: TeacherSection, asked: TeacherSection, root: str) -> None:
     """Refuses a teacher that differs from the one of its name."""
-    if found := difference(_identity(_plain(held)), _identity(_plain(asked)), f"teachers.{held.name}"):
+    if found := difference(answers_of(held), answers_of(asked), f"teachers.{held.name}"):
         raise UserError(f"{root}: {found}; a teacher that changed needs another name")
 
 
 def _plain(record: Any) -> dict[str, Any]:
     return json.loads(json.dumps(dataclasses.asdict(record)))
-
-
-def _identity(section: dict[str, Any]) -> dict[str, Any]:
-    """What decides a teacher's answers; its licence, its versions and where it was loaded from do not."""
-    return {key: value for key, value in section.items() if key not in ("versions", "licence", "model")}

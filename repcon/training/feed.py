@@ -79,11 +79,12 @@ class Feed:
         self._rank, self._world = rank, world
         self.passes = passes(epochs, crops_per_decode, store.crops)
         train, held = split(pack.hashes, holdout, seed)
-        self.rows = np.setdiff1d(train, store.missing)
-        self.held = np.setdiff1d(held, store.missing)
+        names = tuple(store.heads if heads is None else heads)
+        missing = store.missing_of(names)
+        self.rows = np.setdiff1d(train, missing)
+        self.held = np.setdiff1d(held, missing)
         self.lengths = [self._order(part).steps for part in self.passes]
         """Batches of each pass."""
-        names = tuple(store.heads if heads is None else heads)
         self._store, self._names, self._label_bytes = store, names, int(label_memory * 2**30)
         self._shelf = Shelf(store, names, self._device, shared=world > 1)
         self._held_labels: Labels | None = None

@@ -193,10 +193,17 @@ def test_another_pack_is_refused(real, store):
 
 
 def test_other_weights_are_refused(real, tmp_path):
+    """The model's folder holds something else by now."""
     root = shutil.copytree(real, tmp_path / "copy")
     path = root / "labels.zarr" / "manifest.json"
     values = unseal(path.read_bytes(), "m")
-    values["teachers"][0]["weight_hash"] = "0" * 64
+    teacher = values["teachers"][0]
+    model = backbones.create(teacher["model"])
+    with torch.no_grad():
+        next(model.parameters()).add_(1e-3)
+    inputs = Preprocessing(**{name: teacher["preprocessing"][name] for name in ("size", "mean", "std")})
+    backbones.save(model, tmp_path / "changed", classes=(), preprocessing=inputs, extra={})
+    teacher["model"] = str(tmp_path / "changed")
     path.write_bytes(seal(values))
     with pytest.raises(UserError, match=r"t5: .* is not the model that made the labels: weight_hash"):
         verification.run(config(root, str(root / "labels.zarr")))

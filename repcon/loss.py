@@ -6,6 +6,7 @@ from importlib.util import find_spec
 
 import torch
 from repcon_kernels import HeadSpec, multi_head_kl
+from repcon_kernels.tickets import tickets
 from torch import Tensor
 
 from repcon.config import HeadConfig, LossKind, Tail
@@ -49,6 +50,9 @@ class HeadsLoss:
         self.specs = _specs(store_heads, heads, tail)
         self.weights = torch.tensor([head.weight for head in heads], dtype=torch.float32, device=self.device)
         self.implementation, why = choose(implementation, self.device)
+        if self.implementation == "triton" and self.device.type == "cuda":
+            # Now: in torch.compile's warm-up for CUDA graphs they would come to lie in a graph's own memory.
+            tickets(self.device, len(self.names))
         count = f"{len(self.names)} head{'s' if len(self.names) > 1 else ''}"
         if announced:
             _announce(f"loss: {self.implementation} on {self.device} ({why}), tail {tail}, {count}")

@@ -65,11 +65,7 @@ def run(config: EvaluateConfig) -> dict[str, Any]:
     split = split_images(pack, config)
     if split.left_out:
         console.print(f"left out, with one image each: {escape(', '.join(split.left_out))}")
-    for name, model in trunks.items():
-        if taught := sorted({word for part in model.split(JOIN) for word in _taught(part, pack)} & set(split.classes)):
-            few = ", ".join(taught[:3]) + (", …" if len(taught) > 3 else "")
-            what = f"{len(taught)} of the {len(split.classes)} classes ({few}) were taught to {name} on these images"
-            console.print(f"[yellow]careful[/]: {escape(what)}; what it reaches there is no transfer", highlight=False)
+    _point_out_taught(trunks, pack, split)
     baseline = config.baseline or next(iter(trunks))
     measured: dict[str, dict[str, np.ndarray]] = {}
     about: dict[str, dict[str, Any]] = {}
@@ -121,14 +117,18 @@ def model_folder(model: str) -> str:
     return model
 
 
-def _taught(model: str, pack: Pack) -> tuple[str, ...]:
-    """The classes that a teacher says it learnt from this very pack."""
-    if (
-        not Path(model, "config.json").is_file()
-        or backbones.saved_extra(model).get("data_fingerprint") != pack.fingerprint
-    ):
-        return ()
-    return backbones.saved_classes(model)
+def _point_out_taught(trunks: Mapping[str, str], pack: Pack, split: Split) -> None:
+    """Says which of the measured classes a trunk learnt from this very pack, by what is saved with it."""
+    for name, model in trunks.items():
+        taught: set[str] = set()
+        for part in model.split(JOIN):
+            saved = Path(part, "config.json").is_file() and backbones.saved_extra(part)
+            if saved and saved.get("data_fingerprint") == pack.fingerprint:
+                taught |= set(backbones.saved_classes(part)) & set(split.classes)
+        if taught:
+            few = ", ".join(sorted(taught)[:3]) + (", …" if len(taught) > 3 else "")
+            what = f"{len(taught)} of the {len(split.classes)} classes ({few}) were taught to {name} on these images"
+            console.print(f"[yellow]careful[/]: {escape(what)}; what it reaches there is no transfer", highlight=False)
 
 
 def split_images(pack: Pack, config: EvaluateConfig) -> Split:

@@ -66,7 +66,7 @@ def main() -> None:
         figures = measure(setting, arguments.device, Path(folder), ALONE_LONG if arguments.long else ALONE)
     facts = environment()
     facts["device"] = facts["device"] if arguments.device == "cuda" else "cpu"
-    figures |= {"loader": setting.loader, "workers": setting.workers}
+    figures["loader"] = f"{setting.loader}, {setting.workers or 'its own number of'} threads"
     figures |= {"environment": facts, "targets": targets("training", facts["device"])}
     script.finish("training", figures, [tables.of_figures("Training", figures)], arguments)
 

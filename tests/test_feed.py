@@ -37,6 +37,21 @@ def test_labels_belong_to_the_pixels(case: Path, window: int) -> None:
     feed.close()
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_stream_of_the_consumers_own_waits_for_its_batch(case: Path) -> None:
+    pack, store = Pack.open(str(pack_path(case))), LabelStore.open(str(case / "labels.zarr"))
+    feed = Feed(pack, store, size=SIZE, batch_size=8, epochs=2, loader="torch", workers=1, device="cuda")
+    own = torch.cuda.Stream()
+    for part in range(len(feed.passes)):
+        torch.cuda._sleep(200_000_000)  # a tenth of a second; copies on the default stream stand behind it
+        with torch.cuda.stream(own):
+            for batch in feed.batches(part):
+                for name, classes in CLASSES.items():
+                    ids = batch.labels[name][0].to(torch.int64)[batch.rows, 0]
+                    assert torch.equal(ids.cpu(), colour_logits(batch.pixels.cpu(), classes).argmax(1))
+    feed.close()
+
+
 @pytest.fixture(scope="module")
 def sharded(case: Path, tmp_path_factory: pytest.TempPathFactory) -> LabelStore:
     """The case's labels in six shards of a crop."""

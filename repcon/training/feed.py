@@ -118,7 +118,7 @@ class Feed:
     def _ordered(self, order: Order, labels: Labels | Windows, start: int) -> Generator[Batch]:
         totals = (order.size(step) for step in range(start, order.steps))
         decoded = self._loader.batches(order.requests(labels.cut, start))
-        return _ahead(self._labelled(order.batches(decoded, start), labels, totals))
+        return self._ahead(self._labelled(order.batches(decoded, start), labels, totals))
 
     def _order(self, part: Pass, windows: np.ndarray | None = None) -> Order:
         return Order(
@@ -151,7 +151,15 @@ class Feed:
                 boxes, flips = labels.cut(share)
                 yield Request(images=share, crops=np.zeros((len(share), 1), np.int64), boxes=boxes, flips=flips)
 
-        return _ahead(self._labelled(self._loader.batches(requests()), labels, map(len, shares)))
+        return self._ahead(self._labelled(self._loader.batches(requests()), labels, map(len, shares)))
+
+    def _ahead(self, batches: Iterator[Batch]) -> Generator[Batch]:
+        """The batches, up to two ahead in a thread, which ends with the loop over them; for the caller's stream."""
+        with Ahead(_marked(batches, self._device), 2) as items:
+            for batch, whole in items:
+                if whole is not None:
+                    _hand_over(batch, whole, torch.cuda.current_stream(self._device))
+                yield batch
 
     def close(self) -> None:
         """Stops the loader's workers and the reading of labels."""
@@ -173,10 +181,21 @@ class Feed:
             )
 
 
-def _ahead(batches: Iterator[Batch]) -> Generator[Batch]:
-    """The batches, up to two ahead in a thread, which ends with the loop over them."""
-    with Ahead(batches, 2) as items:
-        yield from items
+def _marked(batches: Iterator[Batch], device: torch.device) -> Iterator[tuple[Batch, torch.cuda.Event | None]]:
+    """Each batch, and on a GPU the point in this thread's stream from which on it lies there whole."""
+    for batch in batches:
+        whole = None
+        if device.type == "cuda":
+            whole = torch.cuda.Event()
+            whole.record(torch.cuda.current_stream(device))
+        yield batch, whole
+
+
+def _hand_over(batch: Batch, whole: torch.cuda.Event, stream: torch.cuda.Stream) -> None:
+    """Has the stream wait for the batch, and its memory for the stream."""
+    stream.wait_event(whole)
+    for tensor in (batch.pixels, batch.rows, *(table for pair in batch.labels.values() for table in pair)):
+        tensor.record_stream(stream)
 
 
 class Clock:

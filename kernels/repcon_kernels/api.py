@@ -84,12 +84,9 @@ def linear_kl(
     """
     kind = features.device.type
     if torch.is_autocast_enabled(kind):
-        # As autocast does, which leaves float64 alone.
         dtype = torch.get_autocast_dtype(kind)
-        features, weight, bias = (
-            tensor if tensor is None or tensor.dtype == torch.float64 else tensor.to(dtype)
-            for tensor in (features, weight, bias)
-        )
+        features, weight = _cast(features, dtype), _cast(weight, dtype)
+        bias = None if bias is None else _cast(bias, dtype)
     linear.validate(features, weight, bias, chunk_rows)
     validate_targets(features.shape[0], weight.shape[0], features.device, heads, ids, logp, rows, weights, tail)
     _validate_implementation(implementation)
@@ -106,6 +103,11 @@ def linear_kl(
     with_gradient = needed and torch.is_grad_enabled()
     loss, losses, *_ = torch.ops.repcon_kernels.linear_kl(features, weight, bias, *labels, chunk_rows, with_gradient)
     return loss, losses
+
+
+def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """As autocast does, which leaves float64 alone."""
+    return tensor if tensor.dtype == torch.float64 else tensor.to(dtype)
 
 
 def _validate_implementation(implementation: str) -> None:

@@ -22,7 +22,7 @@ from repcon.config import (
     TrainConfig,
 )
 from repcon.errors import UserError
-from repcon.images import Pack, class_rows
+from repcon.images import Pack, class_rows, shared_images
 from repcon.record import write_json
 
 
@@ -236,6 +236,5 @@ def check_disjoint(packs: dict[str, Pack]) -> None:
     names = list(packs)
     for place, first in enumerate(names):
         for second in names[place + 1 :]:
-            shared = set(map(bytes, packs[first].hashes)) & set(map(bytes, packs[second].hashes))
-            if shared:
-                raise UserError(f"{first} and {second} share {len(shared)} images; the comparison would be worthless")
+            if shared := shared_images(packs[first].hashes, packs[second].hashes):
+                raise UserError(f"{first} and {second} share {shared} images; the comparison would be worthless")

@@ -26,7 +26,7 @@ from repcon.config import (
     dump,
 )
 from repcon.errors import UserError
-from repcon.images import Pack, class_rows
+from repcon.images import Pack, class_rows, shared_images
 from repcon.pictures.drawings import render
 from repcon.record import Run, console
 
@@ -94,8 +94,7 @@ def _own_pictures(config: DemoConfig, folder: Path) -> tuple[Path, Path]:
 def _check_proxy(config: DemoConfig, domain: Pack, proxy: Pack) -> None:
     """Raises UserError where the proxy holds images of the half of the classes that is tested on."""
     rows, _, _ = class_rows(domain, _half(config, first=False))
-    tested = {bytes(digest) for digest in domain.hashes[rows]}
-    if shared := sum(bytes(digest) in tested for digest in proxy.hashes):
+    if shared := shared_images(domain.hashes[rows], proxy.hashes):
         raise UserError(f"--proxy {config.proxy}: holds {shared} of the images that are tested on; leave them out")
 
 

@@ -125,6 +125,11 @@ def _reason(error: OSError) -> str:
     return error.strerror or type(error).__name__
 
 
+def shared_images(first: np.ndarray, second: np.ndarray) -> int:
+    """How many images two sets have in common, by their content hashes, each (n, 16) uint8."""
+    return len(set(map(bytes, first)) & set(map(bytes, second)))
+
+
 def class_rows(pack: Pack, subset: ClassSubset) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
     """The images of a seeded part of the classes.
 

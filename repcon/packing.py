@@ -13,7 +13,7 @@ from repcon.errors import UserError
 from repcon.images import Pack
 from repcon.packs import sources, writing
 from repcon.packs.format import BETON, LEFT_OUT, MANIFEST
-from repcon.record import Run, console
+from repcon.record import Run, console, few
 
 
 def run(config: PackConfig) -> dict[str, Any]:
@@ -70,16 +70,18 @@ def _only_beton(out: Path) -> dict[str, Any]:
 
 
 def _write_beton(out: Path) -> None:
+    path = out / BETON
+    if path.is_file():
+        return
     from repcon.loaders.ffcv import write_beton  # FFCV is an extra, and slow to import.
 
     try:
         with writing.alone(out):
-            if not (out / BETON).is_file():
-                write_beton(Pack.open(out), out / BETON)
+            if not path.is_file():  # else another process has written it meanwhile
+                write_beton(Pack.open(out), path)
     except OSError as error:
         why = error.strerror or error
-        remedy = "mend that and run the same command again"
-        raise UserError(f"{out / BETON}: cannot be written ({why}); {remedy}") from error
+        raise UserError(f"{path}: cannot be written ({why}); mend that and run the same command again") from error
 
 
 def _show(config: PackConfig, figures: dict[str, Any], names: tuple[str, ...]) -> None:
@@ -94,14 +96,9 @@ def _show(config: PackConfig, figures: dict[str, Any], names: tuple[str, ...]) -
     console.print(f"[bold]{escape(config.out)}[/]: {figures['images']:,} images", soft_wrap=True, highlight=False)
     console.print(table)
     shards = f"{figures['shards']} shard{'s' if figures['shards'] != 1 else ''}"
-    classes = f"{figures['classes']} classes ({_few(names)})" if names else "no classes"
+    classes = f"{figures['classes']} classes ({few(names)})" if names else "no classes"
     facts = f"{figures['megabytes']:,.1f} MB in {shards}, {classes}, fingerprint {figures['fingerprint'][:16]}"
     console.print(facts, markup=False, highlight=False)
     if figures["left_out"]:
         path = escape(str(Path(config.out, LEFT_OUT)))
         console.print(f"each file that was left out, with the reason: {path}", soft_wrap=True)
-
-
-def _few(names: tuple[str, ...]) -> str:
-    """The first names: enough to see whether the right folders were taken for classes."""
-    return ", ".join(names[:3]) + (", …" if len(names) > 3 else "")

@@ -26,6 +26,11 @@ LEAST_BAR, MOST_BAR = 10, 30
 SPINNER = Spinner("dots")
 
 
+def few(names: Sequence[str]) -> str:
+    """The first three names, for a line in which there is no room for all."""
+    return ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
+
+
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
     """Writes `value` to `path` so that a reader sees the old file or the new one, never half of it."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")

@@ -25,7 +25,7 @@ from repcon.loaders import open_loader
 from repcon.packing import open_or_pack
 from repcon.probing import intervals, probes, show
 from repcon.probing.features import Reading, extract
-from repcon.record import Run, console, progress
+from repcon.record import Run, console, few, progress
 from repcon.training.finetune import Labelled, fit, predict
 
 SHOTS = (1, 5, 10)
@@ -126,8 +126,8 @@ def _point_out_taught(trunks: Mapping[str, str], pack: Pack, split: Split) -> No
             if saved and saved.get("data_fingerprint") == pack.fingerprint:
                 taught |= set(backbones.saved_classes(part)) & set(split.classes)
         if taught:
-            few = ", ".join(sorted(taught)[:3]) + (", …" if len(taught) > 3 else "")
-            what = f"{len(taught)} of the {len(split.classes)} classes ({few}) were taught to {name} on these images"
+            names = few(sorted(taught))
+            what = f"{len(taught)} of the {len(split.classes)} classes ({names}) were taught to {name} on these images"
             console.print(f"[yellow]careful[/]: {escape(what)}; what it reaches there is no transfer", highlight=False)
 
 

@@ -35,14 +35,13 @@ class Scan:
     left_out: list[tuple[str, str]] = field(default_factory=list)
     """(name, reason); a reason is a kind, or `kind: detail`."""
     identity: Any = field(default_factory=hashlib.sha256)
-    """SHA-256 over each file's name, size and time of change, a line each."""
+    """SHA-256 over each file's name, size and time of change, with a line break between files."""
+    _between: bytes = b""
 
     def identify(self, line: str) -> None:
         """Adds a file's line."""
-        self.identity.update((b"\n" if self._lines else b"") + line.encode("utf-8", "surrogateescape"))
-        self._lines += 1
-
-    _lines: int = 0
+        self.identity.update(self._between + line.encode("utf-8", "surrogateescape"))
+        self._between = b"\n"
 
 
 HIDDEN = "a hidden file"

@@ -103,12 +103,11 @@ def read_header(data: bytes) -> Header:
     frame: tuple[int, bytes] | None = None
     adobe, orientation = -1, 1
     for marker, place in _segments(data):
-        body = data[place] if marker in _FRAMES or marker in (0xEE, 0xE1) else b""
         if marker in _FRAMES and frame is None:
-            frame = marker, body
-        elif marker == 0xEE and body[:5] == b"Adobe" and len(body) >= 12:
+            frame = marker, data[place]
+        elif marker == 0xEE and (body := data[place])[:5] == b"Adobe" and len(body) >= 12:
             adobe = body[11]
-        elif marker == 0xE1 and body[:6] == b"Exif\0\0":
+        elif marker == 0xE1 and (body := data[place])[:6] == b"Exif\0\0":
             orientation = _orientation(partial(_exif, body))
     if frame is None or len(frame[1]) < 6:
         raise Unusable("damaged: no frame header")
@@ -201,15 +200,14 @@ def _bound(width: int, height: int) -> None:
 def _decode_jpeg(data: bytes, header: Header) -> tuple[np.ndarray | None, str]:
     """(height, width, 3) uint8, or None where Pillow has to decode; and what harmless damage the file has."""
     colorspace = "CMYK" if header.components == 4 else "RGB"
-    try:
-        decoded = simplejpeg.decode_jpeg(data, colorspace=colorspace, strict=True)
-    except ValueError as error:
-        reason = str(error)
-        if any(harmless in reason for harmless in _HARMLESS):
-            reason = _damage(_bare(data), colorspace)  # what was warned of first may hide worse
-            if not reason:
-                return None, "harmless damage"
-        raise Unusable(f"{'truncated' if 'remature end' in reason else 'damaged'}: {reason}") from error
+    decoded, reason = _strict(data, colorspace)
+    harmless = any(words in reason for words in _HARMLESS)
+    if harmless:
+        _, reason = _strict(_bare(data), colorspace)  # what was warned of first may hide worse
+    if reason:
+        raise Unusable(f"{'truncated' if 'remature end' in reason else 'damaged'}: {reason}")
+    if harmless:
+        return None, "harmless damage"
     # Pillow knows whether Adobe's inverted inks are meant.
     return (None if header.components == 4 else decoded), ""
 
@@ -225,13 +223,12 @@ def _bare(data: bytes) -> bytes:
     return b"".join(parts)
 
 
-def _damage(data: bytes, colorspace: str) -> str:
-    """What libjpeg warns of first; empty where it does not."""
+def _strict(data: bytes, colorspace: str) -> tuple[np.ndarray | None, str]:
+    """The pixels, or None and what libjpeg warns of first."""
     try:
-        simplejpeg.decode_jpeg(data, colorspace=colorspace, strict=True)
+        return simplejpeg.decode_jpeg(data, colorspace=colorspace, strict=True), ""
     except ValueError as error:
-        return str(error)
-    return ""
+        return None, str(error)
 
 
 def _decode(data: bytes) -> tuple[Image.Image, str]:

@@ -9,7 +9,6 @@ import dataclasses
 import hashlib
 import json
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 from repcon.errors import UserError
 from repcon.storage.arrays import metadata_of
@@ -25,6 +24,7 @@ from repcon.storage.manifest import (
     answers_of,
     difference,
     manifest_of,
+    plain,
     read_manifest,
     write_manifest,
 )
@@ -94,7 +94,7 @@ def check_metadata(files: Files, manifest: Manifest) -> None:
 
 def require_same(held: Manifest, spec: StoreSpec, root: str) -> None:
     """Refuses a spec that the store was not made for, naming the field; what was added since does not matter."""
-    asked, have = _plain(manifest_of(spec, root)), _plain(held)
+    asked, have = plain(manifest_of(spec, root)), plain(held)
     have["crops"] = held.parts[0].crops[1] if spec.crops == held.parts[0].crops[1] else held.crops
     if not spec.rows_per_shard:
         asked["rows_per_shard"] = have["rows_per_shard"]
@@ -111,7 +111,3 @@ def require_same_section(held: TeacherSection, asked: TeacherSection, root: str)
     """Refuses a teacher that differs from the one of its name."""
     if found := difference(answers_of(held), answers_of(asked), f"teachers.{held.name}"):
         raise UserError(f"{root}: {found}; a teacher that changed needs another name")
-
-
-def _plain(record: Any) -> dict[str, Any]:
-    return json.loads(json.dumps(dataclasses.asdict(record)))

@@ -175,17 +175,21 @@ def _check_parts(manifest: Manifest, names: list[str], origin: str) -> None:
         raise UserError(f"{origin}: parts name heads {sorted(strangers)} that have no teacher section")
 
 
+def plain(record: Any) -> dict[str, Any]:
+    """A dataclass as JSON has it: what is read back is equal to it."""
+    return json.loads(json.dumps(dataclasses.asdict(record)))
+
+
 def answers_of(section: TeacherSection) -> dict[str, Any]:
     """What decides a teacher's answers, as JSON has it: not its licence, its versions, or where it was loaded from."""
-    plain = json.loads(json.dumps(dataclasses.asdict(section)))
-    return {key: value for key, value in plain.items() if key not in ("versions", "licence", "model")}
+    return {key: value for key, value in plain(section).items() if key not in ("versions", "licence", "model")}
 
 
 def seal(values: Mapping[str, Any]) -> bytes:
     """The values as JSON with the sha256 of themselves."""
-    plain = {key: value for key, value in values.items() if key != "sha256"}
-    digest = hashlib.sha256(_render(plain)).hexdigest()
-    return _render({**plain, "sha256": digest})
+    content = {key: value for key, value in values.items() if key != "sha256"}
+    digest = hashlib.sha256(_render(content)).hexdigest()
+    return _render({**content, "sha256": digest})
 
 
 def unseal(data: bytes, origin: str) -> dict[str, Any]:

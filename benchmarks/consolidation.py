@@ -3,7 +3,7 @@
     python benchmarks/consolidation.py --data FOLDER            at most an hour on two cores
     python benchmarks/consolidation.py --data FOLDER --short    two minutes: that it runs, no result
     python benchmarks/consolidation.py --data FOLDER --long     224 pixels, more seeds, for a GPU
-    ... --domain-images   unlabeled images of the domains' teacher halves join the proxy
+    ... --domain-images [N]   unlabeled images of the domains' teacher halves join the proxy; of each, all or N
 
 For each seed and domain the classes are split at random: task teachers learn the first half, everything is measured
 on the second, which no task teacher or student was trained on. Students of the generalist's own architecture are
@@ -25,7 +25,7 @@ from pathlib import Path
 import consolidation_summary as summary
 import script
 import torch
-from consolidation_protocol import DOMAIN_IMAGES, LONG, SHORT, USUAL, Protocol
+from consolidation_protocol import EPOCHS_WITH_ALL, LONG, SHORT, USUAL, Protocol
 from consolidation_study import Study
 
 from repcon.reporting.consolidation import METHODS
@@ -37,7 +37,11 @@ def main() -> None:
     parser.add_argument("--seeds", help="for example 0,1,2")
     parser.add_argument("--domains", help="for example birds,grocery")
     parser.add_argument("--methods", help=f"rows of the table, some of {', '.join(METHODS)}")
-    parser.add_argument("--domain-images", action="store_true", help="unlabeled images of the teacher halves join in")
+    parser.add_argument(
+        "--domain-images", type=int, nargs="?", const=0, metavar="N",
+        help="unlabeled images of the teacher halves join in: all, or N of each domain",
+    )  # fmt: skip
+    parser.add_argument("--epochs", type=int, help="of the students")
     parser.add_argument("--jobs", type=int, help="commands side by side; one per core by default, one on a GPU")
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--short", action="store_true", help="two minutes, to see that it runs")
@@ -56,9 +60,11 @@ def main() -> None:
 
 def _protocol(arguments: argparse.Namespace) -> Protocol:
     protocol = SHORT if arguments.short else LONG if arguments.long else USUAL
-    if arguments.domain_images:
-        protocol = replace(protocol, **DOMAIN_IMAGES)
+    if arguments.domain_images == 0:
+        protocol = replace(protocol, epochs=EPOCHS_WITH_ALL)
     return protocol.changed(
+        domain_images=arguments.domain_images,
+        epochs=arguments.epochs,
         seeds=tuple(int(seed) for seed in arguments.seeds.split(",")) if arguments.seeds else None,
         domains=tuple(arguments.domains.split(",")) if arguments.domains else None,
         methods=tuple(arguments.methods.split(",")) if arguments.methods else None,

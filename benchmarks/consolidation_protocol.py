@@ -41,8 +41,8 @@ class Protocol:
     seeds: tuple[int, ...] = (0, 1, 2)
     methods: tuple[str, ...] = tuple(METHODS)
     proxy_images: int = 2500
-    domain_images: bool = False
-    """Whether unlabeled images of the domains' teacher halves join the proxy."""
+    domain_images: int | None = None
+    """So many unlabeled images of each domain's teacher half join the proxy; 0: all of them."""
     size: int = 128
     epochs: int = 5
     teacher_epochs: int = 6
@@ -62,12 +62,14 @@ class Protocol:
             given = wanted.get(name, ())
             if len(set(given)) < len(given):
                 raise UserError(f"{name}: one is named twice; each counts once")
+        if wanted.get("domain_images", 0) < 0:
+            raise UserError(f"domain_images = {wanted['domain_images']}: give a number of images, or 0 for all")
         return replace(self, **wanted)
 
 
 USUAL = Protocol(name="usual", domains=("birds", "grocery"))
-DOMAIN_IMAGES = {"domain_images": True, "epochs": 3}
-"""The proxy has about three times as many images then; students see about twice as many in all."""
+EPOCHS_WITH_ALL = 3
+"""With all images of the domains the proxy is three times as large; students see about twice as many in all."""
 SHORT = Protocol(
     name="short", domains=("aerial",), seeds=(9,), methods=("generalist", "teacher", "task", "task_generalist"),
     proxy_images=400, size=64, epochs=1, teacher_epochs=1, crops=1, draws=3,

@@ -122,7 +122,7 @@ class Study:
 
     def _all_labels(self, teachers: Mapping[int, Mapping[str, Step]]) -> list[Step]:
         """One store of all seeds' teachers; where each seed has images of its own, a store for each."""
-        if not self.protocol.domain_images:
+        if self.protocol.domain_images is None:
             return [self.labels({name: step.out for steps in teachers.values() for name, step in steps.items()})]
         return [
             self.labels({name: step.out for name, step in steps.items()}, self._names(seed)[1], self.with_domains(seed))
@@ -131,15 +131,19 @@ class Study:
 
     def _names(self, seed: int) -> tuple[str, str]:
         """Of the pack that students learn from, and of its labels."""
-        if not self.protocol.domain_images:
+        if self.protocol.domain_images is None:
             return "proxy", "labels"
         return self._mixed(seed), f"labels-{seed}{self._form}"
 
     def _mixed(self, seed: int) -> str:
-        return f"proxy-{'-'.join(self.protocol.domains)}-{seed}"
+        images = f"-{self.protocol.domain_images}" if self.protocol.domain_images else ""
+        return f"proxy-{'-'.join(self.protocol.domains)}-{seed}{images}"
 
     def with_domains(self, seed: int) -> str:
-        """The proxy and the unlabeled images of the domains' teacher halves, as one pack; its name."""
+        """The proxy and unlabeled images of the domains' teacher halves, as one pack; its name.
+
+        Where not all are taken, their contents choose, so that a larger number holds a smaller one.
+        """
         name = self._mixed(seed)
         out, folder = self.work / "packs" / name, self.work / "clean" / name
         written = folder.with_name(f"{name}.written")
@@ -148,7 +152,8 @@ class Study:
             half = ClassSubset(seed=seed, start=TEACHER_HALF[0], stop=TEACHER_HALF[1])
             for domain in self.protocol.domains:
                 pack = self.pack(domain)
-                _write_images(folder, domain, pack, class_rows(pack, half)[0])
+                rows = sorted(class_rows(pack, half)[0], key=lambda row, pack=pack: pack.hashes[row].tobytes())
+                _write_images(folder, domain, pack, rows[: self.protocol.domain_images or None])
             _write_images(folder, "proxy", self.pack("proxy"), range(len(self.pack("proxy"))))
             written.touch()
         self.do([Step(settings=PackConfig(source=str(folder), out=str(out)), out=out)])
@@ -212,8 +217,8 @@ class Study:
 
     @property
     def _form(self) -> str:
-        """Keeps what depends on the proxy apart where both forms share a work folder."""
-        return "-domains" if self.protocol.domain_images else ""
+        """Keeps what depends on the proxy apart where several forms share a work folder."""
+        return {None: "", 0: "-domains"}.get(self.protocol.domain_images, f"-domains-{self.protocol.domain_images}")
 
     def shared(self) -> dict[str, Any]:
         """What teachers and students have in common."""

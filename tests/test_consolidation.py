@@ -169,7 +169,7 @@ def test_domain_images_in_the_proxy_come_from_the_teachers_half_only(finished: t
     """The other form in the same work folder: its own labels and students, the same teachers, and no leak."""
     usual, _ = finished
     methods = ("generalist", "teacher", "task", "task_generalist")
-    protocol = replace(usual.protocol, domain_images=True, methods=methods)
+    protocol = replace(usual.protocol, domain_images=0, methods=methods)
     run = study.Study(usual.source, usual.work, protocol)
     cells = run.run()
     assert set(cells[4, "aerial"]["trunks"]) == {*methods, "ceiling"}
@@ -182,12 +182,21 @@ def test_domain_images_in_the_proxy_come_from_the_teachers_half_only(finished: t
     assert half["tested"].isdisjoint(map(bytes, mixed.hashes)) and (mixed.labels == -1).all()
     assert student.out != usual.student(4, "aerial", "task_generalist").out
     assert LabelStore.open(student.settings.store).manifest.pack_fingerprint == mixed.fingerprint
+    few = study.Study(usual.source, usual.work, replace(protocol, domain_images=6))
+    some = set(map(bytes, few.pack(few.with_domains(4)).hashes)) - proxy
+    assert len(some) == 6 and some == set(sorted(half["taught"])[:6])
+    assert few.student(4, "aerial", "task").out != run.student(4, "aerial", "task").out
 
 
 @pytest.mark.parametrize("twice", [{"seeds": (1, 1)}, {"domains": ("birds", "birds")}, {"methods": ("task", "task")}])
 def test_what_is_named_twice_would_shrink_the_intervals(twice: dict[str, tuple]) -> None:
     with pytest.raises(UserError, match=f"{next(iter(twice))}: one is named twice"):
         protocols.USUAL.changed(**twice)
+
+
+def test_a_negative_number_of_images_is_refused() -> None:
+    with pytest.raises(UserError, match="domain_images = -5"):
+        protocols.USUAL.changed(domain_images=-5)
 
 
 def test_a_finished_study_does_nothing_twice_and_refuses_another_recipe(finished: tuple[study.Study, dict]):

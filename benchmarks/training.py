@@ -11,6 +11,7 @@ online_two_over_ours   the same in plain torch with two teachers of different cl
 torchdistill_over_ours the same as online_over_ours through torchdistill, where it is installed
 bf16_over_fp32         time in bf16 over the same in float32, on a CPU that has instructions for it; all else here is in
                        float32 on CPUs and in bf16 on GPUs
+torch_over_synthetic   on a GPU: step_over_synthetic where the CPU decodes (loader `torch`) instead of the GPU
 data_share             of the trainer's time, the part spent waiting for data
 *_memory_bytes         the largest memory while each ran: of the GPU, or resident in a process of its own (plain without
                        its loader's processes); more of them with --long
@@ -92,6 +93,8 @@ def measure(setting: Setting, device: str, folder: Path, alone: Sequence[str]) -
             put(figures, name, np.divide(part.seconds[above], part.seconds[below]))
         else:
             console.print(f"{above} is not installed and takes no part: pip install {above}", highlight=False)
+    if "ours_torch" in heavy.seconds:
+        put(figures, "torch_over_synthetic", np.divide(heavy.seconds["synthetic"], heavy.seconds["ours_torch"]))
     if "ours_bf16" in heavy.seconds:
         put(figures, "bf16_over_fp32", np.divide(heavy.seconds["ours_bf16"], heavy.seconds["ours"]))
     put(figures, "data_share", heavy.data_shares["ours"])

@@ -52,11 +52,13 @@ def heavy_contenders(data: Data, setting: Setting, device: str, only: str = "") 
         makers["torchdistill"] = lambda trainer: _online(trainer, setting, _torchdistill)
     if device == "cpu" and resolve("auto", torch.device(device)) == "bf16":
         makers["ours_bf16"] = _ours
+    if device != "cpu" and setting.loader == "auto":
+        makers["ours_torch"] = _ours
+    changed = {"ours_bf16": replace(setting, precision="bf16"), "ours_torch": replace(setting, loader="torch")}
 
     def trainer(name: str) -> Trainer:
         heads = tuple(CLASSES)[: 1 if name in ("ours_one", "online", "torchdistill") else 2]
-        chosen = replace(setting, precision="bf16") if name == "ours_bf16" else setting
-        return _trainer(data.heavy, chosen, device, setting.heavy, heads)
+        return _trainer(data.heavy, changed.get(name, setting), device, setting.heavy, heads)
 
     return {name: make(trainer(name)) for name, make in makers.items() if only in ("", name)}
 

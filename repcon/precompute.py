@@ -25,9 +25,10 @@ from repcon.labelling.leases import Leases
 from repcon.labelling.orphans import Patience
 from repcon.labelling.panel import Answers, Panel
 from repcon.labelling.passes import find_batch_size
+from repcon.labelling.recall import require_same_answers
 from repcon.labelling.target import lease_folder, run_folder, spec_of
 from repcon.labelling.unitwork import UnitWork
-from repcon.loaders import open_loader
+from repcon.loaders import decoders, open_loader
 from repcon.memory import keep_freed_memory
 from repcon.overlap import Ahead, Behind
 from repcon.record import Run, console
@@ -43,28 +44,35 @@ Report = Callable[[Event], None]
 def run(config: PrecomputeConfig) -> dict[str, Any]:
     """Labels all crops that the store lacks; gives the figures. What was finished is kept, whatever happens."""
     check(config)
-    if config.estimate:
-        pack, loaded, device = load(config)
-        sections = [teacher.section for teacher in loaded]
-        manifest_of(spec_of(config, pack, sections), config.out)  # refuses what the store would refuse
-        return estimate(replace(config, batch_size=config.batch_size or find_batch_size(loaded, device)), pack, loaded)
+    with crew.terminable():
+        return _estimate(config) if config.estimate else _label(config)
+
+
+def _estimate(config: PrecomputeConfig) -> dict[str, Any]:
+    pack, loaded, device = load(config)
+    sections = [teacher.section for teacher in loaded]
+    manifest_of(spec_of(config, pack, sections), config.out)  # refuses what the store would refuse
+    return estimate(replace(config, batch_size=config.batch_size or find_batch_size(loaded, device)), pack, loaded)
+
+
+def _label(config: PrecomputeConfig) -> dict[str, Any]:
     record = Run(config.records or run_folder(config.out), "precompute", dump(config))
     gpus = torch.cuda.device_count() if choose(config.device).type == "cuda" else 0
     places = crew.posts(config.processes or max(1, gpus), gpus)
     shared = config.ray or len(places) > 1  # Then this process only hands out and shows.
     bench = set_up(config, "cpu" if shared else "")
     todo = bench.todo()
-    total = bench.total_crops()
-    display = Display(record, total_crops=total, remaining_crops=sum(map(crops_of, todo)))
+    require_same_answers(bench, todo)
+    display = Display(record, total_crops=bench.total_crops(), remaining_crops=sum(map(crops_of, todo)))
     try:
-        with crew.terminable(), display:
+        with display:
             _distribute(config, bench, todo, places, display)
     except KeyboardInterrupt:
         left, units = len(bench.todo()), len(bench.store.units())
         what = "no unit was finished yet" if left == units else f"{left} of {units} units are left"
         console.print(f"stopped: {what}; the same command goes on there")
         raise
-    return _finish(config, record, display, bench, total)
+    return _finish(config, record, display, bench)
 
 
 def _distribute(
@@ -97,27 +105,26 @@ def work(bench: Bench, report: Report) -> None:
             if not done:
                 time.sleep(WAIT_SECONDS)  # All that is left is in other processes' hands.
             left = bench.left(left)
-            patience.note(done > 0, left)
+            patience.note(done > 0, partial(bench.left, left))
             report(Event(remaining_crops=sum(map(crops_of, left))))
 
 
 def serve(config: PrecomputeConfig, post: crew.Post, report: Report) -> None:
     """What a further process on this machine does."""
     keep_freed_memory()
-    workers = config.workers or (0 if post.device.startswith("cuda") else post.threads)
-    work(set_up(replace(config, workers=workers), post.device), report)
+    work(set_up(replace(config, workers=config.workers or decoders(post.threads, post.device)), post.device), report)
 
 
 class UnitWorker:
     """What an actor of a cluster holds: the teachers, and this process's claims."""
 
     def __init__(self, config: PrecomputeConfig, threads: int) -> None:
-        """`threads` for torch and the loader; 0 leaves it to them (on a GPU)."""
+        """`threads`: its share of the node's cores, for torch and the loader."""
         console.quiet = True
         keep_freed_memory()
-        if threads:
-            torch.set_num_threads(threads)
-        self._bench = set_up(replace(config, workers=config.workers or threads))
+        torch.set_num_threads(threads)
+        workers = config.workers or decoders(threads, choose(config.device).type)
+        self._bench = set_up(replace(config, workers=workers))
         self._leases = Leases(lease_folder(config.out)).__enter__()
         self._patience = Patience(self._bench, self._leases)
         self._labellers: dict[tuple[str, ...], Labeller] = {}
@@ -133,7 +140,7 @@ class UnitWorker:
         self._events.clear()
         claim = claimed(self._bench, [unit], self._leases)
         done = labeller.label(claim, lambda unit: self._leases.release(unit.name))
-        self._patience.note(done > 0, [unit])
+        self._patience.note(done > 0, self._bench.todo)
         return merged(self._events) if done else None
 
 
@@ -225,13 +232,12 @@ class _Watch:
         self._time, self._waited = now, waited
 
 
-def _finish(config: PrecomputeConfig, record: Run, display: Display, bench: Bench, total: int) -> dict[str, Any]:
+def _finish(config: PrecomputeConfig, record: Run, display: Display, bench: Bench) -> dict[str, Any]:
     missing = bench.store.missing
     figures = {
         **display.figures(),
-        "total_crops": total,
+        "total_crops": bench.total_crops(),
         "teachers": [teacher.name for teacher in bench.teachers],
-        "batch_size": bench.config.batch_size,
         "missing": len(missing),
         "fingerprint": bench.store.fingerprint,
     }

@@ -1,6 +1,7 @@
 """What the crew's tests have done in other processes; imports nothing heavy."""
 
 import os
+import threading
 import time
 from pathlib import Path
 
@@ -34,4 +35,22 @@ def wait_for_ever(folder, post, report):
         time.sleep(60)
     except KeyboardInterrupt:
         Path(folder, "asked").touch()
+        raise
+
+
+def two_threads(count, size, post, report):
+    threads = [threading.Thread(target=lambda: [report(bytes(size)) for _ in range(count)]) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+
+def finish_when_asked(folder, post, report):
+    try:
+        report("started")
+        time.sleep(60)
+    except KeyboardInterrupt:
+        report("finished what it was writing")
+        Path(folder, "kept").touch()
         raise

@@ -1,6 +1,7 @@
 """A tiny pack, tiny teachers and recipes for the tests of precompute."""
 
 import hashlib
+import os
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -138,6 +139,29 @@ class Forgetful(Colours):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         return super().forward(images[:-1] if len(images) > 1 else images)
+
+
+class Rude(Colours):
+    """Writes into its input."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return super().forward(images.sub_(0.3).mul_(3.0))
+
+
+class Moody(Colours):
+    """The same weights, and another answer in another mood."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return super().forward(images) * float(os.environ.get("MOOD", "1"))
+
+
+def moody():
+    return Moody(), PLAIN
+
+
+def rude():
+    """With the preprocessing of `five` and `nine`."""
+    return Rude(), {"size": SIZE, "mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25]}
 
 
 def forgetful():

@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from crew_jobs import count, die, die_once, refuse, wait_for_ever
+from crew_jobs import count, die, die_once, finish_when_asked, refuse, two_threads, wait_for_ever
 from precompute_case import contents, pack_path, recipe, teacher_folders
 
 from repcon import precompute
@@ -15,7 +15,7 @@ from repcon.labelling import crew
 from repcon.labelling.target import lease_folder
 
 __all__ = ["pack_path", "recipe", "teacher_folders"]
-POST = crew.Post(device="cpu", threads=1)
+POST = crew.Post(gpu=None, threads=1)
 
 
 @pytest.fixture(autouse=True)
@@ -29,6 +29,21 @@ def test_reports_of_all_arrive():
     crew.run(count, (3,), [POST, POST], seen.append)
     assert sorted(number for _, _, number in seen) == [0, 0, 1, 1, 2, 2]
     assert len({pid for pid, _, _ in seen}) == 2 and {threads for _, threads, _ in seen} == {1}
+
+
+def test_large_reports_of_two_threads_do_not_mix():
+    seen = []
+    crew.run(two_threads, (200, 100_000), [POST], seen.append)
+    assert seen == [bytes(100_000)] * 400
+
+
+def test_what_ends_after_it_was_asked_to_can_still_report(tmp_path):
+    def stop(report):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        crew.run(finish_when_asked, (str(tmp_path),), [POST, POST], stop)
+    assert (tmp_path / "kept").exists()
 
 
 def test_a_user_error_ends_all_and_is_told():
@@ -57,10 +72,15 @@ def test_ctrl_c_asks_each_of_them_to_end(tmp_path):
     assert (tmp_path / "asked").exists()
 
 
-def test_posts_share_the_cores():
+def test_posts_share_the_cores_and_the_gpus(monkeypatch):
     cores = len(os.sched_getaffinity(0))
-    assert [post.threads for post in crew.posts(2, 0)] == [max(1, cores // 2)] * 2
-    assert [post.device for post in crew.posts(3, 2)] == ["cuda:0", "cuda:1", "cuda:0"]
+    assert [(post.device, post.threads) for post in crew.posts(2, 0)] == [("cpu", max(1, cores // 2))] * 2
+    assert set(POST.environment()) == {"OMP_NUM_THREADS"}
+    for seen, given in (("", ["0", "1", "0"]), ("3,GPU-5", ["3", "GPU-5", "3"])):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", seen)
+        posts = crew.posts(3, 2)
+        assert [post.environment()["CUDA_VISIBLE_DEVICES"] for post in posts] == given
+        assert {post.device for post in posts} == {"cuda"}
 
 
 def test_two_processes_write_the_bytes_of_one(recipe):

@@ -1,5 +1,6 @@
 """Claims: one owner at a time, heartbeat, heirs of the dead; on a disk and behind a URL."""
 
+import errno
 import json
 import os
 import signal
@@ -9,6 +10,7 @@ import threading
 import time
 import uuid
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
@@ -145,6 +147,37 @@ def test_the_heart_outlives_whatever_a_file_system_raises(tmp_path, monkeypatch)
         before = leases._files.read("unit")
         time.sleep(0.3)
         assert leases._files.read("unit") != before
+
+
+def test_a_beat_that_could_not_be_written_costs_nothing(tmp_path, monkeypatch):
+    def full(name: str, data: bytes) -> None:
+        raise OSError(errno.ENOSPC, "disk full")
+
+    with Leases(str(tmp_path / "leases"), **FAST) as leases, Leases(str(tmp_path / "leases"), **FAST) as other:
+        assert leases.claim("unit")
+        before = leases._files.read("unit")
+        monkeypatch.setattr(leases._files, "write", full)
+        time.sleep(0.2)
+        monkeypatch.undo()
+        time.sleep(0.3)
+        assert leases._files.read("unit") != before and not other.claim("unit")
+        leases.release("unit")
+        assert other.claim("unit")
+
+
+def test_a_claim_that_is_replaced_while_it_is_read_is_read_again(tmp_path, monkeypatch):
+    with Leases(str(tmp_path / "leases"), **FAST) as owner, Leases(str(tmp_path / "leases"), **FAST) as other:
+        assert owner.claim("unit")
+        stale, plain = [OSError(errno.ESTALE, "stale file handle")], Path.read_bytes
+
+        def once(path: Path) -> bytes:
+            if stale:
+                raise stale.pop()
+            return plain(path)
+
+        monkeypatch.setattr(Path, "read_bytes", once)
+        assert not other.claim("unit")
+        assert not stale
 
 
 def test_claims_need_no_hard_links(tmp_path, monkeypatch):

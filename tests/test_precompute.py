@@ -155,6 +155,30 @@ def test_a_resume_with_other_weights_preprocessing_or_pack_is_refused(recipe, te
         precompute.run(replace(recipe, pack=str(tmp_path / "other")))
 
 
+def test_a_resume_is_refused_where_the_teacher_answers_otherwise(recipe, monkeypatch):
+    """Weights and architecture are the same: only its answers show it."""
+    mine = own(recipe, "moody")
+    precompute.run(mine)
+    for marker in sorted(Path(recipe.out, "done").glob("*.json"))[1:]:
+        marker.unlink()
+    monkeypatch.setenv("MOOD", "1.5")
+    with pytest.raises(UserError, match=r"teacher own: it answers otherwise than when the store's labels were made"):
+        precompute.run(mine)
+    assert len(LabelStore.open(recipe.out).unfinished()) == 3
+    monkeypatch.setenv("MOOD", "1.001")  # as far as another device's last digits
+    assert precompute.run(mine)["units"] == 3
+
+
+def test_a_teacher_that_writes_into_its_input_spoils_no_other(recipe, teacher_folders):
+    tidy = TeacherConfig(name="five", model=str(teacher_folders["five"]))
+    rude = TeacherConfig(name="rude", model="precompute_case:rude")
+    precompute.run(replace(recipe, teachers=(tidy,)))
+    both = replace(recipe, teachers=(rude, tidy), out=recipe.out + "-both")
+    precompute.run(both)
+    left, right = (LabelStore.open(out).slab(2).labels["five"] for out in (recipe.out, both.out))
+    assert all(map(np.array_equal, left, right))
+
+
 def test_an_appended_teacher_equals_one_that_was_there_from_the_start(recipe, teacher_folders):
     both = with_teachers(replace(recipe, out=recipe.out + "-both"), teacher_folders, "five", "wide")
     precompute.run(both)
@@ -215,6 +239,17 @@ def test_a_file_that_cannot_be_read_stops_the_run_and_marks_nothing(recipe, pack
     assert len(store.unfinished()) == 4 and len(store.missing) == 0
     precompute.run(replace(recipe, pack=str(pack_path)))
     assert LabelStore.open(recipe.out).unfinished() == []
+
+
+def test_a_loader_that_fails_on_whole_images_stops_the_run_and_marks_nothing(recipe, monkeypatch):
+    def fails(self, request, cut, share):
+        raise UserError("out of memory in the loader")
+
+    with monkeypatch.context() as patch, pytest.raises(UserError, match="out of memory in the loader"):
+        patch.setattr("repcon.loaders.threads.ThreadsLoader._fill", fails)
+        precompute.run(replace(recipe, loader="torch"))
+    store = LabelStore.open(recipe.out)
+    assert len(store.unfinished()) == 4 and len(store.missing) == 0
 
 
 def test_nan_from_a_teacher_names_teacher_and_image(recipe, pack_path):

@@ -1,4 +1,4 @@
-"""Units as tasks on Ray actors that hold the teachers; Ray starts again what dies.
+"""Units as tasks on Ray actors that hold the teachers; those that die, or whose node does, are replaced.
 
 The driver only hands out names of units. Claims (`repcon.labelling.leases`) keep two actors off one unit, so that
 the driver may die and be started again, and processes started by hand may help.
@@ -14,6 +14,8 @@ from typing import Any, Protocol
 from repcon.errors import UserError
 from repcon.store import LabelStore, Unit
 
+REPLACEMENTS = 3
+"""How many times each actor may die, with no unit finished in between, before the run gives up."""
 _ROUND_SECONDS = 1.0
 _GROW_SECONDS = 15.0
 _CONNECT_SECONDS = 10.0
@@ -87,6 +89,8 @@ class _Driver:
         self._actors: list[Any] = []
         self._running: dict[Any, tuple[Any, str]] = {}
         self._grown = float("-inf")
+        self._places = 1
+        self._deaths = 0
 
     def run(self) -> None:
         while self._left:
@@ -107,17 +111,16 @@ class _Driver:
             return
         self._grown = time.monotonic()
         nodes = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
-        gpus = int(sum(node.get("GPU", 0) for node in nodes)) if self._device != "cpu" else 0
+        gpus = [int(node.get("GPU", 0)) for node in nodes] if self._device != "cpu" else [0]
         cores = int(min((node["CPU"] for node in nodes if node.get("CPU")), default=1))
-        share = max(1, cores // self._per_node)
-        wanted = gpus or self._per_node * sum(1 for node in nodes if node.get("CPU"))
-        wanted = min(max(wanted, 1), len(self._left))
-        kind = self._ray.remote(_Actor).options(
-            num_gpus=1 if gpus else 0, num_cpus=1 if gpus else share, max_restarts=-1, max_task_retries=-1
-        )
-        threads = 0 if gpus else share
-        for _ in range(len(self._actors), wanted):
-            self._actors.append(kind.remote(self._make, self._arguments, threads))
+        share = max(1, cores // (max(gpus, default=0) or self._per_node))
+        wanted = sum(gpus) or self._per_node * sum(1 for node in nodes if node.get("CPU"))
+        self._places = min(max(wanted, 1), len(self._left))
+        # Not restarted by Ray, which would go on for ever with a unit that kills its process.
+        needs = {"num_gpus": 1, "num_cpus": 1} if any(gpus) else {"num_cpus": share}
+        kind = self._ray.remote(_Actor).options(**needs, max_restarts=0, max_task_retries=0)
+        for _ in range(len(self._actors), self._places):
+            self._actors.append(kind.remote(self._make, self._arguments, share))
 
     def _hand_out(self) -> None:
         """Gives each idle actor a unit; when none is pending, one that is under way elsewhere.
@@ -138,20 +141,37 @@ class _Driver:
         return min((name for name in running if name in self._left), key=running.count, default=None)
 
     def _finish(self, ref: Any) -> bool:
-        """Takes a task's answer; False where its unit is in another's hands."""
-        _, name = self._running.pop(ref)
+        """Takes a task's answer; False where its unit is in another's hands, or its actor has died."""
+        actor, name = self._running.pop(ref)
         try:
             answer = self._ray.get(ref)
         except self._ray.exceptions.RayTaskError as error:
-            cause = error.as_instanceof_cause()
-            raise UserError(str(getattr(cause, "cause", cause))) from error
+            if isinstance(error.cause, UserError):
+                raise UserError(str(error.cause)) from error
+            raise
+        except self._ray.exceptions.RayError as error:
+            self._replace(actor, error)
+            answer = None
         if answer is None:
             if name in self._left and not any(name == other for _, other in self._running.values()):
                 self._pending.append(name)
             return False
+        self._deaths = 0
         self._left.pop(name, None)
         self._take(answer)
         return True
+
+    def _replace(self, dead: Any, error: Exception) -> None:
+        """Has another actor take the dead one's place. Raises UserError where nothing else happens any more."""
+        self._actors = [actor for actor in self._actors if actor is not dead]
+        self._deaths += 1
+        if self._deaths > REPLACEMENTS * self._places:
+            reason = " ".join(str(error).split())
+            hint = "what was finished is kept; mend that, or start fewer per node (processes)"
+            raise UserError(
+                f"ray: {self._deaths} workers died one after the other, the last: {reason}; {hint}"
+            ) from error
+        self._grown = float("-inf")
 
     def _look(self) -> None:
         """Drops units whose task is out but which others (by hand, or an actor of a lost node) have finished.
@@ -164,7 +184,7 @@ class _Driver:
 
 
 class _Actor:
-    """A process of the cluster. It is built again, and its unit done again, when the process or its node dies."""
+    """A process of the cluster."""
 
     def __init__(self, make: Callable[..., Worker], arguments: Sequence[Any], threads: int) -> None:
         self._worker: Worker | None = None

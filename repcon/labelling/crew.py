@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing import Pipe, connection
 from typing import Any
@@ -25,15 +25,29 @@ _POLL_SECONDS = 0.5
 class Post:
     """Where one process works."""
 
-    device: str
+    gpu: int | None
+    """Its number among those that this process sees; None on the CPU."""
     threads: int
     """Its share of the cores, for torch (as OMP_NUM_THREADS) and for the loader."""
+
+    @property
+    def device(self) -> str:
+        """How the process there calls its device: it sees no other GPU."""
+        return "cpu" if self.gpu is None else "cuda"
+
+    def environment(self) -> dict[str, str]:
+        """What is set for a process there."""
+        here = {"OMP_NUM_THREADS": str(self.threads)}
+        if self.gpu is not None:  # Left to itself, each of its threads would take memory of the first GPU.
+            seen = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+            here["CUDA_VISIBLE_DEVICES"] = seen.split(",")[self.gpu] if seen else str(self.gpu)
+        return here
 
 
 def posts(count: int, gpus: int) -> list[Post]:
     """`count` processes spread over so many GPUs, or over this machine's cores where there are none."""
-    names = [f"cuda:{number % gpus}" if gpus else "cpu" for number in range(count)]
-    return [Post(device=name, threads=max(1, cores() // count)) for name in names]
+    threads = max(1, cores() // count)
+    return [Post(gpu=number % gpus if gpus else None, threads=threads) for number in range(count)]
 
 
 class Member:
@@ -48,17 +62,23 @@ class Member:
             stdin=subprocess.PIPE,
             pass_fds=[theirs.fileno()],
             start_new_session=True,
-            env={**os.environ, "OMP_NUM_THREADS": str(post.threads)},
+            env=os.environ | post.environment(),
         )
         theirs.close()
         assert self.process.stdin is not None
         with self.process.stdin as pipe:
             pipe.write(pickle.dumps((job, tuple(arguments), post)))
 
-    def stop(self) -> None:
-        """Asks the process to end after what it is writing, and waits for it."""
+    def ask_to_stop(self) -> None:
+        """Asks the process to end after what it is writing."""
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
+
+    def wait(self) -> None:
+        """Until the process has ended, which still reports what it finishes."""
+        with suppress(EOFError, OSError, pickle.UnpicklingError):
+            while True:
+                self.reports.recv()
         self.reports.close()
         self.process.wait()
 
@@ -85,7 +105,9 @@ def run(
                     crew.append(_replacement(job, arguments, member, deaths, len(places)))
     finally:
         for member in crew:
-            member.stop()
+            member.ask_to_stop()
+        for member in crew:
+            member.wait()
 
 
 def _receive(member: Member, take: Callable[[Any], None]) -> bool:
@@ -126,9 +148,15 @@ def _member(reports: connection.Connection) -> int:
     """What a process of the crew runs."""
     console.quiet = True
     job, arguments, post = pickle.load(sys.stdin.buffer)
+    one_at_a_time = threading.Lock()
+
+    def report(event: Any) -> None:
+        with one_at_a_time:  # Several threads report, and a large event is sent in pieces.
+            reports.send(event)
+
     try:
         with terminable():
-            job(*arguments, post, reports.send)
+            job(*arguments, post, report)
     except UserError as error:
         reports.send(UserError(str(error)))
     except (KeyboardInterrupt, BrokenPipeError):  # Asked to stop, or the one who asked is gone.

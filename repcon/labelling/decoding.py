@@ -10,6 +10,8 @@ from repcon.errors import UserError
 from repcon.images import Pack
 from repcon.labelling.unitwork import UnitWork
 from repcon.loaders import Loader, Request
+from repcon.loaders.checks import undecodable
+from repcon.loaders.reference import decode
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,8 +35,9 @@ class _Drawn:
 class Decoding:
     """Every image is decoded once for all its crops and all teachers.
 
-    An image that cannot be decoded is noted in its unit as missing. A file that cannot be read at all (disk,
-    network, rights) is no damage of an image: it stops the run.
+    An image that cannot be decoded is noted in its unit as missing, for good. So it is the image itself that is looked
+    at: a file that cannot be read at all (disk, network, rights), or a loader that fails on a whole image (a GPU's
+    memory, FFCV's own file), stops the run.
     """
 
     def __init__(self, loader: Loader, pack: Pack, batch_crops: int) -> None:
@@ -85,28 +88,25 @@ class Decoding:
         whole: list[int] = []
         parts: list[dict[int, torch.Tensor]] = []
         for place, image in enumerate(drawn.request.images.tolist()):
-            reason = self._damage(image)
-            if not reason:
-                try:
-                    single = drawn.request.part(slice(place, place + 1))
-                    parts += [batch.pixels for batch in self._loader.batches([single])]
-                except UserError as error:
-                    reason = str(error)
-            if reason:
+            if reason := self._damage(image):
                 drawn.work.missing[image] = reason
-            else:
+            else:  # whatever the loader says now is the loader's own failure
+                single = drawn.request.part(slice(place, place + 1))
+                parts += [batch.pixels for batch in self._loader.batches([single])]
                 whole.append(image)
         joined = {side: torch.cat([part[side] for part in parts]) for side in (parts[0] if parts else {})}
         return np.array(whole, np.int64), joined
 
     def _damage(self, image: int) -> str:
-        """Why the image's bytes are not what was packed; empty where they are. Raises where they cannot be read."""
+        """Why the image cannot be decoded; empty where it can. Raises where its file cannot be read."""
         try:
-            self._pack.read(image)
+            decode(self._pack.read(image))
         except UserError as error:
             if isinstance(error.__cause__, OSError):
                 raise
             return str(error)
+        except (OSError, ValueError, SyntaxError) as error:
+            return str(undecodable(self._pack, image, error))
         return ""
 
 

@@ -34,7 +34,7 @@ class Leases:
         self._files = open_claims(folder)
         self._beat_seconds, self._stale_seconds = beat_seconds, stale_seconds
         self._owner = {"place": _place(), "pid": os.getpid(), "born": _born(os.getpid()), "token": uuid.uuid4().hex}
-        self._held: dict[str, bytes] = {}
+        self._held: set[str] = set()
         self._seen: dict[str, tuple[bytes, float]] = {}
         self._lock = threading.Lock()
         self._stop = threading.Event()
@@ -59,7 +59,7 @@ class Leases:
         taken = self._files.create(name, data) or self._take_over(name, data)
         if taken:
             with self._lock:
-                self._held[name] = data
+                self._held.add(name)
         return taken
 
     def is_free(self, name: str) -> bool:
@@ -72,8 +72,9 @@ class Leases:
     def release(self, name: str) -> None:
         """Gives `name` back."""
         with self._lock:
-            data = self._held.pop(name, None)
-        if data is not None and self._files.read(name) == data:
+            held = name in self._held
+            self._held.discard(name)
+        if held and self._is_mine(name):
             self._files.remove(name)
 
     @contextlib.contextmanager
@@ -108,13 +109,17 @@ class Leases:
         while not self._stop.wait(self._beat_seconds):
             beat += 1
             with self._lock:
-                for name, before in list(self._held.items()):
+                for name in self._held:
                     # A file that cannot be reached now is tried again at the next beat, whatever the file system's
                     # library raised; one that another process took over (this one slept for long) is left to it.
                     with contextlib.suppress(Exception):
-                        if self._files.read(name) == before:
-                            self._held[name] = self._data(beat)
-                            self._files.write(name, self._held[name])
+                        if self._is_mine(name):
+                            self._files.write(name, self._data(beat))
+
+    def _is_mine(self, name: str) -> bool:
+        """By its token: whether the last beat was written is not known where writing it failed."""
+        held = self._files.read(name)
+        return held is not None and self._owner["token"].encode() in held
 
 
 def _place() -> str:

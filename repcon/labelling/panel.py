@@ -9,7 +9,7 @@ import torch
 from repcon import backbones, topk
 from repcon.errors import UserError
 from repcon.labelling.passes import Passes, Pixels
-from repcon.teachers import Teacher
+from repcon.teachers import Teacher, is_factory
 
 Labels = dict[str, tuple[torch.Tensor, torch.Tensor]]
 """Per head: ids (B, k) int32 and logp (B, k + T) float16."""
@@ -58,13 +58,17 @@ class Panel:
         there = {side: images.to(self._device, non_blocking=True) for side, images in pixels.items()}
         inputs: dict[object, torch.Tensor] = {}
         answers: Labels = {}
-        for teacher in (teacher for teacher in self._teachers if teacher.name in heads):
-            key = (teacher.preprocessing, teacher.dtype)
+        asked = [teacher for teacher in self._teachers if teacher.name in heads]
+        keys = [(teacher.preprocessing, teacher.dtype) for teacher in asked]
+        for teacher, key in zip(asked, keys, strict=True):
             if key not in inputs:
                 images = there[teacher.preprocessing.size]
                 inputs[key] = backbones.normalise(images, teacher.preprocessing, teacher.dtype)
-            logits = teacher.answer(inputs[key])
-            if logits.shape != (wanted := (len(inputs[key]), teacher.section.num_classes)):
+            # A module of the user's may change its input in place, which other teachers are still to see.
+            own = keys.count(key) > 1 and is_factory(teacher.section.model)
+            given = inputs[key].clone() if own else inputs[key]
+            logits = teacher.answer(given)
+            if logits.shape != (wanted := (len(given), teacher.section.num_classes)):
                 raise UserError(f"teacher {teacher.name}: its answer is {tuple(logits.shape)}, and should be {wanted}")
             ids, logp = topk.encode(logits, self._k, self._temperatures)
             answers[teacher.name] = (ids.to(torch.int32), logp.to(torch.float16))

@@ -62,8 +62,10 @@ class Passes:
 
 
 def out_of_memory(error: RuntimeError) -> bool:
-    """Whether it is torch's way to say that a GPU's memory, or the machine's, is spent."""
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+    """Whether it is one of the ways in which torch, CUDA, cuBLAS and cuDNN say that memory is spent."""
+    said = str(error)
+    known = ("can't allocate memory", "out of memory", "_STATUS_ALLOC_FAILED")
+    return isinstance(error, torch.OutOfMemoryError) or any(words in said for words in known)
 
 
 def find_batch_size(teachers: Sequence[Teacher], device: torch.device) -> int:

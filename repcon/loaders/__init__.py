@@ -12,9 +12,9 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from repcon.loaders.opening import installed, open_loader
+from repcon.loaders.opening import decoders, installed, open_loader
 
-__all__ = ["CropBatch", "Loader", "Request", "installed", "open_loader"]
+__all__ = ["CropBatch", "Loader", "Request", "decoders", "installed", "open_loader"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -66,10 +66,15 @@ def open_loader(kind: str, pack: "Pack", sizes: Sequence[int], *, workers: int =
         _say(f"loader: {kind} ({reason})")
     require(kind)
     if device.startswith("cuda") and kind in ("torch", "ffcv"):
-        # What launches the GPU's work needs cores too: a ResNet-50 on an H200 beside 16 cores took 4,425 images/s from
-        # 12 threads, 3,527 from 16.
-        workers = workers or max(1, 3 * cores() // 4)
+        workers = workers or decoders(cores(), device)
     return _open(kind, pack, sides, workers, device)
+
+
+def decoders(share: int, device: str) -> int:
+    """How many threads decode with so many cores, for this device."""
+    # What launches a GPU's work needs cores too: a ResNet-50 on an H200 beside 16 cores took 4,425 images/s from 12
+    # threads, 3,527 from 16.
+    return max(1, 3 * share // 4) if device.startswith("cuda") else share
 
 
 def _open(kind: str, pack: "Pack", sides: tuple[int, ...], workers: int, device: str) -> "Loader":

@@ -1,0 +1,69 @@
+"""Whether the teachers of a resumed run still answer as they did."""
+
+from contextlib import closing, suppress
+
+import numpy as np
+import torch
+
+from repcon.errors import UserError
+from repcon.labelling.bench import Bench
+from repcon.labelling.rerun import compare
+from repcon.loaders import Loader, Request, open_loader
+from repcon.store import Slab, Unit
+from repcon.teachers import Teacher
+
+CROPS = 8
+"""So many crops of a finished unit are asked about again."""
+MAX_KL = {"fp32": 0.01, "bf16": 0.05, "fp16": 0.05}
+"""In nat, their mean, by the teacher's precision: what other devices and decoders change stays far below."""
+
+
+def require_same_answers(bench: Bench, todo: list[Unit]) -> None:
+    """Raises UserError where a teacher with units in `todo` answers otherwise than in those that it finished.
+
+    Architecture, weights, preprocessing and classes are compared before; they do not show a network's other settings,
+    what a function of the user's does, or what a library has changed.
+    """
+    left = {unit.name for unit in todo}
+    needed = {name for unit in todo for name in unit.heads}
+    for teacher in bench.teachers:
+        units = (unit for unit in bench.store.units() if teacher.name in unit.heads and unit.name not in left)
+        if teacher.name in needed and (finished := next(units, None)) is not None:
+            _ask_again(bench, teacher, finished)
+
+
+def _ask_again(bench: Bench, teacher: Teacher, unit: Unit) -> None:
+    rows, crop = unit.rows[:CROPS], unit.crops.start
+    stored = bench.store.part(crop, rows, [teacher.name])
+    ids, logp = stored.labels[teacher.name]
+    with closing(open_loader("reference", bench.pack, [teacher.preprocessing.size])) as loader:
+        pixels = {
+            place: found for place in range(len(rows)) if (found := _pixels(loader, stored, rows, place)) is not None
+        }
+    places = [place for place in pixels if not np.isnan(logp[place]).any()]
+    if not places:
+        return
+    images = torch.cat([pixels[place] for place in places]).to(bench.device)
+    with torch.compiler.set_stance("force_eager"):  # else it would be compiled for this batch size as well
+        logits = teacher(images).cpu()
+    found = compare(bench.store.heads[teacher.name], ids[places], logp[places], logits)
+    if found["kl"] > MAX_KL[teacher.section.precision]:
+        what = "it answers otherwise than when the store's labels were made"
+        much = f"KL {found['kl']:.2g} nat on {len(places)} crops"
+        hint = "bring back the network, function and library versions of that run, or name another OUT"
+        raise UserError(f"teacher {teacher.name}: {what} ({much}); {hint}")
+
+
+def _pixels(loader: Loader, stored: Slab, rows: range, place: int) -> torch.Tensor | None:
+    """(1, 3, S, S) uint8 of one row's crop; None where its image is damaged now: these labels are made."""
+    request = Request(
+        images=np.array([rows[place]]),
+        crops=np.array([[0]]),
+        boxes=stored.boxes[place][None, None],
+        flips=stored.flips[place][None, None],
+    )
+    with suppress(UserError):
+        (batch,) = loader.batches([request])
+        (found,) = batch.pixels.values()
+        return found
+    return None

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import signal
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -146,6 +147,19 @@ class Rude(Colours):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         return super().forward(images.sub_(0.3).mul_(3.0))
+
+
+class Deadly(Colours):
+    """Kills its process."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        if len(images) > 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().forward(images)
+
+
+def deadly():
+    return Deadly(), PLAIN
 
 
 class Moody(Colours):

@@ -18,6 +18,7 @@ from precompute_case import contents, pack_path, recipe, teacher_folders
 from repcon import config, precompute
 from repcon.config import PrecomputeConfig, TeacherConfig
 from repcon.errors import UserError
+from repcon.labelling import cluster as cluster_driver
 from repcon.labelling.target import lease_folder
 from repcon.store import LabelStore
 
@@ -111,6 +112,14 @@ def test_a_worker_s_complaint_reaches_the_user(slow):
     broken = replace(slow, teachers=(TeacherConfig(name="own", model="precompute_case:nan"),))
     with pytest.raises(UserError, match="teacher own: its answer is not a number"):
         precompute.run(broken)
+
+
+def test_workers_that_die_one_after_the_other_end_the_run(slow, monkeypatch):
+    monkeypatch.setattr(cluster_driver, "REPLACEMENTS", 0)
+    deadly = replace(slow, teachers=(TeacherConfig(name="own", model="precompute_case:deadly"),))
+    with pytest.raises(UserError, match="ray: 1 workers died one after the other, the last: "):
+        precompute.run(deadly)
+    assert len(LabelStore.open(slow.out).unfinished()) == 8
 
 
 def test_no_cluster_is_one_clear_line(recipe):

@@ -154,9 +154,10 @@ def test_the_crop_contract_s_golden_vectors() -> None:
         assert plan.flips[place].tolist() == [int(row[column + 1]) for row in drawn]
 
 
-def test_every_measured_row_stands_in_the_record_that_is_named() -> None:
-    """Tables of performance.md are copies: `Record: `FOLDER`` above a table, the same rows in FOLDER/table.md."""
-    sections = TEXTS["docs/performance.md"].split("Record: ")[1:]
+@pytest.mark.parametrize("page", ["docs/performance.md", "docs/transfer.md"])
+def test_every_measured_row_stands_in_the_record_that_is_named(page: str) -> None:
+    """Tables of these pages are copies: `Record: `FOLDER`` above a table, the same rows in FOLDER/table.md."""
+    sections = TEXTS[page].split("Record: ")[1:]
     for section in sections:
         folder = ROOT / section.split("`")[1]
         held = (folder / "table.md").read_text().splitlines()

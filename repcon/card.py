@@ -1,6 +1,7 @@
 """The model card: what a student was made of, in Markdown."""
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ def model_card(
 
     `card` may hold: name (or the folder's), trunk, store (fingerprint), pack (fingerprint), images, epochs, teachers
     (mappings with name, architecture, weight_hash, licence, precision), metrics (figure by head by name), versions,
-    recipe (TOML).
+    held_out (how many images the metrics are of), recipe (TOML).
     """
     sections = [
         _head(card, Path(folder).name),
@@ -72,7 +73,9 @@ def _metrics(card: Mapping[str, Any]) -> str:
         [head, *(_figure(name, figures[name]) if name in figures else "" for name in names)]
         for head, figures in metrics.items()
     ]
-    return "## Figures on held-out images\n\n" + _table(["head", *(FIGURES.get(name, name) for name in names)], rows)
+    held = f"{card['held_out']:,} " if "held_out" in card else ""
+    table = _table(["head", *(FIGURES.get(name, name) for name in names)], rows)
+    return f"## Figures on {held}held-out images\n\n{table}"
 
 
 def _figure(name: str, value: float) -> str:
@@ -83,8 +86,13 @@ def _figure(name: str, value: float) -> str:
 
 
 def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [" | ".join(cells) for cells in (columns, *rows)]
+    lines = [" | ".join(map(_cell, cells)) for cells in (columns, *rows)]
     return "\n".join([f"| {lines[0]} |", "|---" * len(columns) + "|", *(f"| {line} |" for line in lines[1:])])
+
+
+def _cell(text: str) -> str:
+    """Text that stays in its cell and is shown as it is: names and licences are somebody else's."""
+    return re.sub(r"([\\`*\[\]<>|])", r"\\\1", " ".join(text.split()))
 
 
 def _use(preprocessing: Preprocessing, folder: str | Path) -> str:

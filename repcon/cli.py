@@ -64,6 +64,8 @@ def _json_path(words: list[str]) -> str | None:
     path = _take(words, "--json")
     if path is not None and not Path(path).absolute().parent.is_dir():
         raise UserError(f"--json {path}: there is no such folder; make it first")
+    if path is not None and Path(path).is_dir():
+        raise UserError(f"--json {path}: is a folder; name a file in it")
     return path
 
 

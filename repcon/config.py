@@ -359,6 +359,17 @@ def require_least(config: Any, **least: float) -> None:
             raise UserError(f"{field}: {getattr(config, field)} makes no sense; it must be {value} or more")
 
 
+def require_sane(optim: OptimConfig) -> None:
+    """Raises UserError naming the first field of the optimiser that makes no sense."""
+    for field in ("lr", "weight_decay", "warmup_epochs", "clip_norm", "ema"):
+        if not getattr(optim, field) >= 0:
+            raise UserError(f"optim.{field}: {getattr(optim, field)} makes no sense; it must be 0 or more")
+    if optim.ema >= 1:
+        raise UserError(
+            f"optim.ema: {optim.ema} would never take in what is learnt; 0.999 is usual, 0 keeps no average"
+        )
+
+
 def dump(config: Any) -> str:
     """The configuration as TOML, which `load` reads back equal."""
     return tomli_w.dumps(_converter().unstructure(config))

@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -56,12 +57,15 @@ def _estimate(config: PrecomputeConfig) -> dict[str, Any]:
 
 
 def _label(config: PrecomputeConfig) -> dict[str, Any]:
-    record = Run(config.records or run_folder(config.out), "precompute", dump(config))
     gpus = torch.cuda.device_count() if choose(config.device).type == "cuda" else 0
     places = crew.posts(config.processes or max(1, gpus), gpus)
     shared = config.ray or len(places) > 1  # Then this process only hands out and shows.
     bench = set_up(config, "cpu" if shared else "")
     todo = bench.todo()
+    folder = Path(config.records or run_folder(config.out))
+    if not todo and (folder / "results.json").is_file():
+        return _nothing_done(config, bench)
+    record = Run(folder, "precompute", dump(config))
     require_same_answers(bench, todo)
     display = Display(record, total_crops=bench.total_crops(), remaining_crops=sum(map(crops_of, todo)))
     try:
@@ -72,7 +76,17 @@ def _label(config: PrecomputeConfig) -> dict[str, Any]:
         what = "no unit was finished yet" if left == units else f"{left} of {units} units are left"
         console.print(f"stopped: {what}; the same command goes on there")
         raise
-    return _finish(config, record, display, bench)
+    if not display.units and record.earlier():  # others were faster
+        return _nothing_done(config, bench)
+    figures = display.figures() | _figures(bench)
+    show(figures, config.out)
+    return _complain_of_missing(config, bench, record.finish(figures))
+
+
+def _nothing_done(config: PrecomputeConfig, bench: Bench) -> dict[str, Any]:
+    """The record stays that of the run that did the work."""
+    console.print(f"{escape(config.out)}: all labels are there already", highlight=False, soft_wrap=True)
+    return _complain_of_missing(config, bench, {"images": 0, "crops": 0, "units": 0} | _figures(bench))
 
 
 def _distribute(
@@ -232,20 +246,19 @@ class _Watch:
         self._time, self._waited = now, waited
 
 
-def _finish(config: PrecomputeConfig, record: Run, display: Display, bench: Bench) -> dict[str, Any]:
-    missing = bench.store.missing
-    figures = {
-        **display.figures(),
+def _figures(bench: Bench) -> dict[str, Any]:
+    """What the store holds by now."""
+    return {
         "total_crops": bench.total_crops(),
         "teachers": [teacher.name for teacher in bench.teachers],
-        "missing": len(missing),
+        "missing": len(bench.store.missing),
         "fingerprint": bench.store.fingerprint,
     }
-    if display.units or not record.earlier():
-        show(figures, config.out)
-        record.finish(figures)
-    else:  # the record keeps the figures of the run that did the work
-        console.print(f"{escape(config.out)}: all labels are there already", highlight=False, soft_wrap=True)
+
+
+def _complain_of_missing(config: PrecomputeConfig, bench: Bench, figures: dict[str, Any]) -> dict[str, Any]:
+    """Gives the figures back. Raises UserError where images are missing and that was not said to be tolerated."""
+    missing = bench.store.missing
     if len(missing) and not config.tolerate_missing:
         some = ", ".join(bench.pack.keys[row] for row in missing[:3].tolist())
         hint = "their rows are marked and loaders skip them; set tolerate_missing to accept that"

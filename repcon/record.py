@@ -40,23 +40,24 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
 
 def json_text(value: Mapping[str, Any]) -> str:
     """Indented JSON, with null for what is no finite number: JSON has no NaN, and other readers refuse it."""
-    return json.dumps(_finite(value), indent=2, default=_plain, allow_nan=False) + "\n"
+    return json.dumps(finite(value), indent=2, default=_plain, allow_nan=False) + "\n"
 
 
 def _plain(value: Any) -> Any:
     """What JSON has no type for: numpy's numbers as numbers, anything else as text."""
     try:
-        return _finite(float(value))
+        return finite(float(value))
     except (TypeError, ValueError):
         return str(value)
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
+    """The value with None in the place of numbers that are not finite, however deep."""
     if isinstance(value, float):
         return float(value) if math.isfinite(value) else None
     if isinstance(value, Mapping):
-        return {key: _finite(held) for key, held in value.items()}
-    return [_finite(held) for held in value] if isinstance(value, list | tuple) else value
+        return {key: finite(held) for key, held in value.items()}
+    return [finite(held) for held in value] if isinstance(value, list | tuple) else value
 
 
 class Run:
@@ -94,7 +95,7 @@ class Run:
     def log(self, event: str, **figures: Any) -> None:
         """Appends one line to `metrics.jsonl`: the event, seconds since the start, and its figures."""
         line = {"event": event, "seconds": round(time.time() - self._started, 3), **figures}
-        self._metrics.write(json.dumps(line, default=float) + "\n")
+        self._metrics.write(json.dumps(finite(line), default=_plain, allow_nan=False) + "\n")
 
     def finish(self, results: Mapping[str, Any]) -> dict[str, Any]:
         """Writes `results.json` and closes the metrics; gives the results back."""

@@ -25,6 +25,8 @@ from repcon.reporting.tables import differing, flat, settings, side_by_side, tab
 from repcon.reporting.training import teachers, training
 from repcon.reporting.transfer import measured, transfer
 
+RUN = ("command", "started", "commit")
+"""What of an environment is a run's own, and not its machine's."""
 SHOWN_ELSEWHERE = ("demo", "teach", "train", "precompute", "inspect", "benchmark", "figures", "store")
 
 
@@ -147,16 +149,16 @@ def _environment(sources: Sequence[Source]) -> list[Section]:
     machines: dict[str, dict[str, Any]] = {}
     commands: list[list[str]] = []
     for source in sources:
-        facts = flat({key: value for key, value in source.environment.items() if key not in ("command", "started")})
+        facts = flat({key: value for key, value in source.environment.items() if key not in RUN})
         facts = {name.removeprefix("versions / "): value for name, value in facts.items()}
         if facts:
             machines.setdefault(repr(facts), facts)
             number = list(machines).index(repr(facts)) + 1
-            given = [str(source.environment.get(key, "")) for key in ("command", "started")]
+            given = [str(source.environment.get(key) or "")[: 12 if key == "commit" else None] for key in RUN]
             commands.append([source.name, source.kind, *given, str(number)])
     if not machines:
         return []
-    titles = ("name", "kind", "command", "started", "machine")
+    titles = ("name", "kind", *RUN, "machine")
     one = len(machines) == 1
     runs = table("", titles[:-1] if one else titles, [row[:-1] if one else row for row in commands])
     held = {"everywhere" if one else f"machine {number}": facts for number, facts in enumerate(machines.values(), 1)}

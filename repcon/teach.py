@@ -11,15 +11,18 @@ from rich.table import Table
 from torch import nn
 
 from repcon import backbones
-from repcon.config import TeachConfig, dump, require_least
+from repcon.config import TeachConfig, dump, require_least, require_sane
 from repcon.device import choose
 from repcon.errors import UserError
 from repcon.images import class_rows
 from repcon.packing import open_or_pack
 from repcon.probing.probes import split_classes
-from repcon.record import Run, console, progress
+from repcon.record import Run, console, finite, progress
 from repcon.training.finetune import Epoch, Labelled, fit
 from repcon.training.optim import resolve
+
+FREE = {"data", "out", "workers", "device"}
+"""What may differ where a finished teacher is asked for again: where it is, and how fast it was made."""
 
 
 def run(config: TeachConfig) -> dict[str, Any]:
@@ -57,7 +60,7 @@ def run(config: TeachConfig) -> dict[str, Any]:
         epochs.append(epoch)
         output.log("epoch", **asdict(epoch))
         if epoch.best:
-            extra = provenance | {"epoch": epoch.epoch, "validation_accuracy": epoch.held_accuracy}
+            extra = provenance | {"epoch": epoch.epoch, "validation_accuracy": finite(epoch.held_accuracy)}
             backbones.save(best, output.path, classes=names, preprocessing=preprocessing, extra=extra)
 
     with progress() as bars:
@@ -77,14 +80,20 @@ def _finished(config: TeachConfig) -> bool:
     """Whether `config.out` holds a finished teacher. Raises UserError for one of another recipe."""
     recipe, teacher, results = (Path(config.out, name) for name in ("config.toml", backbones.WEIGHTS, "results.json"))
     finished = teacher.is_file() and results.is_file()
-    if finished and recipe.read_text() != dump(config):
-        raise UserError(f"{config.out}: holds a teacher of another recipe; name another folder, or remove it")
+    if finished:
+        held, asked = tomllib.loads(recipe.read_text()), tomllib.loads(dump(config))
+        if other := sorted(name for name in (held.keys() | asked.keys()) - FREE if held.get(name) != asked.get(name)):
+            what = f"a teacher of another recipe ({', '.join(other)})"
+            raise UserError(f"{config.out}: holds {what}; name another folder, or remove it")
     return finished
 
 
 def _check(config: TeachConfig) -> None:
     if not 0 <= config.validation < 1:
         raise UserError(f"validation: {config.validation} is no share of the images; 0.15 is usual, 0 keeps none")
+    if not 0 <= config.label_smoothing < 1:
+        raise UserError(f"label_smoothing: {config.label_smoothing} makes no sense; 0.1 is usual, 0 leaves labels hard")
+    require_sane(config.optim)
     require_least(config, epochs=1, size=1, batch_size=1, freeze_blocks=0, workers=0, seed=0)
 
 
@@ -93,9 +102,13 @@ def _show(epochs: list[Epoch], best: Epoch, classes: int) -> None:
     for column in ("epoch", "loss", "crops right %", "held-out loss", "held out right %"):
         table.add_column(column, justify="right")
     for epoch in epochs:
-        losses = [f"{loss:.2f}" for loss in (epoch.loss, epoch.held_loss)]
-        shares = [f"{share:.1f}" for share in (epoch.accuracy, epoch.held_accuracy)]
-        cells = [losses[0], shares[0], losses[1], shares[1]]
+        given = [f"{epoch.loss:.2f}", f"{epoch.accuracy:.1f}"]
+        held = (
+            [f"{epoch.held_loss:.2f}", f"{epoch.held_accuracy:.1f}"]
+            if epoch.held_loss == epoch.held_loss
+            else ["-"] * 2
+        )
+        cells = given + held
         mark = "* " if epoch is best else ""
         table.add_row(f"{mark}{epoch.epoch}", *cells, style="bold green" if mark else "")
     console.print(table)

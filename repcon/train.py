@@ -40,12 +40,18 @@ def run(settings: TrainConfig) -> dict[str, Any]:
             Path(settings.out) / "checkpoints", _identity(settings, pack, store), settings.keep_checkpoints
         )
         state = checkpoints.newest()
+        if state is None and _results(settings).is_file():
+            what = "holds a finished run, whose checkpoints are gone"
+            raise UserError(f"{settings.out}: {what}; name another `out`, or remove it")
         feed = _feed(settings, pack, store, team)
         try:
             if state is not None and state["place"][0] == len(feed.passes) and _results(settings).is_file():
                 console.print(f"{escape(settings.out)}: this run is finished", soft_wrap=True)
                 return json.loads(_results(settings).read_text())
-            log = TrainingLog(_run_folder(settings, state, team), _totals(feed, settings), team, settings.tensorboard)
+            log = TrainingLog(
+                _run_folder(settings, state, team), _totals(feed, settings), team, settings.tensorboard,
+                start=0 if state is None else state["step"],
+            )  # fmt: skip
             trainer = Trainer(settings, store, feed, team)
             with log:
                 trainer.run(state, checkpoints, log, stop, Path(settings.out))
@@ -59,8 +65,18 @@ def _check(settings: TrainConfig) -> None:
         settings, size=1, epochs=1, batch_size=1, crops_per_decode=1, accumulate=1, mix_window=0, label_memory=0,
         projection=0, freeze_blocks=0, workers=0, seed=0, keep_checkpoints=1, checkpoint_minutes=0, holdout=0,
     )  # fmt: skip
+    config.require_sane(settings.optim)
     if settings.holdout >= 1:
         raise UserError(f"holdout: {settings.holdout} leaves no image to train on; 0.02 is usual, 0 keeps none")
+    if settings.mix_window and settings.crops_per_decode == 1:
+        raise UserError(f"mix_window: {settings.mix_window} has nothing to spread where crops_per_decode is 1")
+    if settings.freeze_blocks and not settings.pretrained:
+        raise UserError(f"freeze_blocks: {settings.freeze_blocks} would keep random weights where pretrained is false")
+    for head in settings.heads:
+        if not head.weight >= 0:
+            raise UserError(f"heads: {head.name}: weight {head.weight} makes no sense; it must be 0 or more")
+    if settings.heads and not any(head.weight for head in settings.heads):
+        raise UserError("heads: all weights are 0, so that nothing would be learnt")
 
 
 def _heads(heads: tuple[HeadConfig, ...], store: LabelStore) -> tuple[HeadConfig, ...]:
@@ -106,12 +122,12 @@ def _totals(feed: Feed, settings: TrainConfig) -> Totals:
 
 
 def _run_folder(settings: TrainConfig, state: dict[str, Any] | None, team: Team) -> Run | None:
-    """The leader's output folder; its metrics end where the checkpoint was taken."""
+    """The leader's output folder; its metrics end where the checkpoint was taken, or begin anew without one."""
     if not team.leads:
         return None
     if state is not None:
         trim_metrics(Path(settings.out) / "metrics.jsonl", state["step"])
-    return Run(settings.out, "train", config.dump(settings))
+    return Run(settings.out, "train", config.dump(settings), afresh=state is None)
 
 
 def _finish(settings: TrainConfig, pack: Pack, store: LabelStore, trainer: Trainer, log: TrainingLog) -> dict[str, Any]:
@@ -130,11 +146,13 @@ def _finish(settings: TrainConfig, pack: Pack, store: LabelStore, trainer: Train
             "teachers": [dataclasses.asdict(section) for section in sections],
             "classes": {section.name: list(section.classes) for section in sections},
             "metrics": results["validation"].get("heads", {}),
+            "held_out": len(trainer.feed.held),
             "versions": environment()["versions"],
             "recipe": config.dump(settings),
         }
         student.save(trainer.kept, folder, preprocessing=trainer.preprocessing, card=card)
         console.print(f"student: [bold]{escape(str(folder))}[/]", soft_wrap=True)
-        results = log.finish(results | {"student": str(folder)})
+        made_of = {"store_fingerprint": store.fingerprint, "pack_fingerprint": pack.fingerprint}
+        results = log.finish(results | made_of | {"student": str(folder)})
     trainer.team.wait()
     return results

@@ -56,6 +56,8 @@ class Split:
 def run(config: EvaluateConfig) -> dict[str, Any]:
     """Measures every trunk of `config`; writes `results.json`, `answers.npz` and `transfer.svg`; gives the results."""
     require_least(config, draws=1, size=0, batch_size=1, workers=0, seed=0)
+    if not config.metrics:
+        raise UserError("metrics: none named; leave it out, or name some of knn, probe, fewshot, finetune")
     trunks = parse_trunks(config.trunks, config.baseline)
     joined = [name for name, model in trunks.items() if JOIN in model]
     if joined and "finetune" in config.metrics:
@@ -92,7 +94,7 @@ def parse_trunks(trunks: tuple[str, ...], baseline: str) -> dict[str, str]:
     named: dict[str, str] = {}
     for entry in trunks:
         name, equals, model = entry.partition("=")
-        if not equals:
+        if not equals or Path(entry).is_dir():  # a path may hold a `=` of its own
             name, model = Path(entry).name, entry
         if name in named:
             raise UserError(f"trunks: two are called {name!r}; give each a name of its own, `name=trunk`")

@@ -21,6 +21,7 @@ from repcon.images import Pack
 from repcon.loss import HeadsLoss
 from repcon.store import LabelStore
 from repcon.training.feed import Feed
+from repcon.training.sanity import LossGuard
 
 pytest_plugins = ("training_fixtures",)
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -91,6 +92,45 @@ def test_a_finished_run_is_not_repeated(case: Path, tmp_path: Path) -> None:
     assert (tmp_path / "run" / "metrics.jsonl").read_text() == before
 
 
+def test_a_finished_run_without_its_checkpoints_is_not_written_over(case: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    train.run(settings(case, out, epochs=1))
+    shutil.rmtree(out / "checkpoints")
+    with pytest.raises(UserError, match="holds a finished run, whose checkpoints are gone"):
+        train.run(settings(case, out, epochs=2))
+
+
+def test_a_run_that_begins_again_begins_its_metrics_again(
+    case: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(self: LossGuard, *_: Any) -> None:
+        raise UserError("stopped before the first checkpoint")
+
+    with monkeypatch.context() as patch, pytest.raises(UserError, match="before the first"):
+        patch.setattr(LossGuard, "check_answers", broken)
+        train.run(settings(case, tmp_path / "run", epochs=1))
+    assert losses(tmp_path / "run")
+    results = train.run(settings(case, tmp_path / "run", epochs=1, optim=OptimConfig(lr=1e-3)))
+    assert [step for step, _ in losses(tmp_path / "run")] == list(range(1, results["steps"] + 1))
+
+
+def test_results_are_those_of_all_parts_of_a_run(case: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "run"
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        stop_after(15, patch)
+        train.run(settings(case, out))
+    first = {line["step"]: line for line in lines(out, "step")}
+    results = train.run(settings(case, out))
+    every = {line["step"]: line for line in lines(out, "step")}
+    spent = sum(line["data_seconds"] + line["step_seconds"] for line in every.values())
+    assert len(first) == 15 and len(every) == results["steps"]
+    assert results["images_per_second"] == pytest.approx(results["images"] / spent, rel=0.01)
+    assert results["seconds"] > spent and results["loss"] == every[results["steps"]]["loss"]
+    (out / "results.json").unlink()
+    again = train.run(settings(case, out))
+    assert again["loss"] == results["loss"] and again["images_per_second"] == results["images_per_second"]
+
+
 @pytest.mark.parametrize(
     ("changes", "field"),
     [
@@ -132,6 +172,12 @@ def test_another_store_is_refused(case: Path, tmp_path: Path) -> None:
         ({"epochs": 0}, "epochs: 0 makes no sense"),
         ({"accumulate": -1}, "accumulate: -1"),
         ({"holdout": 1.0}, "holdout: 1.0 leaves no image"),
+        ({"optim": OptimConfig(clip_norm=-1.0)}, "optim.clip_norm: -1.0"),
+        ({"optim": OptimConfig(ema=1.0)}, "optim.ema: 1.0"),
+        ({"mix_window": 3}, "mix_window: 3 has nothing to spread"),
+        ({"freeze_blocks": 2}, "freeze_blocks: 2 would keep random weights"),
+        ({"heads": (HeadConfig(name="tones", weight=-1.0),)}, "tones: weight -1.0"),
+        ({"heads": (HeadConfig(name="tones", weight=0.0),)}, "all weights are 0"),
     ],
 )
 def test_mistakes_are_named(case: Path, tmp_path: Path, changes: dict[str, Any], word: str) -> None:

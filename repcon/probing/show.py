@@ -43,13 +43,14 @@ def table(results: Mapping[str, Any]) -> None:
             cells = [_difference(difference[metric], between) for metric in metrics]
             grid.add_row(Text(f"  - {results['baseline']}", style="dim not bold"), *cells)
     console.print(grid)
-    console.print(f"[dim]- {baseline}: paired difference in points, coloured where zero lies outside[/]")
+    console.print(f"[dim]- {baseline}: paired difference in points, * where zero lies outside its interval[/]")
 
 
 def _difference(interval: Mapping[str, float], between: str) -> Text:
-    """Green or red only where the interval leaves zero out."""
+    """Starred, green or red, only where the interval leaves zero out."""
     colour = "green" if interval["low"] > 0 else "red" if interval["high"] < 0 else "dim"
-    return Text(show(interval, signed=True).replace(" ± ", f"{between}± "), style=colour)
+    mean, _, rest = show(interval, signed=True).partition(" ± ")
+    return Text(f"{mean}{'' if colour == 'dim' else '*'}{between}± {rest}", style=colour)
 
 
 @rc_context({"text.parse_math": False})  # a trunk's name is no formula
@@ -57,13 +58,14 @@ def plot(results: Mapping[str, Any], path: Path) -> None:
     """Two panels as SVG: accuracy per metric and trunk, and the paired difference to the baseline."""
     trunks = results["trunks"]
     metrics: list[str] = list(next(iter(trunks.values()))["metrics"])
-    figure = Figure(figsize=(1.6 + 1.3 * len(metrics), 6.4), layout="constrained")
+    figure = Figure(figsize=(max(4.4, 1.6 + 1.3 * len(metrics)), 5.6 + 0.22 * len(trunks)), layout="constrained")
     above, below = figure.subplots(2, 1, sharex=True)
     for place, name in enumerate(trunks):
         offset = (place - (len(trunks) - 1) / 2) * 0.8 / len(trunks)
-        _points(above, [trunks[name]["metrics"][metric] for metric in metrics], offset, f"C{place % 10}", name)
+        look = {"color": f"C{place % 10}", "fmt": "os^Dv"[place % 5], "label": name}
+        _points(above, [trunks[name]["metrics"][metric] for metric in metrics], offset, look)
         if name in results["differences"]:
-            _points(below, [results["differences"][name][metric] for metric in metrics], offset, f"C{place % 10}", name)
+            _points(below, [results["differences"][name][metric] for metric in metrics], offset, look)
     above.set_ylabel("accuracy (%)")
     below.axhline(0, color="0.4", linewidth=0.8)
     below.set_ylabel(f"points over {results['baseline']}")
@@ -71,15 +73,15 @@ def plot(results: Mapping[str, Any], path: Path) -> None:
     for axes in (above, below):
         axes.grid(axis="y", alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
-    figure.legend(*above.get_legend_handles_labels(), loc="outside upper center", ncols=4, frameon=False)
+    figure.legend(*above.get_legend_handles_labels(), loc="outside upper left", frameon=False)
     figure.savefig(path, metadata={"Date": None})
 
 
-def _points(axes: Any, values: list[Mapping[str, float]], offset: float, colour: str, label: str) -> None:
+def _points(axes: Any, values: list[Mapping[str, float]], offset: float, look: Mapping[str, Any]) -> None:
     means = [value["mean"] for value in values]
     errors = [
         [value["mean"] - value["low"] for value in values],
         [value["high"] - value["mean"] for value in values],
     ]
     places = [place + offset for place in range(len(values))]
-    axes.errorbar(places, means, yerr=errors, fmt="o", markersize=4, capsize=2, color=colour, label=label)
+    axes.errorbar(places, means, yerr=errors, markersize=4, capsize=2, **look)

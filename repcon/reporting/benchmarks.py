@@ -1,6 +1,7 @@
 """The report's sections on benchmarks: ratios as bars with their limit, scaling as lines, gains with intervals, the
 rest as tables."""
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -61,7 +62,10 @@ def _section(source: Source, number: int) -> Section:
     drawn = [_bars(f"bench{number}-{part}", heading, rows) for part, (heading, rows) in enumerate(parts)]
     drawn += [found.plot(f"bench{number}-line{part}") for part, found in enumerate(_scaling(figures))]
     drawn += _gains(figures, number)
-    lead = "Ratios measured in one run; the line across a bar is what it should reach, or its limit or peer."
+    lead = (
+        "Ratios measured in one run; the line across a bar is what it should reach, or its limit or peer. Ranges in "
+        "brackets are 20 to 80 % of the repeats, or 95 % intervals where no number of repeats is named."
+    )
     tables = (_with_targets(figures, targets) if targets else listing("", shown),)
     return Section(title=title, lead=lead if parts else "", plots=tuple(drawn), tables=tables)
 
@@ -131,20 +135,24 @@ class Scaling:
     x: str
     unit: str
     series: Mapping[str, plots.Line]
+    spreads: Mapping[str, Sequence[float]]
+    """Standard deviations, of the series that have them."""
 
     def plot(self, name: str) -> Plot:
         """From zero where nothing is below it, so that noise does not look like growth; but for accuracies."""
         least = min(y for _, ys in self.series.values() for y in ys)
         from_zero = least >= 0 and self.unit != ACCURACY
+        unit = f"{self.unit}, ± sd" if self.spreads else self.unit
         svg = plots.lines(
-            name, self.title, self.series, self.x, self.unit, points=True, log_x=True, from_zero=from_zero
-        )
+            name, self.title, self.series, self.x, unit, points=True, log_x=True, from_zero=from_zero,
+            spreads=self.spreads,
+        )  # fmt: skip
         return Plot(name=name, title=self.title, svg=svg)
 
 
 def _scaling(figures: Mapping[str, Any]) -> list[Scaling]:
     """Of figures like `probe_k4_minus_online` or `memory_1000_images_bytes`; names that go on alike share one."""
-    held: dict[tuple[str, str, str, str], list[tuple[float, float]]] = {}
+    held: dict[tuple[str, str, str, str], list[tuple[float, float, float]]] = {}
     for name, value in figures.items():
         amount = value.mean if isinstance(value, Interval) else value
         found = re.fullmatch(r"((?:.*_)?)(?:([a-z]+)([0-9]+)|([0-9]+)_([a-z]+))(_.*)?", name.removesuffix("_bytes"))
@@ -152,21 +160,27 @@ def _scaling(figures: Mapping[str, Any]) -> list[Scaling]:
             before, after = found[1].strip("_"), (found[6] or "").strip("_")
             unit, scale = ("MB", 1e6) if name.endswith("_bytes") else (_unit(before, after), 1.0)
             place = (before, found[2] or found[5], after, unit)
-            held.setdefault(place, []).append((float(found[3] or found[4]), float(amount) / scale))
-    shared: dict[tuple[str, str, str], dict[str, plots.Line]] = {}
+            spread = figures.get(f"{name}_spread")
+            spread = float(spread) / scale if is_number(spread) else math.nan
+            held.setdefault(place, []).append((float(found[3] or found[4]), float(amount) / scale, spread))
+    shared: dict[tuple[str, str, str], dict[str, tuple[list[float], list[float], list[float]]]] = {}
     for (before, x, after, unit), points in held.items():
         if len(points) >= LEAST_POINTS:
-            xs, ys = zip(*sorted(points), strict=True)
-            shared.setdefault((after or before, x, unit), {})[readable(before)] = (list(xs), list(ys))
+            xs, ys, spreads = map(list, zip(*sorted(points), strict=True))
+            shared.setdefault((after or before, x, unit), {})[readable(before)] = xs, ys, spreads
     return [
-        Scaling(title=f"{readable(what)} by {x}", x=x, unit=unit, series=series)
+        Scaling(
+            title=f"{readable(what)} by {x}", x=x, unit=unit,
+            series={name: (xs, ys) for name, (xs, ys, _) in series.items()},
+            spreads={name: spreads for name, (_, _, spreads) in series.items() if not math.isnan(sum(spreads))},
+        )
         for (what, x, unit), series in shared.items()
-    ]
+    ]  # fmt: skip
 
 
 def _unit(before: str, after: str) -> str:
     """Of figures that start and go on like this around their number; empty where the name does not tell."""
-    if after.startswith("minus_"):
+    if "minus_" in after:
         return "points"
     return ACCURACY if before in METRICS else "nat" if before == "kl" else ""
 
@@ -186,7 +200,7 @@ def _gains(figures: Mapping[str, Any], number: int) -> list[Plot]:
 
 
 def compared(sources: Sequence[Source]) -> list[Section]:
-    """Records of one benchmark side by side: those that share most of their figures' names."""
+    """Records of one benchmark side by side: those that share most of their figures' names, and their protocol."""
     found = {
         source.name: flat({name: value for name, value in source.figures.items() if name != "targets"})
         for source in sources
@@ -196,10 +210,17 @@ def compared(sources: Sequence[Source]) -> list[Section]:
     for name, figures in found.items():
         for group in groups:
             first = next(iter(group.values()))
-            if 2 * len(first.keys() & figures.keys()) > max(len(first), len(figures)):
+            alike = 2 * len(first.keys() & figures.keys()) > max(len(first), len(figures))
+            if alike and _protocol(first) == _protocol(figures):
                 group[name] = figures
                 break
         else:
             groups.append({name: figures})
     tables = tuple(side_by_side("", group, MARKED) for group in groups if len(group) > 1)
     return [Section(title="Benchmarks side by side", tables=tables)] if tables else []
+
+
+def _protocol(figures: Mapping[str, Any]) -> dict[str, Any]:
+    """What was run, but for the seeds and the rows of the table."""
+    beside = ("protocol / seeds", "protocol / methods")
+    return {name: value for name, value in figures.items() if name.startswith("protocol / ") and name not in beside}

@@ -21,6 +21,8 @@ class Place:
 
     store: str
     pack: str = ""
+    fingerprint: str = ""
+    """Of the store, where the run told it."""
 
 
 def places(sources: Sequence[Source]) -> list[Place]:
@@ -38,18 +40,19 @@ def _places(source: Source) -> Iterator[Place]:
         yield Place(store=str(source.path))
     key = {"train": "store", "precompute": "out", "verify": "store"}.get(source.kind)
     if key and (store := _located(source, key)):
-        yield Place(store=store, pack=_located(source, "pack"))
+        fingerprint = str(source.figures.get("store_fingerprint", ""))
+        yield Place(store=store, pack=_located(source, "pack"), fingerprint=fingerprint)
 
 
 def _located(source: Source, key: str) -> str:
-    """The configured path as it is, or as seen from a folder above the run; empty where nothing is there."""
+    """The configured path as seen from a folder above the run, or from here; empty where nothing is there."""
     value = source.config.get(key)
     if not isinstance(value, str) or not value:
         return ""
     if "://" in value:
         return value
     above = (folder / value for folder in source.path.resolve().parents)
-    return next((str(path) for path in (Path(value), *above) if path.exists()), "")
+    return next((str(path) for path in (*above, Path(value)) if path.exists()), "")
 
 
 def labels(sources: Sequence[Source]) -> tuple[list[Section], list[str]]:
@@ -58,11 +61,16 @@ def labels(sources: Sequence[Source]) -> tuple[list[Section], list[str]]:
     notes: list[str] = []
     if runs := {source.name: source for source in sources if source.kind == "precompute"}:
         sections.append(_precompute(runs))
+    for source in sources:
+        for key in ("store", "pack") if source.kind == "train" else ():
+            if source.config.get(key) and not _located(source, key):
+                notes.append(f"{source.name}: its {key} {source.config[key]} is not there any more, and not shown")
     found = places(sources)
     for place in found:
         name = f": {_called(place, found)}" if len(found) > 1 else ""
         for part in (_sheet, _store):
             try:
+                _check_fingerprint(place)
                 sections += part(place, name)
             except UserError as error:
                 notes.append(f"{part.__doc__} could not be shown: {error}")
@@ -101,6 +109,12 @@ def _precompute(runs: Mapping[str, Source]) -> Section:
 def _waited(line: Mapping[str, Any]) -> float | None:
     share = line.get("waited_share")
     return 100 * share if is_number(share) else None
+
+
+def _check_fingerprint(place: Place) -> None:
+    """Raises UserError where another store lies now where the run's was, or it has grown."""
+    if place.fingerprint and LabelStore.open(place.store).fingerprint != place.fingerprint:
+        raise UserError(f"{place.store}: is not the store that the run learnt from, or has grown since")
 
 
 def _sheet(place: Place, name: str) -> list[Section]:

@@ -50,22 +50,26 @@ Line = tuple[Sequence[float], Sequence[float]]
 def lines(
     name: str, title: str, series: Mapping[str, Line], x: str, y: str, *,
     places: Mapping[str, int] | None = None, points: bool = False, from_zero: bool = False, reaching: float = 0.0,
-    log: bool = False, log_x: bool = False,
+    log: bool = False, log_x: bool = False, spreads: Mapping[str, Sequence[float]] | None = None,
 ) -> str:  # fmt: skip
     """A line per series over a shared x. `places` fixes colours across plots; `points` marks every value; y reaches
-    `reaching` at least, so that noise about nothing looks like nothing; a `log` axis shows what is more than rounding.
+    `reaching` at least, so that noise about nothing looks like nothing; a `log` axis shows what is more than rounding;
+    `spreads` are whiskers' lengths to both sides, of the series that have any.
     """
-    figure, axes = _figure(2.7)
+    rows = -(-len(series) // _columns([_short(label) for label in series], 3))
+    figure, axes = _figure(2.4 + 0.17 * max(rows, 2))
     with styled():
         for number, (label, (xs, ys)) in enumerate(series.items()):
             place = (places or {}).get(label, number)
             look: dict[str, Any] = {"color": SERIES[place % 8], "linestyle": DASHES[place // 8 % 4]}
             centre, mean, low, high = binned(xs, [y if y > LEAST or not log else math.nan for y in ys], BINS)
-            if points:
+            if points or len(centre) == 1:
                 look |= {"marker": MARKERS[place % 8], "markersize": 4}
             elif np.any(low < high):
                 axes.fill_between(centre, low, high, color=look["color"], alpha=0.16, linewidth=0)
             axes.plot(centre, mean, label=_short(label), **look)
+            if label in (spreads or {}):
+                axes.errorbar(xs, ys, yerr=(spreads or {})[label], fmt="none", elinewidth=1.2, color=look["color"])
         axes.set(xlabel=x, ylabel=y, yscale="log" if log else "linear")
         axes.xaxis.get_major_locator().set_params(integer=x in COUNTS)
         every = sorted({at for xs, _ in series.values() for at in xs})
@@ -169,12 +173,18 @@ def _finish(figure: Any, axes: Any, title: str, series: int, columns: int = 3) -
     figure.suptitle(_short(title, 60), x=0.01, ha="left", fontsize=9, fontweight="bold")
     if series > 1:
         handles, labels = axes.get_legend_handles_labels()
-        columns = 1 if max(map(len, labels)) > 26 else 2 if max(map(len, labels)) > 14 else columns
+        columns = _columns(labels, columns)
         figure.legend(
             handles, labels, loc="outside lower left", ncols=columns, labelcolor=INK, handlelength=1.8,
             columnspacing=1.2, borderaxespad=0,
         )  # fmt: skip
     axes.spines["bottom"].set_color(MUTED)
+
+
+def _columns(labels: Sequence[str], most: int) -> int:
+    """Columns in which a legend of these labels fits under a plot."""
+    longest = max(map(len, labels), default=0)
+    return 1 if longest > 26 else 2 if longest > 14 else most
 
 
 def _short(label: str, longest: int = 34) -> str:

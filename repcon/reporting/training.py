@@ -30,14 +30,15 @@ def training(sources: Sequence[Source]) -> list[Section]:
 
 
 def _brief(source: Source) -> dict[str, Any]:
-    """Without what the plots and the listing show in full; the throughput with its 20 and 80 % quantiles over lines."""
+    """Without what the plots and the listing show in full; with the throughput's 20, 50 and 80 % quantiles over
+    lines."""
     figures = {
         name: value for name, value in source.figures.items() if is_number(value) or name in ("loss", "validation")
     }
     rates = [rate for line in source.of("step")[1:] if is_number(rate := line.get("images_per_second"))]
     if "images_per_second" in figures and len(rates) >= 5:
         low, median, high = (float(rate) for rate in np.quantile(rates, (0.2, 0.5, 0.8)))
-        figures["images_per_second"] = {"median": median, "q20": low, "q80": high}
+        figures["images_per_second_by_line"] = {"median": median, "q20": low, "q80": high}
     return figures
 
 
@@ -156,7 +157,8 @@ def teachers(sources: Sequence[Source]) -> list[Section]:
             title = f"Teacher {name}" if len(runs) > 1 else "Accuracy of the teacher"
             drawn.append(_lines(f"teacher{number}", title, held, "epoch", "accuracy (%)", points=True))
     figures = {name: source.figures for name, source in runs.items()}
-    return [Section(title="Task teachers", plots=tuple(drawn), tables=(side_by_side("", figures),))]
+    tables = (side_by_side("", figures),) if any(figures.values()) else ()
+    return [Section(title="Task teachers", plots=tuple(drawn), tables=tables)]
 
 
 def _lines(name: str, title: str, series: Mapping[str, plots.Line], x: str, y: str, **look: Any) -> Plot:

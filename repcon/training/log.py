@@ -52,11 +52,12 @@ class Totals:
 class TrainingLog:
     """Losses arrive as device tensors and are only read when a line is due, so that logging never stalls a step."""
 
-    def __init__(self, run: Run | None, totals: Totals, team: Team, tensorboard: bool) -> None:
+    def __init__(self, run: Run | None, totals: Totals, team: Team, tensorboard: bool, *, start: int = 0) -> None:
+        """`start`: the step that the run goes on after; TensorBoard forgets what it had of later ones."""
         self._run, self._totals, self._team = run, totals, team
         # A line waits for the losses; on a GPU that is worth it only now and then.
         self._every = max(-(-totals.steps // MOST_LINES), 10 if team.device.type == "cuda" else 1)
-        self._board = _board(run.path) if tensorboard and run is not None else None
+        self._board = _board(run.path, start) if tensorboard and run is not None else None
         self._bars = progress()
         self._task = self._bars.add_task("train", total=totals.images, unit="images", note="")
         self._sums: torch.Tensor | None = None
@@ -64,6 +65,7 @@ class TrainingLog:
         self._spent = [0.0, 0.0]
         self._shown = 0
         self._started = time.monotonic()
+        self._before = 0.0
         self._last: dict[str, Any] = {}
         self.validation: dict[str, Any] = {}
 
@@ -78,9 +80,15 @@ class TrainingLog:
         if self._board is not None:
             self._board.close()
 
-    def resumed(self, step: int, images: int, validation: Mapping[str, Any]) -> None:
-        """Says where the run goes on; `validation` is its last one so far."""
-        self.validation = dict(validation)
+    def state(self) -> dict[str, Any]:
+        """What `resumed` takes, so that the results are those of the whole run."""
+        spent = {"spent": self._spent, "shown": self._shown, "seconds": self._seconds()}
+        return {"validation": self.validation, "last": self._last, **spent}
+
+    def resumed(self, step: int, images: int, state: Mapping[str, Any]) -> None:
+        """Says where the run goes on, and takes what `state` gave there."""
+        self.validation, self._last = dict(state["validation"]), dict(state["last"])
+        self._spent, self._shown, self._before = list(state["spent"]), state["shown"], state["seconds"]
         self._bars.update(self._task, completed=images)
         console.print(f"going on after step {step:,}")
         self._event("resume", step=step, images=images)
@@ -118,13 +126,17 @@ class TrainingLog:
             "images": self._totals.images,
             "images_per_second": self._shown / seconds if seconds else 0.0,
             "data_share": data / seconds if seconds else 0.0,
-            "seconds": time.monotonic() - self._started,
+            "seconds": self._seconds(),
             **memory(self._team.device),
         }
 
     def finish(self, results: Mapping[str, Any]) -> dict[str, Any]:
         """Writes results.json."""
         return self._run.finish(results) if self._run is not None else dict(results)
+
+    def _seconds(self) -> float:
+        """Of the run so far, its parts added up."""
+        return self._before + time.monotonic() - self._started
 
     def _line(self, step: int, lr: float, clock: Clock) -> None:
         assert self._sums is not None
@@ -171,11 +183,11 @@ def memory(device: torch.device) -> dict[str, float]:
     return figures
 
 
-def _board(folder: Path) -> Any:
+def _board(folder: Path, start: int) -> Any:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
         raise UserError(
             "tensorboard = true needs the package tensorboard: pip install 'repcon[tensorboard]'"
         ) from error
-    return SummaryWriter(str(folder / "tensorboard"))
+    return SummaryWriter(str(folder / "tensorboard"), purge_step=start + 1 if start else None)

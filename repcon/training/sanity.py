@@ -9,7 +9,7 @@ from repcon.errors import UserError
 from repcon.training.feed import Batch
 from repcon.training.processes import Team
 
-REMEDY = "Lower optim.lr, set optim.clip_norm, or use precision = 'fp32'; the last checkpoint is from before"
+REMEDY = "Start again under another `out` with a lower optim.lr, with optim.clip_norm, or with precision = 'fp32'"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -175,7 +175,7 @@ class Trainer:
             "best": self._best,
             "student": self.student.state_dict(),
             "updates": self.updates.state_dict(),
-            "validation": log.validation,
+            "log": log.state(),
         }
         checkpoints.save(state, self.step, best=best)
 
@@ -184,7 +184,7 @@ class Trainer:
         self.student.load_state_dict(state["student"])
         self.updates.load_state_dict(state["updates"])
         self.step, self.images, self._best = state["step"], state["images"], state["best"]
-        log.resumed(self.step, self.images, state["validation"])
+        log.resumed(self.step, self.images, state["log"])
         part, number = state["place"]
         return part, number
 

@@ -20,6 +20,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from repcon.errors import UserError
+from repcon.record import MARKER, RESULTS
 
 
 def _complete_torchvision() -> "torch.library.Library | None":
@@ -114,6 +115,10 @@ def _timm_name(model: str, pretrained: bool) -> str:
     folder = folder.expanduser()
     if not folder.is_dir():
         raise UserError(f"model {model}: no such folder")
+    if (folder / MARKER).is_file() and not (folder / RESULTS).is_file():
+        raise UserError(f"model {model}: the run that makes it has not ended; give the same command again first")
+    if (folder / "student" / CONFIG).is_file():  # what `repcon train` leaves
+        folder = folder / "student"
     if not (folder / CONFIG).is_file():
         raise UserError(f"model {model}: the folder holds no {CONFIG}; name one that timm or repcon wrote")
     kinds = ("*.safetensors", "*.bin", "*.pth", "*.pt")

@@ -109,9 +109,8 @@ class Pack:
             raise self._lost(image, shard, f"is {header.width} x {header.height} pixels, not as the index says")
 
     def _lost(self, image: int, shard: str, what: str) -> UserError:
-        return UserError(
-            f"{self.url}: image {self.keys[image]} in {shard} {what}; restore that file or pack the images again"
-        )
+        remedy = "restore that file, or pack the images again into a new folder"
+        return UserError(f"{self.url}: image {self.keys[image]} in {shard} {what}; {remedy}")
 
 
 def _reopen(url: str, check: bool, fingerprint: str) -> Pack:

@@ -13,7 +13,7 @@ from repcon.errors import UserError
 from repcon.images import Pack
 from repcon.packs import sources, writing
 from repcon.packs.format import BETON, LEFT_OUT, MANIFEST
-from repcon.record import Run, console, few
+from repcon.record import MARKER, Run, console, few
 
 
 def run(config: PackConfig) -> dict[str, Any]:
@@ -54,6 +54,10 @@ def open_or_pack(source: str, cache: Path) -> Pack:
     """Opens a pack (path or URL); packs a folder or tar into `cache` first, once for each state of the source."""
     if "://" in source or Path(source, MANIFEST).is_file():
         return Pack.open(source)
+    if Path(source, MARKER).is_file():  # a run's output folder, whose tars are no images of the user's
+        held = Path(source, MARKER).read_text().strip()
+        what = "a pack that was begun and not finished; give the same `repcon pack` again"
+        raise UserError(f"{source}: holds {what if held == 'pack' else f'the output of `repcon {held}`, no images'}")
     identity = sources.read(source).identity
     out = Path(cache) / f"pack-{identity[:16]}"
     if not (out / MANIFEST).is_file():

@@ -65,8 +65,8 @@ def _label(config: PrecomputeConfig) -> dict[str, Any]:
     folder = Path(config.records or run_folder(config.out))
     if not todo and (folder / "results.json").is_file():
         return _nothing_done(config, bench)
-    record = Run(folder, "precompute", dump(config))
     require_same_answers(bench, todo)
+    record = Run(folder, "precompute", dump(config))
     display = Display(record, total_crops=bench.total_crops(), remaining_crops=sum(map(crops_of, todo)))
     try:
         with display:

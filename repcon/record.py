@@ -1,5 +1,6 @@
 """What a command leaves behind: its output folder, its environment, its metrics, and its progress on screen."""
 
+import fcntl
 import json
 import math
 import os
@@ -21,6 +22,10 @@ from repcon.errors import UserError
 
 console = Console()
 
+MARKER = "command"
+"""The file of an output folder that says which command made it."""
+RESULTS = "results.json"
+"""Its final figures: written last, so that a folder without them is of a run that has not ended."""
 LEAST_BAR, MOST_BAR = 10, 30
 """Columns that a progress bar takes."""
 SPINNER = Spinner("dots")
@@ -67,10 +72,15 @@ class Run:
     else is refused, so that nothing of the user's is overwritten.
     """
 
-    def __init__(self, out: str | Path, command: str, config_toml: str, *, afresh: bool = False) -> None:
-        """`afresh`: the command starts again where it was stopped, and so do its metrics."""
+    def __init__(
+        self, out: str | Path, command: str, config_toml: str, *, afresh: bool = False, alone: bool = False
+    ) -> None:
+        """`afresh`: the command starts again where it was stopped, and so do its metrics. `alone`: no other process
+        may be at work in the folder."""
+        if "://" in str(out):
+            raise UserError(f"{out}: `repcon {command}` writes to a local folder; copy it there afterwards")
         self.path = Path(out)
-        marker = self.path / "command"
+        marker = self.path / MARKER
         if self.path.exists() and not self.path.is_dir():
             raise UserError(f"{self.path} is a file; name a folder for the output of `repcon {command}`")
         if self.path.exists() and any(self.path.iterdir()):
@@ -79,6 +89,9 @@ class Run:
                 what = f"the output of `repcon {held}`" if held else "other files"
                 raise UserError(f"{self.path} holds {what}; name an empty or new folder for `repcon {command}`")
         self.path.mkdir(parents=True, exist_ok=True)
+        self._lock = marker.open("a")
+        if alone and _is_locked(self._lock):
+            raise UserError(f"{self.path}: another process is at work there; wait for it, or name another folder")
         marker.write_text(command + "\n")
         (self.path / "config.toml").write_text(config_toml)
         write_json(self.path / "env.json", environment())
@@ -88,7 +101,7 @@ class Run:
     def earlier(self) -> dict[str, Any]:
         """The results of a run that ended here; {} where none did."""
         try:
-            return json.loads((self.path / "results.json").read_text())
+            return json.loads((self.path / RESULTS).read_text())
         except (OSError, ValueError):
             return {}
 
@@ -99,9 +112,21 @@ class Run:
 
     def finish(self, results: Mapping[str, Any]) -> dict[str, Any]:
         """Writes `results.json` and closes the metrics; gives the results back."""
-        write_json(self.path / "results.json", results)
+        write_json(self.path / RESULTS, results)
         self._metrics.close()
+        self._lock.close()
         return dict(results)
+
+
+def _is_locked(file: TextIO) -> bool:
+    """Whether another open file has the lock; it is taken otherwise, until `file` is closed or its process ends."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # a file system without locks
+        return False
+    return False
 
 
 class Lines:

@@ -6,6 +6,7 @@ are there. Readers decode slabs (one crop of all images) and serve nothing that 
 
 import dataclasses
 import hashlib
+import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -32,8 +33,10 @@ from repcon.storage.manifest import (
     Part,
     StoreSpec,
     TeacherSection,
+    answers_of,
     check,
     manifest_of,
+    plain,
     read_manifest,
 )
 from repcon.storage.markers import Markers, shard_file
@@ -229,6 +232,13 @@ class LabelStore:
                     sizes[array] = sizes.get(array, 0) + shard.bytes
         return sizes
 
+    def identity(self, heads: Iterable[str]) -> str:
+        """SHA-256 in hex of all that decides about these heads' labels; the same after other teachers were appended."""
+        beside = ("teachers", "parts", "metadata")
+        shared = {name: value for name, value in plain(self.manifest).items() if name not in beside}
+        sections = [answers_of(head.section) for head in self._chosen(heads)]
+        return hashlib.sha256(json.dumps([shared, sections], sort_keys=True).encode()).hexdigest()
+
     def damage(self, unit: Unit) -> list[str]:
         """What is wrong with the unit's marker and files, each by its sha256; empty for a finished, intact unit."""
         try:
@@ -243,7 +253,9 @@ class LabelStore:
             except OSError:
                 data = b""
             if shard_file(data, ()).sha256 != shard.sha256:
-                wrong.append(f"{self.url}/{name}: not what was written (its sha256 is not the marker's)")
+                wrong.append(
+                    f"{self.url}/{name}: not what was written (its sha256 is not that in done/{unit.name}.json)"
+                )
         return wrong
 
     def slab_bytes(self, heads: Iterable[str] | None = None) -> int:

@@ -31,7 +31,7 @@ def run(config: TeachConfig) -> dict[str, Any]:
     device = choose(config.device)
     config = replace(config, precision=resolve(config.precision, device))
     finished = _finished(config)
-    output = Run(config.out, "teach", dump(config), afresh=not finished)
+    output = Run(config.out, "teach", dump(config), afresh=not finished, alone=True)
     pack = open_or_pack(config.data, output.path / "pack")
     if finished:
         earlier = output.earlier()

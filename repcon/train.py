@@ -88,7 +88,7 @@ def _identity(settings: TrainConfig, pack: Pack, store: LabelStore) -> dict[str,
     """What decides about batches and losses; a resume must agree in all of it."""
     plain = tomllib.loads(config.dump(settings))
     kept = {name: value for name, value in plain.items() if name not in FREE}
-    return flat(kept) | {"store": store.fingerprint, "pack": pack.fingerprint}
+    return flat(kept) | {"store": store.identity(head.name for head in settings.heads), "pack": pack.fingerprint}
 
 
 def _feed(settings: TrainConfig, pack: Pack, store: LabelStore, team: Team) -> Feed:
@@ -127,7 +127,7 @@ def _run_folder(settings: TrainConfig, state: dict[str, Any] | None, team: Team)
         return None
     if state is not None:
         trim_metrics(Path(settings.out) / "metrics.jsonl", state["step"])
-    return Run(settings.out, "train", config.dump(settings), afresh=state is None)
+    return Run(settings.out, "train", config.dump(settings), afresh=state is None, alone=True)
 
 
 def _finish(settings: TrainConfig, pack: Pack, store: LabelStore, trainer: Trainer, log: TrainingLog) -> dict[str, Any]:

@@ -62,7 +62,7 @@ def run(config: EvaluateConfig) -> dict[str, Any]:
     joined = [name for name, model in trunks.items() if JOIN in model]
     if joined and "finetune" in config.metrics:
         raise UserError(f"metrics: fine-tuning takes one trunk, and {joined[0]} is several; leave `finetune` or it out")
-    output = Run(config.out, "evaluate", dump(config))
+    output = Run(config.out, "evaluate", dump(config), alone=True)
     pack = open_or_pack(config.data, output.path / "pack")
     split = split_images(pack, config)
     if split.left_out:

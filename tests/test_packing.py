@@ -20,6 +20,7 @@ from simplejpeg import encode_jpeg
 from repcon.config import PackConfig
 from repcon.errors import UserError
 from repcon.images import Pack
+from repcon.packing import open_or_pack
 from repcon.packs import writing
 from repcon.packs.format import Manifest
 
@@ -123,6 +124,7 @@ def test_killed_packs_go_on_and_end_the_same(noisy_folder: Path, unbroken: dict[
     program = f"""
 import time
 from repcon.config import PackConfig
+from repcon.packing import open_or_pack
 from repcon.packs import writing
 take = writing._take
 def slowly(*arguments):
@@ -257,3 +259,11 @@ def test_senseless_settings_are_refused_by_name(name: str, value: int, picture_f
 def test_a_pack_inside_its_source_is_refused(picture_folder: Path) -> None:
     with pytest.raises(UserError, match="lies inside"):
         pack(picture_folder, picture_folder / "pack")
+
+
+def test_an_unfinished_pack_is_not_taken_for_images(tmp_path):
+    (tmp_path / "pack").mkdir()
+    (tmp_path / "pack" / "command").write_text("pack\n")
+    (tmp_path / "pack" / "shard-00000.tar").write_bytes(bytes(10_240))
+    with pytest.raises(UserError, match="a pack that was begun and not finished"):
+        open_or_pack(str(tmp_path / "pack"), tmp_path / "cache")

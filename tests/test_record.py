@@ -99,3 +99,22 @@ def test_json_has_null_for_what_is_no_number(tmp_path):
     )
     held = json.loads((tmp_path / "x.json").read_text(), parse_constant=pytest.fail)
     assert held == {"kl": None, "all": [1.5, None], "n": 2.0, "at": str(tmp_path)}
+
+
+def test_a_run_that_must_be_alone_is_refused_while_another_is_at_work(tmp_path):
+    first = Run(tmp_path / "run", "train", "", alone=True)
+    with pytest.raises(UserError, match="another process is at work there"):
+        Run(tmp_path / "run", "train", "", alone=True)
+    first.finish({})
+    Run(tmp_path / "run", "train", "", alone=True)
+
+
+def test_an_output_folder_is_no_url():
+    with pytest.raises(UserError, match="s3://bucket/student: `repcon train` writes to a local folder"):
+        Run("s3://bucket/student", "train", "")
+
+
+def test_metrics_have_null_for_what_is_no_number(tmp_path):
+    Run(tmp_path / "run", "teach", "").log("epoch", loss=float("nan"), shares=[0.5, float("inf")])
+    line = (tmp_path / "run" / "metrics.jsonl").read_text()
+    assert '"loss": null, "shares": [0.5, null]' in line

@@ -1,5 +1,6 @@
 """train.py and its parts: losses fall, runs resume to the bit, refusals name the field, the output opens in timm."""
 
+import dataclasses
 import json
 import re
 import shutil
@@ -112,6 +113,28 @@ def test_a_run_that_begins_again_begins_its_metrics_again(
     assert losses(tmp_path / "run")
     results = train.run(settings(case, tmp_path / "run", epochs=1, optim=OptimConfig(lr=1e-3)))
     assert [step for step, _ in losses(tmp_path / "run")] == list(range(1, results["steps"] + 1))
+
+
+def test_a_store_that_got_another_teacher_is_still_the_run_s(
+    case: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = make_store(tmp_path / "labels.zarr", Pack.open(str(pack_path(case))))
+    run = settings(case, tmp_path / "run", store=store.url)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        stop_after(6, patch)
+        train.run(run)
+    section = dataclasses.replace(store.heads["tones"].section, name="later")
+    store.append_teachers([section])
+    assert LabelStore.open(store.url).fingerprint != run.store
+    assert train.run(run)["steps"] == len(losses(tmp_path / "run"))
+
+
+def test_a_run_s_folder_is_a_trunk(case: Path, tmp_path: Path) -> None:
+    train.run(settings(case, tmp_path / "first", epochs=1))
+    train.run(settings(case, tmp_path / "second", epochs=1, trunk=str(tmp_path / "first"), pretrained=True))
+    (tmp_path / "first" / "results.json").unlink()
+    with pytest.raises(UserError, match="the run that makes it has not ended"):
+        train.run(settings(case, tmp_path / "third", epochs=1, trunk=str(tmp_path / "first"), pretrained=True))
 
 
 def test_results_are_those_of_all_parts_of_a_run(case: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -43,7 +43,7 @@ def table(results: Mapping[str, Any]) -> None:
             cells = [_difference(difference[metric], between) for metric in metrics]
             grid.add_row(Text(f"  - {results['baseline']}", style="dim not bold"), *cells)
     console.print(grid)
-    console.print(f"[dim]- {baseline}: paired difference in points, * where zero lies outside its interval[/]")
+    console.print(f"[dim]- {baseline}: paired difference in points, * without zero in its interval[/]")
 
 
 def _difference(interval: Mapping[str, float], between: str) -> Text:

@@ -81,7 +81,7 @@ def lines(
             axes.yaxis.set_major_formatter(lambda value, place: f"{value:g}")
             axes.yaxis.set_minor_formatter(lambda value, place: "")
         if from_zero:
-            axes.set_ylim(bottom=0, top=max(axes.get_ylim()[1], reaching))
+            axes.set_ylim(bottom=0, top=max(1.04 * axes.get_ylim()[1], reaching))
         axes.margins(x=0.02)
         if x in COUNTS and len(every) == 1:
             axes.set_xticks(every)

@@ -127,6 +127,13 @@ class LabelStore:
             teachers, parts = (*self.manifest.teachers, *new), (*self.manifest.parts, part)
             self._change(dataclasses.replace(self.manifest, teachers=teachers, parts=parts))
 
+    def replace_teacher(self, section: TeacherSection) -> None:
+        """Puts another teacher under a head's name. Raises UserError where a unit of it is finished."""
+        if any(section.name in unit.heads and self.is_done(unit) for unit in units_of(self.manifest)):
+            raise UserError(f"{self.url}: {section.name} has labels already; give the other teacher another name")
+        teachers = tuple(section if held.name == section.name else held for held in self.manifest.teachers)
+        self._change(dataclasses.replace(self.manifest, teachers=teachers))
+
     def append_crops(self, crops: int) -> None:
         """Extends every head to `crops` crops per image IN ALL; asking for what is there changes nothing."""
         depth = self.manifest.crops_per_shard
@@ -143,6 +150,15 @@ class LabelStore:
         if self._files.read(MANIFEST) != self._manifest_bytes:
             raise UserError(f"{self.url}: another process changed the store meanwhile; run the command again")
         self._load(commit(self._files, manifest))
+
+    def _require_teachers(self, unit: Unit) -> None:
+        """Raises UserError where another run has put another teacher under the name of one of the unit's heads."""
+        data = _manifest(self._files)
+        if data != self._manifest_bytes:  # appending changes it too
+            now = heads_of(read_manifest(data, f"{self.url}/{MANIFEST}"))
+            for name in unit.heads:
+                if answers_of(now[name].section) != answers_of(self.heads[name].section):
+                    raise UserError(f"{self.url}: another run has put another teacher in the place of {name}; stop one")
 
     def units(self) -> list[Unit]:
         """All work, finished or not, in the order in which it is best done."""
@@ -206,6 +222,7 @@ class LabelStore:
             data = encode_shard(self.manifest, layout, place, unit.crops.start, unit.rows.start, block)
             self._files.write(place, data)
             written[place] = shard_file(data, chunk_crcs(data, self.manifest.crops_per_shard))
+        self._require_teachers(unit)
         self._markers.put(unit, tuple(int(row) + unit.rows.start for row in np.flatnonzero(absent)), written)
         return sum(shard.bytes for shard in written.values())
 

@@ -169,6 +169,27 @@ def test_a_resume_is_refused_where_the_teacher_answers_otherwise(recipe, monkeyp
     assert precompute.run(mine)["units"] == 3
 
 
+def test_a_teacher_that_failed_before_its_first_unit_can_be_mended(recipe, teacher_folders):
+    """Beside a finished teacher, and alone; what is finished is never given to another."""
+    for out, first in ((recipe.out, True), (recipe.out + "-alone", False)):
+        if first:
+            precompute.run(recipe)
+        broken = replace(own(recipe, "nan"), out=out)
+        with pytest.raises(UserError, match="not a number"):
+            precompute.run(broken)
+        mended = TeacherConfig(name="own", model=str(teacher_folders["wide"]))  # another network, more classes
+        precompute.run(replace(broken, teachers=(mended,)))
+        store = LabelStore.open(out)
+        assert store.unfinished() == [] and store.heads["own"].classes == 40
+        assert list(store.heads) == (["five", "own"] if first else ["own"])
+        with pytest.raises(UserError, match="own"):
+            precompute.run(broken)
+    plain = replace(recipe, teachers=(mended,), out=recipe.out + "-plain")
+    precompute.run(plain)
+    left, right = (LabelStore.open(out).slab(1).labels["own"] for out in (recipe.out, plain.out))
+    assert all(map(np.array_equal, left, right))
+
+
 def test_a_teacher_that_writes_into_its_input_spoils_no_other(recipe, teacher_folders):
     tidy = TeacherConfig(name="five", model=str(teacher_folders["five"]))
     rude = TeacherConfig(name="rude", model="precompute_case:rude")

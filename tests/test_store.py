@@ -265,3 +265,24 @@ def test_the_sections_tell_where_labels_come_from(store):
     head = LabelStore.open(store.url).heads["wide"]
     assert head.section == section("wide", 300) and (head.k, head.classes, head.temperatures) == (5, 300, (1.0, 2.0))
     assert dataclasses.asdict(head.section)["weight_hash"] == "hash of wide"
+
+
+def test_a_teacher_of_which_nothing_is_finished_gives_its_name_to_another(tmp_path):
+    url = str(tmp_path / "labels.zarr")
+    store = fill(LabelStore.create(url, spec()))
+    store.append_teachers([section("late", 20)])
+    behind = LabelStore.open(url)
+    store.replace_teacher(section("late", 700, weight_hash="mended"))
+    unit = next(unit for unit in behind.units() if "late" in unit.heads)
+    with pytest.raises(UserError, match="another run has put another teacher in the place of late"):
+        write(behind, unit)
+    assert not store.is_done(unit)
+    fill(LabelStore.open(url))
+    check_labels(LabelStore.open(url))
+    with pytest.raises(UserError, match="late has labels already"):
+        LabelStore.open(url).replace_teacher(section("late", 20))
+    store.append_teachers([section("more", 6)])  # changes the manifest, and nothing of what the others write
+    other = LabelStore.open(url)
+    store.append_teachers([section("most", 6)])
+    fill(other)
+    assert [unit.heads for unit in LabelStore.open(url).unfinished()] == [("most",)] * 3

@@ -10,7 +10,7 @@ from repcon.images import Pack
 from repcon.labelling.leases import Leases
 from repcon.storage.commit import complete
 from repcon.storage.files import open_files
-from repcon.storage.manifest import MANIFEST
+from repcon.storage.manifest import MANIFEST, answers_of
 from repcon.store import LabelStore, StoreSpec, TeacherSection
 
 
@@ -35,7 +35,7 @@ def open_target(config: PrecomputeConfig, pack: Pack, sections: Sequence[Teacher
     with Leases(lease_folder(config.out)) as leases, leases.hold("store"):
         if open_files(config.out).size(MANIFEST) is None:
             return LabelStore.create(config.out, spec_of(config, pack, sections))
-        return _grown(config, pack, sections)
+        return _grown(config, pack, sections, leases)
 
 
 def spec_of(config: PrecomputeConfig, pack: Pack, sections: Sequence[TeacherSection]) -> StoreSpec:
@@ -54,11 +54,13 @@ def spec_of(config: PrecomputeConfig, pack: Pack, sections: Sequence[TeacherSect
     )
 
 
-def _grown(config: PrecomputeConfig, pack: Pack, sections: Sequence[TeacherSection]) -> LabelStore:
+def _grown(config: PrecomputeConfig, pack: Pack, sections: Sequence[TeacherSection], leases: Leases) -> LabelStore:
     """The store that is there, compared in all that both have, with the recipe's further teachers and crops added."""
     complete(open_files(config.out))  # a change that was cut short: what the store holds is known after it only
     held = LabelStore.open(config.out)
     held.require_pack(pack.fingerprint)
+    for section in sections:
+        _replace(held, section, leases)
     named = {section.name: section for section in sections}
     more_crops = config.crops > held.crops
     spec = dataclasses.replace(
@@ -75,3 +77,13 @@ def _grown(config: PrecomputeConfig, pack: Pack, sections: Sequence[TeacherSecti
     if more_crops:
         store.append_crops(config.crops)
     return store
+
+
+def _replace(store: LabelStore, section: TeacherSection, leases: Leases) -> None:
+    """A teacher whose first run failed before it finished anything gives its name to the mended one."""
+    head = store.heads.get(section.name)
+    if head is None or answers_of(head.section) == answers_of(section):
+        return
+    units = [unit for unit in store.units() if section.name in unit.heads]
+    if len(store.unfinished(units)) == len(units) and all(leases.is_free(unit.name) for unit in units):
+        store.replace_teacher(section)

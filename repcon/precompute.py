@@ -32,7 +32,7 @@ from repcon.labelling.unitwork import UnitWork
 from repcon.loaders import decoders, open_loader
 from repcon.memory import keep_freed_memory
 from repcon.overlap import Ahead, Behind
-from repcon.record import Run, console
+from repcon.record import RESULTS, Run, console
 from repcon.storage.manifest import manifest_of
 from repcon.store import Unit
 
@@ -63,7 +63,7 @@ def _label(config: PrecomputeConfig) -> dict[str, Any]:
     bench = set_up(config, "cpu" if shared else "")
     todo = bench.todo()
     folder = Path(config.records or run_folder(config.out))
-    if not todo and (folder / "results.json").is_file():
+    if not todo and (folder / RESULTS).is_file():
         return _nothing_done(config, bench)
     require_same_answers(bench, todo)
     record = Run(folder, "precompute", dump(config))

@@ -1,11 +1,12 @@
 """What a command leaves behind: its output folder, its environment, its metrics, and its progress on screen."""
 
+import errno
 import fcntl
 import json
 import math
 import os
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -73,10 +74,18 @@ class Run:
     """
 
     def __init__(
-        self, out: str | Path, command: str, config_toml: str, *, afresh: bool = False, alone: bool = False
+        self,
+        out: str | Path,
+        command: str,
+        config_toml: str,
+        *,
+        afresh: bool = False,
+        alone: bool = False,
+        trim: Callable[[Path], None] | None = None,
     ) -> None:
         """`afresh`: the command starts again where it was stopped, and so do its metrics. `alone`: no other process
-        may be at work in the folder."""
+        may be at work in the folder. `trim` is given the metrics of the run that is continued, before more are added.
+        """
         if "://" in str(out):
             raise UserError(f"{out}: `repcon {command}` writes to a local folder; copy it there afterwards")
         self.path = Path(out)
@@ -89,13 +98,16 @@ class Run:
                 what = f"the output of `repcon {held}`" if held else "other files"
                 raise UserError(f"{self.path} holds {what}; name an empty or new folder for `repcon {command}`")
         self.path.mkdir(parents=True, exist_ok=True)
-        self._lock = marker.open("a")
-        if alone and _is_locked(self._lock):
+        self._lock = (self.path / ".lock").open("w") if alone else None
+        if self._lock is not None and _is_locked(self._lock):
             raise UserError(f"{self.path}: another process is at work there; wait for it, or name another folder")
         marker.write_text(command + "\n")
         (self.path / "config.toml").write_text(config_toml)
         write_json(self.path / "env.json", environment())
-        self._metrics: TextIO = (self.path / "metrics.jsonl").open("w" if afresh else "a", buffering=1)
+        metrics = self.path / "metrics.jsonl"
+        if trim is not None:
+            trim(metrics)
+        self._metrics: TextIO = metrics.open("w" if afresh else "a", buffering=1)
         self._started = time.time()
 
     def earlier(self) -> dict[str, Any]:
@@ -114,18 +126,20 @@ class Run:
         """Writes `results.json` and closes the metrics; gives the results back."""
         write_json(self.path / RESULTS, results)
         self._metrics.close()
-        self._lock.close()
+        if self._lock is not None:
+            self._lock.close()
         return dict(results)
 
 
 def _is_locked(file: TextIO) -> bool:
-    """Whether another open file has the lock; it is taken otherwise, until `file` is closed or its process ends."""
+    """Whether another process has the lock; else it is this one's, until `file` is closed or the process ends.
+
+    A lock of the process, not of the open file: a run that failed in a notebook must not keep the next one away.
+    """
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:  # a file system without locks
-        return False
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        return error.errno in (errno.EACCES, errno.EAGAIN)  # any other: a file system without locks
     return False
 
 

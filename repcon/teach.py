@@ -17,7 +17,7 @@ from repcon.errors import UserError
 from repcon.images import class_rows
 from repcon.packing import open_or_pack
 from repcon.probing.probes import split_classes
-from repcon.record import Run, console, finite, progress
+from repcon.record import RESULTS, Run, console, finite, progress
 from repcon.training.finetune import Epoch, Labelled, fit
 from repcon.training.optim import resolve
 
@@ -78,7 +78,7 @@ def run(config: TeachConfig) -> dict[str, Any]:
 
 def _finished(config: TeachConfig) -> bool:
     """Whether `config.out` holds a finished teacher. Raises UserError for one of another recipe."""
-    recipe, teacher, results = (Path(config.out, name) for name in ("config.toml", backbones.WEIGHTS, "results.json"))
+    recipe, teacher, results = (Path(config.out, name) for name in ("config.toml", backbones.WEIGHTS, RESULTS))
     finished = teacher.is_file() and results.is_file()
     if finished:
         held, asked = tomllib.loads(recipe.read_text()), tomllib.loads(dump(config))

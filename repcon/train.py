@@ -7,6 +7,7 @@ the same command is given again: same batches, and on the CPU the same losses to
 import dataclasses
 import json
 import tomllib
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from repcon import config, student
 from repcon.config import HeadConfig, TrainConfig
 from repcon.errors import UserError
 from repcon.images import Pack
-from repcon.record import Run, console, environment
+from repcon.record import RESULTS, Run, console, environment
 from repcon.store import LabelStore
 from repcon.training.checkpoint import Checkpoints, flat
 from repcon.training.feed import Feed
@@ -113,7 +114,7 @@ def _feed(settings: TrainConfig, pack: Pack, store: LabelStore, team: Team) -> F
 
 
 def _results(settings: TrainConfig) -> Path:
-    return Path(settings.out) / "results.json"
+    return Path(settings.out) / RESULTS
 
 
 def _totals(feed: Feed, settings: TrainConfig) -> Totals:
@@ -125,9 +126,8 @@ def _run_folder(settings: TrainConfig, state: dict[str, Any] | None, team: Team)
     """The leader's output folder; its metrics end where the checkpoint was taken, or begin anew without one."""
     if not team.leads:
         return None
-    if state is not None:
-        trim_metrics(Path(settings.out) / "metrics.jsonl", state["step"])
-    return Run(settings.out, "train", config.dump(settings), afresh=state is None, alone=True)
+    trim = None if state is None else partial(trim_metrics, step=state["step"])
+    return Run(settings.out, "train", config.dump(settings), afresh=state is None, alone=True, trim=trim)
 
 
 def _finish(settings: TrainConfig, pack: Pack, store: LabelStore, trainer: Trainer, log: TrainingLog) -> dict[str, Any]:

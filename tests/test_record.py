@@ -1,6 +1,8 @@
 import io
 import json
 import re
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -102,11 +104,16 @@ def test_json_has_null_for_what_is_no_number(tmp_path):
 
 
 def test_a_run_that_must_be_alone_is_refused_while_another_is_at_work(tmp_path):
-    first = Run(tmp_path / "run", "train", "", alone=True)
-    with pytest.raises(UserError, match="another process is at work there"):
-        Run(tmp_path / "run", "train", "", alone=True)
-    first.finish({})
-    Run(tmp_path / "run", "train", "", alone=True)
+    code = "import sys, time; from repcon.record import Run; run = Run(sys.argv[1], 'train', '', alone=True); "
+    command = [sys.executable, "-c", code + "print('there', flush=True); time.sleep(60)", str(tmp_path / "run")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None and other.stdout.readline() == "there\n"
+        with pytest.raises(UserError, match="another process is at work there"):
+            Run(tmp_path / "run", "train", "", alone=True)
+        other.kill()
+    failed = Run(tmp_path / "run", "train", "", alone=True)
+    Run(tmp_path / "run", "train", "", alone=True).finish({})  # in the same process, as in a notebook after an error
+    failed.log("step", step=1)
 
 
 def test_an_output_folder_is_no_url():

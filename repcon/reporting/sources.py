@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from repcon.errors import UserError
+from repcon.record import RESULTS
 
 ENVIRONMENT = "env.json"
-RESULTS = "results.json"
 METRICS = "metrics.jsonl"
 STORE = ("manifest.json", "zarr.json")
 INSPECTED = {"heads", "bytes_per_crop", "sampled_crops"}

@@ -103,7 +103,8 @@ def save(student: Student, folder: str | Path, *, preprocessing: Preprocessing, 
     `repcon.card.model_card` describes; `card["classes"]` may give class names per head.
     """
     folder = Path(folder)
-    backbones.save(student.trunk, folder, classes=(), preprocessing=preprocessing, extra={})
+    extra = {"proxy_fingerprint": card["pack"]} if "pack" in card else {}
+    backbones.save(student.trunk, folder, classes=(), preprocessing=preprocessing, extra=extra)
     state = {k: v.detach().cpu().contiguous() for k, v in student.state_dict().items() if not k.startswith("trunk.")}
     (folder / HEADS).write_bytes(to_bytes(state))  # as in `backbones.save`
     index = {"heads": student.heads, "projection": student.projection, "classes": card.get("classes", {})}

@@ -120,13 +120,19 @@ def model_folder(model: str) -> str:
 
 
 def _point_out_taught(trunks: Mapping[str, str], pack: Pack, split: Split) -> None:
-    """Says which of the measured classes a trunk learnt from this very pack, by what is saved with it."""
+    """Says which of the measured classes a trunk learnt from this very pack, or that it was distilled on it, by what is
+    saved with it."""
     for name, model in trunks.items():
         taught: set[str] = set()
         for part in model.split(JOIN):
             saved = Path(part, "config.json").is_file() and backbones.saved_extra(part)
             if saved and saved.get("data_fingerprint") == pack.fingerprint:
                 taught |= set(backbones.saved_classes(part)) & set(split.classes)
+            if saved and saved.get("proxy_fingerprint") == pack.fingerprint:
+                what = f"{name} was distilled on the images of this very pack"
+                console.print(
+                    f"[yellow]careful[/]: {escape(what)}; what it reaches is no transfer to new images", highlight=False
+                )
         if taught:
             names = few(sorted(taught))
             what = f"{len(taught)} of the {len(split.classes)} classes ({names}) were taught to {name} on these images"

@@ -84,10 +84,13 @@ def test_classes_that_were_taught_on_these_images_are_pointed_out(
         backbones.save(
             model, tmp_path / name, classes=taught, preprocessing=inputs, extra={"data_fingerprint": fingerprint}
         )
-    trunks = tuple(f"{name}={tmp_path / name}" for name in ("same", "other"))
+    distilled = {"proxy_fingerprint": pack.fingerprint}
+    backbones.save(model, tmp_path / "distilled", classes=(), preprocessing=inputs, extra=distilled)
+    trunks = tuple(f"{name}={tmp_path / name}" for name in ("same", "other", "distilled"))
     transfer.run(replace(recipe, out=str(tmp_path / "out"), trunks=trunks, metrics=("knn",)))
     said = " ".join(capsys.readouterr().out.split())
     assert f"1 of the 4 classes ({pack.classes[0]}) were taught to same" in said and "taught to other" not in said
+    assert said.count("was distilled on") == 1 and "distilled was distilled on the images of this very pack" in said
 
 
 def test_shots_beyond_the_smallest_class_are_left_out(evaluated: tuple[Path, dict]):

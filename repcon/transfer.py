@@ -129,10 +129,8 @@ def _point_out_taught(trunks: Mapping[str, str], pack: Pack, split: Split) -> No
             if saved and saved.get("data_fingerprint") == pack.fingerprint:
                 taught |= set(backbones.saved_classes(part)) & set(split.classes)
             if saved and saved.get("proxy_fingerprint") == pack.fingerprint:
-                what = f"{name} was distilled on the images of this very pack"
-                console.print(
-                    f"[yellow]careful[/]: {escape(what)}; what it reaches is no transfer to new images", highlight=False
-                )
+                what = f"{name} was distilled on the images of this very pack; what it reaches is no transfer to new ones"
+                console.print(f"[yellow]careful[/]: {escape(what)}", highlight=False)
         if taught:
             names = few(sorted(taught))
             what = f"{len(taught)} of the {len(split.classes)} classes ({names}) were taught to {name} on these images"

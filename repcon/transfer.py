@@ -129,7 +129,7 @@ def _point_out_taught(trunks: Mapping[str, str], pack: Pack, split: Split) -> No
             if saved and saved.get("data_fingerprint") == pack.fingerprint:
                 taught |= set(backbones.saved_classes(part)) & set(split.classes)
             if saved and saved.get("proxy_fingerprint") == pack.fingerprint:
-                what = f"{name} was distilled on the images of this very pack; what it reaches is no transfer to new ones"
+                what = f"{name} was distilled on the images of this very pack: what it reaches is no transfer"
                 console.print(f"[yellow]careful[/]: {escape(what)}", highlight=False)
         if taught:
             names = few(sorted(taught))

@@ -117,8 +117,7 @@ def _timm_name(model: str, pretrained: bool) -> str:
         raise UserError(f"model {model}: no such folder")
     if (folder / MARKER).is_file() and not (folder / RESULTS).is_file():
         raise UserError(f"model {model}: the run that makes it has not ended; give the same command again first")
-    if (folder / "student" / CONFIG).is_file():  # what `repcon train` leaves
-        folder = folder / "student"
+    folder = model_folder(folder)
     if not (folder / CONFIG).is_file():
         raise UserError(f"model {model}: the folder holds no {CONFIG}; name one that timm or repcon wrote")
     kinds = ("*.safetensors", "*.bin", "*.pth", "*.pt")
@@ -126,6 +125,12 @@ def _timm_name(model: str, pretrained: bool) -> str:
     if pretrained and not weights:
         raise UserError(f"model {model}: no weight file ({WEIGHTS}) beside its {CONFIG}; copy it there")
     return f"local-dir:{folder}"
+
+
+def model_folder(folder: Path) -> Path:
+    """A run's output folder to the folder inside it that holds the model; any other is given back as it is."""
+    inner = [folder / name for name in ("student", "trunk") if (folder / name / CONFIG).is_file()]
+    return inner[0] if inner and not (folder / CONFIG).is_file() else folder
 
 
 def _from_package(model: str, pretrained: bool) -> nn.Module:

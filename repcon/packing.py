@@ -56,8 +56,10 @@ def open_or_pack(source: str, cache: Path) -> Pack:
         return Pack.open(source)
     if Path(source, MARKER).is_file():  # a run's output folder, whose tars are no images of the user's
         held = Path(source, MARKER).read_text().strip()
-        what = "a pack that was begun and not finished; give the same `repcon pack` again"
-        raise UserError(f"{source}: holds {what if held == 'pack' else f'the output of `repcon {held}`, no images'}")
+        what = f"the output of `repcon {held}`, no images"
+        if held == "pack":
+            what = "a pack that was begun and not finished; give the same `repcon pack` again"
+        raise UserError(f"{source}: holds {what}")
     identity = sources.read(source).identity
     out = Path(cache) / f"pack-{identity[:16]}"
     if not (out / MANIFEST).is_file():

@@ -258,9 +258,9 @@ def _figures(bench: Bench) -> dict[str, Any]:
 
 def _complain_of_missing(config: PrecomputeConfig, bench: Bench, figures: dict[str, Any]) -> dict[str, Any]:
     """Gives the figures back. Raises UserError where images are missing and that was not said to be tolerated."""
-    missing = bench.store.missing
-    if len(missing) and not config.tolerate_missing:
-        some = ", ".join(bench.pack.keys[row] for row in missing[:3].tolist())
+    if figures["missing"] and not config.tolerate_missing:
+        some = ", ".join(bench.pack.keys[row] for row in bench.store.missing[:3].tolist())
         hint = "their rows are marked and loaders skip them; set tolerate_missing to accept that"
-        raise UserError(f"{config.out}: {len(missing)} images could not be decoded ({some}); {hint}", figures=figures)
+        what = f"{figures['missing']} images could not be decoded ({some})"
+        raise UserError(f"{config.out}: {what}; {hint}", figures=figures)
     return figures

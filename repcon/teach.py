@@ -1,5 +1,6 @@
 """Fine-tunes a generalist on labelled images into a task teacher: a folder that timm and `precompute` open."""
 
+import math
 import tomllib
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -14,7 +15,7 @@ from repcon import backbones
 from repcon.config import TeachConfig, dump, require_least, require_sane
 from repcon.device import choose
 from repcon.errors import UserError
-from repcon.images import class_rows
+from repcon.images import Pack, class_rows
 from repcon.packing import open_or_pack
 from repcon.probing.probes import split_classes
 from repcon.record import RESULTS, Run, console, finite, progress
@@ -34,11 +35,7 @@ def run(config: TeachConfig) -> dict[str, Any]:
     output = Run(config.out, "teach", dump(config), afresh=not finished, alone=True)
     pack = open_or_pack(config.data, output.path / "pack")
     if finished:
-        earlier = output.earlier()
-        if earlier.get("data_fingerprint") != pack.fingerprint:
-            raise UserError(f"{config.out}: holds a teacher of other images; name another folder, or remove it")
-        console.print(f"{escape(config.out)}: this teacher is finished", soft_wrap=True)
-        return earlier
+        return _kept(config, output.earlier(), pack)
     rows, labels, names = class_rows(pack, config.classes)
     fitted, held = split_classes(labels, config.validation, config.seed)
     torch.manual_seed(config.seed)  # The new classifier's start, and dropout.
@@ -76,6 +73,14 @@ def run(config: TeachConfig) -> dict[str, Any]:
     return output.finish(results | figures | {k: v for k, v in provenance.items() if k != "recipe"})
 
 
+def _kept(config: TeachConfig, earlier: dict[str, Any], pack: Pack) -> dict[str, Any]:
+    """The figures of the finished teacher. Raises UserError where it learnt from other images."""
+    if earlier.get("data_fingerprint") != pack.fingerprint:
+        raise UserError(f"{config.out}: holds a teacher of other images; name another folder, or remove it")
+    console.print(f"{escape(config.out)}: this teacher is finished", soft_wrap=True)
+    return earlier
+
+
 def _finished(config: TeachConfig) -> bool:
     """Whether `config.out` holds a finished teacher. Raises UserError for one of another recipe."""
     recipe, teacher, results = (Path(config.out, name) for name in ("config.toml", backbones.WEIGHTS, RESULTS))
@@ -102,13 +107,9 @@ def _show(epochs: list[Epoch], best: Epoch, classes: int) -> None:
     for column in ("epoch", "loss", "crops right %", "held-out loss", "held out right %"):
         table.add_column(column, justify="right")
     for epoch in epochs:
-        given = [f"{epoch.loss:.2f}", f"{epoch.accuracy:.1f}"]
-        held = (
-            [f"{epoch.held_loss:.2f}", f"{epoch.held_accuracy:.1f}"]
-            if epoch.held_loss == epoch.held_loss
-            else ["-"] * 2
-        )
-        cells = given + held
+        shown = ((epoch.loss, 2), (epoch.accuracy, 1), (epoch.held_loss, 2), (epoch.held_accuracy, 1))
+        # With nothing held out there is no figure.
+        cells = ["-" if math.isnan(value) else f"{value:.{digits}f}" for value, digits in shown]
         mark = "* " if epoch is best else ""
         table.add_row(f"{mark}{epoch.epoch}", *cells, style="bold green" if mark else "")
     console.print(table)

@@ -109,14 +109,13 @@ def parse_trunks(trunks: tuple[str, ...], baseline: str) -> dict[str, str]:
 def model_folder(model: str) -> str:
     """A run's output folder to the folder inside it that holds the model; anything else is given back as it is."""
     folder = Path(model)
-    if folder.is_dir() and not (folder / "config.json").is_file():
-        for inner in ("student", "trunk"):
-            if (folder / inner / "config.json").is_file():
-                return str(folder / inner)
+    if not folder.is_dir() or (folder / backbones.CONFIG).is_file():
+        return model
+    if (inner := backbones.model_folder(folder)) == folder:
         raise UserError(
             f"{model}: holds no model (no config.json); name the output folder of `repcon train` or `teach`"
         )
-    return model
+    return str(inner)
 
 
 def _point_out_taught(trunks: Mapping[str, str], pack: Pack, split: Split) -> None:

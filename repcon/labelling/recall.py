@@ -26,10 +26,11 @@ def require_same_answers(bench: Bench, todo: list[Unit]) -> None:
     """
     left = {unit.name for unit in todo}
     needed = {name for unit in todo for name in unit.heads}
-    for teacher in bench.teachers:
-        units = (unit for unit in bench.store.units() if teacher.name in unit.heads and unit.name not in left)
-        if teacher.name in needed and (finished := next(units, None)) is not None:
-            _ask_again(bench, teacher, finished)
+    finished = [unit for unit in bench.store.units() if unit.name not in left]
+    for teacher in (teacher for teacher in bench.teachers if teacher.name in needed):
+        unit = next((unit for unit in finished if teacher.name in unit.heads), None)
+        if unit is not None:
+            _ask_again(bench, teacher, unit)
 
 
 def _ask_again(bench: Bench, teacher: Teacher, unit: Unit) -> None:

@@ -68,9 +68,11 @@ def labels(sources: Sequence[Source]) -> tuple[list[Section], list[str]]:
     found = places(sources)
     for place in found:
         name = f": {_called(place, found)}" if len(found) > 1 else ""
+        if place.fingerprint and not _is_the_run_s(place):
+            notes.append(f"{place.store}: is not the store that the run learnt from, or has grown since: not shown")
+            continue
         for part in (_sheet, _store):
             try:
-                _check_fingerprint(place)
                 sections += part(place, name)
             except UserError as error:
                 notes.append(f"{part.__doc__} could not be shown: {error}")
@@ -111,10 +113,12 @@ def _waited(line: Mapping[str, Any]) -> float | None:
     return 100 * share if is_number(share) else None
 
 
-def _check_fingerprint(place: Place) -> None:
-    """Raises UserError where another store lies now where the run's was, or it has grown."""
-    if place.fingerprint and LabelStore.open(place.store).fingerprint != place.fingerprint:
-        raise UserError(f"{place.store}: is not the store that the run learnt from, or has grown since")
+def _is_the_run_s(place: Place) -> bool:
+    """Whether the store that lies there now is the one that the run told of; what cannot be opened says so itself."""
+    try:
+        return LabelStore.open(place.store).fingerprint == place.fingerprint
+    except UserError:
+        return True
 
 
 def _sheet(place: Place, name: str) -> list[Section]:

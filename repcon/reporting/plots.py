@@ -68,8 +68,8 @@ def lines(
             elif np.any(low < high):
                 axes.fill_between(centre, low, high, color=look["color"], alpha=0.16, linewidth=0)
             axes.plot(centre, mean, label=_short(label), **look)
-            if label in (spreads or {}):
-                axes.errorbar(xs, ys, yerr=(spreads or {})[label], fmt="none", elinewidth=1.2, color=look["color"])
+            if spreads and label in spreads:
+                axes.errorbar(xs, ys, yerr=spreads[label], fmt="none", elinewidth=1.2, color=look["color"])
         axes.set(xlabel=x, ylabel=y, yscale="log" if log else "linear")
         axes.xaxis.get_major_locator().set_params(integer=x in COUNTS)
         every = sorted({at for xs, _ in series.values() for at in xs})

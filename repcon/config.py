@@ -152,8 +152,9 @@ class VerifyConfig:
     """Mean KL in nat between stored and recomputed labels above which the check fails."""
     min_agreement: float = 0.99
     """Top-1 agreement below which the check fails."""
-    code: tuple[str, ...] = ()
-    """Teachers of the form `module:function` that may run here; a store's own word is not enough to run code."""
+    models: tuple[str, ...] = ()
+    """Where teachers lie here, as NAME=MODEL, in place of the store's word for it. A `module:function` runs only where
+    it is named so: a store's own word is not enough to run code."""
     device: Device = "auto"
     seed: int = 0
 

@@ -74,28 +74,34 @@ def load(config: TeacherConfig, device: str | torch.device) -> Teacher:
     return Teacher(name=config.name, module=module, preprocessing=preprocessing, section=section)
 
 
-def from_section(section: TeacherSection, device: str | torch.device, *, allow_code: bool = False) -> Teacher:
+def from_section(section: TeacherSection, device: str | torch.device, *, model: str = "") -> Teacher:
     """Loads the teacher that a store names; refuses other weights, preprocessing or classes than it was made with.
 
-    `allow_code` is for callers whose recipe names the same `module:function`: a store must not run code of its
-    own choice.
+    model: where the teacher lies now, in place of the section's word for it. It must name a `module:function` where
+    that is to run: a store must not run code of its own choice.
     """
-    if is_factory(section.model) and not allow_code:
-        hint = f"a store's own word is not enough to run code; verify runs it with --code {section.model}"
+    if is_factory(section.model) and not model:
+        hint = f"a store's own word is not enough to run code; verify runs it with --models {section.name}=…"
         raise UserError(f"teacher {section.name}: its model {section.model} is a function; {hint}")
     config = TeacherConfig(
         name=section.name,
-        model=section.model,
+        model=model or section.model,
         size=int(section.preprocessing.get("size", 0)),
         precision=section.precision,  # pyright: ignore[reportArgumentType]
         licence=section.licence,
     )
-    teacher = load(config, device)
+    try:
+        teacher = load(config, device)
+    except UserError as error:
+        if model:
+            raise
+        hint = f"if it lies elsewhere here, name that: repcon verify --models {section.name}=MODEL"
+        raise UserError(f"{error}; {hint}") from error
     for field in ("architecture", "weight_hash", "num_classes", "classes", "preprocessing"):
         held, found = getattr(section, field), getattr(teacher.section, field)
         if held != found:
             what = f"{field} is {str(found)[:80]} now and {str(held)[:80]} in the store"
-            raise UserError(f"teacher {section.name}: {section.model} is not the model that made the labels: {what}")
+            raise UserError(f"teacher {section.name}: {config.model} is not the model that made the labels: {what}")
     return teacher
 
 

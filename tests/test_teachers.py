@@ -148,7 +148,7 @@ def test_a_store_s_section_does_not_run_code_unasked(factories):
     section = teachers.load(TeacherConfig(name="own", model="own_models:good"), "cpu").section
     with pytest.raises(UserError, match="is a function"):
         teachers.from_section(section, "cpu")
-    assert teachers.from_section(section, "cpu", allow_code=True).section == section
+    assert teachers.from_section(section, "cpu", model="own_models:good").section == section
 
 
 @pytest.mark.parametrize(

@@ -209,6 +209,22 @@ def test_other_weights_are_refused(real, tmp_path):
         verification.run(config(root, str(root / "labels.zarr")))
 
 
+def test_a_teacher_that_was_moved_is_found_where_the_recipe_says(real, tmp_path):
+    root = shutil.copytree(real, tmp_path / "copy")
+    path = root / "labels.zarr" / "manifest.json"
+    values = unseal(path.read_bytes(), "m")
+    here = values["teachers"][0]["model"]
+    values["teachers"][0]["model"] = str(tmp_path / "once" / "there")
+    path.write_bytes(seal(values))
+    asked = config(root, str(root / "labels.zarr"))
+    with pytest.raises(UserError, match=r"there: no such folder; .*--models t5=MODEL"):
+        verification.run(asked)
+    assert verification.run(dataclasses.replace(asked, models=(f"t5={here}",)))["passed"]
+    for entry in ("t5", "t6=there", "t5="):
+        with pytest.raises(UserError, match="models: .* must be NAME=MODEL, with a NAME of t5"):
+            verification.run(dataclasses.replace(asked, models=(entry,)))
+
+
 def test_a_stores_own_word_runs_no_code(real, tmp_path, monkeypatch):
     (tmp_path / "stranger.py").write_text("raise SystemExit('ran')\n")
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -220,7 +236,7 @@ def test_a_stores_own_word_runs_no_code(real, tmp_path, monkeypatch):
     with pytest.raises(UserError, match="stranger:teacher is a function"):
         verification.run(config(root, str(root / "labels.zarr")))
     with pytest.raises(SystemExit, match="ran"):
-        verification.run(config(root, str(root / "labels.zarr"), code=("stranger:teacher",)))
+        verification.run(config(root, str(root / "labels.zarr"), models=("t5=stranger:teacher",)))
 
 
 def test_a_loader_that_is_named_must_be_there(real):

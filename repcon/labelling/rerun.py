@@ -30,6 +30,7 @@ def rerun(store: LabelStore, pack: Pack, config: VerifyConfig) -> dict[str, dict
     Raises UserError when a teacher cannot be loaded as it was, or a loader that was named is missing.
     """
     device = choose(config.device)
+    models = _models(config, store)
     request, stored = draw(store, config.sample, config.seed)
     sizes = sorted({int(head.section.preprocessing["size"]) for head in store.heads.values()})
     pixels = {}
@@ -38,8 +39,7 @@ def rerun(store: LabelStore, pack: Pack, config: VerifyConfig) -> dict[str, dict
             pixels[kind] = decoded
     found: dict[str, dict[str, dict[str, float]]] = {}
     for name, head in store.heads.items():
-        allowed = head.section.model in config.code
-        teacher = teachers.from_section(head.section, device, allow_code=allowed)
+        teacher = teachers.from_section(head.section, device, model=models.get(name, ""))
         side = int(head.section.preprocessing["size"])
         found[name] = {}
         for kind, decoded in pixels.items():
@@ -71,6 +71,17 @@ def draw(store: LabelStore, count: int, seed: int) -> tuple[Request, Slab]:
     boxes, flips = np.stack([part.boxes for part in parts]), np.stack([part.flips for part in parts])
     request = Request(images=rows, crops=crops[:, None], boxes=boxes, flips=flips)
     return request, Slab(crop=-1, boxes=boxes[:, 0], flips=flips[:, 0], labels=labels)
+
+
+def _models(config: VerifyConfig, store: LabelStore) -> dict[str, str]:
+    """The NAME=MODEL entries; raises UserError for another form, or a teacher that the store does not have."""
+    models: dict[str, str] = {}
+    for entry in config.models:
+        name, _, model = entry.partition("=")
+        if name not in store.heads or not model:
+            raise UserError(f"models: {entry!r} must be NAME=MODEL, with a NAME of {', '.join(store.heads)}")
+        models[name] = model
+    return models
 
 
 def _kinds(config: VerifyConfig) -> list[str]:

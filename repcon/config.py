@@ -197,7 +197,8 @@ class TrainConfig:
     heads: tuple[HeadConfig, ...] = ()
     """Heads to train on; empty takes all of the store's, weight 1, temperature 1."""
     start_heads: bool = True
-    """Start a head from the trunk's own classifier where the teacher has the same architecture and weights."""
+    """Start a head from the trunk's own classifier where the teacher has the trunk's weights, and, where the trunk is
+    an earlier student, from the head that it had for the same teacher."""
     projection: int = 0
     """Width of a per-head hidden projection before the head; 0 for none."""
     size: int = 224

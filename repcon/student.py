@@ -55,11 +55,11 @@ class Student(nn.Module):
         return torch.cat([answer(hidden[:, h]) for h, answer in enumerate(self.answers)], dim=1)
 
     @torch.no_grad()
-    def start_head(self, name: str, classifier: nn.Linear) -> None:
-        """Gives a head the weights of a classifier on this trunk's features."""
+    def start_head(self, name: str, weight: torch.Tensor, bias: torch.Tensor) -> None:
+        """Gives a head the weight (C, F) and bias (C,) of a classifier on this trunk's features."""
         rows = self.head_slices[name]
-        self.answer.weight[rows] = classifier.weight
-        self.answer.bias[rows] = classifier.bias
+        self.answer.weight[rows] = weight
+        self.answer.bias[rows] = bias
 
     def no_weight_decay(self) -> set[str]:
         """timm's optimiser factory asks for it: the trunk's own exceptions."""
@@ -81,19 +81,40 @@ def build(
     """A student of the heads (`LabelStore.heads`, or some of them) on the trunk that a recipe names, for inputs of
     `size` pixels (0: the trunk's own).
 
-    With `start_heads`, a head whose teacher has the trunk's own architecture and weights starts from the trunk's
-    classifier, so that the trunk is not moved while a random head is learnt.
+    With `start_heads`, a head starts from the trunk's classifier where its teacher has the trunk's own weights, and
+    from its own earlier state where the trunk is a student that had a head for the same teacher's weights: the trunk
+    is not moved while a random head is learnt. Heads with projections start from random weights.
     """
+    start_heads = start_heads and pretrained and not projection
     model = backbones.create(trunk, pretrained=pretrained, size=size)
-    own_hash = backbones.weight_hash(model) if pretrained and start_heads and not projection else ""
+    own_hash = backbones.weight_hash(model) if start_heads else ""
     classifier = getattr(model, "get_classifier", lambda: None)()
     backbones.freeze(model, freeze_blocks, freeze_norm)  # while its blocks are still counted as a teacher's
     model.reset_classifier(0)  # pyright: ignore[reportCallIssue]
     student = Student(model, {name: head.classes for name, head in heads.items()}, projection)
+    earlier = _earlier_heads(trunk) if start_heads else {}
     for name, head in heads.items():
         if own_hash and head.section.weight_hash == own_hash and isinstance(classifier, nn.Linear):
-            student.start_head(name, classifier)
+            student.start_head(name, classifier.weight, classifier.bias)
+        elif found := earlier.get((head.section.weight_hash, head.classes)):
+            student.start_head(name, *found)
     return student
+
+
+def _earlier_heads(trunk: str) -> dict[tuple[str, int], tuple[torch.Tensor, torch.Tensor]]:
+    """The heads of the student that the trunk is, by their teachers' weight hashes and classes; none for another kind
+    of trunk."""
+    folder = backbones.model_folder(Path(trunk.removeprefix("local-dir:")).expanduser())
+    if not (folder / HEADS_INDEX).is_file():
+        return {}
+    index, state = _read(folder)
+    if index["projection"]:
+        return {}
+    weight, bias, rows = state["answer.weight"], state["answer.bias"], _slices(index["heads"])
+    return {
+        (weight_hash, index["heads"][name]): (weight[rows[name]], bias[rows[name]])
+        for name, weight_hash in index.get("teachers", {}).items()
+    }
 
 
 def save(student: Student, folder: str | Path, *, preprocessing: Preprocessing, card: Mapping[str, Any]) -> None:
@@ -107,7 +128,12 @@ def save(student: Student, folder: str | Path, *, preprocessing: Preprocessing, 
     backbones.save(student.trunk, folder, classes=(), preprocessing=preprocessing, extra=extra)
     state = {k: v.detach().cpu().contiguous() for k, v in student.state_dict().items() if not k.startswith("trunk.")}
     (folder / HEADS).write_bytes(to_bytes(state))  # as in `backbones.save`
-    index = {"heads": student.heads, "projection": student.projection, "classes": card.get("classes", {})}
+    index = {
+        "heads": student.heads,
+        "projection": student.projection,
+        "classes": card.get("classes", {}),
+        "teachers": {teacher["name"]: teacher.get("weight_hash", "") for teacher in card.get("teachers", ())},
+    }
     (folder / HEADS_INDEX).write_text(json.dumps(index, indent=1) + "\n")
     (folder / "README.md").write_text(model_card(student.heads, preprocessing, card, folder))
 
@@ -117,20 +143,22 @@ def load(folder: str | Path) -> Student:
 
     Raises UserError where the folder holds no student.
     """
-    folder = Path(folder)
-    if not (folder / HEADS_INDEX).is_file() and (folder / "student" / HEADS_INDEX).is_file():
-        folder = folder / "student"
-    try:
-        index = json.loads((folder / HEADS_INDEX).read_text())
-        state = load_file(folder / HEADS)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{folder}: holds no student of `repcon train` ({error})") from error
+    folder = backbones.model_folder(Path(folder))
+    index, state = _read(folder)
     student = Student(backbones.create(str(folder), num_classes=0), index["heads"], index["projection"])
     missing, unexpected = student.load_state_dict(state, strict=False)
     wrong = [name for name in missing if not name.startswith("trunk.")] + unexpected
     if wrong:
         raise UserError(f"{folder / HEADS}: does not fit {HEADS_INDEX}: {', '.join(wrong)}; write the student again")
     return student
+
+
+def _read(folder: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """The index of a student's heads and their tensors."""
+    try:
+        return json.loads((folder / HEADS_INDEX).read_text()), load_file(folder / HEADS)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder}: holds no student of `repcon train` ({error})") from error
 
 
 def _slices(heads: Mapping[str, int]) -> dict[str, slice]:

@@ -61,6 +61,32 @@ def test_a_head_starts_from_the_trunks_own_classifier(tmp_path: Path, images: to
     assert not torch.allclose(fresh(images)[:, :9], generalist(images))
 
 
+def test_heads_of_the_same_teachers_go_on_where_an_earlier_student_is_the_trunk(
+    tmp_path: Path, images: torch.Tensor
+) -> None:
+    stored = {
+        "a": HeadInfo("a", 5, 2, (1.0,), section("a", 5, "weights of a")),
+        "b": HeadInfo("b", 7, 2, (1.0,), section("b", 7, "weights of b")),
+    }
+    earlier = student.build("test_efficientnet", stored, pretrained=False, size=64).eval()
+    inputs = backbones.preprocessing(earlier.trunk, 64)
+    card = {"teachers": [{"name": name, "weight_hash": f"weights of {name}"} for name in stored]}
+    student.save(earlier, tmp_path / "run" / "student", preprocessing=inputs, card=card)
+    later = {
+        "new": HeadInfo("new", 7, 2, (1.0,), section("new", 7, "weights of new")),
+        "renamed": HeadInfo("renamed", 7, 2, (1.0,), section("renamed", 7, "weights of b")),
+        "a": HeadInfo("a", 5, 2, (1.0,), section("a", 5, "other weights")),
+    }
+    for trunk in (tmp_path / "run", tmp_path / "run" / "student"):
+        model = student.build(str(trunk), later, size=64).eval()
+        answers, before = model(images), earlier(images)
+        torch.testing.assert_close(answers[:, model.head_slices["renamed"]], before[:, earlier.head_slices["b"]])
+        assert not torch.allclose(answers[:, model.head_slices["new"]], before[:, earlier.head_slices["b"]])
+        assert not torch.allclose(answers[:, model.head_slices["a"]], before[:, earlier.head_slices["a"]])
+    fresh = student.build(str(tmp_path / "run"), later, size=64, start_heads=False).eval()
+    assert not torch.allclose(fresh(images)[:, 7:14], earlier(images)[:, 5:])
+
+
 @pytest.mark.parametrize("trunk", ["test_efficientnet", "test_resnet", "test_vit"])
 def test_frozen_parts_stay_and_cost_no_gradient(trunk: str) -> None:
     size = 160 if "vit" in trunk else 64

@@ -221,7 +221,7 @@ def test_a_teacher_that_was_moved_is_found_where_the_recipe_says(real, tmp_path)
         verification.run(asked)
     assert verification.run(dataclasses.replace(asked, models=(f"t5={here}",)))["passed"]
     for entry in ("t5", "t6=there", "t5="):
-        with pytest.raises(UserError, match="models: .* must be NAME=MODEL, with a NAME of t5"):
+        with pytest.raises(UserError, match=r"models: .* must be NAME=MODEL, with a NAME of t5"):
             verification.run(dataclasses.replace(asked, models=(entry,)))
 
 

@@ -277,8 +277,9 @@ class EvaluateConfig:
     data: str
     out: str
     trunks: tuple[str, ...] = ()
-    """`name=trunk` each: a timm name, a folder of `repcon train` or `repcon teach`, or a weights package;
-    `name=trunk + trunk` takes the features of several side by side."""
+    """`name=trunk` each: a timm name, a folder of `repcon train` or `repcon teach`, a weights package, or a
+    `module:function` that returns (torch module that gives features, preprocessing); `name=trunk + trunk` takes the
+    features of several side by side."""
     baseline: str = ""
     """The trunk that paired differences refer to; empty takes the first."""
     classes: ClassSubset = ClassSubset()

@@ -1,18 +1,13 @@
 """Teachers: classifiers in evaluation mode whose answers are stored, with what is needed to know them again."""
 
-import importlib
-import os
-import sys
-import traceback
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
 
-from repcon import backbones
+from repcon import backbones, factories
 from repcon.backbones import Preprocessing
 from repcon.config import TeacherConfig
 from repcon.device import DTYPES
@@ -46,8 +41,11 @@ class Teacher:
 
 def load(config: TeacherConfig, device: str | torch.device) -> Teacher:
     """The teacher of a recipe. Raises UserError for weights that are missing or a model that is no classifier."""
-    if is_factory(config.model):
-        module, preprocessing = _from_factory(config)
+    if factories.is_factory(config.model):
+        module, preprocessing = factories.make(config.model, f"teacher {config.name}")
+        if config.size not in (0, preprocessing.size):
+            what = f"size {config.size}, but {config.model} says {preprocessing.size}"
+            raise UserError(f"teacher {config.name}: {what}")
         classes = tuple(str(name) for name in getattr(module, "class_names", None) or ())
     else:
         module = backbones.create(config.model, size=config.size)
@@ -80,7 +78,7 @@ def from_section(section: TeacherSection, device: str | torch.device, *, model: 
     model: where the teacher lies now, in place of the section's word for it. It must name a `module:function` where
     that is to run: a store must not run code of its own choice.
     """
-    if is_factory(section.model) and not model:
+    if factories.is_factory(section.model) and not model:
         hint = f"a store's own word is not enough to run code; verify runs it with --models {section.name}=…"
         raise UserError(f"teacher {section.name}: its model {section.model} is a function; {hint}")
     config = TeacherConfig(
@@ -103,52 +101,6 @@ def from_section(section: TeacherSection, device: str | torch.device, *, model: 
             what = f"{field} is {str(found)[:80]} now and {str(held)[:80]} in the store"
             raise UserError(f"teacher {section.name}: {config.model} is not the model that made the labels: {what}")
     return teacher
-
-
-def is_factory(model: str) -> bool:
-    """Whether the string names `module:function` rather than a model, a folder or a package."""
-    module, colon, function = model.partition(":")
-    prefixes = ("package", "local-dir", "hf-hub", "hf_hub")
-    named = function.isidentifier() and all(part.isidentifier() for part in module.split("."))
-    return bool(colon) and module not in prefixes and named
-
-
-def _from_factory(config: TeacherConfig) -> tuple[nn.Module, Preprocessing]:
-    """Calls the user's function; it gives a module and a Preprocessing, or a mapping with size, mean and std."""
-    place, _, function = config.model.partition(":")
-    here = os.getcwd()
-    if here not in sys.path:  # `python -m` has it, a console script has not.
-        sys.path.insert(0, here)
-    try:
-        made = getattr(importlib.import_module(place), function)()
-    except ModuleNotFoundError as error:
-        raise UserError(f"teacher {config.name}: {config.model}: {error}; is its folder on PYTHONPATH?") from error
-    except Exception as error:  # the user's code may raise anything
-        frames = traceback.extract_tb(error.__traceback__)
-        own = [frame for frame in frames if Path(frame.filename).stem == place.rpartition(".")[2]]
-        line = f" in line {own[-1].lineno} of {own[-1].filename}" if own else ""
-        what = f"{type(error).__name__}: {str(error).strip()}"
-        raise UserError(f"teacher {config.name}: {config.model} failed{line}: {what}") from error
-    if not (isinstance(made, tuple) and len(made) == 2 and isinstance(made[0], nn.Module)):
-        raise UserError(f"teacher {config.name}: {config.model} must return (torch module, preprocessing)")
-    preprocessing = _preprocessing(config, made[1])
-    if config.size and config.size != preprocessing.size:
-        raise UserError(f"teacher {config.name}: size {config.size}, but {config.model} says {preprocessing.size}")
-    return made[0], preprocessing
-
-
-def _preprocessing(config: TeacherConfig, given: Any) -> Preprocessing:
-    if isinstance(given, Preprocessing):
-        return given
-    try:
-        mean, std = backbones.three(given["mean"]), backbones.three(given["std"])
-        if max(mean) > 1 or not all(0 < value <= 1 for value in std):
-            hint = "they are of pixels from 0 to 1: divide those of pixels from 0 to 255 by 255"
-            raise UserError(f"teacher {config.name}: {config.model}: mean {mean} and std {std}; {hint}")
-        return Preprocessing(size=int(given["size"]), mean=mean, std=std)
-    except (KeyError, TypeError, ValueError) as error:
-        wanted = "a mapping with size, and mean and std of three numbers each"
-        raise UserError(f"teacher {config.name}: {config.model}: its preprocessing must be {wanted}") from error
 
 
 @torch.inference_mode()

@@ -20,6 +20,7 @@ from repcon import backbones
 from repcon.config import EvaluateConfig, OptimConfig, TeachConfig, dump, require_least
 from repcon.device import choose
 from repcon.errors import UserError
+from repcon.factories import is_factory
 from repcon.images import Pack, class_rows
 from repcon.loaders import open_loader
 from repcon.packing import open_or_pack
@@ -62,6 +63,9 @@ def run(config: EvaluateConfig) -> dict[str, Any]:
     joined = [name for name, model in trunks.items() if JOIN in model]
     if joined and "finetune" in config.metrics:
         raise UserError(f"metrics: fine-tuning takes one trunk, and {joined[0]} is several; leave `finetune` or it out")
+    made = [name for name, model in trunks.items() if is_factory(model)]
+    if made and "finetune" in config.metrics:
+        raise UserError(f"metrics: fine-tuning takes models of timm, and {made[0]} is not; leave `finetune` or it out")
     output = Run(config.out, "evaluate", dump(config), alone=True)
     pack = open_or_pack(config.data, output.path / "pack")
     split = split_images(pack, config)
@@ -87,7 +91,7 @@ def run(config: EvaluateConfig) -> dict[str, Any]:
 
 
 def parse_trunks(trunks: tuple[str, ...], baseline: str) -> dict[str, str]:
-    """`name=trunk` entries to {name: what `backbones.create` takes}; an entry without a name is named by its end.
+    """`name=trunk` entries to {name: what `extract` takes}; an entry without a name is named by its end.
 
     `name=trunk + trunk` is several trunks side by side.
     """

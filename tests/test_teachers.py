@@ -13,6 +13,7 @@ from repcon import backbones, teachers
 from repcon.backbones import Preprocessing
 from repcon.config import TeacherConfig
 from repcon.errors import UserError
+from repcon.factories import is_factory
 
 SIZE = 32
 
@@ -156,4 +157,4 @@ def test_a_store_s_section_does_not_run_code_unasked(factories):
     [("pkg.mod:make", True), ("package:efficientnet_lite0", False), ("hf-hub:timm/x", False), ("resnet18.a1", False)],
 )
 def test_what_counts_as_a_factory(model, factory):
-    assert teachers.is_factory(model) is factory
+    assert is_factory(model) is factory

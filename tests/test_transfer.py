@@ -153,6 +153,33 @@ def test_mistakes_are_named(recipe: EvaluateConfig, tmp_path: Path, change: dict
         transfer.run(replace(recipe, out=str(tmp_path / "out"), **change))
 
 
+def test_a_trunk_of_a_function_is_measured_beside_timm_s(recipe, trunks, tmp_path, monkeypatch, capsys):
+    (tmp_path / "own_trunks.py").write_text(
+        "import torch\nfrom torch import nn\n"
+        "TAKES = {'size': 16, 'mean': [0.5] * 3, 'std': [0.5] * 3}\n"
+        "def pooled():\n    return nn.Sequential(nn.AdaptiveAvgPool2d(2), nn.Flatten()), TAKES\n"
+        "def classifier():\n    return nn.Sequential(nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(12, 3)), TAKES\n"
+        "def maps():\n    return nn.Identity(), TAKES\n"
+        "def fixed():\n    return nn.Sequential(nn.Flatten(), nn.Linear(768, 2), nn.ReLU()), TAKES\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    both = replace(recipe, trunks=(trunks[0], "own=own_trunks:pooled"), out=str(tmp_path / "out"))
+    about = transfer.run(both)["trunks"]["own"]
+    assert about["dimensions"] == 12 and about["model"] == "own_trunks:pooled"
+    assert "careful" not in capsys.readouterr().out
+    alone = replace(recipe, trunks=("own=own_trunks:classifier",), out=str(tmp_path / "alone"))
+    transfer.run(alone)
+    assert "ends in a linear layer" in " ".join(capsys.readouterr().out.split())
+    for change, words in (
+        ({"trunks": ("own_trunks:maps",)}, r"shape \(.*not one vector per image"),
+        ({"trunks": ("own_trunks:fixed",)}, "does not take inputs of 32 pixels"),
+        ({"trunks": ("own_trunks:absent",)}, "trunk: own_trunks:absent failed"),
+        ({"metrics": ("finetune",)}, "fine-tuning takes models of timm, and own is not"),
+    ):
+        with pytest.raises(UserError, match=words):
+            transfer.run(replace(alone, **change))
+
+
 def test_a_folder_without_a_model_is_named(recipe: EvaluateConfig, tmp_path: Path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=r"config\.json"):

@@ -8,8 +8,9 @@ import torch
 
 from repcon import backbones, topk
 from repcon.errors import UserError
+from repcon.factories import is_factory
 from repcon.labelling.passes import Passes, Pixels
-from repcon.teachers import Teacher, is_factory
+from repcon.teachers import Teacher
 
 Labels = dict[str, tuple[torch.Tensor, torch.Tensor]]
 """Per head: ids (B, k) int32 and logp (B, k + T) float16."""

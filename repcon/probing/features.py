@@ -8,20 +8,23 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from zipfile import BadZipFile
 
 import numpy as np
 import torch
-from rich.progress import Progress, TaskID
+from rich.markup import escape
+from rich.progress import Progress
 from torch import nn
 
 from repcon import backbones
 from repcon.config import LoaderKind
 from repcon.errors import UserError
+from repcon.factories import is_factory, make
 from repcon.images import Pack
 from repcon.loaders import Request, open_loader
+from repcon.record import console
 
 FORMAT = 1
 """Part of every cache key: raised when extraction changes what a key's values would be."""
@@ -62,18 +65,30 @@ def whole_images(pack: Pack, rows: np.ndarray, batch_size: int) -> Iterator[Requ
 def extract(model: str, pack: Pack, rows: np.ndarray, reading: Reading, progress: Progress) -> tuple[np.ndarray, str]:
     """Gives (n, D) float32 pooled features of `rows` and the trunk's weight hash; only what is not cached is computed.
 
-    `model` is whatever `backbones.create` takes. Raises UserError for a trunk that cannot take the size.
+    `model` is whatever `backbones.create` takes, or a `module:function` whose module gives features. Those are not
+    kept: weights do not tell what a function makes of them. Raises UserError for a trunk that cannot take the size.
     """
-    trunk = backbones.create(model, num_classes=0, size=reading.size).to(reading.device).eval()
-    preprocessing = backbones.preprocessing(trunk, reading.size)
+    trunk, preprocessing = _trunk(model, reading.size)
+    trunk = trunk.to(reading.device).eval()
     weights = backbones.weight_hash(trunk)
+    if is_factory(model):
+        return _compute(trunk, preprocessing, pack, rows, reading, progress), weights
     cache = FeatureCache(reading.cache, backbones.architecture(trunk), weights, pack.fingerprint, preprocessing)
     missing = cache.missing(rows)
     if len(missing):
-        task = progress.add_task("features", total=len(missing), unit="images", note="")
-        cache.add(missing, _compute(trunk, preprocessing, pack, missing, reading, progress, task))
-        progress.remove_task(task)
+        cache.add(missing, _compute(trunk, preprocessing, pack, missing, reading, progress))
     return cache.take(rows), weights
+
+
+def _trunk(model: str, size: int) -> tuple[nn.Module, backbones.Preprocessing]:
+    if not is_factory(model):
+        trunk = backbones.create(model, num_classes=0, size=size)
+        return trunk, backbones.preprocessing(trunk, size)
+    trunk, preprocessing = make(model, "trunk")
+    if isinstance(list(trunk.modules())[-1], nn.Linear):
+        what = "ends in a linear layer; if that is its classifier, return the module without it: features are compared"
+        console.print(f"[yellow]careful[/]: {escape(model)} {what}", highlight=False)
+    return trunk, replace(preprocessing, size=size or preprocessing.size)
 
 
 def _compute(
@@ -83,8 +98,8 @@ def _compute(
     rows: np.ndarray,
     reading: Reading,
     progress: Progress,
-    task: TaskID,
 ) -> np.ndarray:
+    task = progress.add_task("features", total=len(rows), unit="images", note="")
     loader = open_loader(reading.loader, pack, (preprocessing.size,), workers=reading.workers, device=reading.device)
     parts = []
     try:
@@ -94,6 +109,7 @@ def _compute(
             progress.advance(task, len(pixels))
     finally:
         loader.close()
+        progress.remove_task(task)
     return np.concatenate(parts)
 
 
@@ -102,13 +118,16 @@ def _forward(trunk: nn.Module, inputs: torch.Tensor) -> np.ndarray:
     """(B, 3, S, S) to (B, D) float32 on the host."""
     try:
         features = trunk(inputs)
-    except AssertionError as error:  # timm asserts that patches fill the input.
+    except (AssertionError, RuntimeError) as error:  # timm asserts that patches fill the input.
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
         side = inputs.shape[-1]
         raise UserError(
             f"size: the trunk does not take inputs of {side} pixels ({error}); set its own, or 0"
         ) from error
-    if features.ndim != 2:
-        raise UserError(f"the trunk gives features of shape {tuple(features.shape)}, not one vector per image")
+    if not isinstance(features, torch.Tensor) or features.ndim != 2:
+        given = f"features of shape {tuple(features.shape)}" if hasattr(features, "shape") else type(features).__name__
+        raise UserError(f"the trunk gives {given}, not one vector per image")
     values = features.float().cpu().numpy()
     if not np.isfinite(values).all():
         raise UserError(

@@ -120,6 +120,9 @@ def _timm_name(model: str, pretrained: bool) -> str:
     folder = model_folder(folder)
     if not (folder / CONFIG).is_file():
         raise UserError(f"model {model}: the folder holds no {CONFIG}; name one that timm or repcon wrote")
+    if "architecture" not in _saved(folder):
+        hint = "for a model of another library, transformers for one, name a `module:function` that loads it"
+        raise UserError(f"model {model}: its {CONFIG} names no architecture of timm's; {hint}")
     kinds = ("*.safetensors", "*.bin", "*.pth", "*.pt")
     weights = [path for kind in kinds for path in folder.glob(kind) if path.name != "heads.safetensors"]
     if pretrained and not weights:

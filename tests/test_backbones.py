@@ -83,6 +83,9 @@ def test_folders_without_config_or_weights_are_refused(tmp_path, small):
     (tmp_path / "model.safetensors").write_bytes(b"not weights")
     with pytest.raises(UserError, match="cannot be loaded"):
         backbones.create(str(tmp_path))
+    (tmp_path / "config.json").write_text('{"architectures": ["ViTForImageClassification"], "model_type": "vit"}')
+    with pytest.raises(UserError, match=r"names no architecture of timm's; for a model of another library"):
+        backbones.create(str(tmp_path))
 
 
 def test_saved_folder_opens_with_timm_alone(tmp_path, small):

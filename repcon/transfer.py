@@ -2,8 +2,8 @@
 
 Images of the wanted classes are split once into a training and a test part. Features are extracted once per trunk
 (`repcon.probing.features`), then probed (`repcon.probing.probes`). Accuracies are per cent of test images, with 95 %
-intervals over the test images, and differences to the baseline are paired. A trunk trained again under another seed is
-another trunk: how much that changes lies outside these intervals.
+intervals over the test images and, few-shot, over the draws; differences to the baseline are paired. Other training
+images, or a trunk trained again under another seed: how much that changes lies outside these intervals.
 """
 
 from collections.abc import Mapping, Sequence
@@ -71,6 +71,7 @@ def run(config: EvaluateConfig) -> dict[str, Any]:
     split = split_images(pack, config)
     if split.left_out:
         console.print(f"left out, with one image each: {escape(', '.join(split.left_out))}")
+    shots_left_out = _point_out_small(split) if "fewshot" in config.metrics else []
     _point_out_taught(trunks, pack, split)
     baseline = config.baseline or next(iter(trunks))
     measured: dict[str, dict[str, np.ndarray]] = {}
@@ -82,7 +83,8 @@ def run(config: EvaluateConfig) -> dict[str, Any]:
             measured[name], about[name] = measure(model, pack, split, config, bars)
             output.log("trunk", name=name, **about[name])
             bars.update(task, advance=1, note="")
-    results = summarise(measured, about, split, baseline) | {"data": config.data, "size": config.size}
+    results = summarise(measured, about, split, baseline)
+    results |= {"data": config.data, "size": config.size, "shots_left_out": shots_left_out}
     np.savez(output.path / "answers.npz", **_flat(measured), test_rows=split.test, test_labels=split.test_labels)  # pyright: ignore[reportArgumentType]
     show.table(results)
     show.plot(results, output.path / "transfer.svg")
@@ -140,6 +142,21 @@ def _point_out_taught(trunks: Mapping[str, str], pack: Pack, split: Split) -> No
             console.print(f"[yellow]careful[/]: {escape(what)}; what it reaches there is no transfer", highlight=False)
 
 
+def _point_out_small(split: Split) -> list[int]:
+    """Gives the shots that the smallest class has too few training images for, and says so."""
+    left_out = [shots for shots in SHOTS if shots > _fewest(split)]
+    if left_out:
+        smallest = split.classes[int(np.bincount(split.train_labels).argmin())]
+        shots = ", ".join(f"{count}-shot" for count in left_out)
+        console.print(f"left out: {shots}; the class {escape(smallest)} has {_fewest(split)} to train on")
+    return left_out
+
+
+def _fewest(split: Split) -> int:
+    """Training images of the smallest class."""
+    return int(np.bincount(split.train_labels).min())
+
+
 def split_images(pack: Pack, config: EvaluateConfig) -> Split:
     """The images of the wanted classes, `config.test` of each class for the test; the same for every trunk."""
     if not 0 < config.test < 1:
@@ -166,7 +183,7 @@ def split_images(pack: Pack, config: EvaluateConfig) -> Split:
 def measure(
     model: str, pack: Pack, split: Split, config: EvaluateConfig, bars: Progress
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """One trunk's answers, {metric: (m,) right or wrong per test image, for few-shot the share of draws}, and facts."""
+    """One trunk's answers, {metric: (m,) right or wrong per test image, for few-shot (draws, m)}, and facts."""
     reading = Reading(
         size=config.size,
         batch_size=config.batch_size,
@@ -188,8 +205,7 @@ def measure(
         answers["probe"] = probe.predicted == split.test_labels
         about |= {"probe_c": probe.c, "probe_converged": probe.converged}
     if "fewshot" in config.metrics:
-        smallest = int(np.bincount(split.train_labels).min())
-        for shots in (count for count in SHOTS if count <= smallest):
+        for shots in (count for count in SHOTS if count <= _fewest(split)):
             answers[f"shot_{shots}"] = probes.few_shot(
                 train, split.train_labels, test, split.test_labels, shots, config.draws, config.seed
             )
@@ -262,5 +278,10 @@ def summarise(
 
 
 def _flat(measured: Mapping[str, Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    """One array per trunk and metric, named `trunk/metric`, so that others can pair and pool the answers."""
-    return {f"{name}/{metric}": values for name, answers in measured.items() for metric, values in answers.items()}
+    """One (m,) array per trunk and metric, named `trunk/metric`, so that others can pair and pool the answers; of
+    few-shot the share of draws."""
+    return {
+        f"{name}/{metric}": values.mean(axis=0) if values.ndim == 2 else values
+        for name, answers in measured.items()
+        for metric, values in answers.items()
+    }

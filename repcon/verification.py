@@ -50,7 +50,11 @@ def run(config: VerifyConfig) -> dict[str, Any]:
             bar.advance(task)
     figures |= {"problems": problems, "reruns": {}}
     if pack is not None and config.sample and not problems:
-        figures["reruns"] = rerun(store, pack, config)
+        try:
+            figures["reruns"] = rerun(store, pack, config)
+        except UserError as error:
+            what = "structure, checksums and labels are sound; the teachers were not asked again"
+            raise UserError(f"{error} ({what})", figures=figures | {"passed": False}) from error
         problems += _rerun_problems(figures["reruns"], config)
         console.print(_reruns(figures["reruns"]))
     figures["passed"] = not problems

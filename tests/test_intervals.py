@@ -14,6 +14,18 @@ def test_intervals_over_images_cover_the_truth():
     assert 180 <= inside <= 198
 
 
+def test_intervals_of_draws_hold_both_the_images_and_the_draws():
+    """Draws that are good or bad for all images at once: the images alone say little of how sure the mean is."""
+    generator, inside = np.random.default_rng(4), 0
+    for _ in range(200):
+        chance = np.clip(generator.normal(0.6, 0.1, size=(10, 1)), 0, 1)
+        interval = intervals.over_images(generator.random((10, 400)) < chance)
+        inside += interval["low"] <= 60 <= interval["high"]
+    assert 180 <= inside <= 200
+    same = generator.random(400) < 0.8
+    assert intervals.over_images(np.stack([same] * 10)) == intervals.over_images(same)
+
+
 def test_paired_difference_is_sharper_than_two_accuracies():
     generator = np.random.default_rng(1)
     first = generator.random(1000) < 0.8

@@ -83,8 +83,8 @@ def test_few_shot_draws_are_the_same_for_every_trunk_and_improve_with_shots():
     test, truth = clusters(8, 10, 24, 2.0, seed=1)
     one, again = (probes.few_shot(train, labels, test, truth, 1, 20, seed=0) for _ in range(2))
     ten = probes.few_shot(train, labels, test, truth, 10, 20, seed=0)
-    assert (one == again).all() and len(one) == len(test)
-    assert np.isclose(20 * one, np.round(20 * one)).all() and ten.mean() > one.mean()
+    assert (one == again).all() and one.shape == (20, len(test)) and one.dtype == bool
+    assert ten.mean() > one.mean()
 
 
 def test_equally_good_trunks_seldom_differ_beyond_their_interval():
@@ -105,7 +105,7 @@ def test_equally_good_trunks_seldom_differ_beyond_their_interval():
             )
             for _ in range(2)
         )
-        interval = intervals.over_images(first - second)
+        interval = intervals.over_images(first.astype(float) - second)
         apart += interval["low"] > 0 or interval["high"] < 0
     assert apart <= 9
 

@@ -96,6 +96,13 @@ def test_classes_that_were_taught_on_these_images_are_pointed_out(
 def test_shots_beyond_the_smallest_class_are_left_out(evaluated: tuple[Path, dict]):
     metrics = evaluated[1]["trunks"]["first"]["metrics"]
     assert "shot_1" in metrics and "shot_5" not in metrics  # Four training images per class.
+    assert evaluated[1]["shots_left_out"] == [5, 10]
+
+
+def test_shots_that_are_left_out_are_said(recipe: EvaluateConfig, tmp_path: Path, capsys):
+    transfer.run(replace(recipe, trunks=recipe.trunks[:1], metrics=("fewshot",), out=str(tmp_path / "out")))
+    said = " ".join(capsys.readouterr().out.split())
+    assert "left out: 5-shot, 10-shot; the class " in said and "has 4 to train on" in said
 
 
 def test_train_and_test_share_no_image(recipe: EvaluateConfig, tmp_path: Path):

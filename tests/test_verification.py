@@ -8,14 +8,16 @@ import pytest
 import torch
 from store_builder import boxes_of, fill, labels_of, spec, write
 
-from repcon import backbones, cli, packing, precompute, verification
+from repcon import backbones, cli, packing, precompute, topk, verification
 from repcon.backbones import Preprocessing
 from repcon.config import PackConfig, PrecomputeConfig, TeacherConfig, VerifyConfig
 from repcon.errors import UserError
 from repcon.images import Pack
+from repcon.labelling.rerun import compare
 from repcon.loaders import installed
+from repcon.storage.layout import HeadInfo
 from repcon.storage.manifest import seal, unseal
-from repcon.store import LabelStore
+from repcon.store import LabelStore, TeacherSection
 from repcon.verification import label_problems
 
 FAST = {"torch": 0.25, "dali": 0.05, "ffcv": 0.05}
@@ -209,6 +211,19 @@ def test_other_weights_are_refused(real, tmp_path):
         verification.run(config(root, str(root / "labels.zarr")))
 
 
+def test_a_wrong_tail_is_found_at_every_temperature():
+    """A tail that was tempered as if it were one class: the trap of soft labels that are cut to the top k."""
+    torch.manual_seed(0)
+    logits = 3 * torch.randn(20, 30)
+    ids, logp = (part.numpy() for part in topk.encode(logits, 4, (1.0, 2.0)))
+    section = TeacherSection(name="t", model="", architecture="", weight_hash="", preprocessing={}, num_classes=30)
+    head = HeadInfo("t", 30, 4, (1.0, 2.0), section)
+    assert compare(head, ids, logp, logits)["kl"] < 1e-5
+    wrong = logp.copy()
+    wrong[:, 5] = wrong[:, 4] / 2
+    assert compare(head, ids, wrong, logits)["kl"] > 0.1
+
+
 def test_a_teacher_that_was_moved_is_found_where_the_recipe_says(real, tmp_path):
     root = shutil.copytree(real, tmp_path / "copy")
     path = root / "labels.zarr" / "manifest.json"
@@ -217,8 +232,9 @@ def test_a_teacher_that_was_moved_is_found_where_the_recipe_says(real, tmp_path)
     values["teachers"][0]["model"] = str(tmp_path / "once" / "there")
     path.write_bytes(seal(values))
     asked = config(root, str(root / "labels.zarr"))
-    with pytest.raises(UserError, match=r"there: no such folder; .*--models t5=MODEL"):
+    with pytest.raises(UserError, match=r"there: no such folder; .*--models t5=MODEL.* labels are sound") as caught:
         verification.run(asked)
+    assert caught.value.figures["rows_checked"] and caught.value.figures["passed"] is False
     assert verification.run(dataclasses.replace(asked, models=(f"t5={here}",)))["passed"]
     for entry in ("t5", "t6=there", "t5="):
         with pytest.raises(UserError, match=r"models: .* must be NAME=MODEL, with a NAME of t5"):

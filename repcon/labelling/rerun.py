@@ -24,8 +24,9 @@ _NEAR_TIE = 0.01
 
 
 def rerun(store: LabelStore, pack: Pack, config: VerifyConfig) -> dict[str, dict[str, dict[str, float]]]:
-    """Per teacher and loader: `kl` and `kl_worst` in nat from the stored label to the new one, `agreement` of their
-    most probable classes, and `pixel_difference` to the reference loader (mean absolute, of 255) where that ran.
+    """Per teacher and loader: `kl` and `kl_worst` in nat from the stored label to the new one, at the temperature that
+    loses most, `agreement` of their most probable classes, and `pixel_difference` to the reference loader (mean
+    absolute, of 255) where that ran.
 
     Raises UserError when a teacher cannot be loaded as it was, or a loader that was named is missing.
     """
@@ -110,15 +111,17 @@ def _decode(
 
 
 def compare(head: HeadInfo, ids: np.ndarray, logp: np.ndarray, logits: torch.Tensor) -> dict[str, float]:
-    """Stored ids (n, k) and logp (n, k + T) against new logits (n, C), at the store's first temperature."""
-    temperature = head.temperatures[0]
+    """Stored ids (n, k) and logp (n, k + T) against new logits (n, C); the losses are those of the store's temperature
+    that loses most."""
     chosen = torch.from_numpy(ids.astype(np.int64))
     exact = logits.float().log_softmax(1)
-    outside = (exact.scatter(1, chosen, float("-inf")) / temperature).logsumexp(1, keepdim=True)
-    fresh = torch.cat([exact.gather(1, chosen), outside], 1).numpy()
-    stored = np.concatenate([logp[:, : head.k], logp[:, head.k, None]], 1)
-    lost = bucket_kl(stored, fresh, head.k, 0, temperature)
-    return {"kl": float(lost.mean()), "kl_worst": float(lost.max()), "agreement": _agreement(ids, logp, exact.numpy())}
+    outside = exact.scatter(1, chosen, float("-inf"))
+    tails = [(outside / temperature).logsumexp(1, keepdim=True) for temperature in head.temperatures]
+    fresh = torch.cat([exact.gather(1, chosen), *tails], 1).numpy()
+    temperatures = enumerate(head.temperatures)
+    lost = np.stack([bucket_kl(logp, fresh, head.k, index, temperature) for index, temperature in temperatures])
+    agreement = _agreement(ids, logp, exact.numpy())
+    return {"kl": float(lost.mean(1).max()), "kl_worst": float(lost.max()), "agreement": agreement}
 
 
 def _agreement(ids: np.ndarray, logp: np.ndarray, exact: np.ndarray) -> float:

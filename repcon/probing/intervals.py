@@ -11,16 +11,21 @@ RESAMPLES = 2000
 def over_images(correct: np.ndarray, seed: int = 0) -> dict[str, float]:
     """Mean of (n,) values per test image in percent, with a bootstrap interval over the images.
 
-    Give answers from 0 to 1 for an accuracy, or their differences for a paired comparison on the same images.
+    Give answers from 0 to 1 for an accuracy, or their differences for a paired comparison on the same images. Of
+    (d, n) values, repeated by d draws, the draws' own interval is added, as an independent part.
     """
-    values = np.asarray(correct, np.float64)
+    draws = np.atleast_2d(np.asarray(correct, np.float64))
+    values = draws.mean(axis=0)
     distinct, counts = np.unique(values, return_counts=True)
     generator = np.random.default_rng([seed, len(values)])
     # Resampling n images is drawing how often each distinct value comes up, which is much quicker.
     drawn = generator.multinomial(len(values), counts / len(values), size=RESAMPLES)
     means = drawn @ distinct / len(values)
-    low, high = np.quantile(means, (0.025, 0.975))
-    return _percent(values.mean(), low, high)
+    mean = values.mean()
+    below, above = np.abs(np.quantile(means, (0.025, 0.975)) - mean)
+    half = _half(draws.mean(axis=1)) if len(draws) > 1 else 0.0
+    low, high = np.clip([mean - np.hypot(below, half), mean + np.hypot(above, half)], draws.min(), draws.max())
+    return _percent(mean, low, high)
 
 
 def over_draws(values: np.ndarray) -> dict[str, float]:
@@ -28,8 +33,13 @@ def over_draws(values: np.ndarray) -> dict[str, float]:
     values = np.asarray(values, np.float64)
     if len(values) < 2:
         return _percent(values.mean(), -np.inf, np.inf)
-    half = student_t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
+    half = _half(values)
     return _percent(values.mean(), values.mean() - half, values.mean() + half)
+
+
+def _half(values: np.ndarray) -> float:
+    """Half of the 95 % interval (Student's) of the mean of two or more repeated measurements."""
+    return float(student_t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values)))
 
 
 def _percent(mean: float, low: float, high: float) -> dict[str, float]:

@@ -98,7 +98,7 @@ def _fit(model: LogisticRegression, features: np.ndarray, labels: np.ndarray) ->
 def few_shot(
     train: np.ndarray, labels: np.ndarray, test: np.ndarray, test_labels: np.ndarray, shots: int, draws: int, seed: int
 ) -> np.ndarray:
-    """(m,) the share of draws in which each test row goes to its class: the nearest class mean by cosine.
+    """(draws, m) bool: whether each test row goes to its class in each draw, that of the nearest class mean by cosine.
 
     A mean is of `shots` random training rows. Draws depend on (seed, shots, draw) and the labels only, so that every
     trunk is given the same ones.
@@ -106,13 +106,13 @@ def few_shot(
     classes = int(labels.max()) + 1
     members = [np.flatnonzero(labels == label) for label in range(classes)]
     train, test = unit(train), unit(test)
-    right = np.zeros(len(test))
+    right = np.zeros((draws, len(test)), bool)
     for draw in range(draws):
         generator = np.random.default_rng([seed, shots, draw])
         chosen = np.stack([generator.choice(rows, shots, replace=False) for rows in members])
         means = unit(train[chosen].mean(axis=1))
-        right += (test @ means.T).argmax(axis=1) == test_labels
-    return right / draws
+        right[draw] = (test @ means.T).argmax(axis=1) == test_labels
+    return right
 
 
 def split_classes(labels: np.ndarray, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:

@@ -41,14 +41,10 @@ def number(value: float) -> str:
     return f"{value:,.0f}" if isinstance(value, int) or 1000 <= abs(value) < 1e9 else f"{value:.4g}"
 
 
-def table_rows(
-    figures: Mapping[str, Any], targets: Mapping[str, str] | None = None
-) -> list[tuple[str, str, str, str, str]]:
-    """All numbers of a flat object of figures: name, value, quantiles, repeats, and what it should reach.
-
-    That is what `targets` say, or the figures' own `"targets"`.
-    """
-    reach: Mapping[str, str] = figures.get("targets", {}) if targets is None else targets
+def table_rows(figures: Mapping[str, Any]) -> list[tuple[str, str, str, str, str]]:
+    """All numbers of a flat object of figures: name, value, quantiles, repeats, and what it should reach, as its
+    `"targets"` say."""
+    reach: Mapping[str, str] = figures.get("targets", {})
     names = [
         name
         for name, value in figures.items()

@@ -8,7 +8,7 @@ from scipy.stats import t as student_t
 RESAMPLES = 2000
 
 
-def over_images(correct: np.ndarray, seed: int = 0) -> dict[str, float]:
+def over_images(correct: np.ndarray) -> dict[str, float]:
     """Mean of (n,) values per test image in percent, with a bootstrap interval over the images.
 
     Give answers from 0 to 1 for an accuracy, or their differences for a paired comparison on the same images. Of
@@ -17,7 +17,7 @@ def over_images(correct: np.ndarray, seed: int = 0) -> dict[str, float]:
     draws = np.atleast_2d(np.asarray(correct, np.float64))
     values = draws.mean(axis=0)
     distinct, counts = np.unique(values, return_counts=True)
-    generator = np.random.default_rng([seed, len(values)])
+    generator = np.random.default_rng([0, len(values)])
     # Resampling n images is drawing how often each distinct value comes up, which is much quicker.
     drawn = generator.multinomial(len(values), counts / len(values), size=RESAMPLES)
     means = drawn @ distinct / len(values)

@@ -229,7 +229,7 @@ def mark(value: Any, other: Any) -> str:
     return "higher" if value.low > other.high else "lower" if value.high < other.low else ""
 
 
-def differing(title: str, sources: Mapping[str, Mapping[str, Any]], note: str = "") -> Table | None:
+def differing(title: str, sources: Mapping[str, Mapping[str, Any]]) -> Table | None:
     """Only the settings in which the sources differ; None where they agree."""
     held = {name: flat(values) for name, values in sources.items()}
     keys = dict.fromkeys(key for values in held.values() for key in values)
@@ -239,4 +239,4 @@ def differing(title: str, sources: Mapping[str, Mapping[str, Any]], note: str = 
         for key in keys
         if any(values.get(key, missing) != next(iter(held.values())).get(key, missing) for values in held.values())
     ]  # fmt: skip
-    return table(title, ("setting", *held), rows, note) if rows else None
+    return table(title, ("setting", *held), rows) if rows else None

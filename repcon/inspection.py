@@ -1,6 +1,5 @@
 """`repcon inspect`: what a store holds, how small it is, and what its truncation to the top k costs."""
 
-import os
 import time
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from repcon.config import InspectConfig
-from repcon.record import console
+from repcon.record import console, write_text
 from repcon.reporting.figures import MUTUAL_INFORMATION, UNCOMPRESSED, figures, known, why_no_labels
 from repcon.reporting.tables import nat, size, words
 from repcon.storage.truncation import truncation
@@ -126,6 +125,4 @@ def _write_page(path: Path, title: str, found: dict[str, Any]) -> None:
     source = Source(path=path, name=title, kind="store", figures=found)
     page = report.Report(title=title, made=made, sources=(source,), sections=tuple(sections(found)), notes=())
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(report.html(page), encoding="utf-8")
-    os.replace(temporary, path)
+    write_text(path, report.html(page))

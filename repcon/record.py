@@ -37,11 +37,16 @@ def few(names: Sequence[str]) -> str:
     return ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
 
 
-def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Writes `value` to `path` so that a reader sees the old file or the new one, never half of it."""
+def write_text(path: Path, text: str) -> None:
+    """Writes UTF-8 so that a reader sees the old file or the new one, never half of it."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(json_text(value))
+    temporary.write_text(text, encoding="utf-8")
     os.replace(temporary, path)
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """As `write_text`."""
+    write_text(path, json_text(value))
 
 
 def json_text(value: Mapping[str, Any]) -> str:

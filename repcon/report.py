@@ -4,18 +4,16 @@ The page needs no network and no script; its plots are inline SVG, its pictures 
 files, teachers, runs) are text wherever they appear.
 """
 
-import os
 import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from rich.markup import escape
 
 from repcon.config import ReportConfig, dump
-from repcon.record import Run, console
+from repcon.record import Run, console, write_text
 from repcon.reporting.benchmarks import benchmarks, compared
 from repcon.reporting.labels import labels
 from repcon.reporting.plot_style import DARK, LIGHT, standalone, variables
@@ -49,9 +47,9 @@ def run(config: ReportConfig) -> dict[str, Any]:
     plots = [plot for section in report.sections for plot in section.plots]
     (output.path / "plots").mkdir(exist_ok=True)
     for plot in plots:
-        _write(output.path / "plots" / f"{plot.name}.svg", standalone(plot.svg))
+        write_text(output.path / "plots" / f"{plot.name}.svg", standalone(plot.svg))
     for name, text in pages.items():
-        _write(output.path / name, text)
+        write_text(output.path / name, text)
     for note in report.notes:
         console.print(f"[yellow]note[/] {escape(note)}", highlight=False, soft_wrap=True)
     console.print(f"report: [bold]{escape(str((output.path / 'report.html').resolve()))}[/]", soft_wrap=True)
@@ -201,10 +199,3 @@ def plain(text: str) -> str:
     """Text for Markdown: its marks are shown as they are, and it stays on its line and in its cell."""
     text = re.sub(r"([\\`*\[\]<>|#~$&!{}])", r"\\\1", " ".join(str(text).split()))
     return re.sub(r"(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])", r"\\_", text)
-
-
-def _write(path: Path, text: str) -> None:
-    """The old file or the new one, never half of it."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)

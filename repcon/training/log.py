@@ -1,7 +1,6 @@
 """What a training run tells: progress on screen, lines in metrics.jsonl, TensorBoard if asked, results."""
 
 import json
-import os
 import resource
 import sys
 import time
@@ -14,7 +13,7 @@ from typing import Any
 import torch
 
 from repcon.errors import UserError
-from repcon.record import Run, console, progress
+from repcon.record import Run, console, progress, write_text
 from repcon.training.feed import Clock
 from repcon.training.processes import Team
 
@@ -27,9 +26,7 @@ def trim_metrics(path: Path, step: int) -> None:
     if not path.is_file():
         return
     lines = [line for line in path.read_text().splitlines() if _whole(line) and json.loads(line).get("step", 0) <= step]
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text("".join(line + "\n" for line in lines))
-    os.replace(temporary, path)
+    write_text(path, "".join(line + "\n" for line in lines))
 
 
 def _whole(line: str) -> bool:

@@ -132,8 +132,8 @@ def _timm_name(model: str, pretrained: bool) -> str:
 
 def model_folder(folder: Path) -> Path:
     """A run's output folder to the folder inside it that holds the model; any other is given back as it is."""
-    inner = [folder / name for name in ("student", "trunk") if (folder / name / CONFIG).is_file()]
-    return inner[0] if inner and not (folder / CONFIG).is_file() else folder
+    inner = folder / "student"
+    return inner if (inner / CONFIG).is_file() and not (folder / CONFIG).is_file() else folder
 
 
 def _from_package(model: str, pretrained: bool) -> nn.Module:

@@ -130,7 +130,7 @@ def _point_out_taught(trunks: Mapping[str, str], pack: Pack, split: Split) -> No
     for name, model in trunks.items():
         taught: set[str] = set()
         for part in model.split(JOIN):
-            saved = Path(part, "config.json").is_file() and backbones.saved_extra(part)
+            saved = Path(part, backbones.CONFIG).is_file() and backbones.saved_extra(part)
             if saved and saved.get("data_fingerprint") == pack.fingerprint:
                 taught |= set(backbones.saved_classes(part)) & set(split.classes)
             if saved and saved.get("proxy_fingerprint") == pack.fingerprint:

@@ -194,12 +194,9 @@ def _ours(kind: str, case: Case, threads: int, device: str = "cpu") -> Ready:
 def _requests(pack: Pack, case: Case) -> list[Request]:
     order = np.random.default_rng(0).permutation(len(pack))
     boxes, flips = _boxes(pack, case)
-    return [
-        Request(
-            images=rows, crops=np.tile(np.arange(boxes.shape[1]), (len(rows), 1)), boxes=boxes[rows], flips=flips[rows]
-        )
-        for rows in np.split(order, range(BATCH_IMAGES, len(order), BATCH_IMAGES))
-    ]
+    numbers = np.tile(np.arange(boxes.shape[1]), (len(order), 1))
+    whole = Request(images=order, crops=numbers, boxes=boxes[order], flips=flips[order])
+    return list(whole.parts(BATCH_IMAGES))
 
 
 def _boxes(pack: Pack, case: Case) -> tuple[np.ndarray, np.ndarray]:

@@ -1,7 +1,7 @@
 """`repcon precompute --estimate`: a sample's time, size and truncation error, before anything is committed."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -14,7 +14,8 @@ from repcon.crops import CropPlan, plan
 from repcon.errors import UserError
 from repcon.images import Pack
 from repcon.labelling.passes import Passes, Pixels
-from repcon.loaders import Request, open_loader
+from repcon.labelling.unitwork import by_image
+from repcon.loaders import open_loader
 from repcon.overlap import Ahead
 from repcon.record import console, progress
 from repcon.storage.arrays import compressed_bytes
@@ -68,7 +69,9 @@ def _sample(
     loader = open_loader(config.loader, pack, sides, workers=config.workers, device=str(device))
     parts: dict[str, list[torch.Tensor]] = {teacher.name: [] for teacher in teachers}
     started, first_crops, waited = time.perf_counter(), 0, 0.0
-    requests = list(_requests(rows, planned, max(1, config.batch_size // len(planned.boxes))))
+    depth = len(planned.boxes)
+    whole = by_image(rows, range(depth), planned.boxes, planned.flips)
+    requests = list(whole.parts(max(1, config.batch_size // depth)))
     try:
         with progress() as bars, Ahead(iter(loader.batches(requests)), 2) as batches:
             task = bars.add_task("estimate", total=planned.flips.size, unit="crops", note="")
@@ -91,18 +94,6 @@ def _sample(
     if timed < 1:
         raise UserError(f"estimate: one batch took longer than {SAMPLE_SECONDS:.0f} s; lower batch_size")
     return logits, timed / seconds, waited / seconds
-
-
-def _requests(rows: np.ndarray, planned: CropPlan, images_per_batch: int) -> Iterator[Request]:
-    for start in range(0, len(rows), images_per_batch):
-        part = slice(start, start + images_per_batch)
-        images = rows[part]
-        yield Request(
-            images=images,
-            crops=np.tile(np.arange(len(planned.boxes)), (len(images), 1)),
-            boxes=np.ascontiguousarray(planned.boxes[:, part].swapaxes(0, 1)),
-            flips=np.ascontiguousarray(planned.flips[:, part].swapaxes(0, 1)),
-        )
 
 
 def _logits(teacher: Teacher, pixels: Pixels) -> torch.Tensor:

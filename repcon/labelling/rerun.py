@@ -103,8 +103,7 @@ def _decode(
         console.print(f"[dim]left out: {escape(str(error))}[/]", soft_wrap=True)
         return None
     try:
-        starts = range(0, len(request.images), _BATCH)
-        batches = list(loader.batches([request.part(slice(start, start + _BATCH)) for start in starts]))
+        batches = list(loader.batches(request.parts(_BATCH)))
         return {side: torch.cat([batch.pixels[side].cpu() for batch in batches]) for side in sizes}
     finally:
         loader.close()

@@ -12,6 +12,16 @@ from repcon.loaders import Request
 from repcon.store import LabelStore, Unit
 
 
+def by_image(rows: np.ndarray, crops: range, boxes: np.ndarray, flips: np.ndarray) -> Request:
+    """The images `rows` (n,) with all their m crops, from boxes (m, n, 4) and flips (m, n), which come crop by crop."""
+    return Request(
+        images=rows,
+        crops=np.tile(crops, (len(rows), 1)),
+        boxes=np.ascontiguousarray(boxes.swapaxes(0, 1)),
+        flips=np.ascontiguousarray(flips.swapaxes(0, 1)),
+    )
+
+
 class UnitWork:
     """A unit's boxes and its labels so far; m crops by r images."""
 
@@ -34,16 +44,8 @@ class UnitWork:
 
     def requests(self, images_per_batch: int) -> Iterator[Request]:
         """All images of the unit, each once with all its crops."""
-        first = self.unit.rows.start
-        for start in range(0, len(self.unit.rows), images_per_batch):
-            columns = slice(start, min(start + images_per_batch, len(self.unit.rows)))
-            images = np.arange(columns.start, columns.stop, dtype=np.int64) + first
-            yield Request(
-                images=images,
-                crops=np.tile(np.arange(self.unit.crops.start, self.unit.crops.stop), (len(images), 1)),
-                boxes=np.ascontiguousarray(self.boxes[:, columns].swapaxes(0, 1)),
-                flips=np.ascontiguousarray(self.flips[:, columns].swapaxes(0, 1)),
-            )
+        rows = np.arange(self.unit.rows.start, self.unit.rows.stop)
+        return by_image(rows, self.unit.crops, self.boxes, self.flips).parts(images_per_batch)
 
     def keep(self, images: np.ndarray, labels: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> None:
         """Takes the labels of some images: per head ids (n * m, k) and logp (n * m, k + T), image by image.

@@ -36,6 +36,10 @@ class Request:
             images=self.images[images], crops=self.crops[images], boxes=self.boxes[images], flips=self.flips[images]
         )
 
+    def parts(self, images: int) -> Iterator["Request"]:
+        """The same, at most so many images at a time."""
+        return (self.part(slice(start, start + images)) for start in range(0, len(self.images), images))
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CropBatch:

@@ -51,15 +51,9 @@ def centre_boxes(sizes: np.ndarray) -> np.ndarray:
 
 def whole_images(pack: Pack, rows: np.ndarray, batch_size: int) -> Iterator[Request]:
     """Requests for the centred square of each row, in order, unflipped."""
-    boxes = centre_boxes(pack.sizes[rows])
-    for start in range(0, len(rows), batch_size):
-        part = rows[start : start + batch_size].astype(np.int64)
-        yield Request(
-            images=part,
-            crops=np.zeros((len(part), 1), np.int64),
-            boxes=boxes[start : start + batch_size, None],
-            flips=np.zeros((len(part), 1), np.uint8),
-        )
+    crops, flips = np.zeros((len(rows), 1), np.int64), np.zeros((len(rows), 1), np.uint8)
+    whole = Request(images=rows, crops=crops, boxes=centre_boxes(pack.sizes[rows])[:, None], flips=flips)
+    return whole.parts(batch_size)
 
 
 def extract(model: str, pack: Pack, rows: np.ndarray, reading: Reading, progress: Progress) -> tuple[np.ndarray, str]:

@@ -12,12 +12,12 @@ from repcon.device import choose
 from repcon.errors import UserError
 from repcon.images import Pack
 from repcon.loaders import Request, open_loader
+from repcon.loaders.opening import LIBRARIES
 from repcon.record import console
 from repcon.storage.layout import HeadInfo
 from repcon.storage.truncation import bucket_kl
 from repcon.store import LabelStore, Slab
 
-LOADERS = ("reference", "torch", "dali", "ffcv")
 _BATCH = 32
 _NEAR_TIE = 0.01
 """Two classes this close in stored probability may change places without being another answer."""
@@ -86,7 +86,7 @@ def _models(config: VerifyConfig, store: LabelStore) -> dict[str, str]:
 
 
 def _kinds(config: VerifyConfig) -> list[str]:
-    kinds = LOADERS if "auto" in config.loaders else config.loaders
+    kinds = LIBRARIES if "auto" in config.loaders else config.loaders
     return list(dict.fromkeys(kinds))
 
 

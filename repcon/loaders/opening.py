@@ -15,12 +15,13 @@ if TYPE_CHECKING:
     from repcon.images import Pack
     from repcon.loaders import Loader
 
-_LIBRARIES = {
+LIBRARIES = {
     "reference": ("PIL",),
     "torch": ("simplejpeg",),
     "dali": ("nvidia.dali",),
     "ffcv": ("ffcv",),
 }
+"""Every loader, and what it imports."""
 _HOW_TO_GET = {
     "dali": "on Linux: pip install 'repcon[dali]'",
     "ffcv": "on Linux: run `make ffcv`, or tools/install-ffcv with the Python that runs repcon",
@@ -34,8 +35,8 @@ def installed(kind: str) -> bool:
 
 def require(kind: str) -> None:
     """Raises UserError, saying how to get it, where the loader is unknown or its libraries are not installed."""
-    if kind not in _LIBRARIES:
-        raise UserError(f"loader {kind}: unknown; choose auto, {', '.join(_LIBRARIES)}")
+    if kind not in LIBRARIES:
+        raise UserError(f"loader {kind}: unknown; choose auto, {', '.join(LIBRARIES)}")
     if missing := _missing(kind):
         how = _HOW_TO_GET.get(kind, f"pip install {' '.join(missing)}")
         raise UserError(f"loader {kind}: {' and '.join(missing)} not installed; {how}")
@@ -48,7 +49,7 @@ def _missing(kind: str) -> list[str]:
         except ModuleNotFoundError:
             return False
 
-    return [library for library in _LIBRARIES[kind] if not found(library)]
+    return [library for library in LIBRARIES[kind] if not found(library)]
 
 
 def open_loader(kind: str, pack: "Pack", sizes: Sequence[int], *, workers: int = 0, device: str = "cpu") -> "Loader":

@@ -17,7 +17,8 @@ from repcon.record import Run, console, write_text
 from repcon.reporting.benchmarks import benchmarks, compared
 from repcon.reporting.labels import labels
 from repcon.reporting.plot_style import DARK, LIGHT, standalone, variables
-from repcon.reporting.sections import Plot, Section
+from repcon.reporting.plots import Plot
+from repcon.reporting.sections import Section
 from repcon.reporting.sources import Source, read
 from repcon.reporting.tables import differing, flat, settings, side_by_side, table, words
 from repcon.reporting.training import teachers, training

@@ -30,13 +30,13 @@ def test_what_is_not_finite_is_left_out() -> None:
 @pytest.mark.parametrize("values", [[], [1.0], [float("nan")], [3.0, 3.0], [1e-30, 1e30]])
 def test_lines_of_any_numbers_are_a_picture(values: list[float]) -> None:
     series = {f"run {i}": (list(range(len(values))), values) for i in range(20)}
-    ElementTree.fromstring(plots.lines("a", "Loss", series, "step", "nat", from_zero=True))
+    ElementTree.fromstring(plots.lines("a", "Loss", series, "step", "nat", from_zero=True).svg)
 
 
 def test_intervals_without_bounds_and_series_without_values() -> None:
     unbounded = Interval(mean=1.0, low=float("-inf"), high=float("inf"))
     groups = {"probe": {"b": unbounded}, "1-shot": {"b": Interval(mean=2.0, low=2.0, high=2.0)}}
-    text = plots.intervals("a", "Transfer", groups, ["a", "b"], "%", zero=True)
+    text = plots.intervals("a", "Transfer", groups, ["a", "b"], "%", zero=True).svg
     ElementTree.fromstring(text)
     assert "var(--s2)" in text
     assert "var(--s1)" not in text
@@ -45,12 +45,12 @@ def test_intervals_without_bounds_and_series_without_values() -> None:
 @pytest.mark.parametrize("rows", [[], [0.0], [-1.0, 2.0], [1e9, 1e-9], [float("nan")]])
 def test_bars_of_any_numbers_are_a_picture(rows: list[float]) -> None:
     bars = [Bar(label=f"bar {value}", value=value, low=value / 2, high=value * 2, limit=1.0) for value in rows]
-    ElementTree.fromstring(plots.bars("a", "Ratios", bars, "ratio"))
+    ElementTree.fromstring(plots.bars("a", "Ratios", bars, "ratio").svg)
 
 
 def test_colours_are_the_pages_and_ids_the_plots() -> None:
     series = {f"run {number}": ([0.0, 1.0], [0.0, float(number)]) for number in range(8)}
-    text = plots.lines("mine", "Loss", series, "step", "nat", points=True)
+    text = plots.lines("mine", "Loss", series, "step", "nat", points=True).svg
     used = set(re.findall(r"var\(--(\w+)\)", text))
     assert used == {"ink", "muted", "grid", *(f"s{number}" for number in range(1, 9))}
     assert used <= LIGHT.keys() == DARK.keys()
@@ -61,11 +61,11 @@ def test_colours_are_the_pages_and_ids_the_plots() -> None:
     assert set(re.findall(r"url\(#([^)]*)\)|href=\"#([^\"]*)\"", text)) <= {(n, "") for n in ids} | {
         ("", n) for n in ids
     }
-    assert text == plots.lines("mine", "Loss", series, "step", "nat", points=True)
+    assert text == plots.lines("mine", "Loss", series, "step", "nat", points=True).svg
 
 
 def test_a_picture_alone_brings_its_colours() -> None:
-    text = standalone(plots.lines("a", "Loss", {"x": ([0, 1], [1, 2])}, "step", "nat"))
+    text = standalone(plots.lines("a", "Loss", {"x": ([0, 1], [1, 2])}, "step", "nat").svg)
     ElementTree.fromstring(text)
     assert "prefers-color-scheme: dark" in text
     assert LIGHT["s1"] in text

@@ -9,8 +9,8 @@ from typing import Any
 
 from repcon.reporting import plots
 from repcon.reporting.consolidation import consolidation, domains_of
-from repcon.reporting.plots import Bar, Interval
-from repcon.reporting.sections import Plot, Section
+from repcon.reporting.plots import Bar, Interval, Plot
+from repcon.reporting.sections import Section
 from repcon.reporting.sources import Source
 from repcon.reporting.tables import (
     MARKED,
@@ -59,7 +59,7 @@ def _section(source: Source, number: int) -> Section:
         for title, bars in _families(figures, targets).items()
         for start in range(0, len(bars), ROWS)
     ]
-    drawn = [_bars(f"bench{number}-{part}", heading, rows) for part, (heading, rows) in enumerate(parts)]
+    drawn = [plots.bars(f"bench{number}-{part}", heading, rows, "ratio") for part, (heading, rows) in enumerate(parts)]
     drawn += [found.plot(f"bench{number}-line{part}") for part, found in enumerate(_scaling(figures))]
     drawn += _gains(figures, number)
     lead = (
@@ -93,10 +93,6 @@ def _with_targets(figures: Mapping[str, Any], targets: Targets) -> Table:
             cell = Cell(text=text, mark="reached" if reached else "missed")
         rows.append([figure(name), words(name, value), cell])
     return table("", ("figure", "value", "to reach"), rows)
-
-
-def _bars(name: str, title: str, rows: Sequence[Bar]) -> Plot:
-    return Plot(name=name, title=title, svg=plots.bars(name, title, rows, "ratio"))
 
 
 def _families(figures: Mapping[str, Any], targets: Targets) -> dict[str, list[Bar]]:
@@ -143,11 +139,10 @@ class Scaling:
         least = min(y for _, ys in self.series.values() for y in ys)
         from_zero = least >= 0 and self.unit != ACCURACY
         unit = f"{self.unit}, ± sd" if self.spreads else self.unit
-        svg = plots.lines(
+        return plots.lines(
             name, self.title, self.series, self.x, unit, points=True, log_x=True, from_zero=from_zero,
             spreads=self.spreads,
         )  # fmt: skip
-        return Plot(name=name, title=self.title, svg=svg)
 
 
 def _scaling(figures: Mapping[str, Any]) -> list[Scaling]:
@@ -193,9 +188,8 @@ def _gains(figures: Mapping[str, Any], number: int) -> list[Plot]:
         values = {name: value for name, value in figures.items() if name.endswith(end) and isinstance(value, Interval)}
         if values:
             groups = {readable(name.removesuffix(end)): {"gain": value} for name, value in values.items()}
-            title, name = f"Gain in {called}", f"bench{number}-gain-{metric}"
-            svg = plots.intervals(name, title, groups, ["gain"], "points", zero=True)
-            drawn.append(Plot(name=name, title=title, svg=svg))
+            name = f"bench{number}-gain-{metric}"
+            drawn.append(plots.intervals(name, f"Gain in {called}", groups, ["gain"], "points", zero=True))
     return drawn
 
 

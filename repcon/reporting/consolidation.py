@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from repcon.reporting import plots
-from repcon.reporting.plots import Interval
-from repcon.reporting.sections import Plot, Section
+from repcon.reporting.plots import Interval, Plot
+from repcon.reporting.sections import Section
 from repcon.reporting.sources import Source
 from repcon.reporting.tables import Cell, Table, flat, is_number, listing, readable, table
 from repcon.reporting.transfer import METRICS, with_half
@@ -69,8 +69,7 @@ def consolidation(source: Source, number: int, title: str, domains: Sequence[str
         if "probe" in held:
             groups = {_called(method): {"linear probe": value} for method, value in held["probe"].items()}
             name, heading = f"bench{number}-domain{place}", f"{domain}: linear probe"
-            svg = plots.intervals(name, heading, groups, ["linear probe"], "accuracy (%)")
-            drawn.append(Plot(name=name, title=heading, svg=svg))
+            drawn.append(plots.intervals(name, heading, groups, ["linear probe"], "accuracy (%)"))
         shown = [method for method in methods if any(method in values for values in held.values())]
         rows = [[_method(method), *(_points(values.get(method)) for values in held.values())] for method in shown]
         columns = ("method", *(METRICS[metric] for metric in held))
@@ -111,9 +110,7 @@ def _margin_table(margins: Mapping[str, Any], figures: Mapping[str, Any], domain
 def _margins(name: str, margins: Mapping[str, Any]) -> Plot:
     held = {margin: value if isinstance(value, Interval) else _alone(value) for margin, value in margins.items()}
     groups = {readable(margin): {"margin": value} for margin, value in held.items() if value is not None}
-    return Plot(
-        name=name, title="Margins", svg=plots.intervals(name, "Margins", groups, ["margin"], "points", zero=True)
-    )
+    return plots.intervals(name, "Margins", groups, ["margin"], "points", zero=True)
 
 
 def _alone(value: Any) -> Interval | None:

@@ -1,5 +1,5 @@
-"""The report's plots. Each takes plain numbers and gives one SVG element (see `plot_style`), small enough to stand
-beside another on a desk and alone on a phone. Labels are data: shown as they are, never as markup or formulas."""
+"""The report's plots. Each takes plain numbers and gives a picture, one SVG element (see `plot_style`), small enough to
+stand beside another on a desk and alone on a phone. Labels are data: shown as they are, never as markup or formulas."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -20,6 +20,15 @@ LEAST = 1e-9
 
 COUNTS = ("epoch", "step", "k")
 """Axes on which there is nothing between two whole numbers."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plot:
+    """One picture, also written as a file called `name`.svg."""
+
+    name: str
+    title: str
+    svg: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,7 +60,7 @@ def lines(
     name: str, title: str, series: Mapping[str, Line], x: str, y: str, *,
     places: Mapping[str, int] | None = None, points: bool = False, from_zero: bool = False, reaching: float = 0.0,
     log: bool = False, log_x: bool = False, spreads: Mapping[str, Sequence[float]] | None = None,
-) -> str:  # fmt: skip
+) -> Plot:  # fmt: skip
     """A line per series over a shared x. `places` fixes colours across plots; `points` marks every value; y reaches
     `reaching` at least, so that noise about nothing looks like nothing; a `log` axis shows what is more than rounding;
     `spreads` are whiskers' lengths to both sides, of the series that have any.
@@ -86,7 +95,7 @@ def lines(
         if x in COUNTS and len(every) == 1:
             axes.set_xticks(every)
         _finish(figure, axes, title, max(len(series), len(places or ())))
-        return svg(figure, name, f"{title}: {y} over {x}, {', '.join(series)}")
+        return _plot(figure, name, title, f"{y} over {x}, {', '.join(series)}")
 
 
 def binned(xs: Sequence[float], ys: Sequence[float], bins: int) -> tuple[np.ndarray, ...]:
@@ -102,7 +111,7 @@ def binned(xs: Sequence[float], ys: Sequence[float], bins: int) -> tuple[np.ndar
 def intervals(
     name: str, title: str, groups: Mapping[str, Mapping[str, Interval]], labels: Sequence[str], x: str, *,
     zero: bool = False,
-) -> str:  # fmt: skip
+) -> Plot:  # fmt: skip
     """Points with whiskers: a row per group, in it a point per series. `labels` are the series in the order of their
     colours; one that no group has is not drawn, so that a series keeps its colour from plot to plot."""
     figure, axes = _figure(1.0 + 0.17 * len(groups) * (len(labels) + 1) + 0.17 * len(labels))
@@ -128,7 +137,7 @@ def intervals(
         axes.set_ylim(len(groups) - 0.5, -0.5)
         axes.set_xlabel(x)
         _finish(figure, axes, title, len(labels), columns=2)
-        return svg(figure, name, f"{title}: {x} with intervals, {', '.join(labels)}")
+        return _plot(figure, name, title, f"{x} with intervals, {', '.join(labels)}")
 
 
 def _whiskers(value: Interval) -> tuple[float, float]:
@@ -137,7 +146,7 @@ def _whiskers(value: Interval) -> tuple[float, float]:
     return tuple(length if math.isfinite(length) and length > 0 else 0.0 for length in (below, above))  # type: ignore[return-value]
 
 
-def bars(name: str, title: str, rows: Sequence[Bar], x: str) -> str:
+def bars(name: str, title: str, rows: Sequence[Bar], x: str) -> Plot:
     """Horizontal bars with their values beside them, whiskers where known, and each one's limit as a line across."""
     figure, axes = _figure(0.75 + 0.22 * len(rows))
     with styled():
@@ -158,7 +167,7 @@ def bars(name: str, title: str, rows: Sequence[Bar], x: str) -> str:
         axes.grid(axis="y", visible=False)
         axes.set(ylim=(len(rows) - 0.45, -0.55), xlim=(min(reached), 1.04 * max(reached) or 1.0), xlabel=x)
         _finish(figure, axes, title, 1)
-        return svg(figure, name, f"{title}: {x}, " + ", ".join(f"{row.label} {row.value:.3g}" for row in rows))
+        return _plot(figure, name, title, f"{x}, " + ", ".join(f"{row.label} {row.value:.3g}" for row in rows))
 
 
 def _figure(height: float) -> tuple[Any, Any]:
@@ -179,6 +188,10 @@ def _finish(figure: Any, axes: Any, title: str, series: int, columns: int = 3) -
             columnspacing=1.2, borderaxespad=0,
         )  # fmt: skip
     axes.spines["bottom"].set_color(MUTED)
+
+
+def _plot(figure: Any, name: str, title: str, description: str) -> Plot:
+    return Plot(name=name, title=title, svg=svg(figure, name, f"{title}: {description}"))
 
 
 def _columns(labels: Sequence[str], most: int) -> int:

@@ -4,16 +4,8 @@ import re
 from dataclasses import dataclass
 
 from repcon.reporting.crops import Pictured
+from repcon.reporting.plots import Plot
 from repcon.reporting.tables import Table
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Plot:
-    """One picture, also written as a file called `name`.svg."""
-
-    name: str
-    title: str
-    svg: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

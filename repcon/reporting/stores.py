@@ -6,7 +6,7 @@ from typing import Any
 from repcon.reporting import plots
 from repcon.reporting.figures import MUTUAL_INFORMATION, UNCOMPRESSED, known, why_no_labels
 from repcon.reporting.plots import Bar
-from repcon.reporting.sections import Plot, Section
+from repcon.reporting.sections import Section
 from repcon.reporting.tables import figure, nat, readable, table, words
 
 
@@ -28,11 +28,10 @@ def _store(found: Mapping[str, Any]) -> Section:
     sizes = {name: head["bytes_per_crop"] for name, head in found["heads"].items()}
     sizes["boxes and flips"] = found["box_bytes_per_crop"]
     bars = [Bar(label=name, value=size) for name, size in sizes.items() if size is not None]
-    drawn = [_plot("store-bytes", "Size", plots.bars("store-bytes", "Size", bars, "bytes per crop"))] if bars else []
+    drawn = [plots.bars("store-bytes", "Size", bars, "bytes per crop")] if bars else []
     if by_k := _sizes_by_k(found):
         title = "Size of the store against k"
-        svg = plots.lines("store-size", title, by_k, "k", "bytes per crop", points=True, from_zero=True)
-        drawn.append(_plot("store-size", title, svg))
+        drawn.append(plots.lines("store-size", title, by_k, "k", "bytes per crop", points=True, from_zero=True))
     reason = why_no_labels(found)
     lead = f"No labels to look at: {reason}." if reason else ""
     return Section(title="The store", lead=lead, plots=tuple(drawn), tables=(teachers, facts))
@@ -40,10 +39,6 @@ def _store(found: Mapping[str, Any]) -> Section:
 
 def _fact(name: str, value: Any) -> str:
     return f"{value:.2f} times smaller than {UNCOMPRESSED}" if name == "compression" else words(name, value)
-
-
-def _plot(name: str, title: str, svg: str) -> Plot:
-    return Plot(name=name, title=title, svg=svg)
 
 
 def _sizes_by_k(found: Mapping[str, Any]) -> dict[str, plots.Line]:
@@ -69,10 +64,9 @@ def _sizes_by_k(found: Mapping[str, Any]) -> dict[str, plots.Line]:
 def _truncation(found: Mapping[str, Any], heads: Mapping[str, Any]) -> Section:
     lost = {name: (range(1, head["k"] + 1), head["kl_by_k"]) for name, head in heads.items()}
     mass = {name: (range(1, head["k"] + 1), head["mass_by_k"]) for name, head in heads.items()}
-    titles = ("KL lost by a smaller k", "Mass in the top k")
     drawn = (
-        _plot("store-kl", titles[0], plots.lines("store-kl", titles[0], lost, "k", "nat", points=True, log=True)),
-        _plot("store-mass", titles[1], plots.lines("store-mass", titles[1], mass, "k", "probability", points=True)),
+        plots.lines("store-kl", "KL lost by a smaller k", lost, "k", "nat", points=True, log=True),
+        plots.lines("store-mass", "Mass in the top k", mass, "k", "probability", points=True),
     )
     rows = [
         [name, values + (" (here)" if values == found["values"] else ""), f"{held['bytes_per_crop']:.1f}",
@@ -91,8 +85,7 @@ def _classes(heads: Mapping[str, Any], agreement: Mapping[str, Any]) -> Section:
     drawn = []
     for number, (name, head) in enumerate(heads.items()):
         bars = [Bar(label=str(label), value=100 * share) for label, share in head["most_on_top"]]
-        title = f"{name}: most often on top"
-        drawn.append(_plot(f"store-top-{number}", title, plots.bars(f"store-top-{number}", title, bars, "% of crops")))
+        drawn.append(plots.bars(f"store-top-{number}", f"{name}: most often on top", bars, "% of crops"))
     keys = ("top1_probability", "entropy_nat", "classes_on_top", "classes")
     rows = [[name, *(words(key, head[key]) for key in keys)] for name, head in heads.items()]
     columns = ("teacher", "top-1 probability", "entropy", "classes ever on top", "classes")

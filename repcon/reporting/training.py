@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from repcon.reporting import plots
-from repcon.reporting.sections import Plot, Section
+from repcon.reporting.sections import Section
 from repcon.reporting.sources import Source
 from repcon.reporting.tables import MARKED, is_number, side_by_side
 
@@ -42,7 +42,7 @@ def _brief(source: Source) -> dict[str, Any]:
     return figures
 
 
-def _losses(runs: Mapping[str, Source]) -> list[Plot]:
+def _losses(runs: Mapping[str, Source]) -> list[plots.Plot]:
     """All heads of one run in one plot; of several runs a plot per head."""
     by_head: dict[str, dict[str, plots.Line]] = {}
     for name, source in runs.items():
@@ -54,9 +54,9 @@ def _losses(runs: Mapping[str, Source]) -> list[Plot]:
     places = {name: number for number, name in enumerate(runs)}
     if len(runs) == 1:
         lines = {head: held[next(iter(held))] for head, held in by_head.items()}
-        return [_lines("loss", "Loss per head", lines, "step", "loss (nat)")] if lines else []
+        return [plots.lines("loss", "Loss per head", lines, "step", "loss (nat)")] if lines else []
     return [
-        _lines(f"loss{number}", f"Loss of head {head}", held, "step", "loss (nat)", places=places)
+        plots.lines(f"loss{number}", f"Loss of head {head}", held, "step", "loss (nat)", places=places)
         for number, (head, held) in enumerate(by_head.items())
     ]
 
@@ -64,13 +64,13 @@ def _losses(runs: Mapping[str, Source]) -> list[Plot]:
 def over_time(
     runs: Mapping[str, Sequence[Mapping[str, Any]]],
     wanted: Sequence[tuple[str, str, str, Callable[[Mapping[str, Any]], Any]]],
-) -> list[Plot]:
+) -> list[plots.Plot]:
     """A plot for each wanted (name, title, unit, figure of a line) over time, from the runs' second line on."""
     places = {name: number for number, name in enumerate(runs)}
     seconds = {name: _seconds(lines) for name, lines in runs.items()}
     longest = max((times[-1] for times in seconds.values() if times), default=0.0)
     x, scale = next((x, scale) for x, scale, least in TIMES if longest >= least)
-    drawn: list[Plot] = []
+    drawn: list[plots.Plot] = []
     for key, title, unit, figure in wanted:
         held = {
             name: _points([(at / scale, figure(line)) for at, line in zip(seconds[name], lines, strict=True)][1:])
@@ -78,7 +78,7 @@ def over_time(
         }
         if any(len(xs) > 1 for xs, _ in held.values()):
             reaching = 10.0 if unit.startswith("%") else 0.0
-            drawn.append(_lines(key, title, held, x, unit, places=places, from_zero=True, reaching=reaching))
+            drawn.append(plots.lines(key, title, held, x, unit, places=places, from_zero=True, reaching=reaching))
     return drawn
 
 
@@ -106,7 +106,7 @@ def _waiting(line: Mapping[str, Any]) -> float | None:
     return None
 
 
-def _agreement(runs: Mapping[str, Source]) -> list[Plot]:
+def _agreement(runs: Mapping[str, Source]) -> list[plots.Plot]:
     """Validation after each epoch: top-1 agreement with each teacher, and kNN where it was measured."""
     agreement: dict[str, plots.Line] = {}
     neighbours: dict[str, plots.Line] = {}
@@ -117,7 +117,7 @@ def _agreement(runs: Mapping[str, Source]) -> list[Plot]:
             agreement[label] = _points([(line.get("epoch"), _agreed(line, head)) for line in lines])
         neighbours[name] = _points([(line.get("epoch"), _percent(line.get("knn"))) for line in lines])
     return [
-        _lines(key, title, held, "epoch", unit, points=True)
+        plots.lines(key, title, held, "epoch", unit, points=True)
         for key, title, held, unit in (
             ("agreement", "Agreement with the teachers", agreement, "same top class (%)"),
             ("knn", "kNN while training", neighbours, "accuracy (%)"),
@@ -145,7 +145,7 @@ def teachers(sources: Sequence[Source]) -> list[Section]:
     runs = {source.name: source for source in sources if source.kind == "teach"}
     if not runs:
         return []
-    drawn: list[Plot] = []
+    drawn: list[plots.Plot] = []
     for number, (name, source) in enumerate(runs.items()):
         lines = source.of("epoch")
         held = {
@@ -155,14 +155,10 @@ def teachers(sources: Sequence[Source]) -> list[Section]:
         held = {label: line for label, line in held.items() if line[0]}
         if held:
             title = f"Teacher {name}" if len(runs) > 1 else "Accuracy of the teacher"
-            drawn.append(_lines(f"teacher{number}", title, held, "epoch", "accuracy (%)", points=True))
+            drawn.append(plots.lines(f"teacher{number}", title, held, "epoch", "accuracy (%)", points=True))
     figures = {name: source.figures for name, source in runs.items()}
     tables = (side_by_side("", figures),) if any(figures.values()) else ()
     return [Section(title="Task teachers", plots=tuple(drawn), tables=tables)]
-
-
-def _lines(name: str, title: str, series: Mapping[str, plots.Line], x: str, y: str, **look: Any) -> Plot:
-    return Plot(name=name, title=title, svg=plots.lines(name, title, series, x, y, **look))
 
 
 def _mapping(value: Any) -> Mapping[str, Any]:

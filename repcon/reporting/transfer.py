@@ -6,8 +6,8 @@ from typing import Any
 
 from repcon.probing.intervals import show
 from repcon.reporting import plots
-from repcon.reporting.plots import Interval
-from repcon.reporting.sections import Plot, Section
+from repcon.reporting.plots import Interval, Plot
+from repcon.reporting.sections import Section
 from repcon.reporting.sources import Source
 from repcon.reporting.tables import MARKED, Cell, Table, as_interval, is_number, mark, table, words
 
@@ -120,4 +120,4 @@ def _dots(
         METRICS.get(metric, metric): {trunk: values[metric] for trunk, values in trunks.items() if metric in values}
         for metric in metrics
     }
-    return Plot(name=name, title=title, svg=plots.intervals(name, title, groups, list(trunks), x, zero=zero))
+    return plots.intervals(name, title, groups, list(trunks), x, zero=zero)

@@ -234,7 +234,7 @@ class TrainConfig:
     holdout: float = 0.02
     """Share of the images kept for validation."""
     knn: str = ""
-    """A labelled folder or pack on which kNN is measured after each epoch."""
+    """A labelled folder or pack on which kNN is measured after each pass (`crops_per_decode` epochs)."""
     keep_checkpoints: int = 2
     checkpoint_minutes: float = 15.0
     tensorboard: bool = False

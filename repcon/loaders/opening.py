@@ -55,8 +55,9 @@ def _missing(kind: str) -> list[str]:
 def open_loader(kind: str, pack: "Pack", sizes: Sequence[int], *, workers: int = 0, device: str = "cpu") -> "Loader":
     """Opens `kind` (`auto`, `reference`, `torch`, `dali`, `ffcv`) on a pack, for crops of each side in `sizes`.
 
-    `workers` threads decode (0: one per core, for a GPU three for four cores). `device` is where the pixels will be
-    used: with `cuda` the CPU loaders fill pinned memory, and DALI decodes on that GPU and yields pixels that lie there.
+    `workers` threads decode (0: one per core, for a GPU three for four cores, or one for two where DALI decodes on
+    it). `device` is where the pixels will be used: with `cuda` the CPU loaders fill pinned memory, and DALI decodes on
+    that GPU and yields pixels that lie there.
     Raises UserError for an unknown or missing loader.
     """
     sides = tuple(dict.fromkeys(int(size) for size in sizes))

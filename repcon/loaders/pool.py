@@ -1,4 +1,4 @@
-"""What the CPU loaders share: a thread pool that fills batches in order, a few of them ahead of the consumer."""
+"""What the loaders share: a thread pool that fills batches in order, a few of them ahead of the consumer."""
 
 import queue
 from collections import deque

@@ -12,9 +12,10 @@ from consolidation_protocol import Protocol
 from matplotlib.figure import Figure
 from rich.table import Table
 
+from repcon.environment import environment
 from repcon.probing.intervals import over_draws
 from repcon.probing.intervals import show as with_interval
-from repcon.record import console, environment, write_json
+from repcon.record import console, write_json
 from repcon.reporting.consolidation import METHODS
 
 METRICS = {"probe": "linear probe", "shot_1": "1-shot", "shot_5": "5-shot", "knn_5": "kNN 5"}

@@ -45,7 +45,7 @@ def main() -> None:
     if arguments.sweep:
         import kernels_sweep
 
-        kernels_sweep.run({name: HEADS[name] for name in HEADS})
+        kernels_sweep.run(HEADS)
         return
     figures: dict[str, Any] = {"worst_error": check(device)}
     print(f"checked: off from the specification by at most {figures['worst_error']:.2g} of what float32 allows")

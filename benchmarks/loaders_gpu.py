@@ -35,10 +35,9 @@ from targets import targets
 from repcon import crops
 from repcon.backbones import timm
 from repcon.config import CropConfig
-from repcon.environment import environment
+from repcon.environment import cores, environment
 from repcon.errors import UserError
 from repcon.images import Pack
-from repcon.loaders.pool import cores
 from repcon.loaders.reference import decode
 from repcon.record import console
 

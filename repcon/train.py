@@ -15,9 +15,10 @@ from rich.markup import escape
 
 from repcon import config, student
 from repcon.config import HeadConfig, TrainConfig
+from repcon.environment import environment
 from repcon.errors import UserError
 from repcon.images import Pack
-from repcon.record import RESULTS, Run, console, environment
+from repcon.record import RESULTS, Run, console
 from repcon.store import LabelStore
 from repcon.training.checkpoint import Checkpoints, flat
 from repcon.training.feed import Feed

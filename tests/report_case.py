@@ -12,8 +12,9 @@ import torch
 from repcon import report, topk
 from repcon.config import CropConfig, EvaluateConfig, ReportConfig, TeachConfig, TrainConfig, dump
 from repcon.crops import plan
+from repcon.environment import environment
 from repcon.images import Pack
-from repcon.record import Run, environment
+from repcon.record import Run
 from repcon.store import LabelStore, StoreSpec, TeacherSection
 
 EVIL = "<script>alert(1)</script>\"'&amp;$x_1^2$|*b*`c`"

@@ -14,7 +14,7 @@ from repcon.errors import UserError
 from repcon.images import Pack
 from repcon.loaders import installed, open_loader
 from repcon.loaders.ffcv import write_beton
-from repcon.loaders.opening import BETON
+from repcon.packs.format import BETON
 
 pytestmark = pytest.mark.skipif(not installed("ffcv"), reason="loader ffcv is not installed: run `make ffcv`")
 

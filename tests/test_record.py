@@ -9,8 +9,9 @@ import pytest
 from rich.console import Console
 from rich.progress import Progress
 
+from repcon.environment import environment
 from repcon.errors import UserError
-from repcon.record import Lines, Run, environment, write_json
+from repcon.record import Lines, Run, write_json
 
 
 def test_a_run_leaves_configuration_environment_metrics_and_results(tmp_path):

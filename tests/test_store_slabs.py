@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from store_builder import fill, spec
 
 from repcon.errors import UserError
-from repcon.storage.slabs import ahead, memory_available, memory_total, ranges, window_plan
+from repcon.memory import memory_total
+from repcon.storage.slabs import ahead, memory_available, ranges, window_plan
 from repcon.store import LabelStore
 
 

@@ -19,9 +19,9 @@ import numpy as np
 
 from repcon.errors import UserError
 from repcon.packs.jpeg import MAX_PIXELS
-from repcon.packs.sources import MANIFEST
 
 FORMAT = 1
+MANIFEST = "pack.json"
 INDEX = "index.npz"
 LEFT_OUT = "left_out.jsonl"
 BETON = "images.beton"

@@ -10,8 +10,8 @@ from pathlib import Path, PurePosixPath
 
 from repcon.errors import UserError
 from repcon.packs.archives import HIDDEN, SUFFIXES, Found, Scan, add_tar, hidden, refusal
+from repcon.packs.format import MANIFEST
 
-MANIFEST = "pack.json"
 Folders = tuple[str, ...]
 """The folders of a file's path, from the outermost."""
 _COMPRESSED = (".tar.gz", ".tgz", ".tar.xz", ".tar.bz2", ".tar.zst", ".zip")

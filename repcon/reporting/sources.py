@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from repcon.errors import UserError
-from repcon.record import RESULTS
+from repcon.record import MARKER, RESULTS
 
 ENVIRONMENT = "env.json"
 METRICS = "metrics.jsonl"
@@ -74,7 +74,7 @@ def _sources(path: Path) -> Iterator[Source]:
 
 
 def _folder(path: Path) -> Source | None:
-    if (path / "command").is_file():
+    if (path / MARKER).is_file():
         return _run(path)
     if all((path / name).is_file() for name in STORE):
         return Source(path=path, name=path.name, kind="store")
@@ -97,7 +97,7 @@ def _run(path: Path) -> Source:
     return Source(
         path=path,
         name=path.name,
-        kind=(path / "command").read_text().strip(),
+        kind=(path / MARKER).read_text().strip(),
         config=_toml(path / "config.toml"),
         environment=_json(path / ENVIRONMENT) if (path / ENVIRONMENT).is_file() else {},
         events=events,

@@ -237,7 +237,7 @@ class LabelStore:
     def part(self, crop: int, rows: range, heads: Iterable[str] | None = None) -> Slab:
         """Some neighbouring rows of one crop; those of whole shards cost least. Needs no more than these finished."""
         chosen = self._chosen(heads)
-        return self._filled(empty_tables(self.manifest, chosen, [crop], len(rows)), [rows], chosen).slab(0)
+        return self._filled(empty_tables(chosen, [crop], len(rows)), [rows], chosen).slab(0)
 
     def shard_bytes(self) -> dict[str, int]:
         """Bytes of every array's finished shards, by the array's path."""
@@ -277,13 +277,13 @@ class LabelStore:
 
     def slab_bytes(self, heads: Iterable[str] | None = None) -> int:
         """Memory that one slab takes."""
-        return table_bytes(self.manifest, self._chosen(heads), self.images)
+        return table_bytes(self._chosen(heads), self.images)
 
     def slab(self, crop: int, heads: Iterable[str] | None = None, out: Slab | None = None) -> Slab:
         """Decodes one crop of all images, into `out` where given. A UserError names the place of any damage."""
         chosen = self._chosen(heads)
         self._reader.require(crop, chosen)
-        target = out or empty_tables(self.manifest, chosen, [crop], self.images).slab(0)
+        target = out or empty_tables(chosen, [crop], self.images).slab(0)
         return self._reader.read(crop, [range(self.images)], target, chosen)
 
     def slabs(self, crops: Iterable[int], heads: Iterable[str] | None = None) -> Iterator[Slab]:
@@ -305,8 +305,8 @@ class LabelStore:
             return self._filled(tables, [range(self.images)], chosen)
 
         if shared:
-            return shared_tables(self.manifest, chosen, crops, f"{self.url} {self.fingerprint}", decode)
-        return decode(empty_tables(self.manifest, chosen, crops, self.images))
+            return shared_tables(chosen, crops, self.images, f"{self.url} {self.fingerprint}", decode)
+        return decode(empty_tables(chosen, crops, self.images))
 
     def windows(
         self, crop: int, heads: Iterable[str] | None = None, *, seed: int, memory_bytes: int = 0
@@ -334,7 +334,7 @@ class LabelStore:
         chosen = self._chosen(heads)
         for crop in crops:
             self._reader.require(crop, chosen)
-        per_image = table_bytes(self.manifest, chosen, len(crops))
+        per_image = table_bytes(chosen, len(crops))
         return window_plan(self.images, self.manifest.rows_per_shard, per_image, memory_bytes, seed)
 
     def window(self, crops: Sequence[int], rows: np.ndarray, heads: Iterable[str] | None = None) -> Tables:
@@ -343,7 +343,7 @@ class LabelStore:
         Needs no more than these rows finished.
         """
         chosen = self._chosen(heads)
-        return self._filled(empty_tables(self.manifest, chosen, crops, len(rows)), ranges(rows), chosen)
+        return self._filled(empty_tables(chosen, crops, len(rows)), ranges(rows), chosen)
 
     def _filled(self, tables: Tables, rows: Sequence[range], heads: Sequence[HeadInfo]) -> Tables:
         """The tables, with these rows of each of their crops decoded into them."""

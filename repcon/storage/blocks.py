@@ -30,7 +30,7 @@ def label_blocks(
     _check_shapes(place, {"ids": (ids, (*shape, head.k)), "logp": (logp, (*shape, columns))})
     present = ~absent if absent.any() else slice(None)  # a slice copies nothing
     _check_labels(place, head, ids[:, present], logp[:, present])
-    id_layout, value_layout = head_layouts(manifest, head)
+    id_layout, value_layout = head_layouts(head, manifest.values)
     ids, values = ids.astype(id_layout.dtype), logp.astype(np.float16)
     ids[:, absent], values[:, absent] = id_layout.fill, np.nan
     if manifest.values == "gaps8":

@@ -71,13 +71,8 @@ BOX = Layout("crops/box", 4, np.dtype("<u2"), 65_535, "shuffle")
 FLIP = Layout("crops/flip", 0, np.dtype("u1"), 255, "bitshuffle")
 
 
-def head_layouts(manifest: Manifest, head: HeadInfo) -> tuple[Layout, Layout]:
-    """The arrays of ids and of values."""
-    return layouts(head, manifest.values)
-
-
-def layouts(head: HeadInfo, values: Values) -> tuple[Layout, Layout]:
-    """The arrays of ids and of values, as a store with this encoding has them."""
+def head_layouts(head: HeadInfo, values: Values) -> tuple[Layout, Layout]:
+    """The arrays of ids and of values, as a store with this encoding of the values has them."""
     ids = np.dtype(id_dtype(head.classes)).newbyteorder("<")
     folder, poison = f"heads/{head.name}", int(np.iinfo(ids).max)
     # Ids of up to 256 classes fill one byte: zstd finds its Huffman code, lz4 decodes it four times faster than bits.
@@ -94,7 +89,7 @@ def layouts_of(manifest: Manifest) -> Iterator[Layout]:
     """Every array of the store."""
     yield from (BOX, FLIP)
     for head in heads_of(manifest).values():
-        yield from head_layouts(manifest, head)
+        yield from head_layouts(head, manifest.values)
 
 
 def units_of(manifest: Manifest) -> Iterator[Unit]:
@@ -138,6 +133,6 @@ def shard_name(manifest: Manifest, layout: Layout, crop: int, row: int) -> str:
 def shards_of(manifest: Manifest, unit: Unit) -> list[str]:
     """The files that a unit writes."""
     heads = heads_of(manifest)
-    arrays = [layout for name in unit.heads for layout in head_layouts(manifest, heads[name])]
+    arrays = [layout for name in unit.heads for layout in head_layouts(heads[name], manifest.values)]
     arrays += [BOX, FLIP] if unit.writes_boxes else []
     return [shard_name(manifest, layout, unit.crops.start, unit.rows.start) for layout in arrays]

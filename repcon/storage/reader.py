@@ -55,7 +55,7 @@ class ShardReader:
 
     def __init__(self, files: Files, manifest: Manifest, markers: Markers) -> None:
         self._files, self._manifest, self._markers = files, manifest, markers
-        self._layouts = {head.name: head_layouts(manifest, head) for head in heads_of(manifest).values()}
+        self._layouts = {head.name: head_layouts(head, manifest.values) for head in heads_of(manifest).values()}
         self._indexes: dict[str, np.ndarray] = {}
         self._lock = threading.Lock()
         # Locally the threads decompress; over a network they wait.

@@ -17,7 +17,6 @@ import numpy as np
 
 from repcon.errors import UserError
 from repcon.storage.layout import HeadInfo
-from repcon.storage.manifest import Manifest
 from repcon.storage.slabs import Tables, arrays_of, check_memory, tables_of
 
 FOLDER = Path("/dev/shm")
@@ -26,13 +25,13 @@ _READY = b"repcon tables are complete\n"
 
 
 def shared_tables(
-    manifest: Manifest,
     heads: Sequence[HeadInfo],
     crops: Sequence[int],
+    images: int,
     identity: str,
     decode: Callable[[Tables], object],
 ) -> Tables:
-    """The tables that this node holds once; `decode` fills them where this process is the first.
+    """The tables of so many images that this node holds once; `decode` fills them where this process is the first.
 
     `identity` tells stores apart. The memory is given back when no process refers to its tables any more.
     Raises UserError when shared memory has no room.
@@ -40,7 +39,7 @@ def shared_tables(
     sweep()
     key = hashlib.sha256(f"{identity} {[head.name for head in heads]} {tuple(crops)}".encode()).hexdigest()[:24]
     path = FOLDER / f"{_prefix()}{key}"
-    shapes = arrays_of(manifest, heads, manifest.images * len(crops))
+    shapes = arrays_of(heads, images * len(crops))
     places = np.cumsum([0] + [_padded(int(np.prod(shape)) * dtype.itemsize) for shape, dtype in shapes]) + _HEADER_BYTES
     check_memory(int(places[-1]))
     descriptor = _opened(path)

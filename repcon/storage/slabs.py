@@ -11,7 +11,6 @@ import numpy as np
 from repcon.errors import UserError
 from repcon.memory import memory_total
 from repcon.storage.layout import HeadInfo, head_layouts
-from repcon.storage.manifest import Manifest
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -59,18 +58,18 @@ class Window:
     slab: Slab
 
 
-def arrays_of(manifest: Manifest, heads: Sequence[HeadInfo], rows: int) -> list[tuple[tuple[int, ...], np.dtype]]:
+def arrays_of(heads: Sequence[HeadInfo], rows: int) -> list[tuple[tuple[int, ...], np.dtype]]:
     """Shape and type of the arrays of a table with so many rows: boxes, flips, then ids and logp of each head."""
     shapes: list[tuple[tuple[int, ...], np.dtype]] = [((rows, 4), np.dtype(np.uint16)), ((rows,), np.dtype(np.uint8))]
     for head in heads:
-        shapes.append(((rows, head.k), head_layouts(manifest, head)[0].dtype))
+        shapes.append(((rows, head.k), head_layouts(head, "float16")[0].dtype))  # which every encoding decodes to
         shapes.append(((rows, head.k + len(head.temperatures)), np.dtype(np.float16)))
     return shapes
 
 
-def table_bytes(manifest: Manifest, heads: Sequence[HeadInfo], rows: int) -> int:
+def table_bytes(heads: Sequence[HeadInfo], rows: int) -> int:
     """Memory that so many rows take."""
-    return sum(int(np.prod(shape)) * dtype.itemsize for shape, dtype in arrays_of(manifest, heads, rows))
+    return sum(int(np.prod(shape)) * dtype.itemsize for shape, dtype in arrays_of(heads, rows))
 
 
 def tables_of(crops: Sequence[int], heads: Sequence[HeadInfo], arrays: Sequence[np.ndarray]) -> Tables:
@@ -80,10 +79,10 @@ def tables_of(crops: Sequence[int], heads: Sequence[HeadInfo], arrays: Sequence[
     return Tables(crops=tuple(crops), boxes=arrays[0], flips=arrays[1], labels=labels)
 
 
-def empty_tables(manifest: Manifest, heads: Sequence[HeadInfo], crops: Sequence[int], rows: int) -> Tables:
+def empty_tables(heads: Sequence[HeadInfo], crops: Sequence[int], rows: int) -> Tables:
     """Memory for `rows` images of these crops. Raises UserError where the machine has not so much."""
-    check_memory(table_bytes(manifest, heads, rows * len(crops)))
-    shapes = arrays_of(manifest, heads, rows * len(crops))
+    check_memory(table_bytes(heads, rows * len(crops)))
+    shapes = arrays_of(heads, rows * len(crops))
     return tables_of(crops, heads, [np.empty(shape, dtype) for shape, dtype in shapes])
 
 

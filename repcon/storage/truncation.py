@@ -16,7 +16,7 @@ from repcon import topk
 from repcon.config import Codec, Values
 from repcon.storage import gaps
 from repcon.storage.arrays import compressed_bytes
-from repcon.storage.layout import HeadInfo, layouts
+from repcon.storage.layout import HeadInfo, head_layouts
 from repcon.storage.manifest import TeacherSection
 
 KS = (4, 8, 16, 32, 64)
@@ -94,7 +94,7 @@ def encodings(head: HeadInfo, ids: np.ndarray, logp: np.ndarray, codec: Codec) -
 
 
 def _encoded(head: HeadInfo, ids: np.ndarray, logp: np.ndarray, codec: Codec, values: Values) -> dict[str, float]:
-    id_layout, value_layout = layouts(head, values)
+    id_layout, value_layout = head_layouts(head, values)
     half = logp.astype(np.float16)
     stored, decoded, saturated = half, half, 0.0
     if values == "gaps8":

@@ -14,7 +14,7 @@ import os
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import redirect_stderr, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -28,7 +28,7 @@ import numpy as np
 import simplejpeg
 import torch
 from PIL import Image
-from records import peak_memory_bytes
+from records import in_new_process, peak_memory_bytes
 from torch.utils.data import DataLoader, Dataset
 
 from repcon import crops
@@ -241,8 +241,7 @@ def write_stock(pack: Path, threads: int) -> None:
     In a process of its own, whose memory is not the loader's.
     """
     if installed("ffcv"):
-        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
-            process.submit(_write_stock, pack, threads).result()
+        in_new_process(_write_stock, pack, threads)
 
 
 def _write_stock(pack: Path, threads: int) -> None:

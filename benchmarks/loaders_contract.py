@@ -1,10 +1,10 @@
 """Whether every loader gives the crop that the label was computed on: pixels, and what a real teacher says of them."""
 
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
+
+from records import in_new_process
 
 from repcon import precompute
 from repcon.config import Device, PrecomputeConfig, TeacherConfig, VerifyConfig
@@ -25,8 +25,7 @@ def contract(pack: Path, store: Path, side: int, kinds: Sequence[str], device: D
     and `kl_worst` in nat from the stored label to the one of its crop, `agreement` of the most probable classes.
     """
     # In a process of its own: it loads every library that the timed ones load too.
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
-        return process.submit(_contract, str(pack), str(store), side, tuple(kinds), device).result()
+    return in_new_process(_contract, str(pack), str(store), side, tuple(kinds), device)
 
 
 def put_contract(figures: dict[str, Any], kind: str, found: dict[str, float]) -> None:

@@ -1,15 +1,13 @@
 """How precompute grows: over processes, and in memory and cost over images; the light teacher, in further processes."""
 
-import multiprocessing
 import time
 from dataclasses import dataclass
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import torch
 from precompute_contenders import CROP, MODELS, Job, Packs, load, ours
-from records import peak_memory_bytes, put
+from records import in_new_process, peak_memory_bytes, put
 
 from repcon import precompute
 from repcon.config import Precision, PrecomputeConfig, TeacherConfig
@@ -66,13 +64,7 @@ def scaling(setting: Setting, device: torch.device, packs: Packs, folder: Path, 
 def growth(setting: Setting, device: torch.device, packs: Packs, folder: Path, figures: dict[str, Any]) -> None:
     """Peak memory and cost per crop at N, 4 N and 16 N images, in one new process, the smallest first."""
     places = [packs.of(setting.images * times)[0].url for times in (1, 4, 16)]
-    context = multiprocessing.get_context("spawn")
-    reader, writer = context.Pipe(duplex=False)
-    process = context.Process(target=_grow, args=(setting, device.type, places, folder, writer))
-    process.start()
-    writer.close()
-    memory, rounds = reader.recv()
-    process.join()
+    memory, rounds = in_new_process(_grow, setting, device.type, places, folder)
     for place, name in enumerate(("n", "4n", "16n")):
         figures[f"memory_bytes_{name}"] = memory[place]
         put(figures, f"seconds_per_crop_{name}", [costs[place] for costs in rounds])
@@ -80,7 +72,8 @@ def growth(setting: Setting, device: torch.device, packs: Packs, folder: Path, f
     put(figures, "cost_growth", [costs[-1] / costs[0] for costs in rounds])
 
 
-def _grow(setting: Setting, kind: str, places: list[str], folder: Path, writer: Connection) -> None:
+def _grow(setting: Setting, kind: str, places: list[str], folder: Path) -> tuple[list[int], list[list[float]]]:
+    """Peak memory after each of the packs, and in each round the seconds per crop of all of them."""
     keep_freed_memory()
     device = torch.device(kind)
     teachers = load({"light": setting.size}, setting.precision, device)
@@ -103,4 +96,4 @@ def _grow(setting: Setting, kind: str, places: list[str], folder: Path, writer: 
         ours(job, setting.images)
         memory.append(torch.cuda.max_memory_allocated() if kind == "cuda" else peak_memory_bytes())
     rounds = [[ours(job, setting.images).seconds / job.total for job in jobs] for _ in range(REPEATS)]
-    writer.send((memory, rounds))
+    return memory, rounds

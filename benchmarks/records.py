@@ -8,13 +8,16 @@ import json
 import re
 import shutil
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from itertools import count
+from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
+Result = TypeVar("Result")
 RECORDS = Path(__file__).parent / "records"
 SPREAD = ("_20", "_80", "_repeats")
 """Ends of the names that belong to another figure."""
@@ -51,6 +54,12 @@ def table_rows(figures: Mapping[str, Any]) -> list[tuple[str, str, str, str, str
         if isinstance(value, int | float) and not isinstance(value, bool) and not name.endswith(SPREAD)
     ]
     return [(name, *cells(figures, name), reach.get(name, "")) for name in names]
+
+
+def in_new_process(work: Callable[..., Result], *arguments: object) -> Result:
+    """`work(*arguments)` where nothing was loaded or read before, so that memory is its own."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
+        return process.submit(work, *arguments).result()
 
 
 def peak_memory_bytes() -> int:

@@ -22,19 +22,17 @@ A unit is 8 crops x 16,384 images, so what grows with units grows 131,072 times 
 on these constants.
 """
 
-import multiprocessing
 import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import script
 import tables
-from records import peak_memory_bytes
+from records import in_new_process, peak_memory_bytes
 from scale_store import CROPS, Simulation
 from targets import targets
 
@@ -104,22 +102,6 @@ def per_unit(
         found.append(in_new_process(_units, url))
     few, many = found
     return {f"{key}_per_unit": (many[key] - few[key]) / (counts[1] - counts[0]) for key in few}
-
-
-def in_new_process(work: Callable[[str], dict[str, float]], url: str) -> dict[str, float]:
-    """`work(url)` where nothing has been read yet, so that memory is its own."""
-    context = multiprocessing.get_context("spawn")
-    reader, writer = context.Pipe(duplex=False)
-    process = context.Process(target=_send, args=(work, url, writer))
-    process.start()
-    writer.close()
-    found = reader.recv()
-    process.join()
-    return found
-
-
-def _send(work: Callable[[str], dict[str, float]], url: str, writer: Connection) -> None:
-    writer.send(work(url))
 
 
 class _Stopwatch:

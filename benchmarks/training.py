@@ -21,12 +21,10 @@ round. Freed memory is kept, as `repcon train` keeps it, for all of them.
 The pictures are generated JPEGs of 500 x 375 pixels and about 100 kB, the stored labels random.
 """
 
-import multiprocessing
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, get_args
 
@@ -34,7 +32,7 @@ import numpy as np
 import script
 import tables
 import torch
-from records import peak_memory_bytes, put
+from records import in_new_process, peak_memory_bytes, put
 from targets import targets
 from training_contenders import Contender, heavy_contenders, light_contenders
 from training_data import Setting, make_data, open_data
@@ -101,7 +99,7 @@ def measure(setting: Setting, device: str, folder: Path, alone: Sequence[str]) -
     put(figures, "images_per_second", 1 / np.array(heavy.seconds["ours"]))
     peaks = heavy.memory | light.memory
     if device == "cpu":
-        peaks = {name: peak_alone(name, folder, setting) for name in alone}
+        peaks = {name: in_new_process(peak_alone, name, folder, setting) for name in alone}
     return figures | {f"{name}_memory_bytes": peak for name, peak in peaks.items()}
 
 
@@ -151,25 +149,14 @@ def _epoch(epoch: Callable[[], int], device: str) -> tuple[float, int]:
 
 
 def peak_alone(name: str, folder: Path, setting: Setting) -> int:
-    """Bytes of the largest resident memory of a new process in which one contender runs an epoch."""
-    context = multiprocessing.get_context("spawn")
-    reader, writer = context.Pipe(duplex=False)
-    process = context.Process(target=_run_alone, args=(name, folder, setting, writer))
-    process.start()
-    writer.close()
-    peak = reader.recv()
-    process.join()
-    return peak
-
-
-def _run_alone(name: str, folder: Path, setting: Setting, writer: Connection) -> None:
+    """Bytes of this process's largest resident memory once one contender has run an epoch."""
     keep_freed_memory()
     data = open_data(folder)
     contenders = light_contenders if name in ("plain", "ours_4") else heavy_contenders
     chosen = contenders(data, setting, "cpu", only=name)[name]
     chosen.epoch()
     chosen.close()
-    writer.send(peak_memory_bytes())
+    return peak_memory_bytes()
 
 
 if __name__ == "__main__":

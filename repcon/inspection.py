@@ -12,10 +12,7 @@ from repcon.config import InspectConfig
 from repcon.record import console, write_text
 from repcon.reporting.figures import MUTUAL_INFORMATION, UNCOMPRESSED, figures, known, why_no_labels
 from repcon.reporting.tables import nat, size, words
-from repcon.storage.truncation import truncation
 from repcon.store import LabelStore
-
-__all__ = ["run", "truncation"]
 
 
 def run(config: InspectConfig) -> dict[str, Any]:

@@ -1,15 +1,4 @@
-"""The demo's pictures: the icon sets of `repcon.pictures.icon_sets`, rendered into an image folder.
-
-How the demo uses it (everything is cached, a second run renders nothing)::
-
-    from repcon.pictures.drawings import CATEGORIES, render
-
-    domain = render(["animals"], folder / "animals", 128)                # an image folder: class/artist.jpg
-    proxy = render([c for c in CATEGORIES if c != "animals"], folder / "proxy", 128)
-    domain["licences"]                                                   # for the report: one line per artist
-
-`render` fetches the sets itself on first use.
-"""
+"""The demo's pictures: the icon sets of `repcon.pictures.icon_sets`, rendered into an image folder."""
 
 import importlib.util
 import io
@@ -27,8 +16,6 @@ from repcon.environment import cores
 from repcon.errors import UserError
 from repcon.pictures.icon_sets import CATEGORIES, FEWEST_DRAWINGS, PACKAGES, Drawing, fetch
 from repcon.record import progress, write_json
-
-__all__ = ["CATEGORIES", "render"]
 
 
 def render(names: Sequence[str], out: Path, size: int, *, cache: Path | None = None) -> dict[str, Any]:

@@ -177,6 +177,7 @@ class OptimConfig:
     weight_decay: float = 0.02
     schedule: str = "cosine"
     warmup_epochs: float = 1.0
+    """At most half of the run; the schedule `none` keeps the rate from the first update on."""
     clip_norm: float = 1.0
     """Largest gradient norm; 0 does not clip."""
     ema: float = 0.0

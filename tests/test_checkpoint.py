@@ -38,6 +38,24 @@ def test_a_killed_save_leaves_the_one_before(tmp_path: Path, monkeypatch: pytest
     assert not list(tmp_path.glob(".*"))
 
 
+def test_a_save_killed_before_its_end_is_repeated_with_its_best(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A step's file says that the best so far is kept; so it is the last to appear."""
+    checkpoints, replace = Checkpoints(tmp_path, {}, keep=2), os.replace
+
+    def killed_at_the_second(source: Path, target: Path) -> None:
+        if any(tmp_path.glob("*.pt")):
+            raise KeyboardInterrupt
+        replace(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", killed_at_the_second)
+        with pytest.raises(KeyboardInterrupt):
+            checkpoints.save({"step": 1}, 1, best=True)
+    assert checkpoints.newest() is None and (tmp_path / BEST).is_file()
+
+
 def test_each_difference_is_named(tmp_path: Path) -> None:
     Checkpoints(tmp_path, {"optim.lr": 0.1, "store": "a", "size": 96}, keep=1).save({"step": 1}, 1, best=False)
     with pytest.raises(UserError, match=r"optim.lr was 0.1 and is 0.2, store was 'a' and is 'b'"):

@@ -130,7 +130,12 @@ def test_timms_optimisers(name: str) -> None:
 
 @pytest.mark.parametrize(
     ("changes", "word"),
-    [({"name": "adamm"}, "adamm"), ({"schedule": "zigzag"}, "zigzag"), ({"schedule": "plateau"}, "plateau")],
+    [
+        ({"name": "adamm"}, "adamm"),
+        ({"name": "adahessian"}, "second derivatives"),
+        ({"schedule": "zigzag"}, "zigzag"),
+        ({"schedule": "plateau"}, "plateau"),
+    ],
 )
 def test_unknown_names(changes: dict[str, str], word: str) -> None:
     with pytest.raises(UserError, match=word):

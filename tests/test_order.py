@@ -129,6 +129,11 @@ def test_no_batch_is_tiny() -> None:
     assert [order.size(step) for step in range(order.steps)] == [32, 17, 16]
 
 
+def test_one_image_that_is_left_over_joins_a_batch_of_two() -> None:
+    order = Order(np.arange(7), Pass(epoch=0, crops=(0,)), seed=0, batch_size=2)
+    assert [order.size(step) for step in range(order.steps)] == [2, 2, 3]
+
+
 def test_passes_stand_for_epochs() -> None:
     assert passes(5, 2, 4) == [
         Pass(epoch=0, crops=(0, 1)),

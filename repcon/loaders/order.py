@@ -177,7 +177,8 @@ class Order:
 
 
 def _edges(images: int, batch_size: int, crops: int) -> np.ndarray:
-    """Where groups begin and end: all of batch_size // crops images, the last two sharing what remains."""
+    """Where groups begin and end: all of batch_size // crops images, the last two sharing what remains. One image that
+    is left over after groups of two joins the last of them."""
     size = batch_size // crops
     if size < 1:
         raise UserError(f"batch_size {batch_size} is smaller than crops_per_decode {crops}; enlarge it")
@@ -186,6 +187,8 @@ def _edges(images: int, batch_size: int, crops: int) -> np.ndarray:
     edges = np.append(np.arange(0, images, size), images)
     if len(edges) > 2:  # A batch of one image would break batch norm.
         edges[-2] = edges[-3] + (images - edges[-3] + 1) // 2
+        if size > 1 and edges[-1] - edges[-2] == 1:
+            edges = np.delete(edges, -2)
     return edges
 
 

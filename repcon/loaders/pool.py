@@ -3,7 +3,7 @@
 import queue
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from typing import Generic, TypeVar
 
@@ -65,8 +65,7 @@ class BatchPool:
                 if not pending:
                     return
                 batch, futures = pending.popleft()
-                wait(futures, return_when=FIRST_EXCEPTION)  # woken once, not by every job
-                for future in futures:
+                for future in futures:  # One by one: `wait` would not hear of those that `close` cancels.
                     future.result()
                 yield batch
         finally:

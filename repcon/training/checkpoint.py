@@ -50,7 +50,8 @@ class Checkpoints:
     def save(self, state: Mapping[str, Any], step: int, *, best: bool) -> None:
         """Writes the state of `step`; with `best` it is also kept as `best.pt`."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        names = [f"step-{step:09d}.pt"] + ([BEST] if best else [])
+        # The best first: a resume repeats what led to it unless the other is there too.
+        names = ([BEST] if best else []) + [f"step-{step:09d}.pt"]
         for left in self.folder.glob(".*.tmp"):  # Of a process that was killed while it wrote.
             left.unlink()
         for name in names:

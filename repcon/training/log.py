@@ -56,8 +56,10 @@ class TrainingLog:
         self._board = _board(run.path, start) if tensorboard and run is not None else None
         self._bars = progress()
         self._task = self._bars.add_task("train", total=totals.images, unit="images", note="")
+        # Of the steps since the last line.
         self._sums: torch.Tensor | None = None
         self._count = self._images = 0
+        self._data = self._compute = 0.0
         self._spent = [0.0, 0.0]
         self._shown = 0
         self._started = time.monotonic()
@@ -75,14 +77,21 @@ class TrainingLog:
             self._board.close()
 
     def state(self) -> dict[str, Any]:
-        """What `resumed` takes, so that the results are those of the whole run."""
+        """What `resumed` takes, so that lines and results are those of the whole run; all of the team must ask."""
         spent = {"spent": self._spent, "shown": self._shown, "seconds": self._seconds()}
-        return {"validation": self.validation, "last": self._last, **spent}
+        sums = None if self._sums is None else self._team.total(self._sums.cpu()).tolist()
+        unsaid = {"sums": sums, "count": self._count, "images": self._images, "spent": [self._data, self._compute]}
+        return {"validation": self.validation, "last": self._last, **spent, "unsaid": unsaid}
 
     def resumed(self, step: int, images: int, state: Mapping[str, Any]) -> None:
         """Says where the run goes on, and takes what `state` gave there."""
         self.validation, self._last = dict(state["validation"]), dict(state["last"])
         self._spent, self._shown, self._before = list(state["spent"]), state["shown"], state["seconds"]
+        unsaid = state["unsaid"]
+        if unsaid["sums"] is not None and self._team.leads:
+            self._sums = torch.tensor(unsaid["sums"], device=self._team.device)
+        self._count, self._images = unsaid["count"], unsaid["images"]
+        self._data, self._compute = unsaid["spent"]
         self._bars.update(self._task, completed=images)
         console.print(f"going on after step {step:,}")
         self._event("resume", step=step, images=images)
@@ -90,10 +99,12 @@ class TrainingLog:
     def step(self, step: int, losses: torch.Tensor, images: int, lr: float, clock: Clock) -> None:
         """losses: (H,), this process's part of the losses of a batch of `images` crops; the team's parts add up."""
         self._sums = losses if self._sums is None else self._sums + losses
+        data, compute = clock.take()
+        self._data, self._compute = self._data + data, self._compute + compute
         self._count += 1
         self._images += images
         if step % self._every == 0 or step == self._totals.steps:
-            self._line(step, lr, clock)
+            self._line(step, lr)
         self._bars.advance(self._task, images)
 
     def validated(self, step: int, epoch: int, figures: Mapping[str, Any]) -> None:
@@ -132,10 +143,10 @@ class TrainingLog:
         """Of the run so far, its parts added up."""
         return self._before + time.monotonic() - self._started
 
-    def _line(self, step: int, lr: float, clock: Clock) -> None:
+    def _line(self, step: int, lr: float) -> None:
         assert self._sums is not None
         means = (self._team.total(self._sums.cpu()) / self._count).tolist()
-        data, compute = clock.take()
+        data, compute = self._data, self._compute
         seconds = max(data + compute, 1e-9)
         self._spent = [self._spent[0] + data, self._spent[1] + compute]
         self._shown += self._images
@@ -157,6 +168,7 @@ class TrainingLog:
         waiting = self._spent[0] / max(sum(self._spent), 1e-9)
         self._bars.update(self._task, note=f"loss {sum(means):.3f}, {100 * waiting:.0f} % waiting for data")
         self._sums, self._count, self._images = None, 0, 0
+        self._data = self._compute = 0.0
 
     def _event(self, name: str, **figures: Any) -> None:
         if self._run is not None:

@@ -135,9 +135,12 @@ def _optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
         raise UserError("freeze_blocks: nothing is left to train; lower it")
     try:
         fused: dict[str, Any] = {"fused": True} if config.name in FUSED else {}
-        return create_optimizer_v2(model, opt=config.name, lr=config.lr, weight_decay=config.weight_decay, **fused)
+        made = create_optimizer_v2(model, opt=config.name, lr=config.lr, weight_decay=config.weight_decay, **fused)
     except (AssertionError, ValueError, KeyError) as error:
         raise UserError(f"optim.name {config.name!r}: timm makes no such optimiser here ({error})") from error
+    if getattr(made, "is_second_order", False):
+        raise UserError(f"optim.name {config.name!r}: takes second derivatives, which the loss does not give")
+    return made
 
 
 def _schedule(optimizer: torch.optim.Optimizer, config: OptimConfig, total: int, per_epoch: float) -> Any:

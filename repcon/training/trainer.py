@@ -166,6 +166,7 @@ class Trainer:
 
     def _save(self, checkpoints: Checkpoints, log: TrainingLog, place: tuple[int, int], *, best: bool) -> None:
         self._saved = time.monotonic()
+        logged = log.state()
         if not self.team.leads:
             return
         state = {
@@ -175,7 +176,7 @@ class Trainer:
             "best": self._best,
             "student": self.student.state_dict(),
             "updates": self.updates.state_dict(),
-            "log": log.state(),
+            "log": logged,
         }
         checkpoints.save(state, self.step, best=best)
 

@@ -1,6 +1,7 @@
 """Validation while a student trains: how far it follows each teacher on images that it never trained on, and kNN."""
 
 from collections.abc import Callable, Iterable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,8 @@ class Validation:
     def measure(self, student: Student, answer: Callable[[torch.Tensor], torch.Tensor], feed: Feed) -> dict[str, Any]:
         """{"heads": {head: {"agreement", "kl"}}, "images": how many} and, where asked for, "knn": accuracy; student in
         eval mode."""
-        heads = self._agreement.measure(student, answer, feed.held_out())
+        with closing(feed.held_out()) as batches:
+            heads = self._agreement.measure(student, answer, batches)
         figures: dict[str, Any] = {"heads": heads, "images": len(feed.held)}
         if self._neighbours is not None:
             figures["knn"] = self._neighbours.accuracy(student)

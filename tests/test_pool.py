@@ -1,0 +1,42 @@
+"""The loaders' thread pool: ends whoever waits for it."""
+
+import threading
+import time
+
+import numpy as np
+import torch
+
+from repcon.loaders import CropBatch, Request
+from repcon.loaders.pool import BatchPool, numbered_batch
+
+
+def request() -> Request:
+    numbers = np.zeros((4, 1), np.int64)
+    return Request(images=numbers[:, 0], crops=numbers, boxes=np.ones((4, 1, 4), np.uint16), flips=numbers)
+
+
+def test_closing_ends_a_thread_that_waits_for_a_batch():
+    """Its jobs that had not begun are cancelled; who waits for them must hear of it."""
+    pool, waiting = BatchPool(1), threading.Event()
+
+    def begin(asked: Request) -> tuple[CropBatch, list]:
+        def job() -> None:
+            waiting.set()
+            time.sleep(0.2)
+
+        return numbered_batch(asked, {8: torch.zeros(4, 3, 8, 8)}), [job] * 4
+
+    def consume() -> None:
+        for _ in pool.run([request()] * 4, begin):
+            pass
+
+    consumer = threading.Thread(target=consume, daemon=True)
+    before, threading.excepthook = threading.excepthook, lambda arguments: None  # it may end by an exception
+    try:
+        consumer.start()
+        waiting.wait()
+        pool.close()
+        consumer.join(10)
+    finally:
+        threading.excepthook = before
+    assert not consumer.is_alive()

@@ -26,7 +26,7 @@ class HeadSpec:
     classes: int
     """C: columns of the head."""
     k: int
-    """Stored classes per row; k = C stores the whole answer."""
+    """Stored classes per row; k = C stores the whole answer, and what stands for its tail is not read."""
     temperature: float = 1.0
     tail_column: int = 0
     """Which of the log-tails that follow the k log-probabilities belongs to `temperature`."""

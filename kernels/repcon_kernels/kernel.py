@@ -144,7 +144,7 @@ def _tile(
     log_tail = tl.full(scale.shape, LOWEST, tl.float32)
     if TAIL != RENORMALISE:
         log_tail = tl.load(stored[2] + tail_column, mask=stored[3], other=0.0).to(tl.float32)
-        log_tail = tl.where(log_tail < LOWEST, LOWEST, log_tail)
+        log_tail = tl.where((log_tail < LOWEST) | (stored[5] == stored[4]), LOWEST, log_tail)
     z = clean(load_columns(tile, tl.arange(0, BLOCK)), tile, tl.arange(0, BLOCK))
     top, mass, total = statistics(z, tile, BLOCK, STREAMED, TAIL == UNIFORM)
     student = (top, tl.log(mass))

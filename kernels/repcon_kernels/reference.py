@@ -1,7 +1,7 @@
 """The specification: the loss as dense formulas in plain torch, its gradient by autograd. Fast code never imports this.
 
 Per row and head, with logits z (C,), temperature t, the stored set S of k classes with log-probabilities l, and the
-stored log-tail at t (the log of the sum over the other classes of p^(1/t)):
+stored log-tail at t (the log of the sum over the other classes of p^(1/t); where k = C there are none, tail = 0):
 
     u_j = exp(l_j / t) for j in S       U = sum_S u_j + tail        p_j = u_j / U       p_tail = tail / U
     q = softmax(z / t)                  q_tail = sum of q outside S
@@ -70,7 +70,7 @@ def teacher(logp: Tensor, head: HeadSpec, tail: str) -> tuple[Tensor, Tensor]:
     """Tempered log-probabilities (B, k) and log-tail (B,); the tail is -inf where the mode leaves it out."""
     log_u = logp[:, : head.k] / head.temperature
     log_tail = torch.full_like(log_u[:, 0], -torch.inf)
-    if tail != "renormalise":
+    if tail != "renormalise" and head.k < head.classes:
         log_tail = logp[:, head.k + head.tail_column]
     log_mass = torch.cat([log_u, log_tail[:, None]], dim=1).logsumexp(dim=1)
     return log_u - log_mass[:, None], log_tail - log_mass

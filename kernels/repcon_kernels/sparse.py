@@ -117,7 +117,7 @@ def _rest(logits: Tensor, buffer: Tensor, ids: Tensor, temperature: float, with_
 def _teacher(logp: Tensor, head: HeadSpec, tail: str) -> Tensor:
     """Log-probabilities of S and of the tail (B, k + 1) at the head's temperature. `renormalise` leaves no tail."""
     log_u = logp[:, : head.k] / head.temperature
-    if tail == "renormalise":
+    if tail == "renormalise" or head.k == head.classes:
         log_tail = torch.full_like(log_u[:, :1], -torch.inf)
     else:
         log_tail = logp[:, head.k + head.tail_column, None]

@@ -59,6 +59,16 @@ def test_teachers_without_mass_somewhere(implementation: str, tail: str, device:
 
 
 @BOTH
+@pytest.mark.parametrize("tail", TAILS)
+def test_a_whole_answer_has_no_tail_whatever_is_stored_for_it(implementation: str, tail: str, device: str) -> None:
+    logits, ids, logp = [0.3, -1.0, 2.0, 0.0], [2, 0, 1, 3], [-0.4, -1.5, -2.5, -4.0]
+    with_tail, without = (one_row(logits, ids, logp, mass, 2.0) for mass in (-1.0, -torch.inf))
+    losses, gradient = compute(with_tail.to(device), tail, implementation)
+    assert_meets(without, tail, losses, gradient)
+    assert_meets(with_tail, tail, losses, gradient)
+
+
+@BOTH
 @pytest.mark.parametrize("classes", [5, 5000])
 @pytest.mark.parametrize("lost", ["outside", "inside", "inside, without mass", "both"])
 def test_logits_of_minus_infinity_under_a_uniform_tail(

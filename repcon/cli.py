@@ -19,7 +19,7 @@ from repcon.memory import keep_freed_memory
 from repcon.record import console, json_text
 
 errors = Console(stderr=True)
-STARTS_AGAIN = ("teach", "verify", "inspect", "report")
+STARTS_AGAIN = ("verify", "inspect", "report")
 """Commands that keep nothing to go on from."""
 
 COMMANDS: dict[str, tuple[type, str]] = {
@@ -52,8 +52,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         return _failed(f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror), json_path, {})
     except KeyboardInterrupt:
-        rest = "the same command starts it again" if words[0] in STARTS_AGAIN else "the same command goes on from there"
-        errors.print(f"[yellow]interrupted[/]; what was finished is kept, {rest}")
+        goes_on = "what was finished is kept, the same command goes on from there"
+        again = "the same command starts it again"
+        errors.print(f"[yellow]interrupted[/]; {again if words[0] in STARTS_AGAIN else goes_on}")
         return 130
     _write_figures(json_path, figures)
     return 0

@@ -1,8 +1,11 @@
 """Fine-tunes a generalist on labelled images into a task teacher: a folder that timm and `precompute` open."""
 
+import json
 import math
+import shutil
 import tomllib
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +18,18 @@ from repcon import backbones
 from repcon.config import TeachConfig, dump, require_least, require_sane
 from repcon.device import choose
 from repcon.errors import UserError
-from repcon.images import Pack, class_rows
+from repcon.images import class_rows
 from repcon.packing import open_or_pack
 from repcon.probing.probes import split_classes
 from repcon.record import RESULTS, Run, console, finite, progress
+from repcon.training.checkpoint import Checkpoints, flat
 from repcon.training.finetune import Epoch, Labelled, fit
+from repcon.training.log import trim_metrics
 from repcon.training.optim import resolve
 
 FREE = {"data", "out", "workers", "device"}
-"""What may differ where a finished teacher is asked for again: where it is, and how fast it was made."""
+"""What may differ where a teacher is asked for again: where it is, and how fast it is made."""
+CHECKPOINTS = "checkpoints"
 
 
 def run(config: TeachConfig) -> dict[str, Any]:
@@ -31,11 +37,15 @@ def run(config: TeachConfig) -> dict[str, Any]:
     _check(config)
     device = choose(config.device)
     config = replace(config, precision=resolve(config.precision, device))
-    finished = _finished(config)
-    output = Run(config.out, "teach", dump(config), afresh=not finished, alone=True)
+    if _finished(config):
+        return _kept(config)
+    checkpoints = Checkpoints(Path(config.out) / CHECKPOINTS, _identity(config), keep=1)
+    state = checkpoints.newest()
+    trim = None if state is None else partial(trim_metrics, epoch=state["epochs"])
+    output = Run(config.out, "teach", dump(config), afresh=state is None, alone=True, trim=trim)
     pack = open_or_pack(config.data, output.path / "pack")
-    if finished:
-        return _kept(config, output.earlier(), pack)
+    if state is not None and state["data"] != pack.fingerprint:
+        raise UserError(f"{config.out}: was begun on other images; name another folder, or remove it")
     rows, labels, names = class_rows(pack, config.classes)
     fitted, held = split_classes(labels, config.validation, config.seed)
     torch.manual_seed(config.seed)  # The new classifier's start, and dropout.
@@ -51,7 +61,9 @@ def run(config: TeachConfig) -> dict[str, Any]:
     }
     model = backbones.create(config.model, num_classes=len(names), size=config.size)
     preprocessing = backbones.preprocessing(model, config.size)
-    epochs: list[Epoch] = []
+    epochs = [] if state is None else [Epoch(**epoch) for epoch in state["reported"]]
+    if epochs:
+        console.print(f"going on after epoch {len(epochs)}")
 
     def report(epoch: Epoch, best: nn.Module) -> None:
         epochs.append(epoch)
@@ -60,21 +72,35 @@ def run(config: TeachConfig) -> dict[str, Any]:
             extra = provenance | {"epoch": epoch.epoch, "validation_accuracy": finite(epoch.held_accuracy)}
             backbones.save(best, output.path, classes=names, preprocessing=preprocessing, extra=extra)
 
+    def save(state: dict[str, Any]) -> None:
+        reported = [asdict(epoch) for epoch in epochs]
+        checkpoints.save(state | {"reported": reported, "data": pack.fingerprint}, len(epochs), best=False)
+
     with progress() as bars:
         fit(
             model, pack, Labelled(rows=rows[fitted], labels=labels[fitted]),
             Labelled(rows=rows[held], labels=labels[held]), config, device=device, bars=bars, report=report,
+            save=save, state=state,
         )  # fmt: skip
     best = next(epoch for epoch in reversed(epochs) if epoch.best)
     _show(epochs, best, len(names))
     console.print(f"teacher of {len(names)} classes written to {escape(str(output.path))}", soft_wrap=True)
     results = {"classes": len(names), "class_names": list(names), "best_epoch": best.epoch}
     figures = {"validation_accuracy": best.held_accuracy, "validation_loss": best.held_loss, "train_loss": best.loss}
-    return output.finish(results | figures | {k: v for k, v in provenance.items() if k != "recipe"})
+    finished = output.finish(results | figures | {k: v for k, v in provenance.items() if k != "recipe"})
+    shutil.rmtree(checkpoints.folder, ignore_errors=True)
+    return finished
 
 
-def _kept(config: TeachConfig, earlier: dict[str, Any], pack: Pack) -> dict[str, Any]:
+def _identity(config: TeachConfig) -> dict[str, Any]:
+    """What decides about the teacher; a run that goes on must agree in all of it."""
+    return flat({name: value for name, value in tomllib.loads(dump(config)).items() if name not in FREE})
+
+
+def _kept(config: TeachConfig) -> dict[str, Any]:
     """The figures of the finished teacher. Raises UserError where it learnt from other images."""
+    earlier = json.loads(Path(config.out, RESULTS).read_text())
+    pack = open_or_pack(config.data, Path(config.out) / "pack")
     if earlier.get("data_fingerprint") != pack.fingerprint:
         raise UserError(f"{config.out}: holds a teacher of other images; name another folder, or remove it")
     console.print(f"{escape(config.out)}: this teacher is finished", soft_wrap=True)

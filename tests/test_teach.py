@@ -11,6 +11,7 @@ import torch
 from repcon import backbones, teach, teachers
 from repcon.config import ClassSubset, OptimConfig, TeachConfig, TeacherConfig
 from repcon.errors import UserError
+from repcon.training import finetune
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +72,33 @@ def test_same_seed_same_teacher(recipe: TeachConfig, taught: tuple[Path, dict], 
     )
     for name, value in first.state_dict().items():
         assert torch.equal(value, second.state_dict()[name]), name
+
+
+def test_a_stopped_run_goes_on_to_the_same_teacher(
+    recipe: TeachConfig, taught: tuple[Path, dict], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    out = tmp_path / "stopped"
+    for last in (0, 3):
+
+        def interrupted(trainer, number, advance, *, last=last, epoch=finetune._Trainer.epoch):
+            if number > last:
+                raise KeyboardInterrupt
+            return epoch(trainer, number, advance)
+
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(finetune._Trainer, "epoch", interrupted)
+            teach.run(replace(recipe, out=str(out)))
+    with pytest.raises(UserError, match=r"epochs was 6 and is 7"):
+        teach.run(replace(recipe, out=str(out), epochs=7))
+    results = teach.run(replace(recipe, out=str(out)))
+    assert results == taught[1] and not (out / "checkpoints").exists()
+    first, second = (backbones.timm.create_model(f"local-dir:{folder}", pretrained=True) for folder in (taught[0], out))
+    for name, value in first.state_dict().items():
+        assert torch.equal(value, second.state_dict()[name]), name
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert [line["epoch"] for line in lines if line["event"] == "epoch"] == [1, 2, 3, 4, 5, 6]
+    env = (out / "env.json").read_bytes()
+    assert teach.run(replace(recipe, out=str(out))) == results and (out / "env.json").read_bytes() == env
 
 
 def test_frozen_blocks_and_norm_stay(recipe: TeachConfig, generalist: Path, tmp_path: Path):

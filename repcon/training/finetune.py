@@ -1,7 +1,7 @@
 """Supervised fine-tuning on labelled rows of a pack: what `teach` does, and `evaluate` where it is asked to."""
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,11 +54,14 @@ def fit(
     device: torch.device,
     bars: Progress,
     report: Callable[[Epoch, nn.Module], None],
+    save: Callable[[dict[str, Any]], None] = lambda state: None,
+    state: Mapping[str, Any] | None = None,
 ) -> nn.Module:
     """Trains `model` by cross-entropy on fresh random crops and gives the weights of the best epoch on `held`.
 
     Without held-out images the last epoch is the best. `report` is called after each epoch, with the weights to keep
-    where that epoch is the best so far. `config` says how; its data, classes and validation share are not read here.
+    where that epoch is the best so far. `save` is then given the state, which goes on from there as if there had been
+    no stop. `config` says how; its data, classes and validation share are not read here.
     """
     preprocessing = backbones.preprocessing(model, config.size)
     model = model.to(device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
@@ -66,9 +69,17 @@ def fit(
     trainer = _Trainer(model, pack, train, config, preprocessing, device, loader)
     best: tuple[float, float] | None = None
     kept = model
+    first = 0
+    if state is not None:
+        first, best = state["epochs"], tuple(state["best"])
+        trainer.load_state_dict(state)
+        kept = copy.deepcopy(trainer.updates.averaged)
+        kept.load_state_dict(state["kept"])
     task = bars.add_task("fine-tune", total=config.epochs * trainer.steps, unit="batches", note="")
+    bars.update(task, completed=first * trainer.steps)
     try:
-        for number in range(config.epochs):
+        for number in range(first, config.epochs):
+            torch.manual_seed((config.seed * 0x9E3779B97F4A7C15 + number) % 2**63)  # of the epoch's dropout
             loss, accuracy = trainer.epoch(number, lambda: bars.advance(task))
             held_accuracy, held_loss = trainer.check(held, config.batch_size)
             score = (held_accuracy, -held_loss)
@@ -82,6 +93,7 @@ def fit(
                 held_accuracy=held_accuracy, best=is_best,
             )  # fmt: skip
             report(figures, kept)
+            save(trainer.state_dict() | {"epochs": number + 1, "best": list(best or score), "kept": kept.state_dict()})
     finally:
         loader.close()
     return kept.eval()
@@ -114,6 +126,14 @@ class _Trainer:
         )
         self.classes = torch.full((len(pack),), -1, dtype=torch.int64)
         self.classes[torch.from_numpy(train.rows)] = torch.from_numpy(train.labels.astype(np.int64))
+
+    def state_dict(self) -> dict[str, Any]:
+        """The model and what its updates have gathered."""
+        return {"model": self.model.state_dict(), "updates": self.updates.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.model.load_state_dict(state["model"])
+        self.updates.load_state_dict(state["updates"])
 
     def epoch(self, number: int, advance: Callable[[], None]) -> tuple[float, float]:
         """Trains on crop `number` of every image; gives mean loss and accuracy in per cent."""

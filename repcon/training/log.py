@@ -20,11 +20,12 @@ MOST_LINES = 2000
 """Lines of steps that a run may log; a longer run logs means over several steps."""
 
 
-def trim_metrics(path: Path, step: int) -> None:
-    """Drops lines about steps after `step`: a resumed run takes those steps again."""
+def trim_metrics(path: Path, **last: int) -> None:
+    """Drops lines about what comes after `step=` or `epoch=`: a resumed run takes that again."""
     if not path.is_file():
         return
-    lines = [line for line in path.read_text().splitlines() if _whole(line) and json.loads(line).get("step", 0) <= step]
+    ((name, number),) = last.items()
+    lines = [line for line in path.read_text().splitlines() if _whole(line) and json.loads(line).get(name, 0) <= number]
     write_text(path, "".join(line + "\n" for line in lines))
 
 

@@ -14,6 +14,8 @@ from repcon.reporting.figures import MUTUAL_INFORMATION, UNCOMPRESSED, figures, 
 from repcon.reporting.tables import nat, size, words
 from repcon.store import LabelStore
 
+_SHOWN_MISSING = 10
+
 
 def run(config: InspectConfig) -> dict[str, Any]:
     """Prints the tables, writes the page where `html` names one, and gives the figures."""
@@ -41,6 +43,7 @@ def show(store: LabelStore, found: dict[str, Any]) -> None:
         facts.add_row("compression", f"{found['compression']:.2f} x smaller than {UNCOMPRESSED}")
     facts.add_row("temperatures", ", ".join(f"{value:g}" for value in found["temperatures"]))
     console.print(facts)
+    _missing(found["missing_rows"])
     console.print(_heads(found))
     if found["sampled_crops"]:
         console.print(_losses(found))
@@ -50,6 +53,14 @@ def show(store: LabelStore, found: dict[str, Any]) -> None:
         console.print(f"no labels to look at: {reason}")
     else:
         console.print(f"[dim]crops looked at: {found['sampled_crops']:,}; KL in nat at temperature 1[/]")
+
+
+def _missing(reasons: dict[str, str]) -> None:
+    """A line for each of the first rows without labels; `--json` has them all."""
+    for row, reason in list(reasons.items())[:_SHOWN_MISSING]:
+        console.print(f"[yellow]missing[/] row {row}: {escape(reason)}", soft_wrap=True, highlight=False)
+    if len(reasons) > _SHOWN_MISSING:
+        console.print(f"and {len(reasons) - _SHOWN_MISSING:,} more, all in --json FILE")
 
 
 def _agreement(pairs: dict[str, dict[str, float]]) -> None:

@@ -9,6 +9,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import zip_longest
 
 import numpy as np
 
@@ -196,21 +197,30 @@ class LabelStore:
         done = [unit for unit in units_of(self.manifest) if names & set(unit.heads) and self.is_done(unit)]
         return np.array(sorted({row for unit in done for row in self._markers.get(unit).missing}), np.int64)
 
+    @property
+    def missing_reasons(self) -> dict[int, str]:
+        """Why each missing row's image could not be decoded; "" where the store was made before that was kept."""
+        markers = [self._markers.get(unit) for unit in self.units() if self.is_done(unit)]
+        pairs = [pair for marker in markers for pair in zip_longest(marker.missing, marker.reasons, fillvalue="")]
+        return {int(row): reason for row, reason in sorted(pairs)}
+
     def write(
         self,
         unit: Unit,
         boxes: np.ndarray,
         flips: np.ndarray,
         labels: Mapping[str, tuple[np.ndarray, np.ndarray]],
-        missing: Sequence[int] = (),
+        missing: Mapping[int, str] | None = None,
     ) -> int:
         """Writes a unit of m crops by r images: shards, fsync, then the marker; gives the shards' bytes.
 
         boxes (m, r, 4) uint16, flips (m, r) uint8, labels per head: ids (m, r, k) integers and logp (m, r, k + T)
-        float16. `missing` are rows of the store whose image could not be decoded: their labels become poison.
+        float16. `missing` are rows of the store whose image could not be decoded, with the reason: their labels become
+        poison.
         Raises UserError on labels that no reader could trust (NaN, ids out of range, wrong shapes) and on a full disk.
         """
-        absent = np.isin(np.arange(unit.rows.start, unit.rows.stop), np.asarray(missing, np.int64))
+        missing = missing or {}
+        absent = np.isin(np.arange(unit.rows.start, unit.rows.stop), list(missing))
         if set(labels) != set(unit.heads):
             raise UserError(f"unit {unit.name}: labels of {sorted(labels)}, but it is made of {sorted(unit.heads)}")
         blocks = box_blocks(unit, boxes, flips) if unit.writes_boxes else []
@@ -223,7 +233,7 @@ class LabelStore:
             self._files.write(place, data)
             written[place] = shard_file(data, chunk_crcs(data, self.manifest.crops_per_shard))
         self._require_teachers(unit)
-        self._markers.put(unit, tuple(int(row) + unit.rows.start for row in np.flatnonzero(absent)), written)
+        self._markers.put(unit, missing, written)
         return sum(shard.bytes for shard in written.values())
 
     def boxes(self, crops: range, rows: range) -> tuple[np.ndarray, np.ndarray]:

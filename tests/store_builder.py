@@ -57,7 +57,8 @@ def boxes_of(unit: Unit) -> tuple[np.ndarray, np.ndarray]:
 
 
 def write(store: LabelStore, unit: Unit, missing=()) -> None:
-    store.write(unit, *boxes_of(unit), labels_of(store, unit), missing)
+    reasons = {row: f"row {row} is no JPEG" for row in missing}
+    store.write(unit, *boxes_of(unit), labels_of(store, unit), reasons)
 
 
 def fill(store: LabelStore) -> LabelStore:

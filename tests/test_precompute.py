@@ -16,8 +16,8 @@ import pytest
 import torch
 from precompute_case import SIZE, contents, pack_path, recipe, rot, teacher_folders, with_teachers
 
-from repcon import backbones, config, precompute, teachers, topk
-from repcon.config import CropConfig, PrecomputeConfig, TeacherConfig
+from repcon import backbones, config, inspection, precompute, teachers, topk
+from repcon.config import CropConfig, InspectConfig, PrecomputeConfig, TeacherConfig
 from repcon.crops import plan
 from repcon.errors import UserError
 from repcon.images import Pack
@@ -245,6 +245,9 @@ def test_a_rotten_image_is_marked_and_the_rest_is_as_ever(recipe, pack_path, tmp
     lines = [json.loads(line) for line in (run_folder(damaged.out) / "metrics.jsonl").read_text().splitlines()]
     noted = {line["image"]: line["reason"] for line in lines if line["event"] == "missing"}
     assert set(noted) == set(keys) and all("changed" in reason for reason in noted.values())
+    reasons = inspection.run(InspectConfig(store=damaged.out))["missing_rows"]
+    assert [*reasons] == ["5", "17"] and all("changed" in reason for reason in reasons.values())
+    assert str(rotten) not in str(reasons)
     figures = precompute.run(replace(damaged, tolerate_missing=True))
     assert figures["crops"] == 0 and figures["missing"] == 2
 

@@ -208,6 +208,7 @@ def test_what_other_heads_units_miss_does_not_change_ones_own(store):
     store.append_teachers([section("birds", 50)])
     write(store, store.unfinished()[0], missing=[3])
     assert store.missing.tolist() == [3] == store.missing_of(["birds"]).tolist()
+    assert store.missing_reasons == {3: "row 3 is no JPEG"}
     assert store.missing_of(["wide", "small"]).tolist() == []
 
 

@@ -89,7 +89,8 @@ class Decoding:
         parts: list[dict[int, torch.Tensor]] = []
         for place, image in enumerate(drawn.request.images.tolist()):
             if reason := self._damage(image):
-                drawn.work.missing[image] = reason
+                # Kept in the store, which must not depend on where the pack lies.
+                drawn.work.missing[image] = reason.removeprefix(f"{self._pack.url}: ")
             else:  # whatever the loader says now is the loader's own failure
                 single = drawn.request.part(slice(place, place + 1))
                 parts += [batch.pixels for batch in self._loader.batches([single])]

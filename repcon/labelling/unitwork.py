@@ -70,4 +70,4 @@ class UnitWork:
 
     def write(self) -> int:
         """Writes the finished unit into the store; gives its bytes."""
-        return self._store.write(self.unit, self.boxes, self.flips, self._labels, missing=sorted(self.missing))
+        return self._store.write(self.unit, self.boxes, self.flips, self._labels, self.missing)

@@ -43,6 +43,7 @@ def figures(store: LabelStore, sample_rows: int = SAMPLE_ROWS) -> dict[str, Any]
         "images": store.images,
         "crops": store.crops,
         "missing": len(store.missing),
+        "missing_rows": {str(row): reason for row, reason in store.missing_reasons.items()},
         "units": len(store.units()),
         "units_finished": len(done),
         "bytes": sum(sizes.values()),

@@ -23,11 +23,14 @@ class ShardFile:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Marker:
-    """A finished unit. `missing` are the rows that could not be decoded: their labels are poison."""
+    """A finished unit. `missing` are the rows that could not be decoded, and `reasons` say why: their labels are
+    poison."""
 
     unit: str
     missing: tuple[int, ...]
     files: dict[str, ShardFile]
+    reasons: tuple[str, ...] = ()
+    """One for each missing row; none in stores that were made before they were kept."""
     source: str = ""
     """`source_of` the unit when it was written; "" in stores that were made before it was kept."""
 
@@ -100,8 +103,12 @@ class Markers:
             self._files.size(name) == shard.bytes for name, shard in marker.files.items()
         )
 
-    def put(self, unit: Unit, missing: tuple[int, ...], files: Mapping[str, ShardFile]) -> None:
-        """Declares the unit finished; its shards must be on disk by now."""
-        marker = Marker(unit=unit.name, missing=missing, files=dict(files), source=self._source(unit))
+    def put(self, unit: Unit, missing: Mapping[int, str], files: Mapping[str, ShardFile]) -> None:
+        """Declares the unit finished; its shards must be on disk by now. missing: the reason by row."""
+        rows = tuple(sorted(missing))
+        marker = Marker(
+            unit=unit.name, missing=rows, reasons=tuple(missing[row] for row in rows), files=dict(files),
+            source=self._source(unit),
+        )  # fmt: skip
         self._files.write(marker_name(unit), seal(asdict(marker)))
         self._known[unit.name] = marker

@@ -263,6 +263,15 @@ def classes(model: nn.Module) -> tuple[str, ...]:
     return ()
 
 
+def licence(network: nn.Module, model: str) -> str:
+    """What is stated about the weights' use: by `repcon teach` in the folder, or by timm about weights of its own."""
+    folder = Path(model.removeprefix("local-dir:")).expanduser()
+    if folder.is_dir():
+        return str(saved_extra(model_folder(folder)).get("licence", ""))
+    config = getattr(network, "pretrained_cfg", None) or {}
+    return str(config.get("license") or "") if not model.startswith(PACKAGE) else ""
+
+
 def save(
     model: nn.Module,
     folder: str | Path,

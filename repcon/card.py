@@ -50,7 +50,8 @@ def _head(card: Mapping[str, Any], folder: str) -> str:
 
 def _teachers(heads: Mapping[str, int], card: Mapping[str, Any]) -> str:
     known = {teacher["name"]: teacher for teacher in card.get("teachers", ())}
-    keys = [key for key in TEACHER if any(teacher.get(key) for teacher in known.values())]
+    # That a licence is not stated is worth a column.
+    keys = [key for key in TEACHER if (known and key == "licence") or any(held.get(key) for held in known.values())]
     rows = [
         [name, str(classes), *(_stated(key, known.get(name, {}).get(key)) for key in keys)]
         for name, classes in heads.items()

@@ -1,5 +1,6 @@
 """`repcon pack`: a pack from a folder or from WebDataset tars, and FFCV's file of the same JPEGs beside it."""
 
+import json
 import time
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,8 @@ from repcon.config import PackConfig
 from repcon.errors import UserError
 from repcon.images import Pack
 from repcon.packs import sources, writing
-from repcon.packs.format import BETON, LEFT_OUT, MANIFEST
-from repcon.record import MARKER, Run, console, few
+from repcon.packs.format import BETON, LEFT_OUT, MANIFEST, Manifest
+from repcon.record import MARKER, RESULTS, Run, console, few
 
 
 def run(config: PackConfig) -> dict[str, Any]:
@@ -28,14 +29,22 @@ def run(config: PackConfig) -> dict[str, Any]:
         and Path(config.source).resolve() == Path(config.out).resolve()
     ):
         return _only_beton(Path(config.out))
-    plan = writing.plan(config)
-    record = Run(config.out, "pack", configuration.dump(config))
+    plan, out = writing.plan(config), Path(config.out)
+    # The record stays that of the run that did the work.
+    finished = (out / MANIFEST).is_file() and (out / RESULTS).is_file()
+    record = None if finished else Run(out, "pack", configuration.dump(config))
     manifest = writing.write(plan)
     seconds = time.perf_counter() - started
     if config.ffcv:
-        _write_beton(Path(config.out))
+        _write_beton(out)
+    figures = json.loads((out / RESULTS).read_text()) if finished else _figures(manifest, seconds)
+    _show(config, figures, manifest.classes)
+    return figures if record is None else record.finish(figures)
+
+
+def _figures(manifest: Manifest, seconds: float) -> dict[str, Any]:
     left_out, re_encoded = manifest.summary["left_out"], manifest.summary["re_encoded"]
-    figures = {
+    return {
         "images": manifest.images,
         "classes": len(manifest.classes),
         "shards": len(manifest.shard_bytes),
@@ -46,8 +55,6 @@ def run(config: PackConfig) -> dict[str, Any]:
         "fingerprint": manifest.fingerprint,
         "seconds": round(seconds, 3),
     }
-    _show(config, figures, manifest.classes)
-    return record.finish(figures)
 
 
 def open_or_pack(source: str, cache: Path) -> Pack:

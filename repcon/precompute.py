@@ -53,7 +53,8 @@ def _estimate(config: PrecomputeConfig) -> dict[str, Any]:
     pack, loaded, device = load(config)
     sections = [teacher.section for teacher in loaded]
     manifest_of(spec_of(config, pack, sections), config.out)  # refuses what the store would refuse
-    return estimate(replace(config, batch_size=config.batch_size or find_batch_size(loaded, device)), pack, loaded)
+    config = replace(config, batch_size=config.batch_size or find_batch_size(loaded, device))
+    return estimate(config, pack, loaded, device)
 
 
 def _label(config: PrecomputeConfig) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 
 import torch
 from torch import nn
@@ -47,10 +46,12 @@ def load(config: TeacherConfig, device: str | torch.device) -> Teacher:
             what = f"size {config.size}, but {config.model} says {preprocessing.size}"
             raise UserError(f"teacher {config.name}: {what}")
         classes = tuple(str(name) for name in getattr(module, "class_names", None) or ())
+        licence = ""
     else:
         module = backbones.create(config.model, size=config.size)
         preprocessing = backbones.preprocessing(module, config.size)
         classes = backbones.classes(module)
+        licence = backbones.licence(module, config.model)
     count = _count_classes(config, module, preprocessing)
     section = TeacherSection(
         name=config.name,
@@ -62,7 +63,7 @@ def load(config: TeacherConfig, device: str | torch.device) -> Teacher:
         classes=classes,
         precision=config.precision,
         versions=_versions(),
-        licence=config.licence or _saved_licence(config.model),
+        licence=config.licence or licence,
     )
     dtype = DTYPES[config.precision]
     module = module.to(device, dtype, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue, reportArgumentType]
@@ -128,9 +129,3 @@ def _versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
-
-
-def _saved_licence(model: str) -> str:
-    """The licence that `repcon teach` wrote into the folder, where the model is such a folder."""
-    folder = Path(model.removeprefix("local-dir:")).expanduser()
-    return str(backbones.saved_extra(folder).get("licence", "")) if folder.is_dir() else ""

@@ -197,20 +197,25 @@ def measure(
     train, test = values[: len(split.train)], values[len(split.train) :]
     answers: dict[str, np.ndarray] = {}
     about: dict[str, Any] = {"model": model, "weight_hash": weights, "dimensions": values.shape[1]}
-    if "knn" in config.metrics:
-        for k, predicted in probes.knn(train, split.train_labels, test).items():
-            answers[f"knn_{k}"] = predicted == split.test_labels
-    if "probe" in config.metrics:
-        probe = probes.linear_probe(train, split.train_labels, test, config.seed)
-        answers["probe"] = probe.predicted == split.test_labels
-        about |= {"probe_c": probe.c, "probe_converged": probe.converged}
-    if "fewshot" in config.metrics:
-        for shots in (count for count in SHOTS if count <= _fewest(split)):
-            answers[f"shot_{shots}"] = probes.few_shot(
-                train, split.train_labels, test, split.test_labels, shots, config.draws, config.seed
-            )
-    if "finetune" in config.metrics:
-        answers["finetune"] = _finetune(model, pack, split, config, bars) == split.test_labels
+    task = bars.add_task("measures", total=len(config.metrics), unit="", note="")
+    for metric in dict.fromkeys(config.metrics):
+        bars.update(task, note=metric)
+        if metric == "knn":
+            for k, predicted in probes.knn(train, split.train_labels, test).items():
+                answers[f"knn_{k}"] = predicted == split.test_labels
+        elif metric == "probe":
+            probe = probes.linear_probe(train, split.train_labels, test, config.seed)
+            answers["probe"] = probe.predicted == split.test_labels
+            about |= {"probe_c": probe.c, "probe_converged": probe.converged}
+        elif metric == "fewshot":
+            for shots in (count for count in SHOTS if count <= _fewest(split)):
+                answers[f"shot_{shots}"] = probes.few_shot(
+                    train, split.train_labels, test, split.test_labels, shots, config.draws, config.seed
+                )
+        else:
+            answers["finetune"] = _finetune(model, pack, split, config, bars) == split.test_labels
+        bars.advance(task)
+    bars.remove_task(task)
     return answers, about
 
 

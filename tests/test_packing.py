@@ -17,6 +17,7 @@ from pictures import photograph
 from PIL import Image
 from simplejpeg import encode_jpeg
 
+from repcon import packing
 from repcon.config import PackConfig
 from repcon.errors import UserError
 from repcon.images import Pack
@@ -170,6 +171,13 @@ def test_a_finished_pack_is_left_as_it_is(noisy_folder: Path, unbroken: dict[str
     times = {path: path.stat().st_mtime_ns for path in (tmp_path / "pack").iterdir()}
     pack(noisy_folder, tmp_path / "pack", shard_megabytes=1)
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "pack").iterdir()} == times
+
+
+def test_a_finished_pack_that_is_asked_for_again_keeps_its_record(picture_folder: Path, tmp_path: Path) -> None:
+    recipe = PackConfig(source=str(picture_folder), out=str(tmp_path / "pack"))
+    figures = packing.run(recipe)
+    env = (tmp_path / "pack" / "env.json").read_bytes()
+    assert packing.run(recipe) == figures and (tmp_path / "pack" / "env.json").read_bytes() == env
 
 
 def test_two_packers_wait_for_one_another(noisy_folder: Path, unbroken: dict[str, bytes], tmp_path: Path) -> None:

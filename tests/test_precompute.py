@@ -299,7 +299,10 @@ def test_the_estimate_prints_and_writes_nothing(recipe, tmp_path, capsys):
     assert figures["total_crops"] == 8 * 32 and figures["crops_per_second"] > 0
     losses = [figures["teachers"]["five"][k]["kl"] for k in (4, 8)]
     assert losses[0] >= losses[1] == 0.0  # Five classes: at k = 8 all of them are stored.
-    assert "nothing was written" in capsys.readouterr().out
+    both = figures["encodings"]
+    assert both["gaps8"]["bytes"] < both["float16"]["bytes"] == figures["bytes"][recipe.k]
+    said = " ".join(capsys.readouterr().out.split())
+    assert "nothing was written" in said and "values = float16 (chosen): " in said and "values = gaps8: " in said
 
 
 @pytest.mark.parametrize(

@@ -3,13 +3,13 @@
 import time
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
 from rich.table import Table
 
-from repcon.config import PrecomputeConfig
+from repcon.config import PrecomputeConfig, Values
 from repcon.crops import CropPlan, plan
 from repcon.errors import UserError
 from repcon.images import Pack
@@ -27,14 +27,14 @@ SAMPLE_CROPS = 1024
 SAMPLE_SECONDS = 30.0
 
 
-def estimate(config: PrecomputeConfig, pack: Pack, teachers: Sequence[Teacher]) -> dict[str, Any]:
+def estimate(config: PrecomputeConfig, pack: Pack, teachers: Sequence[Teacher], device: torch.device) -> dict[str, Any]:
     """Labels some images, spread over the pack, and prints what all of them would take; writes nothing."""
     depth = min(config.crops, 8)
     count = min(len(pack), max(1, SAMPLE_CROPS // depth))
     rows = np.unique(np.linspace(0, len(pack) - 1, count).astype(np.int64))
     np.random.default_rng(0).shuffle(rows)  # so that the sample spans the pack where time runs out
     planned = plan(config.crop, pack.hashes[rows], pack.sizes[rows], range(depth))
-    logits, crops_per_second, waited_share = _sample(config, pack, teachers, rows, planned)
+    logits, crops_per_second, waited_share = _sample(config, pack, teachers, device, rows, planned)
     total = len(pack) * config.crops
     box_bytes = _box_bytes(config, planned)
     found: dict[str, Any] = {
@@ -56,15 +56,30 @@ def estimate(config: PrecomputeConfig, pack: Pack, teachers: Sequence[Teacher]) 
     for k in ks:
         heads = [head[k][config.values]["bytes_per_crop"] for head in found["teachers"].values()]
         found["bytes"][k] = round(total * (box_bytes + sum(heads)))
+    chosen = [head[config.k] for head in found["teachers"].values()]
+    found["encodings"] = {
+        values: _encoding([head[values] for head in chosen], box_bytes, total) for values in get_args(Values)
+    }
     _show(config, found)
     return found
 
 
+def _encoding(heads: list[dict[str, float]], box_bytes: float, total: int) -> dict[str, float]:
+    """What `total` crops take in one encoding, and what the encoding loses of the head that loses most."""
+    per_crop = box_bytes + sum(head["bytes_per_crop"] for head in heads)
+    lost = {key: max(head[key] for head in heads) for key in ("kl", "kl_worst", "saturated")}
+    return {"bytes_per_crop": per_crop, "bytes": round(total * per_crop), **lost}
+
+
 def _sample(
-    config: PrecomputeConfig, pack: Pack, teachers: Sequence[Teacher], rows: np.ndarray, planned: CropPlan
+    config: PrecomputeConfig,
+    pack: Pack,
+    teachers: Sequence[Teacher],
+    device: torch.device,
+    rows: np.ndarray,
+    planned: CropPlan,
 ) -> tuple[dict[str, torch.Tensor], float, float]:
     """Logits per teacher, crops per second after the first batch, and the share of time that the teachers waited."""
-    device = next(teachers[0].module.parameters()).device
     sides = [teacher.preprocessing.size for teacher in teachers]
     loader = open_loader(config.loader, pack, sides, workers=config.workers, device=str(device))
     parts: dict[str, list[torch.Tensor]] = {teacher.name: [] for teacher in teachers}
@@ -79,7 +94,7 @@ def _sample(
             passes = Passes(config.batch_size, device, lambda message: bars.console.print(message, style="yellow"))
             for number, batch in enumerate(batches):
                 for teacher in teachers:
-                    parts[teacher.name] += passes.run(batch.pixels, partial(_logits, teacher))
+                    parts[teacher.name] += passes.run(batch.pixels, partial(_logits, teacher, device))
                 bars.advance(task, len(batch.images))
                 if number == 0 and len(requests) > 1:  # The first batch warms caches and compilers: it is not timed.
                     started, first_crops, waited = time.perf_counter(), len(batch.images), batches.waited_seconds
@@ -96,8 +111,7 @@ def _sample(
     return logits, timed / seconds, waited / seconds
 
 
-def _logits(teacher: Teacher, pixels: Pixels) -> torch.Tensor:
-    device = next(teacher.module.parameters()).device
+def _logits(teacher: Teacher, device: torch.device, pixels: Pixels) -> torch.Tensor:
     return teacher(pixels[teacher.preprocessing.size].to(device)).cpu()
 
 
@@ -122,6 +136,12 @@ def _show(config: PrecomputeConfig, found: dict[str, Any]) -> None:
         per_crop = f"{size / found['total_crops']:.1f}"
         table.add_row(str(k), *cells, per_crop, _size(size), style="bold green" if k == config.k else "")
     console.print(table)
+    for values, held in found["encodings"].items():
+        size = f"{held['bytes_per_crop']:.1f} bytes/crop, {_size(held['bytes'])}"
+        lost = f"the encoding itself loses {held['kl']:.1e} nat, {held['kl_worst']:.1e} at most"
+        chosen = " (chosen)" if values == config.values else ""
+        saturated = f", {100 * held['saturated']:.1f} % of the gaps saturated" if values == "gaps8" else ""
+        console.print(f"k = {config.k}, values = {values}{chosen}: {size}; {lost}{saturated}", highlight=False)
     hours, minutes = divmod(round(found["seconds"] / 60), 60)
     rate = f"{found['crops_per_second']:,.1f} crops/s, the teachers waiting {100 * found['waited_share']:.0f} %"
     took = f"{hours} h {minutes} min" if hours else f"{minutes} min" if minutes else f"{found['seconds']:.0f} s"

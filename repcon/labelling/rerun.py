@@ -13,7 +13,7 @@ from repcon.errors import UserError
 from repcon.images import Pack
 from repcon.loaders import Request, open_loader
 from repcon.loaders.opening import LIBRARIES
-from repcon.record import console
+from repcon.record import console, progress
 from repcon.storage.layout import HeadInfo
 from repcon.storage.truncation import bucket_kl
 from repcon.store import LabelStore, Slab
@@ -39,17 +39,21 @@ def rerun(store: LabelStore, pack: Pack, config: VerifyConfig) -> dict[str, dict
         if decoded := _decode(kind, pack, sizes, request, config, device):
             pixels[kind] = decoded
     found: dict[str, dict[str, dict[str, float]]] = {}
-    for name, head in store.heads.items():
-        teacher = teachers.from_section(head.section, device, model=models.get(name, ""))
-        side = int(head.section.preprocessing["size"])
-        found[name] = {}
-        for kind, decoded in pixels.items():
-            parts = [teacher(part.to(device)).cpu() for part in decoded[side].split(_BATCH)]
-            figures = compare(head, *stored.labels[name], torch.cat(parts))
-            if kind != "reference" and "reference" in pixels:
-                difference = decoded[side].float() - pixels["reference"][side].float()
-                figures["pixel_difference"] = float(difference.abs().mean())
-            found[name][kind] = figures
+    with progress() as bar:
+        answers = len(store.heads) * len(pixels) * len(request.images)
+        task = bar.add_task("teachers again", total=answers, unit="crops", note="")
+        for name, head in store.heads.items():
+            teacher = teachers.from_section(head.section, device, model=models.get(name, ""))
+            side = int(head.section.preprocessing["size"])
+            found[name] = {}
+            for kind, decoded in pixels.items():
+                parts = [teacher(part.to(device)).cpu() for part in decoded[side].split(_BATCH)]
+                figures = compare(head, *stored.labels[name], torch.cat(parts))
+                if kind != "reference" and "reference" in pixels:
+                    difference = decoded[side].float() - pixels["reference"][side].float()
+                    figures["pixel_difference"] = float(difference.abs().mean())
+                found[name][kind] = figures
+                bar.advance(task, len(request.images))
     return found
 
 

@@ -44,6 +44,9 @@ def table(results: Mapping[str, Any]) -> None:
             grid.add_row(Text(f"  - {results['baseline']}", style="dim not bold"), *cells)
     console.print(grid)
     console.print(f"[dim]- {baseline}: paired difference in points, * without zero in its interval[/]")
+    if short := [name for name, trunk in results["trunks"].items() if not trunk.get("probe_converged", True)]:
+        names = escape(", ".join(short))
+        console.print(f"[dim]the probe of {names} stopped before it converged: a little more regularised than asked[/]")
 
 
 def _difference(interval: Mapping[str, float], between: str) -> Text:

@@ -90,7 +90,9 @@ def _identity(settings: TrainConfig, pack: Pack, store: LabelStore) -> dict[str,
     """What decides about batches and losses; a resume must agree in all of it."""
     plain = tomllib.loads(config.dump(settings))
     kept = {name: value for name, value in plain.items() if name not in FREE}
-    return flat(kept) | {"store": store.identity(head.name for head in settings.heads), "pack": pack.fingerprint}
+    # What can be added to a store is named by itself too: two hashes that differ tell nobody what to do.
+    grown = {"the store's crops": store.crops, "store": store.identity(head.name for head in settings.heads)}
+    return flat(kept) | grown | {"pack": pack.fingerprint}
 
 
 def _feed(settings: TrainConfig, pack: Pack, store: LabelStore, team: Team) -> Feed:

@@ -4,6 +4,7 @@ import threading
 import time
 
 import numpy as np
+import pytest
 import torch
 
 from repcon.loaders import CropBatch, Request
@@ -17,7 +18,7 @@ def request() -> Request:
 
 def test_closing_ends_a_thread_that_waits_for_a_batch():
     """Its jobs that had not begun are cancelled; who waits for them must hear of it."""
-    pool, waiting = BatchPool(1), threading.Event()
+    pool, waiting, told = BatchPool(1), threading.Event(), threading.Event()
 
     def begin(asked: Request) -> tuple[CropBatch, list]:
         def job() -> None:
@@ -27,16 +28,13 @@ def test_closing_ends_a_thread_that_waits_for_a_batch():
         return numbered_batch(asked, {8: torch.zeros(4, 3, 8, 8)}), [job] * 4
 
     def consume() -> None:
-        for _ in pool.run([request()] * 4, begin):
-            pass
+        with pytest.raises(RuntimeError, match="the loader was closed"):
+            list(pool.run([request()] * 4, begin))
+        told.set()
 
     consumer = threading.Thread(target=consume, daemon=True)
-    before, threading.excepthook = threading.excepthook, lambda arguments: None  # it may end by an exception
-    try:
-        consumer.start()
-        waiting.wait()
-        pool.close()
-        consumer.join(10)
-    finally:
-        threading.excepthook = before
-    assert not consumer.is_alive()
+    consumer.start()
+    waiting.wait()
+    pool.close()
+    consumer.join(10)
+    assert told.is_set()

@@ -3,7 +3,7 @@
 import queue
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from typing import Generic, TypeVar
 
@@ -38,6 +38,7 @@ class BatchPool:
     def __init__(self, workers: int) -> None:
         self.workers = workers or cores()
         self._threads = ThreadPoolExecutor(self.workers, thread_name_prefix="repcon-loader")
+        self._closed = False
 
     def shares(self, length: int, largest: int = 8) -> list[range]:
         """`range(length)` in pieces: small enough to balance the threads, large enough to hide their cost."""
@@ -68,13 +69,18 @@ class BatchPool:
                 for future in futures:  # One by one: `wait` would not hear of those that `close` cancels.
                     future.result()
                 yield batch
+        except (CancelledError, RuntimeError) as error:  # the pool's own, of jobs that it drops or takes no more
+            if not self._closed:
+                raise
+            raise RuntimeError("the loader was closed before this batch was decoded") from error
         finally:
             left = futures + [future for _, rest in pending for future in rest]
             # A future that could be cancelled is not waited for: of those that `close` cancelled nobody would hear.
             wait([future for future in left if not future.cancel()])
 
     def close(self) -> None:
-        """Ends the threads after the jobs in work."""
+        """Ends the threads after the jobs in work; whoever waits for a batch then gets a RuntimeError."""
+        self._closed = True
         self._threads.shutdown(wait=True, cancel_futures=True)
 
 

@@ -43,21 +43,29 @@ def run(config: TeachConfig) -> dict[str, Any]:
     state = checkpoints.newest()
     trim = None if state is None else partial(trim_metrics, epoch=state["epochs"])
     output = Run(config.out, "teach", dump(config), afresh=state is None, alone=True, trim=trim)
+    results = _teach(config, device, output, checkpoints, state)
+    finished = output.finish(results)
+    shutil.rmtree(checkpoints.folder, ignore_errors=True)
+    return finished
+
+
+def _teach(
+    config: TeachConfig, device: torch.device, output: Run, checkpoints: Checkpoints, state: dict[str, Any] | None
+) -> dict[str, Any]:
+    """The epochs that are left, and the figures of all of them."""
     pack = open_or_pack(config.data, output.path / "pack")
     if state is not None and state["data"] != pack.fingerprint:
         raise UserError(f"{config.out}: was begun on other images; name another folder, or remove it")
     rows, labels, names = class_rows(pack, config.classes)
     fitted, held = split_classes(labels, config.validation, config.seed)
-    torch.manual_seed(config.seed)  # The new classifier's start, and dropout.
-    start = backbones.create(config.model)
-    provenance = {
+    torch.manual_seed(config.seed)  # the new classifier's start
+    made_of = {
         "start": config.model,
-        "start_weight_hash": backbones.weight_hash(start),
+        "start_weight_hash": backbones.weight_hash(backbones.create(config.model)),
         "data_fingerprint": pack.fingerprint,
         "train_images": len(fitted),
         "validation_images": len(held),
         "licence": config.licence,
-        "recipe": tomllib.loads(dump(config)),
     }
     model = backbones.create(config.model, num_classes=len(names), size=config.size)
     preprocessing = backbones.preprocessing(model, config.size)
@@ -69,7 +77,8 @@ def run(config: TeachConfig) -> dict[str, Any]:
         epochs.append(epoch)
         output.log("epoch", **asdict(epoch))
         if epoch.best:
-            extra = provenance | {"epoch": epoch.epoch, "validation_accuracy": finite(epoch.held_accuracy)}
+            about = {"epoch": epoch.epoch, "validation_accuracy": finite(epoch.held_accuracy)}
+            extra = made_of | {"recipe": tomllib.loads(dump(config))} | about
             backbones.save(best, output.path, classes=names, preprocessing=preprocessing, extra=extra)
 
     def save(state: dict[str, Any]) -> None:
@@ -87,9 +96,7 @@ def run(config: TeachConfig) -> dict[str, Any]:
     console.print(f"teacher of {len(names)} classes written to {escape(str(output.path))}", soft_wrap=True)
     results = {"classes": len(names), "class_names": list(names), "best_epoch": best.epoch}
     figures = {"validation_accuracy": best.held_accuracy, "validation_loss": best.held_loss, "train_loss": best.loss}
-    finished = output.finish(results | figures | {k: v for k, v in provenance.items() if k != "recipe"})
-    shutil.rmtree(checkpoints.folder, ignore_errors=True)
-    return finished
+    return results | figures | made_of
 
 
 def _identity(config: TeachConfig) -> dict[str, Any]:

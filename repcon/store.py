@@ -193,14 +193,18 @@ class LabelStore:
 
         Units of other heads do not matter: what a run on some heads learns from stays the same while others are added.
         """
-        names = set(heads)
-        done = [unit for unit in units_of(self.manifest) if names & set(unit.heads) and self.is_done(unit)]
-        return np.array(sorted({row for unit in done for row in self._markers.get(unit).missing}), np.int64)
+        return np.array(list(self._reasons(heads)), np.int64)
 
     @property
     def missing_reasons(self) -> dict[int, str]:
         """Why each missing row's image could not be decoded; "" where the store was made before that was kept."""
-        markers = [self._markers.get(unit) for unit in self.units() if self.is_done(unit)]
+        return self._reasons(self.heads)
+
+    def _reasons(self, heads: Iterable[str]) -> dict[int, str]:
+        """The missing rows of these heads, rising, and why."""
+        names = set(heads)
+        done = [unit for unit in units_of(self.manifest) if names & set(unit.heads) and self.is_done(unit)]
+        markers = [self._markers.get(unit) for unit in done]
         pairs = [pair for marker in markers for pair in zip_longest(marker.missing, marker.reasons, fillvalue="")]
         return {int(row): reason for row, reason in sorted(pairs)}
 

@@ -22,7 +22,7 @@ from repcon.images import class_rows
 from repcon.packing import open_or_pack
 from repcon.probing.probes import split_classes
 from repcon.record import RESULTS, Run, console, finite, progress
-from repcon.training.checkpoint import Checkpoints, flat
+from repcon.training.checkpoint import Checkpoints, decisive
 from repcon.training.finetune import Epoch, Labelled, fit
 from repcon.training.log import trim_metrics
 from repcon.training.optim import resolve
@@ -39,7 +39,7 @@ def run(config: TeachConfig) -> dict[str, Any]:
     config = replace(config, precision=resolve(config.precision, device))
     if _finished(config):
         return _kept(config)
-    checkpoints = Checkpoints(Path(config.out) / CHECKPOINTS, _identity(config), keep=1)
+    checkpoints = Checkpoints(Path(config.out) / CHECKPOINTS, decisive(config, FREE), keep=1)
     state = checkpoints.newest()
     trim = None if state is None else partial(trim_metrics, epoch=state["epochs"])
     output = Run(config.out, "teach", dump(config), afresh=state is None, alone=True, trim=trim)
@@ -97,11 +97,6 @@ def _teach(
     results = {"classes": len(names), "class_names": list(names), "best_epoch": best.epoch}
     figures = {"validation_accuracy": best.held_accuracy, "validation_loss": best.held_loss, "train_loss": best.loss}
     return results | figures | made_of
-
-
-def _identity(config: TeachConfig) -> dict[str, Any]:
-    """What decides about the teacher; a run that goes on must agree in all of it."""
-    return flat({name: value for name, value in tomllib.loads(dump(config)).items() if name not in FREE})
 
 
 def _kept(config: TeachConfig) -> dict[str, Any]:

@@ -6,7 +6,6 @@ the same command is given again: same batches, and on the CPU the same losses to
 
 import dataclasses
 import json
-import tomllib
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from repcon.errors import UserError
 from repcon.images import Pack
 from repcon.record import RESULTS, Run, console
 from repcon.store import LabelStore
-from repcon.training.checkpoint import Checkpoints, flat
+from repcon.training.checkpoint import Checkpoints, decisive
 from repcon.training.feed import Feed
 from repcon.training.log import Totals, TrainingLog, trim_metrics
 from repcon.training.optim import resolve
@@ -88,11 +87,9 @@ def _heads(heads: tuple[HeadConfig, ...], store: LabelStore) -> tuple[HeadConfig
 
 def _identity(settings: TrainConfig, pack: Pack, store: LabelStore) -> dict[str, Any]:
     """What decides about batches and losses; a resume must agree in all of it."""
-    plain = tomllib.loads(config.dump(settings))
-    kept = {name: value for name, value in plain.items() if name not in FREE}
     # What can be added to a store is named by itself too: two hashes that differ tell nobody what to do.
     grown = {"the store's crops": store.crops, "store": store.identity(head.name for head in settings.heads)}
-    return flat(kept) | grown | {"pack": pack.fingerprint}
+    return decisive(settings, FREE) | grown | {"pack": pack.fingerprint}
 
 
 def _feed(settings: TrainConfig, pack: Pack, store: LabelStore, team: Team) -> Feed:

@@ -45,7 +45,6 @@ def estimate(config: PrecomputeConfig, pack: Pack, teachers: Sequence[Teacher], 
         "seconds": round(total / crops_per_second, 1),
         "box_bytes_per_crop": round(box_bytes, 2),
         "teachers": {},
-        "bytes": {},
     }
     ks = sorted({*KS, config.k})
     for name, answers in logits.items():
@@ -53,13 +52,12 @@ def estimate(config: PrecomputeConfig, pack: Pack, teachers: Sequence[Teacher], 
             remedy = "try precision fp32, or look at its weights"
             raise UserError(f"teacher {name}: its answer is not a number (NaN); {remedy}")
         found["teachers"][name] = truncation(answers, config.temperatures, config.codec, ks)
-    for k in ks:
-        heads = [head[k][config.values]["bytes_per_crop"] for head in found["teachers"].values()]
-        found["bytes"][k] = round(total * (box_bytes + sum(heads)))
-    chosen = [head[config.k] for head in found["teachers"].values()]
-    found["encodings"] = {
-        values: _encoding([head[values] for head in chosen], box_bytes, total) for values in get_args(Values)
-    }
+
+    def encoded(k: int, values: Values) -> dict[str, float]:
+        return _encoding([head[k][values] for head in found["teachers"].values()], box_bytes, total)
+
+    found["bytes"] = {k: encoded(k, config.values)["bytes"] for k in ks}
+    found["encodings"] = {values: encoded(config.k, values) for values in get_args(Values)}
     _show(config, found)
     return found
 

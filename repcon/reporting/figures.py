@@ -36,14 +36,14 @@ def figures(store: LabelStore, sample_rows: int = SAMPLE_ROWS) -> dict[str, Any]
         name: _sizes(head, sizes, crops[name]) | _labels(store, head, [slab.labels[name] for slab in slabs])
         for name, head in store.heads.items()
     }
-    manifest = store.manifest
+    manifest, reasons = store.manifest, store.missing_reasons
     boxes = sum(size for path, size in sizes.items() if path.startswith("crops/"))
     held = [heads[name]["bytes_per_crop"] for name in store.heads] + [boxes / max(crops[None], 1)]
     return {
         "images": store.images,
         "crops": store.crops,
-        "missing": len(store.missing),
-        "missing_rows": {str(row): reason for row, reason in store.missing_reasons.items()},
+        "missing": len(reasons),
+        "missing_rows": {str(row): reason for row, reason in reasons.items()},
         "units": len(store.units()),
         "units_finished": len(done),
         "bytes": sum(sizes.values()),

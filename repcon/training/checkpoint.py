@@ -2,12 +2,14 @@
 
 import json
 import os
-from collections.abc import Mapping
+import tomllib
+from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from repcon.config import dump
 from repcon.errors import UserError
 
 BEST = "best.pt"
@@ -22,6 +24,11 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             result[prefix + key] = value
     return result
+
+
+def decisive(settings: Any, free: Container[str]) -> dict[str, Any]:
+    """The settings as flat values, without those that are `free` to differ where a run goes on."""
+    return flat({name: value for name, value in tomllib.loads(dump(settings)).items() if name not in free})
 
 
 class Checkpoints:

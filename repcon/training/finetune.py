@@ -19,7 +19,7 @@ from repcon.images import Pack
 from repcon.loaders import Loader, open_loader
 from repcon.loaders.order import Order, Pass, cut_of
 from repcon.probing.features import whole_images
-from repcon.training.optim import Updates, autocast
+from repcon.training.optim import Updates, autocast, keyed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,7 +79,7 @@ def fit(
     bars.update(task, completed=first * trainer.steps)
     try:
         for number in range(first, config.epochs):
-            torch.manual_seed((config.seed * 0x9E3779B97F4A7C15 + number) % 2**63)  # of the epoch's dropout
+            torch.manual_seed(keyed(config.seed, number))  # of the epoch's dropout
             loss, accuracy = trainer.epoch(number, lambda: bars.advance(task))
             held_accuracy, held_loss = trainer.check(held, config.batch_size)
             score = (held_accuracy, -held_loss)

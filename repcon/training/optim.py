@@ -36,6 +36,11 @@ def autocast(device: torch.device, precision: TrainingPrecision) -> AbstractCont
     return torch.autocast(device.type, DTYPES[precision], enabled=precision != "fp32")
 
 
+def keyed(seed: int, number: int) -> int:
+    """The torch seed of one piece of work, by its number alone: after a resume its randomness is the same."""
+    return (seed * 0x9E3779B97F4A7C15 + number) % 2**63
+
+
 class Updates:
     """What turns losses into better weights: backward, clipping, optimiser, schedule, moving average.
 

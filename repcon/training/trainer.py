@@ -16,7 +16,7 @@ from repcon.store import LabelStore
 from repcon.training.checkpoint import Checkpoints
 from repcon.training.feed import Batch, Clock, Feed
 from repcon.training.log import TrainingLog
-from repcon.training.optim import Updates, autocast
+from repcon.training.optim import Updates, autocast, keyed
 from repcon.training.processes import Stop, Team
 from repcon.training.sanity import LossGuard
 from repcon.training.validation import Validation
@@ -98,7 +98,7 @@ class Trainer:
     def train_batch(self, batch: Batch, part: int, number: int, guard: LossGuard) -> torch.Tensor:
         """One batch; gives (H,) this process's part of its losses. Randomness is keyed by the step alone."""
         guard.check()  # Here, so that the CPU runs ahead of a GPU by a backward pass, not by all that a queue takes.
-        torch.manual_seed(_key(self.settings.seed, self.step, self.team))
+        torch.manual_seed(keyed(self.settings.seed, self.step * self.team.world + self.team.rank))
         last = self._closes(part, number)
         with self._apart(last):
             logits = self.answer(batch.pixels)
@@ -188,8 +188,3 @@ class Trainer:
         log.resumed(self.step, self.images, state["log"])
         part, number = state["place"]
         return part, number
-
-
-def _key(seed: int, step: int, team: Team) -> int:
-    """The seed of one step's randomness in one process."""
-    return (seed * 0x9E3779B97F4A7C15 + step * team.world + team.rank) % 2**63

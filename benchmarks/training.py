@@ -45,7 +45,14 @@ from repcon.record import console, progress
 SHORT = Setting(heavy_images=64, light_images=192, batch_size=16, rounds=3)
 LONG = Setting(heavy_images=256, light_images=960, batch_size=32, rounds=7)
 GPU = Setting(
-    heavy_images=15_360, light_images=4096, batch_size=256, rounds=3, heavy="resnet50", size=224, precision="bf16"
+    heavy_images=7680,
+    light_images=4096,
+    batch_size=256,
+    rounds=3,
+    heavy_epochs=3,
+    heavy="resnet50",
+    size=224,
+    precision="bf16",
 )
 ALONE, ALONE_LONG = ("ours", "online", "plain"), ("ours", "ideal", "online", "online_two", "plain", "ours_4")
 """Whose memory is measured on a CPU."""

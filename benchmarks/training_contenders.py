@@ -27,7 +27,7 @@ OPTIM = OptimConfig(warmup_epochs=0.0)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Contender:
-    """`epoch` trains over all images once and gives the number of crops."""
+    """`epoch` trains over all images, once or as often as the setting says, and gives the number of crops."""
 
     epoch: Callable[[], int]
     clock: Clock = field(default_factory=Clock)
@@ -58,7 +58,9 @@ def heavy_contenders(data: Data, setting: Setting, device: str, only: str = "") 
 
     def trainer(name: str) -> Trainer:
         heads = tuple(CLASSES)[: 1 if name in ("ours_one", "online", "torchdistill") else 2]
-        return _trainer(data.heavy, changed.get(name, setting), device, setting.heavy, heads)
+        return _trainer(
+            data.heavy, changed.get(name, setting), device, setting.heavy, heads, epochs=setting.heavy_epochs
+        )
 
     return {name: make(trainer(name)) for name, make in makers.items() if only in ("", name)}
 
@@ -67,7 +69,16 @@ def light_contenders(data: Data, setting: Setting, device: str, only: str = "") 
     """Ours with 1 and 4 crops per decode, and plain training, on a trunk that costs about as much as its data."""
 
     def ours(crops_per_decode: int) -> Contender:
-        return _ours(_trainer(data.light, setting, device, LIGHT, tuple(CLASSES), crops_per_decode))
+        made = _trainer(
+            data.light,
+            setting,
+            device,
+            LIGHT,
+            tuple(CLASSES),
+            epochs=crops_per_decode,
+            crops_per_decode=crops_per_decode,
+        )
+        return _ours(made)
 
     makers = {
         "plain": lambda: _plain(data.folder, setting, device),
@@ -83,6 +94,8 @@ def _trainer(
     device: str,
     trunk: str,
     heads: tuple[str, ...],
+    *,
+    epochs: int,
     crops_per_decode: int = 1,
 ) -> Trainer:
     pack, store = data
@@ -93,7 +106,7 @@ def _trainer(
         trunk=trunk,
         pretrained=False,
         size=setting.size,
-        epochs=crops_per_decode,
+        epochs=epochs,
         batch_size=setting.batch_size,
         crops_per_decode=crops_per_decode,
         heads=tuple(HeadConfig(name=name) for name in heads),
@@ -106,7 +119,7 @@ def _trainer(
         store,
         size=setting.size,
         batch_size=setting.batch_size,
-        epochs=crops_per_decode,
+        epochs=epochs,
         heads=heads,
         crops_per_decode=crops_per_decode,
         loader=setting.loader,
@@ -123,9 +136,10 @@ def _ours(trainer: Trainer) -> Contender:
         trainer.student.train()
         guard = LossGuard(trainer.loss.names, trainer.team, Path())
         shown = 0
-        for number, batch in enumerate(clock.timed(trainer.feed.batches(0))):
-            trainer.train_batch(batch, 0, number, guard)
-            shown += batch.total
+        for part in range(len(trainer.feed.passes)):
+            for number, batch in enumerate(clock.timed(trainer.feed.batches(part))):
+                trainer.train_batch(batch, part, number, guard)
+                shown += batch.total
         return shown
 
     return Contender(epoch=epoch, clock=clock, close=trainer.feed.close)
@@ -140,10 +154,10 @@ def _synthetic(trainer: Trainer) -> Contender:
     def epoch() -> int:
         trainer.student.train()
         guard = LossGuard(trainer.loss.names, trainer.team, Path())
-        steps = trainer.feed.lengths[0]
-        for number in range(steps):
-            trainer.train_batch(first, 0, number, guard)
-        return steps * first.total
+        for part, steps in enumerate(trainer.feed.lengths):
+            for number in range(steps):
+                trainer.train_batch(first, part, number, guard)
+        return trainer.feed.steps * first.total
 
     return Contender(epoch=epoch)
 
@@ -192,9 +206,10 @@ def _stepping(trainer: Trainer, step: Callable[[Batch], None]) -> Contender:
     def epoch() -> int:
         trainer.student.train()
         shown = 0
-        for batch in trainer.feed.batches(0):
-            step(batch)
-            shown += batch.total
+        for part in range(len(trainer.feed.passes)):
+            for batch in trainer.feed.batches(part):
+                step(batch)
+                shown += batch.total
         return shown
 
     return Contender(epoch=epoch)

@@ -27,6 +27,8 @@ class Setting:
     light_images: int
     batch_size: int
     rounds: int
+    heavy_epochs: int = 1
+    """How often an epoch of the heavy trunk's contenders goes over its images."""
     heavy: str = "tf_efficientnet_lite0"
     """The trunk that costs more than its data, and the teachers of online distillation."""
     size: int = 128

@@ -1,9 +1,15 @@
 """Which device a command computes on, and in which numbers."""
 
+import os
+
 import torch
 
 from repcon.config import Device
 from repcon.errors import UserError
+
+# Read by CUDA when it starts. A GPU's streams share 8 queues unless told otherwise, and there DALI's decoding waited
+# behind all the launches of a training step.
+os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "32")
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 """What a recipe calls a precision."""

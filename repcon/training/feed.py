@@ -1,9 +1,10 @@
 """The way from pack and store to the training step: decoded crops with the labels that were stored for them."""
 
 import time
-from collections.abc import Generator, Iterable, Iterator, Sequence
-from contextlib import closing
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, replace
+from itertools import islice
 from typing import TypeVar
 
 import numpy as np
@@ -89,6 +90,9 @@ class Feed:
         self._shelf = Shelf(store, names, self._device, shared=world > 1)
         self._held_labels: Labels | None = None
         self._loader = open_loader(loader, pack, (size,), workers=workers, device=str(self._device))
+        # On a stream of their own, copies to a GPU go on beside the training step.
+        self._stream = torch.cuda.Stream(self._device) if self._device.type == "cuda" else None
+        self._run: _Run | None = None
 
     @property
     def steps(self) -> int:
@@ -96,29 +100,61 @@ class Feed:
         return sum(self.lengths)
 
     def batches(self, part: int, start: int = 0) -> Generator[Batch]:
-        """The batches of pass `part` from number `start` on; the next pass's labels are read meanwhile."""
-        crops = self.passes[part].crops
-        if self._in_windows(crops):
-            return self._through_windows(part, start)
-        labels = self._shelf.get(crops)
-        if part + 1 < len(self.passes) and not self._in_windows(self.passes[part + 1].crops):
-            self._shelf.fetch(self.passes[part + 1].crops)
-        return self._ordered(self._order(self.passes[part]), labels, start)
+        """The batches of pass `part` from number `start` on, prepared by a thread up to two ahead.
+
+        The thread does not stop where the pass ends, so the next one begins with batches that are there; leaving a
+        pass early ends it.
+        """
+        run, self._run = self._run, None
+        if run is None or run.place != (part, start):
+            if run is not None:
+                run.close()
+            run = self._begin(part, start)
+        left = self.lengths[part] - start
+        try:
+            for batch in self._handed(islice(run.items, left)):
+                # From here on nothing of the pass before is in use, so there is room for the next one's labels.
+                self._fetch(part + 1)
+                yield batch
+                left -= 1
+        finally:
+            if left or part + 1 == len(self.passes):
+                run.close()
+            else:
+                self._run = replace(run, place=(part + 1, 0))
+
+    def _begin(self, part: int, start: int) -> "_Run":
+        stack = ExitStack()
+        items = iter(stack.enter_context(Ahead(_marked(self._from(part, start), self._stream), 2)))
+        return _Run(items=items, close=stack.close, place=(part, start))
+
+    def _from(self, part: int, start: int) -> Iterator[Batch]:
+        """All batches from this one to the last of the last pass."""
+        for number in range(part, len(self.passes)):
+            passed = self.passes[number]
+            first = start if number == part else 0
+            if self._in_windows(passed.crops):
+                yield from self._through_windows(passed, first)
+            else:
+                yield from self._ordered(self._order(passed), self._shelf.get(passed.crops), first)
+
+    def _fetch(self, part: int) -> None:
+        if part < len(self.passes) and not self._in_windows(self.passes[part].crops):
+            self._shelf.fetch(self.passes[part].crops)
 
     def _in_windows(self, crops: tuple[int, ...]) -> bool:
         return bool(self._label_bytes) and 2 * len(crops) * self._store.slab_bytes(self._names) > self._label_bytes
 
-    def _through_windows(self, part: int, start: int) -> Generator[Batch]:
-        passed = self.passes[part]
+    def _through_windows(self, passed: Pass, start: int) -> Iterator[Batch]:
         seed = [self._seed, passed.epoch]
         labels = Windows(self._store, self._names, passed.crops, seed=seed, memory_bytes=self._label_bytes)
         with closing(labels):
             yield from self._ordered(self._order(passed, labels.numbers[self.rows]), labels, start)
 
-    def _ordered(self, order: Order, labels: Labels | Windows, start: int) -> Generator[Batch]:
+    def _ordered(self, order: Order, labels: Labels | Windows, start: int) -> Iterator[Batch]:
         totals = (order.size(step) for step in range(start, order.steps))
         decoded = self._loader.batches(order.requests(labels.cut, start))
-        return self._ahead(self._labelled(order.batches(decoded, start), labels, totals))
+        return self._labelled(order.batches(decoded, start), labels, totals)
 
     def _order(self, part: Pass, windows: np.ndarray | None = None) -> Order:
         return Order(
@@ -154,15 +190,21 @@ class Feed:
         return self._ahead(self._labelled(self._loader.batches(requests()), labels, map(len, shares)))
 
     def _ahead(self, batches: Iterator[Batch]) -> Generator[Batch]:
-        """The batches, up to two ahead in a thread, which ends with the loop over them; for the caller's stream."""
-        with Ahead(_marked(batches, self._device), 2) as items:
-            for batch, whole in items:
-                if whole is not None:
-                    _hand_over(batch, whole, torch.cuda.current_stream(self._device))
-                yield batch
+        """The batches, up to two ahead in a thread, which ends with the loop over them."""
+        with Ahead(_marked(batches, self._stream), 2) as items:
+            yield from self._handed(iter(items))
+
+    def _handed(self, items: Iterator[tuple[Batch, torch.cuda.Event | None]]) -> Iterator[Batch]:
+        """The batches, for the caller's stream."""
+        for batch, whole in items:
+            if whole is not None:
+                _hand_over(batch, whole, torch.cuda.current_stream(self._device))
+            yield batch
 
     def close(self) -> None:
         """Stops the loader's workers and the reading of labels."""
+        if self._run is not None:
+            self._run.close()
         self._loader.close()
         self._shelf.close()
 
@@ -181,14 +223,17 @@ class Feed:
             )
 
 
-def _marked(batches: Iterator[Batch], device: torch.device) -> Iterator[tuple[Batch, torch.cuda.Event | None]]:
-    """Each batch, and on a GPU the point in this thread's stream from which on it lies there whole."""
-    for batch in batches:
-        whole = None
-        if device.type == "cuda":
-            whole = torch.cuda.Event()
-            whole.record(torch.cuda.current_stream(device))
-        yield batch, whole
+def _marked(
+    batches: Iterator[Batch], stream: torch.cuda.Stream | None
+) -> Iterator[tuple[Batch, torch.cuda.Event | None]]:
+    """Each batch, copied to a GPU on its stream, and the point in this from which on it lies there whole."""
+    with torch.cuda.stream(stream):
+        for batch in batches:
+            whole = None
+            if stream is not None:
+                whole = torch.cuda.Event()
+                whole.record(stream)
+            yield batch, whole
 
 
 def _hand_over(batch: Batch, whole: torch.cuda.Event, stream: torch.cuda.Stream) -> None:
@@ -196,6 +241,16 @@ def _hand_over(batch: Batch, whole: torch.cuda.Event, stream: torch.cuda.Stream)
     stream.wait_event(whole)
     for tensor in (batch.pixels, batch.rows, *(table for pair in batch.labels.values() for table in pair)):
         tensor.record_stream(stream)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Run:
+    """A thread that prepares batches up to the last of all."""
+
+    items: Iterator[tuple[Batch, torch.cuda.Event | None]]
+    close: Callable[[], None]
+    place: tuple[int, int]
+    """Pass and number of the batch that comes next."""
 
 
 class Clock:

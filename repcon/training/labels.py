@@ -1,6 +1,7 @@
 """Stored labels in memory: whole slabs, beside the training step, from which batches are gathered."""
 
 import dataclasses
+import threading
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -82,23 +83,31 @@ class Shelf:
     def __init__(self, store: LabelStore, heads: tuple[str, ...], device: torch.device, *, shared: bool) -> None:
         self._store, self._heads, self._device, self._shared = store, heads, device, shared
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="repcon-labels")
+        self._lock = threading.Lock()
         self._held: Labels | None = None
         self._next: tuple[tuple[int, ...], Future[Labels]] | None = None
 
     def get(self, crops: tuple[int, ...]) -> Labels:
         """The labels of these crop numbers. Raises UserError where the store is damaged or not finished."""
-        if self._held is None or self._held.crops != crops:
-            self.fetch(crops)
-            assert self._next is not None
-            self._held = self._next[1].result()
-            self._next = None
-        return self._held
+        with self._lock:
+            if self._held is not None and self._held.crops == crops:
+                return self._held
+            future = self._fetched(crops)
+        labels = future.result()
+        with self._lock:
+            self._held, self._next = labels, None
+        return labels
 
     def fetch(self, crops: tuple[int, ...]) -> None:
         """Begins to read, unless it has begun or is held."""
-        wanted = self._next is None or self._next[0] != crops
-        if wanted and (self._held is None or self._held.crops != crops):
+        with self._lock:
+            if self._held is None or self._held.crops != crops:
+                self._fetched(crops)
+
+    def _fetched(self, crops: tuple[int, ...]) -> Future[Labels]:
+        if self._next is None or self._next[0] != crops:
             self._next = (crops, self._pool.submit(self.read, crops))
+        return self._next[1]
 
     def close(self) -> None:
         """Ends the thread."""

@@ -23,7 +23,7 @@ class _Seen:
 
 
 class LossGuard:
-    """Looks at every step's losses: on a CPU at once, on a GPU before the next step, so that the GPU never waits.
+    """Looks at every step's losses: on a CPU at once, on a GPU in the middle of the next step, so that it never waits.
 
     In a team all processes stop together.
     """

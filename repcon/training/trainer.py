@@ -97,11 +97,11 @@ class Trainer:
 
     def train_batch(self, batch: Batch, part: int, number: int, guard: LossGuard) -> torch.Tensor:
         """One batch; gives (H,) this process's part of its losses. Randomness is keyed by the step alone."""
-        guard.check()  # Here, so that the CPU runs ahead of a GPU by a backward pass, not by all that a queue takes.
         torch.manual_seed(keyed(self.settings.seed, self.step * self.team.world + self.team.rank))
         last = self._closes(part, number)
         with self._apart(last):
             logits = self.answer(batch.pixels)
+            guard.check()  # Of the step before. Here, so that the CPU runs ahead of a GPU, but by one step at most.
             losses = self.loss(logits, batch.labels, batch.rows)
             self.step += 1
             self.images += batch.total

@@ -1,4 +1,5 @@
-"""Training from stored labels against what it replaces. Two minutes on two cores; `--long` for steadier figures.
+"""Training from stored labels against what it replaces. Two minutes on two cores, four on a GPU; `--long` for steadier
+figures on cores.
 
     python benchmarks/training.py [--long] [--device cuda] [--loader KIND] [--workers N] [--json FILE] [--record]
 
@@ -139,8 +140,9 @@ def timed(contenders: Mapping[str, Contender], rounds: int, device: str) -> Meas
     for contender in contenders.values():
         contender.close()
     # At once: a run on a borrowed machine may be cut off before the table.
-    rates = (f"{name} {1 / np.median(seconds):,.0f}" for name, seconds in result.seconds.items())
-    console.print(f"crops per second: {', '.join(rates)}", highlight=False)
+    for name, seconds in result.seconds.items():
+        rates = ", ".join(f"{1 / second:,.0f}" for second in seconds)
+        console.print(f"{name}: {rates} crops per second", highlight=False)
     return result
 
 

@@ -16,6 +16,7 @@ from repcon.config import HeadConfig, OptimConfig, TrainConfig
 from repcon.images import Pack
 from repcon.store import LabelStore
 from repcon.training.feed import Batch, Clock, Feed
+from repcon.training.labels import to_device
 from repcon.training.optim import Updates, autocast, resolve
 from repcon.training.processes import Team
 from repcon.training.sanity import LossGuard
@@ -168,7 +169,7 @@ def _ideal(trainer: Trainer) -> Contender:
 
     def step(batch: Batch) -> None:
         logits = trainer.answer(batch.pixels)
-        labels = (batch.images % logits.shape[1]).to(device)
+        labels = to_device(batch.images % logits.shape[1], device)
         trainer.updates.step(F.cross_entropy(logits.float(), labels))
 
     assert settings.accumulate == 1

@@ -26,8 +26,7 @@ if TYPE_CHECKING:
     from repcon.images import Pack
 
 IMAGES_PER_RUN = 128
-"""Images that are decoded at once; bounds the decoded pixels held in memory. Beside a training step that keeps the GPU
-busy, a run takes some 50 ms whatever its length, so that many images must be under way."""
+"""Images that are decoded at once; bounds the decoded pixels held in memory."""
 
 
 class GpuLoader:

@@ -102,8 +102,8 @@ class Feed:
     def batches(self, part: int, start: int = 0) -> Generator[Batch]:
         """The batches of pass `part` from number `start` on, prepared by a thread up to two ahead.
 
-        The thread does not stop where the pass ends, so the next one begins with batches that are there; leaving a
-        pass early ends it.
+        The thread goes on into the next pass, which then begins with batches that are there (except where labels are
+        read in windows); leaving a pass early ends it.
         """
         run, self._run = self._run, None
         if run is None or run.place != (part, start):
@@ -118,7 +118,7 @@ class Feed:
                 yield batch
                 left -= 1
         finally:
-            if left or part + 1 == len(self.passes):
+            if left or not self._flows(part):
                 run.close()
             else:
                 self._run = replace(run, place=(part + 1, 0))
@@ -129,7 +129,7 @@ class Feed:
         return _Run(items=items, close=stack.close, place=(part, start))
 
     def _from(self, part: int, start: int) -> Iterator[Batch]:
-        """All batches from this one to the last of the last pass."""
+        """All batches from this one to the end of the last pass that the one before flows into."""
         for number in range(part, len(self.passes)):
             passed = self.passes[number]
             first = start if number == part else 0
@@ -137,6 +137,13 @@ class Feed:
                 yield from self._through_windows(passed, first)
             else:
                 yield from self._ordered(self._order(passed), self._shelf.get(passed.crops), first)
+            if not self._flows(number):
+                return
+
+    def _flows(self, part: int) -> bool:
+        """Whether pass `part` has a next one, and neither reads windows: their memory is validation's in between."""
+        around = self.passes[part : part + 2]
+        return len(around) == 2 and not any(self._in_windows(passed.crops) for passed in around)
 
     def _fetch(self, part: int) -> None:
         if part < len(self.passes) and not self._in_windows(self.passes[part].crops):

@@ -111,7 +111,7 @@ class PrecomputeConfig:
     batch_size: int = 0
     """Crops per forward pass; 0 finds it."""
     workers: int = 0
-    """Decoding threads; 0 starts one per core, or three for four cores beside a GPU."""
+    """Decoding threads; 0 starts one per core, for a GPU three for four cores, for DALI on it one for two."""
     device: Device = "auto"
     estimate: bool = False
     """Run a sample, print time, size and KL error for each k, and write nothing."""
@@ -229,7 +229,7 @@ class TrainConfig:
     """How the loss is computed; `auto` takes Triton on a GPU."""
     loader: LoaderKind = "auto"
     workers: int = 0
-    """Decoding threads; 0 starts one per core, or three for four cores beside a GPU."""
+    """Decoding threads; 0 starts one per core, for a GPU three for four cores, for DALI on it one for two."""
     device: Device = "auto"
     seed: int = 0
     holdout: float = 0.02
@@ -266,7 +266,7 @@ class TeachConfig:
     """`auto` takes bf16 where the device computes in it, and fp32 elsewhere."""
     loader: LoaderKind = "auto"
     workers: int = 0
-    """Decoding threads; 0 starts one per core, or three for four cores beside a GPU."""
+    """Decoding threads; 0 starts one per core, for a GPU three for four cores, for DALI on it one for two."""
     device: Device = "auto"
     seed: int = 0
 
@@ -295,7 +295,7 @@ class EvaluateConfig:
     """Folder for extracted features; empty keeps them beside the results."""
     loader: LoaderKind = "auto"
     workers: int = 0
-    """Decoding threads; 0 starts one per core, or three for four cores beside a GPU."""
+    """Decoding threads; 0 starts one per core, for a GPU three for four cores, for DALI on it one for two."""
     device: Device = "auto"
     seed: int = 0
 

@@ -50,6 +50,12 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def own_cores() -> int:
+    """This process's share of them, where torchrun has started several here."""
+    beside = os.environ.get("LOCAL_WORLD_SIZE", "")
+    return max(1, cores() // max(1, int(beside))) if beside.isdecimal() else cores()
+
+
 @cache
 def commit() -> str | None:
     """The checkout's commit, with `-dirty` where tracked files differ from it; None outside a checkout."""

@@ -10,6 +10,15 @@ def test_it_names_what_a_figure_depends_on():
     assert {"python", "torch", "timm", "numpy", "zarr"} <= facts["versions"].keys()
 
 
+def test_processes_of_torchrun_share_the_cores(monkeypatch):
+    monkeypatch.setattr(module, "cores", lambda: 8)
+    for beside, own in (("", 8), ("1", 8), ("3", 2), ("16", 1)):
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", beside)
+        assert module.own_cores() == own
+    monkeypatch.delenv("LOCAL_WORLD_SIZE")
+    assert module.own_cores() == 8
+
+
 def test_the_commit_is_known_in_a_checkout_only(tmp_path, monkeypatch):
     package = tmp_path / "repcon" / "environment.py"
     monkeypatch.setattr(module, "__file__", str(package))

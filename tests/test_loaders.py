@@ -336,7 +336,7 @@ def test_auto_says_what_it_chose(
 def test_beside_a_gpu_some_cores_are_left_to_the_training_step(pack: Pack, monkeypatch: pytest.MonkeyPatch) -> None:
     opened = []
     monkeypatch.setattr(opening, "_open", lambda kind, pack, sides, workers, device: opened.append(workers))
-    monkeypatch.setattr(opening, "cores", lambda: 16)
+    monkeypatch.setattr(opening, "own_cores", lambda: 16)
     for device, workers in (("cuda:0", 0), ("cuda:0", 3), ("cpu", 0)):
         open_loader("torch", pack, SIDES, workers=workers, device=device)
     assert opened == [12, 3, 0]

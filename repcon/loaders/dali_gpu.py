@@ -15,7 +15,7 @@ from nvidia.dali.pipeline import Pipeline
 from repcon_kernels import cut_crops
 
 from repcon.device import indexed
-from repcon.environment import cores
+from repcon.environment import own_cores
 from repcon.errors import UserError
 from repcon.loaders import CropBatch, Request
 from repcon.loaders.checks import check_boxes, check_size
@@ -43,7 +43,7 @@ class GpuLoader:
         # Three shares in work, each on a pipeline of its own: some parse and decode, others cut.
         self._pool = BatchPool(3)
         self._pipelines = Spares(self._pipeline)
-        self._threads = workers or max(1, cores() // 2)
+        self._threads = workers or max(1, own_cores() // 2)
         # A stream of the loader's own does not wait for the consumer's training step.
         self._stream = torch.cuda.Stream(self._device) if self._on_gpu else None
 

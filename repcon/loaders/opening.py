@@ -6,7 +6,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from repcon.environment import cores
+from repcon.environment import own_cores
 from repcon.errors import UserError
 from repcon.packs.format import BETON
 from repcon.record import console
@@ -68,7 +68,7 @@ def open_loader(kind: str, pack: "Pack", sizes: Sequence[int], *, workers: int =
         _say(f"loader: {kind} ({reason})")
     require(kind)
     if device.startswith("cuda") and kind in ("torch", "ffcv"):
-        workers = workers or decoders(cores(), device)
+        workers = workers or decoders(own_cores(), device)
     return _open(kind, pack, sides, workers, device)
 
 

@@ -10,7 +10,7 @@ from typing import Generic, TypeVar
 import numpy as np
 import torch
 
-from repcon.environment import cores
+from repcon.environment import own_cores
 from repcon.loaders import CropBatch, Request
 from repcon.loaders.buffers import Buffers
 
@@ -36,7 +36,7 @@ class BatchPool:
     """Threads that run a batch's jobs; the decoders and resizers they call leave the interpreter's lock."""
 
     def __init__(self, workers: int) -> None:
-        self.workers = workers or cores()
+        self.workers = workers or own_cores()
         self._threads = ThreadPoolExecutor(self.workers, thread_name_prefix="repcon-loader")
         self._closed = False
 

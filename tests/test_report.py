@@ -255,8 +255,22 @@ def test_targets_of_a_record_are_shown_and_judged(tmp_path: Path) -> None:
     record = write_record(tmp_path / "store", slab_over_memmap=0.4, gaps_kl=5e-5, other=1.0, targets=targets)
     html, markdown = make(tmp_path / "out", record)
     assert "| slab over memmap | 0.4 | at least 0.5 **missed** |" in markdown
-    assert "| gaps kl | 5e-05 nat | at most 0.0001 **reached** |" in markdown
+    assert "| gaps kl | 5e-05 nat | at most 0.0001 nat **reached** |" in markdown
     assert '<th scope="row" title="slab_over_memmap">' in html
+
+
+def test_a_record_names_its_machine_and_what_to_know_of_it(tmp_path: Path) -> None:
+    """And stands beside records of the same device only; growth of bytes is no number of bytes."""
+    figures = {"step_over_synthetic": 0.9, "read_bytes_growth": 1.2}
+    for name, device, note in (("a", "cpu", {}), ("b", "cpu", {}), ("c", "Some GPU", {"note": "cut off"})):
+        facts = {"device": device, "cores": 4, "processor": "", "started": "2026-01-02T03:04:05Z", **note}
+        folder = write_record(tmp_path / "records" / name, **figures)
+        (folder / "env.json").write_text(json.dumps(facts))
+    _, markdown = make(tmp_path / "out", tmp_path / "records")
+    assert "CPU, 4 cores, 2026-01-02. Ratios measured" in markdown
+    assert "Some GPU, 4 cores, 2026-01-02. cut off Ratios measured" in markdown and "> c: cut off" in markdown
+    beside = markdown[markdown.index("## Benchmarks side by side") :]
+    assert "| figure | a | b |" in beside and "| read bytes growth | 1.2 |" in markdown
 
 
 def test_gains_of_variants_share_a_plot(tmp_path: Path) -> None:

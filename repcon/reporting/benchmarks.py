@@ -62,12 +62,23 @@ def _section(source: Source, number: int) -> Section:
     drawn = [plots.bars(f"bench{number}-{part}", heading, rows, "ratio") for part, (heading, rows) in enumerate(parts)]
     drawn += [found.plot(f"bench{number}-line{part}") for part, found in enumerate(_scaling(figures))]
     drawn += _gains(figures, number)
-    lead = (
+    ratios = (
         "Ratios measured in one run; the line across a bar is what it should reach, or its limit or peer. Ranges in "
         "brackets are 20 to 80 % of the repeats, or 95 % intervals where no number of repeats is named."
     )
+    lead = " ".join(part for part in (_where(source), *source.notes, ratios if parts else "") if part)
     tables = (_with_targets(figures, targets) if targets else listing("", shown),)
-    return Section(title=title, lead=lead if parts else "", plots=tuple(drawn), tables=tables)
+    return Section(title=title, lead=lead, plots=tuple(drawn), tables=tables)
+
+
+def _where(source: Source) -> str:
+    """The machine and the day, for the line above a record's figures."""
+    facts = source.environment
+    if "device" not in facts:
+        return ""
+    device = "CPU" if facts["device"] == "cpu" else facts["device"]
+    processor = f" of {facts['processor']}" if facts.get("processor") else ""
+    return f"{device}, {facts.get('cores', '?')} cores{processor}, {str(facts.get('started', ''))[:10]}."
 
 
 def targets_of(figures: Mapping[str, Any]) -> Targets:
@@ -89,7 +100,7 @@ def _with_targets(figures: Mapping[str, Any], targets: Targets) -> Table:
         if name in targets and is_number(amount):
             sign, limit = targets[name]
             reached = amount <= limit if sign == "<=" else amount >= limit
-            text = f"{'at most' if sign == '<=' else 'at least'} {limit:g}"
+            text = f"{'at most' if sign == '<=' else 'at least'} {words(name, limit)}"
             cell = Cell(text=text, mark="reached" if reached else "missed")
         rows.append([figure(name), words(name, value), cell])
     return table("", ("figure", "value", "to reach"), rows)
@@ -194,7 +205,9 @@ def _gains(figures: Mapping[str, Any], number: int) -> list[Plot]:
 
 
 def compared(sources: Sequence[Source]) -> list[Section]:
-    """Records of one benchmark side by side: those that share most of their figures' names, and their protocol."""
+    """Records of one benchmark side by side: those of one device that share most of their figures' names, and their
+    protocol."""
+    devices = {source.name: source.environment.get("device") for source in sources}
     found = {
         source.name: flat({name: value for name, value in source.figures.items() if name != "targets"})
         for source in sources
@@ -203,9 +216,9 @@ def compared(sources: Sequence[Source]) -> list[Section]:
     groups: list[dict[str, Mapping[str, Any]]] = []
     for name, figures in found.items():
         for group in groups:
-            first = next(iter(group.values()))
+            other, first = next(iter(group.items()))
             alike = 2 * len(first.keys() & figures.keys()) > max(len(first), len(figures))
-            if alike and _protocol(first) == _protocol(figures):
+            if alike and devices[other] == devices[name] and _protocol(first) == _protocol(figures):
                 group[name] = figures
                 break
         else:

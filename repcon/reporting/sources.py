@@ -84,9 +84,9 @@ def _folder(path: Path) -> Source | None:
     # A record: one file of figures, or several (the forms of one benchmark), then each under its file's name.
     read_files = {file.stem: _json(file) for file in files if file.name != ENVIRONMENT}
     figures = next(iter(read_files.values())) if len(read_files) == 1 else read_files
-    source = _benchmark(path, figures)
-    environment = _json(path / ENVIRONMENT) if (path / ENVIRONMENT).is_file() else source.environment
-    return replace(source, environment=environment, events=_events(path / METRICS)[0])
+    if (path / ENVIRONMENT).is_file():
+        figures = {**figures, "environment": _json(path / ENVIRONMENT)}
+    return replace(_benchmark(path, figures), events=_events(path / METRICS)[0])
 
 
 def _run(path: Path) -> Source:
@@ -113,12 +113,15 @@ def _json_file(path: Path) -> Source:
 def _benchmark(path: Path, figures: Mapping[str, Any]) -> Source:
     environment = figures.get("environment", {})
     kind = "inspect" if figures.keys() >= INSPECTED else "benchmark" if environment else "figures"
+    facts = dict(environment) if isinstance(environment, Mapping) else {}
+    note = facts.pop("note", None)
     return Source(
         path=path,
         name=path.name,
         kind=kind,
-        environment=environment if isinstance(environment, Mapping) else {},
+        environment=facts,
         figures={name: value for name, value in figures.items() if name != "environment"},
+        notes=(str(note),) if note else (),
     )
 
 

@@ -129,7 +129,7 @@ def words(name: str, value: Any) -> str:
 def _number(name: str, value: float) -> str:
     if not math.isfinite(value):
         return "-" if math.isnan(value) else "∞" if value > 0 else "-∞"
-    if re.search(r"(^|_)bytes($|_)", name.rpartition(" / ")[2]):
+    if re.search(r"(^|_)bytes($|_)", name.rpartition(" / ")[2]) and not name.endswith("_growth"):
         return size(value) + ("/s" if "per_second" in name else "")
     if name.endswith("seconds"):
         return duration(value)

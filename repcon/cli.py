@@ -56,8 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         again = "the same command starts it again"
         errors.print(f"[yellow]interrupted[/]; {again if words[0] in STARTS_AGAIN else goes_on}")
         return 130
-    _write_figures(json_path, figures)
-    return 0
+    return 0 if _written(json_path, figures) else 1
 
 
 def _json_path(words: list[str]) -> str | None:
@@ -67,13 +66,15 @@ def _json_path(words: list[str]) -> str | None:
         raise UserError(f"--json {path}: there is no such folder; make it first")
     if path is not None and Path(path).is_dir():
         raise UserError(f"--json {path}: is a folder; name a file in it")
+    if path is not None and not os.access(path if Path(path).exists() else Path(path).absolute().parent, os.W_OK):
+        raise UserError(f"--json {path}: cannot be written there; name another file")
     return path
 
 
 def _failed(message: str, json_path: str | None, figures: dict[str, Any]) -> int:
     """One line on the standard error, and beside the figures; of several processes, each says which it is."""
-    _write_figures(json_path, {**figures, "error": message})
-    rank = f" (process {os.environ['RANK']})" if int(os.environ.get("WORLD_SIZE", 1)) > 1 else ""
+    _written(json_path, {**figures, "error": message})
+    rank = f" (process {os.environ.get('RANK', '?')})" if int(os.environ.get("WORLD_SIZE", 1)) > 1 else ""
     errors.print(f"[bold red]error[/]{rank} {escape(message)}", highlight=False, soft_wrap=True)
     return 1
 
@@ -120,9 +121,15 @@ def _take(words: list[str], flag: str) -> str | None:
     return None
 
 
-def _write_figures(path: str | None, figures: dict[str, Any]) -> None:
-    if path is not None:
-        Path(path).write_text(json_text(figures))  # not by a rename: it may be /dev/stdout
+def _written(path: str | None, figures: dict[str, Any]) -> bool:
+    """Writes the figures where they were asked for; says so and gives False where that fails."""
+    try:
+        if path is not None:
+            Path(path).write_text(json_text(figures))  # not by a rename: it may be /dev/stdout
+    except OSError as error:
+        errors.print(f"[bold red]error[/] --json {escape(str(path))}: {error.strerror}", highlight=False)
+        return False
+    return True
 
 
 def _help() -> None:

@@ -5,6 +5,7 @@ classes, are consolidated on unlabeled pictures of other things; the other half 
 features transfer. Every step is the command of the same name, so each can be repeated by hand on what the demo leaves.
 """
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +82,7 @@ def _pictures(config: DemoConfig, folder: Path) -> tuple[Path, Path, list[dict[s
 def _own_pictures(config: DemoConfig, folder: Path) -> tuple[Path, Path]:
     """Packs the user's images; without a proxy of hers, the teacher's half serves, its labels left behind."""
     _step("0/6  pictures: yours, packed")
-    if Path(config.data).resolve() == Path(config.proxy or ".").resolve():
+    if config.proxy and Path(config.data).resolve() == Path(config.proxy).resolve():
         raise UserError(f"--proxy {config.proxy}: the proxy must not be the labelled data, whose half is tested on")
     domain = folder / "packs" / "domain"
     packing.run(PackConfig(source=config.data, out=str(domain)))
@@ -103,7 +104,9 @@ def _unlabelled_half(config: DemoConfig, pack: Pack, folder: Path) -> Path:
     rows, _, _ = class_rows(pack, _half(config, first=True))
     folder.mkdir(exist_ok=True)
     for row in rows:
-        (folder / f"{row:07d}.jpg").write_bytes(pack.read(int(row)))
+        path = folder / f"{row:07d}.jpg"
+        path.write_bytes(pack.read(int(row)))
+        os.utime(path, (0, 0))  # A pack knows its source by names, sizes and times: the same when the demo goes on.
     return folder
 
 

@@ -1,6 +1,8 @@
 """What the crew's tests have done in other processes; imports nothing heavy."""
 
 import os
+import struct
+import sys
 import threading
 import time
 from pathlib import Path
@@ -21,6 +23,15 @@ def die_once(folder, post, report):
     marker = Path(folder, "died")
     if not marker.exists():
         marker.touch()
+        os.kill(os.getpid(), 9)
+    report("alive")
+
+
+def die_in_a_report_once(folder, post, report):
+    marker = Path(folder, "died")
+    if not marker.exists():
+        marker.touch()
+        os.write(int(sys.argv[1]), struct.pack("!i", 1_000_000) + b"x" * 1000)  # the pipe's length, then a part of it
         os.kill(os.getpid(), 9)
     report("alive")
 

@@ -1,4 +1,5 @@
 import json
+import os
 import subprocess
 import sys
 
@@ -79,6 +80,15 @@ def test_json_into_a_folder_that_is_missing_is_refused_before_the_work(tmp_path,
     assert "there is no such folder" in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
+def test_json_that_cannot_be_written_is_one_line(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(packing, "run", lambda settings: {"images": 1})
+    assert cli.main(["pack", "a", "b", "--json", "/dev/full"]) == 1
+    assert capsys.readouterr().err.strip() == "error --json /dev/full: No space left on device"
+    monkeypatch.setattr(os, "access", lambda *given: False)
+    assert cli.main(["pack", "a", "b", "--json", str(tmp_path / "x.json")]) == 1
+    assert "cannot be written there; name another file" in capsys.readouterr().err.replace("\n", " ")
+
+
 def test_what_the_system_refuses_is_one_line(tmp_path, capsys, monkeypatch):
     def refused(settings):
         (tmp_path / "nowhere" / "file").write_text("")
@@ -97,6 +107,9 @@ def test_a_process_of_a_team_says_which_it_is(capsys, monkeypatch):
     monkeypatch.setattr(console, "quiet", True)
     assert cli.main(["trian"]) == 1
     assert "error (process 1) no command" in capsys.readouterr().err
+    monkeypatch.delenv("RANK")
+    assert cli.main(["trian"]) == 1
+    assert "error (process ?) no command" in capsys.readouterr().err
 
 
 def test_a_list_written_as_a_table_says_how_to_write_it(tmp_path, capsys):

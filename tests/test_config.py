@@ -1,6 +1,6 @@
 import pytest
 
-from repcon.config import CropConfig, HeadConfig, TrainConfig, dump, load
+from repcon.config import CropConfig, EvaluateConfig, HeadConfig, PrecomputeConfig, TrainConfig, dump, parse, read_toml
 from repcon.errors import UserError
 
 COMPLETE = 'pack = "p"\nstore = "s"\nout = "o"\n'
@@ -10,6 +10,10 @@ def recipe(tmp_path, text):
     path = tmp_path / "recipe.toml"
     path.write_text(text)
     return path
+
+
+def load(kind, path):
+    return parse(kind, read_toml(path), str(path))
 
 
 def test_what_is_written_reads_back_equal(tmp_path):
@@ -43,6 +47,21 @@ def test_a_mistake_is_named_with_its_file(tmp_path, text, named):
     with pytest.raises(UserError) as caught:
         load(TrainConfig, path)
     assert named in str(caught.value) and str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("kind", "text", "told"),
+    [
+        (EvaluateConfig, 'trunks = "a=b"\n', "expected a list, not 'a=b' @ trunks"),
+        (PrecomputeConfig, "temperatures = 2.0\n", "expected a list, not 2.0 @ temperatures"),
+        (PrecomputeConfig, '[teachers]\nname = "a"\n', "double brackets, as in [[teachers]]"),
+        (PrecomputeConfig, 'codec = "zip"\n', "expected one of zstd, lz4 @ codec"),
+    ],
+)
+def test_what_would_have_been_right_is_told(tmp_path, kind, text, told):
+    with pytest.raises(UserError) as caught:
+        load(kind, recipe(tmp_path, text))
+    assert told in str(caught.value)
 
 
 def test_every_mistake_is_told_at_once(tmp_path):

@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from crew_jobs import count, die, die_once, finish_when_asked, refuse, two_threads, wait_for_ever
+from crew_jobs import count, die, die_in_a_report_once, die_once, finish_when_asked, refuse, two_threads, wait_for_ever
 from precompute_case import contents, pack_path, recipe, teacher_folders
 
 from repcon import precompute
@@ -51,9 +51,10 @@ def test_a_user_error_ends_all_and_is_told():
         crew.run(refuse, (), [POST, POST], print)
 
 
-def test_one_that_dies_is_replaced(tmp_path, capsys):
+@pytest.mark.parametrize("job", [die_once, die_in_a_report_once])
+def test_one_that_dies_is_replaced(job, tmp_path, capsys):
     seen = []
-    crew.run(die_once, (str(tmp_path),), [POST], seen.append)
+    crew.run(job, (str(tmp_path),), [POST], seen.append)
     assert seen == ["alive"] and "killed by signal 9" in capsys.readouterr().out
 
 

@@ -31,6 +31,7 @@ def test_a_labelled_folder_goes_the_whole_way(picture_folder: Path, tmp_path: Pa
         bytes(content): domain.classes[label] for content, label in zip(domain.hashes, domain.labels, strict=True)
     }
     assert {classes[bytes(content)] for content in proxy.hashes} == set(taught)
+    assert demo.run(config)["transfer"]["trunks"] == results["transfer"]["trunks"]  # goes on where all is finished
 
 
 def test_a_proxy_that_holds_tested_images_is_refused(picture_folder: Path, tmp_path: Path):

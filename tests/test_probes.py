@@ -30,6 +30,15 @@ def test_knn_matches_a_plain_count():
             assert predicted[k][row] == tied[int(np.argmax(closeness))]
 
 
+def test_knn_in_parts_is_knn(monkeypatch: pytest.MonkeyPatch):
+    train, labels = clusters(5, 12, 8, 2.0)
+    test, _ = clusters(5, 9, 8, 2.0, seed=1)
+    whole = probes.knn(train, labels, test)
+    monkeypatch.setattr(probes, "KNN_ROWS", 7)
+    for k, predicted in probes.knn(train, labels, test).items():
+        np.testing.assert_array_equal(predicted, whole[k])
+
+
 def test_knn_tells_nearly_equal_ties_apart():
     """Float32 features whose summed similarities differ in the fifth digit."""
     turned = np.array([[0.3, 0.3001], [0.3, -0.3], [0.3, 0.3], [0.3, -0.3]], np.float32)

@@ -42,6 +42,6 @@ def telling(self: Validation, student: Any, *arguments: Any) -> dict[str, Any]:
 
 Trainer.train_batch, Validation.measure = writing, telling
 try:
-    train.run(config.load(TrainConfig, recipe))
+    train.run(config.parse(TrainConfig, config.read_toml(recipe), str(recipe)))
 except KeyboardInterrupt:
     sys.exit(130)

@@ -114,7 +114,7 @@ def _receive(member: Member, take: Callable[[Any], None]) -> bool:
     """Passes one report on; False when there will be no more."""
     try:
         report = member.reports.recv()
-    except EOFError:
+    except (EOFError, OSError):  # OSError: it was killed in the middle of a report.
         return False
     if isinstance(report, UserError):
         raise report

@@ -9,6 +9,8 @@ from sklearn.linear_model import LogisticRegression
 
 PROBE_C = (1e-3, 1e-2, 3e-2, 1e-1, 1.0)
 """Inverse regularisation strengths that the probe chooses from; rising, so that each fit starts from the last."""
+KNN_ROWS = 1024
+"""Test rows whose neighbours are looked for at once."""
 PROBE_ITERATIONS = 300
 PROBE_TOLERANCE = 3e-4
 
@@ -25,11 +27,15 @@ def knn(
 
     train (n, D), labels (n,) int in [0, C), test (m, D); gives {k: (m,) int64}. k above n takes all n.
     """
-    similarity = unit(test) @ unit(train).T
     most = min(max(neighbours), len(train))
-    nearest = np.argsort(-similarity, axis=1, kind="stable")[:, :most]
-    # In float64: a thousandth of a vote beside a whole one leaves float32 three digits.
-    closeness = np.take_along_axis(similarity, nearest, axis=1).astype(np.float64)
+    nearest = np.empty((len(test), most), np.int64)
+    closeness = np.empty((len(test), most))  # In float64: a thousandth of a vote beside a whole one needs its digits.
+    directions = unit(train).T
+    for start in range(0, len(test), KNN_ROWS):  # All at once would take 16 n m bytes.
+        rows = slice(start, start + KNN_ROWS)
+        similarity = unit(test[rows]) @ directions
+        nearest[rows] = np.argsort(-similarity, axis=1, kind="stable")[:, :most]
+        closeness[rows] = np.take_along_axis(similarity, nearest[rows], axis=1)
     votes = labels[nearest]
     predicted = {}
     for k in neighbours:

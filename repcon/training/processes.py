@@ -16,6 +16,7 @@ from torch import nn
 
 from repcon.config import Device
 from repcon.device import choose
+from repcon.errors import UserError
 from repcon.record import console
 
 
@@ -66,8 +67,13 @@ class Team:
 
 @contextmanager
 def join(device: Device) -> Iterator[Team]:
-    """The team that torchrun's environment describes, or a team of one. `auto` takes CUDA where there is any."""
+    """The team that torchrun's environment describes, or a team of one. `auto` takes CUDA where there is any.
+
+    Raises UserError where only a part of that environment is there.
+    """
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    if world > 1 and "RANK" not in os.environ:
+        raise UserError("WORLD_SIZE is set and RANK is not: start several processes with torchrun, or unset it for one")
     place = _place(device)
     if world == 1:
         yield Team(rank=0, world=1, device=place, words=None)

@@ -4,9 +4,10 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from repcon.backbones import Preprocessing
+if TYPE_CHECKING:
+    from repcon.backbones import Preprocessing
 
 TEACHER = {"architecture": "architecture", "weight_hash": "weights", "precision": "precision", "licence": "licence"}
 """What may be known of a teacher, and its column."""
@@ -15,7 +16,7 @@ FIGURES = {"agreement": "agreement (same top class as its teacher)", "kl": "KL f
 
 
 def model_card(
-    heads: Mapping[str, int], preprocessing: Preprocessing, card: Mapping[str, Any], folder: str | Path
+    heads: Mapping[str, int], preprocessing: "Preprocessing", card: Mapping[str, Any], folder: str | Path
 ) -> str:
     """The card of the student in `folder`; what is not known of it is left out.
 
@@ -42,8 +43,8 @@ def _head(card: Mapping[str, Any], folder: str) -> str:
         ("Epochs", card.get("epochs")),
         ("Versions", ", ".join(f"{name} {version}" for name, version in card.get("versions", {}).items())),
     ]
-    lines = [f"- {name}: {value}" for name, value in facts if value not in (None, "")]
-    title = f"# {card.get('name', folder)}"
+    lines = [f"- {name}: {plain(value)}" for name, value in facts if value not in (None, "")]
+    title = f"# {plain(card.get('name', folder))}"
     about = "One backbone distilled offline from the stored answers of the teachers below, with repcon."
     return "\n\n".join(part for part in (title, about, "\n".join(lines)) if part)
 
@@ -87,16 +88,17 @@ def _figure(name: str, value: float) -> str:
 
 
 def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [" | ".join(map(_cell, cells)) for cells in (columns, *rows)]
+    lines = [" | ".join(map(plain, cells)) for cells in (columns, *rows)]
     return "\n".join([f"| {lines[0]} |", "|---" * len(columns) + "|", *(f"| {line} |" for line in lines[1:])])
 
 
-def _cell(text: str) -> str:
-    """Text that stays in its cell and is shown as it is: names and licences are somebody else's."""
-    return re.sub(r"([\\`*\[\]<>|])", r"\\\1", " ".join(text.split()))
+def plain(text: str) -> str:
+    """Text for Markdown: its marks are shown as they are, and it stays on its line and in its cell."""
+    text = re.sub(r"([\\`*\[\]<>|#~$&!{}])", r"\\\1", " ".join(str(text).split()))
+    return re.sub(r"(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])", r"\\_", text)
 
 
-def _use(preprocessing: Preprocessing, folder: str | Path) -> str:
+def _use(preprocessing: "Preprocessing", folder: str | Path) -> str:
     mean, std = ([round(value, 6) for value in values] for values in (preprocessing.mean, preprocessing.std))
     return "\n".join(
         [

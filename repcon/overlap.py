@@ -74,7 +74,7 @@ class Ahead(Generic[Item]):
 class Behind:
     """Runs jobs in a thread, in order, at most `depth` of them waiting; an error is raised at the next `put`.
 
-    Leaving the block normally or by KeyboardInterrupt finishes what was put; after any other error it is dropped.
+    Leaving the block finishes what was put, whatever the reason; after a job that failed the rest is dropped.
     """
 
     def __init__(self, depth: int) -> None:
@@ -82,7 +82,6 @@ class Behind:
         """How long the producer stood still because the jobs are slower than it is."""
         self._queue: queue.Queue[Callable[[], None] | None] = queue.Queue(depth)
         self._error: BaseException | None = None
-        self._dropping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="repcon-behind", daemon=True)
 
     def __enter__(self) -> "Behind":
@@ -92,8 +91,6 @@ class Behind:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if kind is not None and not issubclass(kind, KeyboardInterrupt):
-            self._dropping.set()
         self._queue.put(None)
         self._thread.join()
         if kind is None:
@@ -108,13 +105,12 @@ class Behind:
 
     def _run(self) -> None:
         while (job := self._queue.get()) is not None:
-            if self._dropping.is_set():
+            if self._error is not None:
                 continue
             try:
                 job()
             except BaseException as error:
                 self._error = error
-                self._dropping.set()
 
     def _raise(self) -> None:
         if self._error is not None:

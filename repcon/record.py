@@ -113,7 +113,7 @@ class Run:
         if trim is not None:
             trim(metrics)
         self._metrics: TextIO = metrics.open("w" if afresh else "a", buffering=1)
-        self._started = time.time()
+        self._started = time.monotonic()
 
     def earlier(self) -> dict[str, Any]:
         """The results of a run that ended here; {} where none did."""
@@ -124,7 +124,7 @@ class Run:
 
     def log(self, event: str, **figures: Any) -> None:
         """Appends one line to `metrics.jsonl`: the event, seconds since the start, and its figures."""
-        line = {"event": event, "seconds": round(time.time() - self._started, 3), **figures}
+        line = {"event": event, "seconds": round(time.monotonic() - self._started, 3), **figures}
         self._metrics.write(json.dumps(finite(line), default=_plain, allow_nan=False) + "\n")
 
     def finish(self, results: Mapping[str, Any]) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from typing import Any
 
 from rich.markup import escape
 
+from repcon.card import plain
 from repcon.config import ReportConfig, dump
 from repcon.record import Run, console, write_text
 from repcon.reporting.benchmarks import benchmarks, compared
@@ -194,9 +195,3 @@ def _templates(*, escaped: bool) -> Any:
         "picture": lambda plot: Markup(plot.svg),
     }
     return environment
-
-
-def plain(text: str) -> str:
-    """Text for Markdown: its marks are shown as they are, and it stays on its line and in its cell."""
-    text = re.sub(r"([\\`*\[\]<>|#~$&!{}])", r"\\\1", " ".join(str(text).split()))
-    return re.sub(r"(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])", r"\\_", text)

@@ -173,10 +173,16 @@ class LabelStore:
         """Those of the units (None for all) that are still to do, as the files say now."""
         units = self.units() if units is None else units
         # Markers of its own, and let go: those of all units are read once, and not kept for as long as the store.
-        markers = Markers(self._files, self.manifest)
+        done = {unit.name for unit in self._done(Markers(self._files, self.manifest), units)}
+        return [unit for unit in units if unit.name not in done]
+
+    def finished(self, units: Sequence[Unit] | None = None) -> list[Unit]:
+        """Those of the units (None for all) that are done; their markers are kept."""
+        return self._done(self._markers, self.units() if units is None else units)
+
+    def _done(self, markers: Markers, units: Sequence[Unit]) -> list[Unit]:
         with ThreadPoolExecutor(_SCAN_THREADS if "://" in self.url else 1) as pool:
-            done = pool.map(markers.is_done, units)
-            return [unit for unit, is_done in zip(units, done, strict=True) if not is_done]
+            return [unit for unit, done in zip(units, pool.map(markers.is_done, units), strict=True) if done]
 
     def require_pack(self, fingerprint: str) -> None:
         """Raises UserError where the labels are not those of the images of the pack of this fingerprint."""
@@ -193,18 +199,14 @@ class LabelStore:
 
         Units of other heads do not matter: what a run on some heads learns from stays the same while others are added.
         """
-        return np.array(list(self._reasons(heads)), np.int64)
-
-    @property
-    def missing_reasons(self) -> dict[int, str]:
-        """Why each missing row's image could not be decoded; "" where the store was made before that was kept."""
-        return self._reasons(self.heads)
-
-    def _reasons(self, heads: Iterable[str]) -> dict[int, str]:
-        """The missing rows of these heads, rising, and why."""
         names = set(heads)
-        done = [unit for unit in units_of(self.manifest) if names & set(unit.heads) and self.is_done(unit)]
-        markers = [self._markers.get(unit) for unit in done]
+        units = self.finished([unit for unit in units_of(self.manifest) if names & set(unit.heads)])
+        return np.array(list(self.missing_reasons(units)), np.int64)
+
+    def missing_reasons(self, finished: Iterable[Unit]) -> dict[int, str]:
+        """The missing rows of these finished units, rising, and why each image could not be decoded; "" where the store
+        was made before that was kept."""
+        markers = [self._markers.get(unit) for unit in finished]
         pairs = [pair for marker in markers for pair in zip_longest(marker.missing, marker.reasons, fillvalue="")]
         return {int(row): reason for row, reason in sorted(pairs)}
 
@@ -221,9 +223,13 @@ class LabelStore:
         boxes (m, r, 4) uint16, flips (m, r) uint8, labels per head: ids (m, r, k) integers and logp (m, r, k + T)
         float16. `missing` are rows of the store whose image could not be decoded, with the reason: their labels become
         poison.
-        Raises UserError on labels that no reader could trust (NaN, ids out of range, wrong shapes) and on a full disk.
+        Raises UserError on labels that no reader could trust (NaN, ids out of range, wrong shapes or dtypes) and on a
+        full disk.
         """
         missing = missing or {}
+        if outside := missing.keys() - set(unit.rows):
+            rows = f"{unit.rows.start} to {unit.rows.stop - 1}"
+            raise UserError(f"unit {unit.name}: missing row {min(outside)} is not one of its rows, {rows}")
         absent = np.isin(np.arange(unit.rows.start, unit.rows.stop), list(missing))
         if set(labels) != set(unit.heads):
             raise UserError(f"unit {unit.name}: labels of {sorted(labels)}, but it is made of {sorted(unit.heads)}")
@@ -253,14 +259,13 @@ class LabelStore:
         chosen = self._chosen(heads)
         return self._filled(empty_tables(chosen, [crop], len(rows)), [rows], chosen).slab(0)
 
-    def shard_bytes(self) -> dict[str, int]:
-        """Bytes of every array's finished shards, by the array's path."""
+    def shard_bytes(self, finished: Iterable[Unit]) -> dict[str, int]:
+        """Bytes of the shards of these finished units, by their array's path."""
         sizes: dict[str, int] = {}
-        for unit in units_of(self.manifest):
-            if self.is_done(unit):
-                for name, shard in self._markers.get(unit).files.items():
-                    array = "/".join(name.split("/")[: 3 if name.startswith("heads/") else 2])
-                    sizes[array] = sizes.get(array, 0) + shard.bytes
+        for unit in finished:
+            for name, shard in self._markers.get(unit).files.items():
+                array = "/".join(name.split("/")[: 3 if name.startswith("heads/") else 2])
+                sizes[array] = sizes.get(array, 0) + shard.bytes
         return sizes
 
     def identity(self, heads: Iterable[str]) -> str:

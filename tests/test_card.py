@@ -7,7 +7,7 @@ import torch
 
 from repcon import backbones, student
 from repcon.backbones import Preprocessing, timm
-from repcon.card import model_card
+from repcon.card import model_card, plain
 
 INPUTS = Preprocessing(size=32, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
 
@@ -24,6 +24,13 @@ def test_what_is_known_of_one_teacher_only_is_not_stated_of_the_other() -> None:
     text = model_card({"birds": 5, "generalist": 1000}, INPUTS, {"name": "s", "teachers": teachers}, "s")
     assert "| head | classes | weights | licence |\n" in text
     assert f"| birds | 5 | {'ab' * 8} | CC0-1.0 |\n| generalist | 1000 | not stated | not stated |\n" in text
+
+
+def test_what_others_wrote_is_shown_as_it_is() -> None:
+    assert plain("a|b\n*c* <d> e_f _g_ $h$") == "a\\|b \\*c\\* \\<d\\> e_f \\_g\\_ \\$h\\$"
+    teachers = [{"name": "birds", "licence": "~~no~~ &lt;"}]
+    text = model_card({"birds": 5}, INPUTS, {"name": "<s>", "trunk": "*t*", "teachers": teachers}, "s")
+    assert "# \\<s\\>\n" in text and "- Trunk: \\*t\\*" in text and "| birds | 5 | \\~\\~no\\~\\~ \\&lt; |" in text
 
 
 def test_figures_have_units() -> None:

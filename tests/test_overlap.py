@@ -84,18 +84,23 @@ def test_behind_raises_at_the_next_put_or_at_the_end():
         jobs.put(fail)
 
 
-def test_behind_finishes_after_ctrl_c_and_drops_after_other_errors():
+@pytest.mark.parametrize("reason", [KeyboardInterrupt, RuntimeError])
+def test_behind_finishes_what_was_put_whatever_ends_the_block(reason):
     seen, gate = [], threading.Event()
-    with pytest.raises(KeyboardInterrupt), Behind(2) as jobs:
-        jobs.put(lambda: seen.append("kept"))
-        raise KeyboardInterrupt
-    assert seen == ["kept"]
-    with pytest.raises(RuntimeError), Behind(2) as jobs:
+    with pytest.raises(reason), Behind(2) as jobs:
         jobs.put(gate.wait)
-        jobs.put(lambda: seen.append("dropped"))
+        jobs.put(lambda: seen.append("kept"))
         threading.Timer(0.1, gate.set).start()
-        raise RuntimeError
+        raise reason
     assert seen == ["kept"]
+
+
+def test_behind_drops_what_follows_a_job_that_failed():
+    seen = []
+    with pytest.raises(ZeroDivisionError), Behind(2) as jobs:
+        jobs.put(lambda: 1 / 0)
+        jobs.put(lambda: seen.append("dropped"))
+    assert seen == []
 
 
 def test_behind_measures_how_long_its_producer_waited():

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from report_case import CLASSES, EVIL, Page, make, write_evaluate, write_record, write_store, write_teach, write_train
 
-from repcon import packing, report
+from repcon import packing
 from repcon.config import PackConfig
 from repcon.errors import UserError
 from repcon.images import Pack
@@ -307,6 +307,5 @@ def test_ratios_to_one_peer_share_a_plot(tmp_path: Path) -> None:
     assert "small eager" in (tmp_path / "out" / "plots" / "bench0-0.svg").read_text()
 
 
-def test_plain_text_for_markdown() -> None:
-    assert report.plain("a|b\n*c* <d> e_f _g_ $h$") == "a\\|b \\*c\\* \\<d\\> e_f \\_g\\_ \\$h\\$"
+def test_a_cell_that_is_marked_is_no_shared_text() -> None:
     assert tables.table("", ("a",), [["b", Cell(text="c", mark="better")]]).rows[0][0].text == "b"

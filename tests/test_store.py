@@ -204,11 +204,25 @@ def test_missing_rows_are_poison_listed_and_allowed(tmp_path, values):
     assert (np.delete(ids, [3, 77], 0) < 300).all() and not np.isnan(np.delete(logp, [3, 77], 0)).any()
 
 
+def test_boxes_flips_and_missing_rows_that_no_reader_would_trust_are_refused(tmp_path):
+    store = LabelStore.create(str(tmp_path / "s"), spec())
+    unit = store.units()[0]
+    boxes, flips = boxes_of(unit)
+    for wrong, told in (
+        ((boxes.astype(np.int64), flips, {}), "boxes are int64 instead of uint16"),
+        ((boxes, flips + np.uint8(2), {}), "flips must be 0 or 1"),
+        ((boxes, flips, {unit.rows.stop: "gone"}), f"missing row {unit.rows.stop} is not one of its rows"),
+    ):
+        with pytest.raises(UserError, match=told):
+            store.write(unit, *wrong[:2], labels_of(store, unit), wrong[2])
+    assert not store.is_done(unit)
+
+
 def test_what_other_heads_units_miss_does_not_change_ones_own(store):
     store.append_teachers([section("birds", 50)])
     write(store, store.unfinished()[0], missing=[3])
     assert store.missing.tolist() == [3] == store.missing_of(["birds"]).tolist()
-    assert store.missing_reasons == {3: "row 3 is no JPEG"}
+    assert store.missing_reasons(store.finished()) == {3: "row 3 is no JPEG"}
     assert store.missing_of(["wide", "small"]).tolist() == []
 
 

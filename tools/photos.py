@@ -220,6 +220,9 @@ def _download(source: Source, archive: Path) -> None:
             while block := reply.read(1 << 20):
                 out.write(block)
                 bars.advance(task, len(block))
+            wanted = reply.headers.get("Content-Length")
+            if wanted and out.tell() != int(wanted):  # no error of `read`, which then only ends early
+                raise OSError(f"{out.tell():,} of {int(wanted):,} bytes came")
     except OSError as error:
         raise SystemExit(f"cannot fetch {source.url} ({error}); put it there by hand as {archive}") from error
     partial.replace(archive)
@@ -230,7 +233,10 @@ def _check(source: Source, archive: Path) -> None:
         with archive.open("rb") as handle:
             found, wanted = hashlib.file_digest(handle, "sha256").hexdigest(), source.sha256
     else:
-        found, wanted = blobs(archive), source.blobs
+        try:
+            found, wanted = blobs(archive), source.blobs
+        except zipfile.BadZipFile as error:
+            found, wanted = str(error), source.blobs
     if found != wanted:
         raise SystemExit(f"{archive} is another file than expected ({found}, not {wanted}); delete it and try again")
 

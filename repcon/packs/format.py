@@ -73,7 +73,7 @@ def load_index(data: bytes, origin: str) -> Columns:
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             columns = {name: _column(archive, name) for name in (*COLUMNS, KEY_TEXT)}
-    except (KeyError, ValueError, zipfile.BadZipFile, NotImplementedError, EOFError) as error:
+    except (KeyError, ValueError, zipfile.BadZipFile, RuntimeError, EOFError) as error:
         raise _damaged(origin, f"{INDEX}: {error}") from error
     count = len(columns["shard"])
     for name, (_, tail) in COLUMNS.items():

@@ -25,18 +25,18 @@ MUTUAL_INFORMATION = "adjusted for chance: 0 for nothing in common, 1 for all"
 
 def figures(store: LabelStore, sample_rows: int = SAMPLE_ROWS) -> dict[str, Any]:
     """Everything that `repcon inspect` shows, ready for JSON; a store that is not finished is read as far as it is."""
-    done = [unit for unit in store.units() if store.is_done(unit)]
-    sizes = store.shard_bytes()
+    done = store.finished()
+    sizes, reasons = store.shard_bytes(done), store.missing_reasons(done)
     crops = {
         head: sum(len(unit.crops) * len(unit.rows) for unit in done if writes(unit, head))
         for head in (None, *store.heads)
     }
-    slabs = list(sample(store, done, sample_rows))
+    slabs = list(sample(store, done, sample_rows, np.array(list(reasons), np.int64)))
     heads = {
         name: _sizes(head, sizes, crops[name]) | _labels(store, head, [slab.labels[name] for slab in slabs])
         for name, head in store.heads.items()
     }
-    manifest, reasons = store.manifest, store.missing_reasons
+    manifest = store.manifest
     boxes = sum(size for path, size in sizes.items() if path.startswith("crops/"))
     held = [heads[name]["bytes_per_crop"] for name in store.heads] + [boxes / max(crops[None], 1)]
     return {
@@ -86,8 +86,9 @@ def writes(unit: Unit, head: str | None) -> bool:
     return unit.writes_boxes if head is None else head in unit.heads
 
 
-def sample(store: LabelStore, done: list[Unit], rows: int) -> Iterator[Slab]:
-    """Parts of crops that are finished for boxes and every head, spread evenly, until `rows` rows are read."""
+def sample(store: LabelStore, done: list[Unit], rows: int, missing: np.ndarray) -> Iterator[Slab]:
+    """Parts of crops that are finished for boxes and every head, spread evenly, until `rows` rows are read; without the
+    rows that are `missing`."""
     writers = len(store.manifest.teachers) + 1
     covered: dict[tuple[int, int], int] = {}
     for unit in done:
@@ -99,7 +100,7 @@ def sample(store: LabelStore, done: list[Unit], rows: int) -> Iterator[Slab]:
     chosen = (
         [whole[place] for place in sorted({int(at) for at in np.linspace(0, len(whole) - 1, wanted)})] if whole else []
     )
-    share, missing = -(-rows // max(len(chosen), 1)), store.missing
+    share = -(-rows // max(len(chosen), 1))
     for crop, start in chosen:
         stop = min(start + min(share, store.manifest.rows_per_shard), store.images)
         slab = store.part(crop, range(start, stop))

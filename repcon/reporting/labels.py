@@ -79,7 +79,7 @@ def labels(sources: Sequence[Source]) -> tuple[list[Section], list[str]]:
     for source in (source for source in sources if source.kind == "inspect"):
         try:
             sections += _titled(stores.sections(source.figures), f": {source.name}")
-        except (KeyError, TypeError, AttributeError) as error:
+        except (LookupError, TypeError, ValueError, AttributeError) as error:
             notes.append(f"{source.name}: not the figures of this version's `repcon inspect` ({error!r})")
     return sections, notes
 

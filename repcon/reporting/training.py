@@ -1,5 +1,6 @@
 """The report's sections on training: students and task teachers, over time and side by side."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -82,7 +83,7 @@ def over_time(
     return drawn
 
 
-TIMES = (("hours", 3600, 3 * 3600), ("minutes", 60, 180), ("seconds", 1, 0))
+TIMES = (("hours", 3600, 3 * 3600), ("minutes", 60, 180), ("seconds", 1, -math.inf))
 """What time is counted in, its seconds, and from how many seconds on."""
 
 

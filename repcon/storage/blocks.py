@@ -16,8 +16,13 @@ def box_blocks(unit: Unit, boxes: np.ndarray, flips: np.ndarray) -> list[Block]:
     """Boxes (m, r, 4) and flips (m, r) of a unit, after checks."""
     shape = (len(unit.crops), len(unit.rows))
     _check_shapes(f"unit {unit.name}", {"boxes": (boxes, (*shape, 4)), "flips": (flips, shape)})
+    for name, array, wanted in (("boxes", boxes, BOX.dtype), ("flips", flips, FLIP.dtype)):
+        if array.dtype != wanted:
+            raise UserError(f"unit {unit.name}: {name} are {array.dtype} instead of {np.dtype(wanted)}")
     if not boxes[..., 2:].all():
         raise UserError(f"unit {unit.name}: holds boxes without an area")
+    if (flips > 1).any():
+        raise UserError(f"unit {unit.name}: flips must be 0 or 1")
     return [(BOX, boxes), (FLIP, flips)]
 
 

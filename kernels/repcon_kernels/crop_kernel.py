@@ -24,6 +24,7 @@ def cut_crops(
     SIDE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
+    """Fills `out` with the crops; BLOCK pixels of one of them per program, see the module."""
     tiles = tl.cdiv(SIDE * SIDE, BLOCK)
     crop = tl.program_id(0) // tiles
     place = tl.program_id(0) % tiles * BLOCK + tl.arange(0, BLOCK)

@@ -53,6 +53,10 @@ def multi_head_kl(
     GRADIENT: tl.constexpr,
     IN_PLACE: tl.constexpr,
 ):
+    """The losses of all heads and, where asked for, the gradient of their weighted sum; see the module.
+
+    One program per tile of rows of a group of heads; the last of a head's to finish adds up its rows' losses.
+    """
     program = tl.program_id(0)
     first = 0
     for g in tl.static_range(len(GROUPS)):

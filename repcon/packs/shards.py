@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from repcon.open_files import sync_folder
 from repcon.packs.format import COLUMNS, KEY_TEXT, Columns, dump_index, load_index, shard_name
 from repcon.packs.jpeg import Encoded
 from repcon.packs.sources import Item
@@ -90,7 +91,7 @@ class Shard:
         os.fsync(self._file.fileno())
         self._file.close()
         os.replace(self._temporary, self._path)
-        _sync_folder(self._path.parent)
+        sync_folder(self._path.parent)
         self.part.bytes, self.part.columns = self.bytes, self._columns()
         return self.part
 
@@ -145,13 +146,4 @@ def write_file(path: Path, data: bytes) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)
-    _sync_folder(path.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Puts a folder's names on disk."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    sync_folder(path.parent)

@@ -124,7 +124,7 @@ def few_shot(
 def split_classes(labels: np.ndarray, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Splits places into (rest, taken), about `share` of each class taken: at least one, and at least one left.
 
-    A class with one member is left whole in the rest. Both are sorted.
+    A class with one member is left whole in the rest, and with a share of 0 all are. Both are sorted.
     """
     generator = np.random.default_rng([seed, len(labels)])
     taken = []

@@ -67,7 +67,7 @@ def _section(source: Source, number: int) -> Section:
         "brackets are 20 to 80 % of the repeats, or 95 % intervals where no number of repeats is named."
     )
     lead = " ".join(part for part in (_where(source), *source.notes, ratios if parts else "") if part)
-    tables = (_with_targets(figures, targets) if targets else listing("", shown),)
+    tables = (_with_targets(figures, targets) if targets else listing(shown),)
     return Section(title=title, lead=lead, plots=tuple(drawn), tables=tables)
 
 

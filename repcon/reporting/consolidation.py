@@ -78,9 +78,7 @@ def consolidation(source: Source, number: int, title: str, domains: Sequence[str
     if margins:
         drawn.insert(0, _margins(f"bench{number}-margins", margins))
         tables.insert(0, _margin_table(margins, figures, domains))
-    return Section(
-        title=title, lead=LEAD, plots=tuple(drawn), tables=tuple(tables), more=(listing("", source.figures),)
-    )
+    return Section(title=title, lead=LEAD, plots=tuple(drawn), tables=tuple(tables), more=(listing(source.figures),))
 
 
 def _called(method: str) -> str:

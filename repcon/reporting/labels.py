@@ -38,7 +38,7 @@ def places(sources: Sequence[Source]) -> list[Place]:
 def _places(source: Source) -> Iterator[Place]:
     if source.kind == "store":
         yield Place(store=str(source.path))
-    key = {"train": "store", "precompute": "out", "verify": "store"}.get(source.kind)
+    key = {"train": "store", "precompute": "out"}.get(source.kind)
     if key and (store := _located(source, key)):
         fingerprint = str(source.figures.get("store_fingerprint", ""))
         yield Place(store=store, pack=_located(source, "pack"), fingerprint=fingerprint)

@@ -86,7 +86,7 @@ def _folder(path: Path) -> Source | None:
     figures = next(iter(read_files.values())) if len(read_files) == 1 else read_files
     if (path / ENVIRONMENT).is_file():
         figures = {**figures, "environment": _json(path / ENVIRONMENT)}
-    return replace(_benchmark(path, figures), events=_events(path / METRICS)[0])
+    return _benchmark(path, figures)
 
 
 def _run(path: Path) -> Source:

@@ -184,10 +184,10 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
-def listing(title: str, figures: Mapping[str, Any]) -> Table:
+def listing(figures: Mapping[str, Any]) -> Table:
     """Every figure of one source, a row each."""
     rows = [(figure(name), words(name, value)) for name, value in flat(figures).items()]
-    return table(title, ("figure", "value"), rows)
+    return table("", ("figure", "value"), rows)
 
 
 def figure(name: str) -> Cell:

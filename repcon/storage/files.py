@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from repcon.errors import UserError
-from repcon.open_files import OpenFile, OpenFiles, behind
+from repcon.open_files import OpenFile, OpenFiles, behind, sync_folder
 
 _SAFE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]*(/[A-Za-z0-9_][A-Za-z0-9_.\-]*)*")
 
@@ -37,7 +37,8 @@ class Files(Protocol):
         ...
 
     def names(self, folder: str) -> list[str]:
-        """What lies directly in the folder, sorted; empty where there is none."""
+        """What lies directly in the folder, sorted; empty where there is none. Locally without what begins with a dot:
+        files that are being written."""
         ...
 
     def write(self, name: str, data: bytes) -> None:
@@ -139,7 +140,7 @@ def _make_folders(folder: Path) -> None:
         return
     _make_folders(folder.parent)
     folder.mkdir(exist_ok=True)
-    _sync_folder(folder.parent)
+    sync_folder(folder.parent)
 
 
 def _replace(path: Path, data: bytes) -> bool:
@@ -155,19 +156,11 @@ def _replace(path: Path, data: bytes) -> bool:
                 os.replace(temporary, path)
             except FileNotFoundError:
                 return False
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
         return True
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 class UrlFiles:

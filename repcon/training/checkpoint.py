@@ -11,6 +11,7 @@ import torch
 
 from repcon.config import dump
 from repcon.errors import UserError
+from repcon.open_files import sync_folder
 
 BEST = "best.pt"
 
@@ -82,9 +83,7 @@ class Checkpoints:
             temporary.unlink(missing_ok=True)
             hint = "make room: the checkpoint before is kept, the same command goes on from there"
             raise UserError(f"{path}: cannot be written ({str(error).splitlines()[0]}); {hint}") from error
-        folder = os.open(path.parent, os.O_RDONLY)
-        os.fsync(folder)
-        os.close(folder)
+        sync_folder(path.parent)
 
     def _compare(self, held: Mapping[str, Any]) -> None:
         names = [name for name in sorted({*held, *self.identity}) if held.get(name) != self.identity.get(name)]

@@ -137,8 +137,8 @@ def _ours(trainer: Trainer) -> Contender:
         trainer.student.train()
         guard = LossGuard(trainer.loss.names, trainer.team, Path())
         shown = 0
-        for part in range(len(trainer.feed.passes)):
-            for number, batch in enumerate(clock.timed(trainer.feed.batches(part))):
+        for part, batches in trainer.feed.run():
+            for number, batch in enumerate(clock.timed(batches)):
                 trainer.train_batch(batch, part, number, guard)
                 shown += batch.total
         return shown
@@ -207,8 +207,8 @@ def _stepping(trainer: Trainer, step: Callable[[Batch], None]) -> Contender:
     def epoch() -> int:
         trainer.student.train()
         shown = 0
-        for part in range(len(trainer.feed.passes)):
-            for batch in trainer.feed.batches(part):
+        for _, batches in trainer.feed.run():
+            for batch in batches:
                 step(batch)
                 shown += batch.total
         return shown

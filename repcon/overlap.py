@@ -1,5 +1,6 @@
 """Two bounded queues: work that is prepared ahead of its consumer, and work that is finished behind its producer."""
 
+import atexit
 import queue
 import threading
 import time
@@ -23,11 +24,14 @@ class Ahead(Generic[Item]):
         self._thread = threading.Thread(target=self._run, name="repcon-ahead", daemon=True)
 
     def __enter__(self) -> "Ahead[Item]":
+        # The interpreter's end kills threads, and one that is in compiled code takes the process along.
+        atexit.register(self.__exit__)
         self._thread.start()
         return self
 
     def __exit__(self, *exception: object) -> None:
         """Stops the thread after the item in work."""
+        atexit.unregister(self.__exit__)
         self._stopped.set()
         while self._thread.is_alive():
             self._drain()

@@ -1,5 +1,7 @@
 """feed.py and labels.py: labels belong to their pixels; threads end; waiting is counted."""
 
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -195,45 +197,116 @@ def test_windows_are_read_once_and_in_other_orders_each_epoch(case: Path, sharde
     assert orders[0] != orders[1]
 
 
+def counted(monkeypatch: pytest.MonkeyPatch) -> tuple[list[int], list[tuple[int, ...]]]:
+    """The epochs whose order was made, and the crops whose labels were read, as they are."""
+    begun: list[int] = []
+    read: list[tuple[int, ...]] = []
+    order, tables = Feed._order, LabelStore.tables
+
+    def ordered(self: Feed, passed, windows=None):
+        begun.append(passed.epoch)
+        return order(self, passed, windows)
+
+    def decoded(self: LabelStore, crops, *given, **named):
+        read.append(tuple(crops))
+        return tables(self, crops, *given, **named)
+
+    monkeypatch.setattr(Feed, "_order", ordered)
+    monkeypatch.setattr(LabelStore, "tables", decoded)
+    return begun, read
+
+
 @pytest.mark.parametrize("label_memory", [0.0, LITTLE])
-def test_the_next_pass_is_begun_before_it_is_asked_for(
+def test_a_run_begins_the_next_pass_before_it_is_asked_for(
     case: Path, sharded: LabelStore, monkeypatch: pytest.MonkeyPatch, label_memory: float
 ) -> None:
-    """Unless labels are read in windows. It is the pass that a feed of its own gives; other places start anew."""
-    begun: list[int] = []
-    plain = Feed._order
-
-    def order(self: Feed, passed, windows=None):
-        begun.append(passed.epoch)
-        return plain(self, passed, windows)
-
-    def fresh() -> Feed:
-        return Feed(
-            Pack.open(str(pack_path(case))), sharded, size=SIZE, batch_size=8, epochs=3, loader="torch", workers=1,
-            label_memory=label_memory,
-        )  # fmt: skip
-
-    def alone(part: int, start: int = 0) -> list[tuple[int, int]]:
-        feed = fresh()
-        pairs = shown(feed, part, start)
-        feed.close()
-        return pairs
-
-    wanted, rest = [alone(part) for part in range(3)], alone(1, 2)
+    """Unless labels are read in windows. Its passes are those that `batches` gives one by one, from any place on."""
+    feed = Feed(
+        Pack.open(str(pack_path(case))), sharded, size=SIZE, batch_size=8, epochs=3, loader="torch", workers=1,
+        label_memory=label_memory,
+    )  # fmt: skip
+    wanted = [shown(feed, part) for part in range(3)]
     before = threading.active_count()
-    feed = fresh()
-    monkeypatch.setattr(Feed, "_order", order)
-    assert shown(feed, 0) == wanted[0]
-    for _ in range(100 if not label_memory else 5):
-        if len(begun) == 2:
-            break
-        time.sleep(0.02)
-    assert begun == ([0] if label_memory else [0, 1])
-    assert [shown(feed, part) for part in (1, 2)] == wanted[1:] and begun == [0, 1, 2]
-    assert shown(feed, 0) == wanted[0] and shown(feed, 0) == wanted[0]
-    assert shown(feed, 1, 2) == rest
-    feed.close()
+    begun, read = counted(monkeypatch)
+    found = []
+    for part, batches in feed.run():
+        found.append(compared(feed, batches))
+        for _ in range(5 if label_memory else 100):
+            if len(begun) == min(part + 2, 3):
+                break
+            time.sleep(0.02)
+        assert begun == ([0, 1, 2] if not label_memory else [0, 1, 2][: part + 1])[: part + 2]
+    assert found == wanted and len(read) == (0 if label_memory else 3)
+    assert [compared(feed, batches) for _, batches in feed.run(1, 2)] == [shown(feed, 1, 2), wanted[2]]
     assert threading.active_count() == before
+    feed.close()
+
+
+def test_a_pass_that_is_left_early_ends_the_run_loudly(case: Path) -> None:
+    store = LabelStore.open(str(case / "labels.zarr"))
+    feed = Feed(Pack.open(str(pack_path(case))), store, size=SIZE, batch_size=8, epochs=2, loader="torch", workers=1)
+    passes = feed.run()
+    next(next(passes)[1])
+    with pytest.raises(RuntimeError, match="pass 0 was left before its last batch"):
+        next(passes)
+    feed.close()
+    with pytest.raises(RuntimeError, match=r"shutdown|closed"):
+        next(feed.batches(1))
+
+
+def test_passes_of_few_batches_hold_no_third_ones_labels(case: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = LabelStore.open(str(case / "labels.zarr"))
+    feed = Feed(Pack.open(str(pack_path(case))), store, size=SIZE, batch_size=16, epochs=4, loader="torch", workers=1)
+    assert max(feed.lengths) <= 2
+    begun, read = counted(monkeypatch)
+    for part, batches in feed.run():
+        next(batches)
+        time.sleep(0.1)
+        assert len(begun) == part + 1 and len(read) <= part + 2
+        assert len(list(batches)) == feed.lengths[part] - 1
+    feed.close()
+    assert len(read) == 4
+
+
+def test_a_feed_on_a_cpu_asks_nothing_of_cuda(case: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch.cuda.stream fails on Apple's processors, even where there is none to go to."""
+    monkeypatch.setattr(torch.cuda, "stream", None)
+    store = LabelStore.open(str(case / "labels.zarr"))
+    feed = Feed(
+        Pack.open(str(pack_path(case))),
+        store,
+        size=SIZE,
+        batch_size=8,
+        epochs=1,
+        holdout=0.3,
+        loader="torch",
+        workers=1,
+    )
+    assert list(feed.batches(0)) and list(feed.held_out())
+    feed.close()
+
+
+def test_labels_are_read_again_after_a_failure(case: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shelf = Shelf(LabelStore.open(str(case / "labels.zarr")), ("tones",), torch.device("cpu"), shared=False)
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="network"):
+        patch.setattr(Shelf, "read", lambda self, crops: (_ for _ in ()).throw(OSError("network")))
+        shelf.get((0,))
+    assert shelf.get((0,)).crops == (0,)
+    shelf.close()
+
+
+def test_a_script_that_ends_in_a_pass_ends_as_usual(case: Path) -> None:
+    """The thread that prepares batches must not be in compiled code when the interpreter goes."""
+    script = (
+        "import sys; from repcon import Feed, LabelStore, Pack\n"
+        "feed = Feed(Pack.open(sys.argv[1]), LabelStore.open(sys.argv[2]), size=64, batch_size=8, epochs=4, "
+        "crops_per_decode=2, mix_window=4, loader='reference', workers=1)\n"
+        "passes = feed.run(); list(next(passes)[1]); print('done')"
+    )
+    for _ in range(3):
+        places = [str(pack_path(case)), str(case / "labels.zarr")]
+        done = subprocess.run([sys.executable, "-c", script, *places], capture_output=True, text=True)
+        assert (done.returncode, done.stdout.strip()) == (0, "done"), done.stderr
 
 
 def test_leaving_an_epoch_early_leaves_no_thread(case: Path) -> None:

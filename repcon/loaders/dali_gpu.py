@@ -69,9 +69,12 @@ class GpuLoader:
 
     @contextmanager
     def _beside(self) -> Iterator[None]:
-        """On the loader's stream."""
-        if self._on_gpu:  # A new thread stands on the first GPU, and would take memory there on leaving the stream.
-            torch.cuda.set_device(self._device)
+        """On the loader's stream, where there is one."""
+        if self._stream is None:
+            yield
+            return
+        # A new thread stands on the first GPU, and would take memory there on leaving the stream.
+        torch.cuda.set_device(self._device)
         with torch.cuda.stream(self._stream):
             yield
 

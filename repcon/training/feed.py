@@ -1,11 +1,11 @@
 """The way from pack and store to the training step: decoded crops with the labels that were stored for them."""
 
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import ExitStack, closing
-from dataclasses import dataclass, replace
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, closing, nullcontext
+from dataclasses import dataclass
 from itertools import islice
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -22,6 +22,9 @@ from repcon.training.labels import Labels, Shelf, to_device
 from repcon.training.windows import Windows
 
 Item = TypeVar("Item")
+
+AHEAD = 2
+"""Batches that wait for the training step, beside the one that their thread holds."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,7 +95,6 @@ class Feed:
         self._loader = open_loader(loader, pack, (size,), workers=workers, device=str(self._device))
         # On a stream of their own, copies to a GPU go on beside the training step.
         self._stream = torch.cuda.Stream(self._device) if self._device.type == "cuda" else None
-        self._run: _Run | None = None
 
     @property
     def steps(self) -> int:
@@ -100,54 +102,62 @@ class Feed:
         return sum(self.lengths)
 
     def batches(self, part: int, start: int = 0) -> Generator[Batch]:
-        """The batches of pass `part` from number `start` on, prepared by a thread up to two ahead.
+        """The batches of pass `part` from number `start` on, prepared by a thread up to two ahead; it ends with the
+        loop over them."""
+        with closing(self.run(part, start, stop=part + 1)) as passes:
+            for _, batches in passes:
+                yield from batches
 
-        The thread goes on into the next pass, which then begins with batches that are there (except where labels are
-        read in windows); leaving a pass early ends it.
+    def run(self, part: int = 0, start: int = 0, *, stop: int | None = None) -> Generator[tuple[int, Iterator[Batch]]]:
+        """The passes from batch `start` of pass `part` on (up to pass `stop`), each with its batches, all of which must
+        be taken before the next pass is asked for.
+
+        As `batches` of one after the other, but the thread does not stop where a pass ends: the next one begins with
+        batches that are there. It ends with the loop over the passes.
         """
-        run, self._run = self._run, None
-        if run is None or run.place != (part, start):
-            if run is not None:
-                run.close()
-            run = self._begin(part, start)
-        left = self.lengths[part] - start
-        try:
-            for batch in self._handed(islice(run.items, left)):
-                # From here on nothing of the pass before is in use, so there is room for the next one's labels.
-                self._fetch(part + 1)
-                yield batch
-                left -= 1
-        finally:
-            if left or not self._flows(part):
-                run.close()
-            else:
-                self._run = replace(run, place=(part + 1, 0))
-
-    def _begin(self, part: int, start: int) -> "_Run":
-        stack = ExitStack()
-        items = iter(stack.enter_context(Ahead(_marked(self._from(part, start), self._stream), 2)))
-        return _Run(items=items, close=stack.close, place=(part, start))
-
-    def _from(self, part: int, start: int) -> Iterator[Batch]:
-        """All batches from this one to the end of the last pass that the one before flows into."""
-        for number in range(part, len(self.passes)):
-            passed = self.passes[number]
-            first = start if number == part else 0
-            if self._in_windows(passed.crops):
-                yield from self._through_windows(passed, first)
-            else:
-                yield from self._ordered(self._order(passed), self._shelf.get(passed.crops), first)
-            if not self._flows(number):
-                return
+        stop = len(self.passes) if stop is None else stop
+        while part < stop:
+            after = part + 1
+            while after < stop and self._flows(after - 1):
+                after += 1
+            with Ahead(_marked(self._prepared(part, start, after), self._stream), AHEAD) as items:
+                held = iter(items)
+                for number in range(part, after):
+                    mine = islice(held, self.lengths[number] - start)
+                    yield number, self._of_pass(number, mine)
+                    if next(mine, None) is not None:
+                        raise RuntimeError(f"pass {number} was left before its last batch")
+                    start = 0
+            part = after
 
     def _flows(self, part: int) -> bool:
-        """Whether pass `part` has a next one, and neither reads windows: their memory is validation's in between."""
+        """Whether pass `part` goes over into the next one in one thread.
+
+        Not where labels are read in windows: in between, validation needs their memory. Nor into a pass so short that
+        all its batches can wait: the thread would read a third pass's labels.
+        """
+        return self._whole(part) and self.lengths[part + 1] > AHEAD
+
+    def _prepared(self, part: int, start: int, stop: int) -> Iterator[Batch]:
+        """All batches of these passes, one after the other."""
+        for number in range(part, stop):
+            passed = self.passes[number]
+            if self._in_windows(passed.crops):
+                yield from self._through_windows(passed, start)
+            else:
+                yield from self._ordered(self._order(passed), self._shelf.get(passed.crops), start)
+            start = 0
+
+    def _of_pass(self, part: int, items: Iterator[tuple[Batch, torch.cuda.Event | None]]) -> Iterator[Batch]:
+        for batch in self._handed(items):
+            if self._whole(part):  # From here on nothing of the pass before is in use: there is room.
+                self._shelf.fetch(self.passes[part + 1].crops)
+            yield batch
+
+    def _whole(self, part: int) -> bool:
+        """Whether pass `part` has a next one, and the labels of both are held whole."""
         around = self.passes[part : part + 2]
         return len(around) == 2 and not any(self._in_windows(passed.crops) for passed in around)
-
-    def _fetch(self, part: int) -> None:
-        if part < len(self.passes) and not self._in_windows(self.passes[part].crops):
-            self._shelf.fetch(self.passes[part].crops)
 
     def _in_windows(self, crops: tuple[int, ...]) -> bool:
         return bool(self._label_bytes) and 2 * len(crops) * self._store.slab_bytes(self._names) > self._label_bytes
@@ -176,7 +186,8 @@ class Feed:
         if self._in_windows((0,)):
             return self._held_through_windows()
         if self._held_labels is None:
-            self._held_labels = self._shelf.read((0,)).only(self.held)
+            with _on(self._stream):  # on which the batches are declared whole
+                self._held_labels = self._shelf.read((0,)).only(self.held)
         return self._held(self._held_labels, self.held)
 
     def _held_through_windows(self) -> Generator[Batch]:
@@ -197,8 +208,8 @@ class Feed:
         return self._ahead(self._labelled(self._loader.batches(requests()), labels, map(len, shares)))
 
     def _ahead(self, batches: Iterator[Batch]) -> Generator[Batch]:
-        """The batches, up to two ahead in a thread, which ends with the loop over them."""
-        with Ahead(_marked(batches, self._stream), 2) as items:
+        """The batches, prepared by a thread that ends with the loop over them."""
+        with Ahead(_marked(batches, self._stream), AHEAD) as items:
             yield from self._handed(iter(items))
 
     def _handed(self, items: Iterator[tuple[Batch, torch.cuda.Event | None]]) -> Iterator[Batch]:
@@ -210,8 +221,6 @@ class Feed:
 
     def close(self) -> None:
         """Stops the loader's workers and the reading of labels."""
-        if self._run is not None:
-            self._run.close()
         self._loader.close()
         self._shelf.close()
 
@@ -234,7 +243,9 @@ def _marked(
     batches: Iterator[Batch], stream: torch.cuda.Stream | None
 ) -> Iterator[tuple[Batch, torch.cuda.Event | None]]:
     """Each batch, copied to a GPU on its stream, and the point in this from which on it lies there whole."""
-    with torch.cuda.stream(stream):
+    if stream is not None:  # A new thread stands on the first GPU, and would take memory there on leaving the stream.
+        torch.cuda.set_device(stream.device)
+    with _on(stream):
         for batch in batches:
             whole = None
             if stream is not None:
@@ -243,21 +254,16 @@ def _marked(
             yield batch, whole
 
 
+def _on(stream: torch.cuda.Stream | None) -> AbstractContextManager[Any]:
+    """What is done inside is done on the stream. Without one torch.cuda is not asked, which a Mac's torch fails at."""
+    return nullcontext() if stream is None else torch.cuda.stream(stream)
+
+
 def _hand_over(batch: Batch, whole: torch.cuda.Event, stream: torch.cuda.Stream) -> None:
     """Has the stream wait for the batch, and its memory for the stream."""
     stream.wait_event(whole)
     for tensor in (batch.pixels, batch.rows, *(table for pair in batch.labels.values() for table in pair)):
         tensor.record_stream(stream)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Run:
-    """A thread that prepares batches up to the last of all."""
-
-    items: Iterator[tuple[Batch, torch.cuda.Event | None]]
-    close: Callable[[], None]
-    place: tuple[int, int]
-    """Pass and number of the batch that comes next."""
 
 
 class Clock:

@@ -93,7 +93,12 @@ class Shelf:
             if self._held is not None and self._held.crops == crops:
                 return self._held
             future = self._fetched(crops)
-        labels = future.result()
+        try:
+            labels = future.result()
+        except BaseException:
+            with self._lock:
+                self._next = None  # so that asking again reads again
+            raise
         with self._lock:
             self._held, self._next = labels, None
         return labels

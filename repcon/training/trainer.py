@@ -72,9 +72,9 @@ class Trainer:
         guard = LossGuard(self.loss.names, self.team, folder)
         clock = Clock()
         batch: Batch | None = None
-        for part in range(first, len(self.feed.passes)):
-            self.student.train()
-            with closing(self.feed.batches(part, start)) as batches:
+        with closing(self.feed.run(first, start)) as passes:
+            for part, batches in passes:
+                self.student.train()
                 for number, batch in enumerate(clock.timed(batches), start):
                     rate = self.updates.lr
                     losses = self.train_batch(batch, part, number, guard)
@@ -82,9 +82,9 @@ class Trainer:
                     ends, place = self._closes(part, number), (part, number + 1)
                     if ends and self._interrupted(batch, place, checkpoints, log, guard, stop):
                         raise KeyboardInterrupt
-            self._check(guard, batch)
-            start = 0
-            self._end_pass(part, checkpoints, log)
+                self._check(guard, batch)
+                start = 0
+                self._end_pass(part, checkpoints, log)
 
     def answer(self, pixels: torch.Tensor) -> torch.Tensor:
         """(B, 3, S, S) uint8 to the logits of the student in training."""

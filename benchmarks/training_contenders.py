@@ -59,9 +59,7 @@ def heavy_contenders(data: Data, setting: Setting, device: str, only: str = "") 
 
     def trainer(name: str) -> Trainer:
         heads = tuple(CLASSES)[: 1 if name in ("ours_one", "online", "torchdistill") else 2]
-        return _trainer(
-            data.heavy, changed.get(name, setting), device, setting.heavy, heads, epochs=setting.heavy_epochs
-        )
+        return _trainer(data.heavy, changed.get(name, setting), device, setting.heavy, heads, setting.heavy_epochs)
 
     return {name: make(trainer(name)) for name, make in makers.items() if only in ("", name)}
 
@@ -70,16 +68,7 @@ def light_contenders(data: Data, setting: Setting, device: str, only: str = "") 
     """Ours with 1 and 4 crops per decode, and plain training, on a trunk that costs about as much as its data."""
 
     def ours(crops_per_decode: int) -> Contender:
-        made = _trainer(
-            data.light,
-            setting,
-            device,
-            LIGHT,
-            tuple(CLASSES),
-            epochs=crops_per_decode,
-            crops_per_decode=crops_per_decode,
-        )
-        return _ours(made)
+        return _ours(_trainer(data.light, setting, device, LIGHT, tuple(CLASSES), crops_per_decode=crops_per_decode))
 
     makers = {
         "plain": lambda: _plain(data.folder, setting, device),
@@ -95,11 +84,11 @@ def _trainer(
     device: str,
     trunk: str,
     heads: tuple[str, ...],
-    *,
-    epochs: int,
+    passes: int = 1,
     crops_per_decode: int = 1,
 ) -> Trainer:
     pack, store = data
+    epochs = passes * crops_per_decode
     settings = TrainConfig(
         pack="",
         store="",

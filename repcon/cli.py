@@ -62,11 +62,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _json_path(words: list[str]) -> str | None:
     """Removes `--json FILE` from the words and gives the file's name, whose folder is known to exist."""
     path = _take(words, "--json")
-    if path is not None and not Path(path).absolute().parent.is_dir():
+    if path is None:
+        return None
+    place = Path(path).absolute()
+    if not place.parent.is_dir():
         raise UserError(f"--json {path}: there is no such folder; make it first")
-    if path is not None and Path(path).is_dir():
+    if place.is_dir():
         raise UserError(f"--json {path}: is a folder; name a file in it")
-    if path is not None and not os.access(path if Path(path).exists() else Path(path).absolute().parent, os.W_OK):
+    if not os.access(place if place.exists() else place.parent, os.W_OK):
         raise UserError(f"--json {path}: cannot be written there; name another file")
     return path
 

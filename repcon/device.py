@@ -1,6 +1,8 @@
 """Which device a command computes on, and in which numbers."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -31,3 +33,15 @@ def choose(device: Device) -> torch.device:
     if not torch.cuda.is_available():
         raise UserError("device cuda: torch sees no CUDA device here; use device = 'cpu' or 'auto'")
     return torch.device("cuda")
+
+
+@contextmanager
+def beside(stream: torch.cuda.Stream | None) -> Iterator[None]:
+    """On the stream, in a thread that is to stay on its GPU. Without one, torch.cuda is not asked: on Macs it fails."""
+    if stream is None:
+        yield
+        return
+    # A new thread stands on the first GPU, and would take memory there on leaving the stream.
+    torch.cuda.set_device(stream.device)
+    with torch.cuda.stream(stream):
+        yield

@@ -5,7 +5,6 @@ takes 1.2.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -14,7 +13,7 @@ import torch
 from nvidia.dali.pipeline import Pipeline
 from repcon_kernels import cut_crops
 
-from repcon.device import indexed
+from repcon.device import beside, indexed
 from repcon.environment import own_cores
 from repcon.errors import UserError
 from repcon.loaders import CropBatch, Request
@@ -58,7 +57,7 @@ class GpuLoader:
     def _begin(self, request: Request) -> tuple[CropBatch, list[Callable[[], None]]]:
         check_boxes(self._pack, request)
         n, c = request.crops.shape
-        with self._beside():
+        with beside(self._stream):
             places = {
                 side: torch.empty((n * c, side, side, 3), dtype=torch.uint8, device=self._device)
                 for side in self._sides
@@ -67,24 +66,13 @@ class GpuLoader:
         shares = [range(start, min(start + IMAGES_PER_RUN, n)) for start in range(0, n, IMAGES_PER_RUN)]
         return batch, [partial(self._fill, request, list(places.values()), share) for share in shares]
 
-    @contextmanager
-    def _beside(self) -> Iterator[None]:
-        """On the loader's stream, where there is one."""
-        if self._stream is None:
-            yield
-            return
-        # A new thread stands on the first GPU, and would take memory there on leaving the stream.
-        torch.cuda.set_device(self._device)
-        with torch.cuda.stream(self._stream):
-            yield
-
     def _pipeline(self) -> Pipeline:
         return decoding(IMAGES_PER_RUN, threads=self._threads, gpu=self._device.index if self._on_gpu else None)
 
     def _fill(self, request: Request, places: Sequence[torch.Tensor], share: range) -> None:
         c, part = request.crops.shape[1], slice(share.start, share.stop)
         jpegs = read(self._pack, request, share)
-        with self._pipelines.one() as pipeline, self._beside():
+        with self._pipelines.one() as pipeline, beside(self._stream):
             (decoded,) = run(pipeline, jpegs, self._pack, request, share)
             # By the array interface: what was given away through DLPack, DALI takes back after waiting for the whole
             # device, the training step included.

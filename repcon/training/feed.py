@@ -2,16 +2,16 @@
 
 import time
 from collections.abc import Generator, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, closing, nullcontext
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import torch
 
 from repcon.config import LoaderKind
-from repcon.device import indexed
+from repcon.device import beside, indexed
 from repcon.errors import UserError
 from repcon.images import Pack
 from repcon.loaders import CropBatch, Request, open_loader
@@ -180,22 +180,24 @@ class Feed:
         )  # fmt: skip
 
     def held_out(self) -> Generator[Batch]:
-        """This process's share of the held-out images, crop 0 of each."""
+        """This process's share of the held-out images, crop 0 of each; the thread that prepares them ends with the loop
+        over them."""
+        with Ahead(_marked(self._held_out(), self._stream), AHEAD) as items:
+            yield from self._handed(iter(items))
+
+    def _held_out(self) -> Iterator[Batch]:
         if not len(self.held):
-            return (batch for batch in ())
+            return
         if self._in_windows((0,)):
-            return self._held_through_windows()
+            windows = Windows(self._store, self._names, (0,), seed=[self._seed, 0], memory_bytes=self._label_bytes)
+            with closing(windows):
+                yield from self._held(windows, self.held[np.argsort(windows.numbers[self.held], kind="stable")])
+            return
         if self._held_labels is None:
-            with _on(self._stream):  # on which the batches are declared whole
-                self._held_labels = self._shelf.read((0,)).only(self.held)
-        return self._held(self._held_labels, self.held)
+            self._held_labels = self._shelf.read((0,)).only(self.held)
+        yield from self._held(self._held_labels, self.held)
 
-    def _held_through_windows(self) -> Generator[Batch]:
-        labels = Windows(self._store, self._names, (0,), seed=[self._seed, 0], memory_bytes=self._label_bytes)
-        with closing(labels):
-            yield from self._held(labels, self.held[np.argsort(labels.numbers[self.held], kind="stable")])
-
-    def _held(self, labels: Labels | Windows, images: np.ndarray) -> Generator[Batch]:
+    def _held(self, labels: Labels | Windows, images: np.ndarray) -> Iterator[Batch]:
         size = max(1, self._batch_size // self._world)
         mine = images[self._rank :: self._world]
         shares = [mine[first : first + size] for first in range(0, len(mine), size)]
@@ -205,12 +207,7 @@ class Feed:
                 boxes, flips = labels.cut(share)
                 yield Request(images=share, crops=np.zeros((len(share), 1), np.int64), boxes=boxes, flips=flips)
 
-        return self._ahead(self._labelled(self._loader.batches(requests()), labels, map(len, shares)))
-
-    def _ahead(self, batches: Iterator[Batch]) -> Generator[Batch]:
-        """The batches, prepared by a thread that ends with the loop over them."""
-        with Ahead(_marked(batches, self._stream), AHEAD) as items:
-            yield from self._handed(iter(items))
+        return self._labelled(self._loader.batches(requests()), labels, map(len, shares))
 
     def _handed(self, items: Iterator[tuple[Batch, torch.cuda.Event | None]]) -> Iterator[Batch]:
         """The batches, for the caller's stream."""
@@ -243,20 +240,13 @@ def _marked(
     batches: Iterator[Batch], stream: torch.cuda.Stream | None
 ) -> Iterator[tuple[Batch, torch.cuda.Event | None]]:
     """Each batch, copied to a GPU on its stream, and the point in this from which on it lies there whole."""
-    if stream is not None:  # A new thread stands on the first GPU, and would take memory there on leaving the stream.
-        torch.cuda.set_device(stream.device)
-    with _on(stream):
+    with beside(stream):
         for batch in batches:
             whole = None
             if stream is not None:
                 whole = torch.cuda.Event()
                 whole.record(stream)
             yield batch, whole
-
-
-def _on(stream: torch.cuda.Stream | None) -> AbstractContextManager[Any]:
-    """What is done inside is done on the stream. Without one torch.cuda is not asked, which a Mac's torch fails at."""
-    return nullcontext() if stream is None else torch.cuda.stream(stream)
 
 
 def _hand_over(batch: Batch, whole: torch.cuda.Event, stream: torch.cuda.Stream) -> None:

@@ -8,7 +8,7 @@ appended to the same store. Online distillation at equal cost: the student that 
 time that labelling and training took, or, as for every further student of the same labels, training alone. A smaller
 student: its teachers are a larger generalist and that one's task teacher. FOLDER is as for consolidation.py.
 
-<row>_probe, _shot_5         accuracy in % on the downstream half, with the bootstrap's 95 % interval
+<row>_probe, _shot_5         accuracy in % on the downstream half, with the 95 % interval over images
 <row>_probe_gain             points over the generalist, paired by test image; <row>_shot_5_gain likewise
 label_, append_, both_seconds   labelling by the generalist, by the task teacher appended to it, by both at once
 append_left_bytes            1 where every file of the generalist's labels and of the crops stayed as it was

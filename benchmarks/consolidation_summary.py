@@ -26,7 +26,7 @@ def summarise(cells: Cells, protocol: Protocol, facts: Mapping[str, Any]) -> dic
     """One flat object: `<domain>_<method>_<metric>` and the findings, each with `_low`, `_high`, and the facts.
 
     Accuracies are means over seeds; findings over seeds and domains, and over the seeds of a domain; in per cent and
-    points, intervals being Student's over those runs (95 %). Of a single run, accuracies have the bootstrap over test
+    points, intervals being Student's over those runs (95 %). Of a single run, accuracies have the interval over test
     images, margins none. `margins_of_runs` holds every run's, by `<seed>/<domain>`.
     """
     figures: dict[str, Any] = {}

@@ -262,7 +262,7 @@ def summarise(
     }
     differences = {
         name: {
-            metric: intervals.over_images(values.astype(float) - measured[baseline][metric])
+            metric: intervals.difference(values, measured[baseline][metric])
             for metric, values in answers.items()
         }
         for name, answers in measured.items()

@@ -114,7 +114,7 @@ def test_equally_good_trunks_seldom_differ_beyond_their_interval():
             )
             for _ in range(2)
         )
-        interval = intervals.over_images(first.astype(float) - second)
+        interval = intervals.difference(first, second)
         apart += interval["low"] > 0 or interval["high"] < 0
     assert apart <= 9
 

@@ -43,7 +43,7 @@ def table(results: Mapping[str, Any]) -> None:
             cells = [_difference(difference[metric], between) for metric in metrics]
             grid.add_row(Text(f"  - {results['baseline']}", style="dim not bold"), *cells)
     console.print(grid)
-    console.print(f"[dim]- {baseline}: paired difference in points, * without zero in its interval[/]")
+    console.print(f"[dim]- {baseline}: paired difference in points, * where an exact paired test gives p < 0.05[/]")
     if short := [name for name, trunk in results["trunks"].items() if not trunk.get("probe_converged", True)]:
         names = escape(", ".join(short))
         console.print(f"[dim]the probe of {names} stopped before it converged: a little more regularised than asked[/]")

@@ -16,6 +16,8 @@ MOST = min(4096, max(128, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4))
 """Files that stay open at most, per `OpenFiles`; of further ones each reading opens the file again."""
 _BUCKETS = ("s3", "s3a", "gs", "gcs", "abfs", "abfss", "az")
 """Schemes without folders, whose first name is a bucket's."""
+SCHEMES = ("file", "local", "memory", "http", "https", *_BUCKETS)
+"""The schemes that are opened. fsspec knows others that read further URLs, or run code, that a file names."""
 
 
 class OpenFile:
@@ -78,8 +80,12 @@ def sync_folder(folder: str | os.PathLike[str]) -> None:
 def behind(url: str) -> tuple[Any, str]:
     """fsspec's file system of a URL (its methods), and the path in it.
 
-    Raises UserError where the scheme is unknown or its library is missing.
+    Raises UserError where the scheme is none of `SCHEMES`, the URL is a chain of several, or a library is missing.
     """
+    scheme = url.partition("://")[0]
+    if "::" in url or scheme not in SCHEMES:
+        what = "chains of URLs" if "::" in url else f"{scheme} URLs"
+        raise UserError(f"{url}: {what} are not opened, only {', '.join(SCHEMES)}; copy it to a local folder")
     import fsspec
 
     try:

@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from repcon.errors import UserError
+from repcon.packs.files import files_below
 from repcon.storage.files import open_files
 
 
@@ -91,6 +92,24 @@ def test_a_root_that_is_itself_a_link_is_fine(tmp_path):
 def test_an_unknown_protocol_is_the_users_mistake():
     with pytest.raises(UserError, match="nonsense"):
         open_files("nonsense://bucket/x")
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "reference::http://127.0.0.1:9/x.json", "simplecache::memory://x", "memory://x::file://y", "zip://a::memory://b",
+        "reference:///tmp/x.json", "cached://x", "dir://x", "ftp://127.0.0.1:9/x", "sftp://h/x", "github://a:b@main/",
+        "data://x", "libarchive://x", "jupyter://h/x", "S3://bucket/x", "filecache://x", "generic://x", "::memory://x",
+    ],
+)  # fmt: skip
+def test_chained_and_other_protocols_are_refused_before_they_are_made(url, monkeypatch):
+    import fsspec
+
+    monkeypatch.setattr(fsspec, "url_to_fs", lambda *_, **__: pytest.fail("made"))
+    with pytest.raises(UserError, match="not opened"):
+        open_files(url)
+    with pytest.raises(UserError, match="not opened"):
+        files_below(url)
 
 
 def test_writers_of_the_same_file_leave_one_of_the_contents(tmp_path):

@@ -273,10 +273,22 @@ class TeachConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DatasetConfig:
+    """One labelled data set of an evaluation, with a class subset of its own."""
+
+    name: str
+    """The name of its column: letters, digits, `.`, `-` and `_`."""
+    data: str
+    """A labelled image folder, tar or pack."""
+    classes: ClassSubset = ClassSubset()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EvaluateConfig:
     """Measure how well trunks' features transfer to labelled data."""
 
-    data: str
+    data: str | tuple[str, ...] = ""
+    """A labelled image folder, tar or pack; several, as NAME=DATA each, give results for each and their mean."""
     out: str
     trunks: tuple[str, ...] = ()
     """`name=trunk` each: a timm name, a folder of `repcon train` or `repcon teach`, a weights package, or a
@@ -284,8 +296,19 @@ class EvaluateConfig:
     features of several side by side."""
     baseline: str = ""
     """The trunk that paired differences refer to; empty takes the first."""
+    student: str = ""
+    """The trunk that the verdict is about; empty takes the student with the most heads, without one the best trunk."""
+    heads: bool = False
+    """Also measure the students' heads beside the classifiers of their teachers, on labelled images of the teachers'
+    classes; with `metrics` empty nothing else is measured."""
+    teachers: tuple[str, ...] = ()
+    """For `heads`: NAME=MODEL, where NAME is a head's; empty takes the trunks that are called like a head."""
     classes: ClassSubset = ClassSubset()
-    size: int = 224
+    """Of every data set that `data` names."""
+    datasets: tuple[DatasetConfig, ...] = ()
+    """Labelled data sets with class subsets of their own, in place of `data`."""
+    size: int = 0
+    """Input side in pixels, of all trunks; 0 takes each trunk's own."""
     test: float = 0.5
     """Share of each class that is tested on; the rest trains the probes."""
     metrics: tuple[Literal["knn", "probe", "fewshot", "finetune"], ...] = ("knn", "probe", "fewshot")
@@ -393,6 +416,12 @@ def _converter() -> cattrs.Converter:
         return inside(value, kind)
 
     converter.register_structure_hook_func(lambda kind: get_origin(kind) is tuple, listed)
+    one_or_several = str | tuple[str, ...]
+
+    def texts(value: Any, _: Any) -> Any:
+        return value if isinstance(value, str) else listed(value, tuple[str, ...])
+
+    converter.register_structure_hook_func(lambda kind: kind == one_or_several, texts)
     return converter
 
 

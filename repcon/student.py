@@ -153,6 +153,21 @@ def load(folder: str | Path) -> Student:
     return student
 
 
+def head_names(model: str) -> tuple[str, ...]:
+    """The names of a student's heads, for the folder of one or the run that it lies in; () for any other model."""
+    return tuple(_index(model).get("heads", {}))
+
+
+def class_names(model: str) -> dict[str, tuple[str, ...]]:
+    """{head: its classes' names} of a student, as far as they were saved; {} for any other model."""
+    return {name: tuple(names) for name, names in _index(model).get("classes", {}).items()}
+
+
+def _index(model: str) -> dict[str, Any]:
+    folder = backbones.model_folder(Path(model.removeprefix("local-dir:")).expanduser())
+    return _read(folder)[0] if (folder / HEADS_INDEX).is_file() else {}
+
+
 def _read(folder: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     """The index of a student's heads and their tensors."""
     try:

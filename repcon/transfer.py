@@ -3,11 +3,12 @@
 Images of the wanted classes are split once into a training and a test part. Features are extracted once per trunk
 (`repcon.probing.features`), then probed (`repcon.probing.probes`). Accuracies are per cent of test images, with 95 %
 intervals over the test images and, few-shot, over the draws; differences to the baseline are paired. Other training
-images, or a trunk trained again under another seed: how much that changes lies outside these intervals.
+images, or a trunk trained again under another seed: how much that changes lies outside these intervals. Several data
+sets are measured one by one and in the mean; a verdict ends every evaluation.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +17,19 @@ import torch
 from rich.markup import escape
 from rich.progress import Progress
 
-from repcon import backbones
+from repcon import backbones, student
 from repcon.config import EvaluateConfig, OptimConfig, TeachConfig, dump, require_least
 from repcon.device import choose
 from repcon.errors import UserError
 from repcon.factories import is_factory
-from repcon.images import Pack, class_rows
+from repcon.images import Pack
 from repcon.loaders import open_loader
-from repcon.packing import open_or_pack
-from repcon.probing import intervals, probes, show
+from repcon.probing import probes, show
+from repcon.probing.data_sets import Split, named, open_all
 from repcon.probing.features import Reading, extract
+from repcon.probing.heads import measure_heads, plan_heads
+from repcon.probing.summary import combine, flat, summarise
+from repcon.probing.verdict import headline, verdict
 from repcon.record import Run, console, few, progress
 from repcon.training.finetune import Labelled, fit, predict
 
@@ -39,57 +43,134 @@ FINETUNE = TeachConfig(
 chosen on the test part."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Split:
-    """The labelled images that every trunk is measured on."""
-
-    train: np.ndarray
-    """(n,) int64 rows of the pack."""
-    train_labels: np.ndarray
-    test: np.ndarray
-    """(m,) int64 rows of the pack, none of them in `train`."""
-    test_labels: np.ndarray
-    classes: tuple[str, ...]
-    left_out: tuple[str, ...]
-    """Classes with a single image, which cannot be both trained and tested on."""
+Measured = dict[str, dict[str, np.ndarray]]
+"""{trunk: {metric: (m,) right or wrong per test image, for few-shot (draws, m)}} of one data set."""
+Facts = dict[str, dict[str, Any]]
+"""{trunk: what was found out about it}: model, weight_hash, input_size, heads, ..."""
 
 
 def run(config: EvaluateConfig) -> dict[str, Any]:
-    """Measures every trunk of `config`; writes `results.json`, `answers.npz` and `transfer.svg`; gives the results."""
+    """Measures every trunk of `config`; gives the results and writes them.
+
+    `config.out` gets `results.json`, `answers.npz` and `transfer.svg`; of several data sets the latter two lie in a
+    folder of each set's name. Results of one data set have `summarise`'s keys, of several `combine`'s; `verdict` (of
+    `repcon.probing.verdict`) and, where asked for, `heads` (of `repcon.probing.heads`) are added to both.
+    """
+    trunks, sets = _checked(config)
+    output = Run(config.out, "evaluate", dump(config), alone=True)
+    opened = open_all(sets, output.path / "pack")
+    checks = plan_heads(config, trunks, {name: pack for name, (pack, _) in opened.items()})
+    measured: dict[str, Measured] = {}
+    about: dict[str, Facts] = {}
+    with progress() as bars:
+        task = bars.add_task("trunks", total=len(trunks) * len(sets), unit="trunks", note="")
+        for name, (pack, split) in opened.items() if config.metrics else ():
+            _point_out_taught(trunks, pack, split)
+            measured[name], about[name] = {}, {}
+            for trunk, model in trunks.items():
+                bars.update(task, note=trunk if len(sets) == 1 else f"{trunk}, {name}")
+                measured[name][trunk], about[name][trunk] = measure(model, pack, split, sets[name], bars)
+                output.log("trunk", name=trunk, dataset=name, **about[name][trunk])
+                bars.update(task, advance=1, note="")
+        heads = measure_heads(checks, config, bars)
+    baseline = config.baseline or next(iter(trunks))
+    results: dict[str, dict[str, Any]] = {}
+    for name, answers in measured.items():
+        results[name] = summarise(answers, about[name], opened[name][1], baseline)
+        results[name] |= {"data": sets[name].data, "size": config.size}
+        results[name]["shots_left_out"] = [shots for shots in SHOTS if shots > opened[name][1].fewest]
+        _write(results[name], answers, opened[name][1], output.path / name if len(sets) > 1 else output.path)
+    whole = _whole(results, baseline, config.size)
+    if heads:
+        whole["heads"] = heads
+    if measured:
+        whole["verdict"] = _verdict(config.student, next(iter(about.values())), measured)
+    _show(whole, results)
+    console.print(f"written to {escape(str(output.path))}", soft_wrap=True, highlight=False)
+    show.verdict(whole.get("verdict", {}))
+    return output.finish(whole)
+
+
+def _checked(config: EvaluateConfig) -> tuple[dict[str, str], dict[str, EvaluateConfig]]:
+    """{name: trunk} and {name: data set's settings}. Raises UserError for what cannot be measured."""
     require_least(config, draws=1, size=0, batch_size=1, workers=0, seed=0)
-    if not config.metrics:
+    if not config.metrics and not config.heads:
         raise UserError("metrics: none named; leave it out, or name some of knn, probe, fewshot, finetune")
     trunks = parse_trunks(config.trunks, config.baseline)
+    if config.student and config.student not in trunks:
+        raise UserError(f"student: no trunk is called {config.student!r}; there are {', '.join(trunks)}")
     joined = [name for name, model in trunks.items() if JOIN in model]
     if joined and "finetune" in config.metrics:
         raise UserError(f"metrics: fine-tuning takes one trunk, and {joined[0]} is several; leave `finetune` or it out")
     made = [name for name, model in trunks.items() if is_factory(model)]
     if made and "finetune" in config.metrics:
         raise UserError(f"metrics: fine-tuning takes models of timm, and {made[0]} is not; leave `finetune` or it out")
-    output = Run(config.out, "evaluate", dump(config), alone=True)
-    pack = open_or_pack(config.data, output.path / "pack")
-    split = split_images(pack, config)
-    if split.left_out:
-        console.print(f"left out, with one image each: {escape(', '.join(split.left_out))}")
-    shots_left_out = _point_out_small(split) if "fewshot" in config.metrics else []
-    _point_out_taught(trunks, pack, split)
-    baseline = config.baseline or next(iter(trunks))
-    measured: dict[str, dict[str, np.ndarray]] = {}
-    about: dict[str, dict[str, Any]] = {}
-    with progress() as bars:
-        task = bars.add_task("trunks", total=len(trunks), unit="trunks", note="")
-        for name, model in trunks.items():
-            bars.update(task, note=name)
-            measured[name], about[name] = measure(model, pack, split, config, bars)
-            output.log("trunk", name=name, **about[name])
-            bars.update(task, advance=1, note="")
-    results = summarise(measured, about, split, baseline)
-    results |= {"data": config.data, "size": config.size, "shots_left_out": shots_left_out}
-    np.savez(output.path / "answers.npz", **_flat(measured), test_rows=split.test, test_labels=split.test_labels)  # pyright: ignore[reportArgumentType]
-    show.table(results)
-    show.plot(results, output.path / "transfer.svg")
-    console.print(f"written to {escape(str(output.path))}", soft_wrap=True, highlight=False)
-    return output.finish(results)
+    return trunks, named(config)
+
+
+def _write(results: Mapping[str, Any], measured: Measured, split: Split, folder: Path) -> None:
+    """`answers.npz` and `transfer.svg` of one data set."""
+    folder.mkdir(parents=True, exist_ok=True)
+    np.savez(folder / "answers.npz", **flat(measured), test_rows=split.test, test_labels=split.test_labels)  # pyright: ignore[reportArgumentType]
+    show.plot(results, folder / "transfer.svg")
+
+
+def _whole(results: Mapping[str, dict[str, Any]], baseline: str, size: int) -> dict[str, Any]:
+    """The one data set's results, or those of several."""
+    if len(results) > 1:
+        return combine(results, baseline) | {"size": size}
+    return dict(next(iter(results.values()), {}))
+
+
+def _show(whole: Mapping[str, Any], results: Mapping[str, Mapping[str, Any]]) -> None:
+    """Every table, that over all data sets last."""
+    for number, (name, one) in enumerate(results.items()):
+        if not number:
+            _point_out_sizes(one["trunks"])
+        shown = name if len(results) > 1 else ""
+        _point_out_left_out(one, shown)
+        show.table(one, shown)
+    show.heads(whole.get("heads", ()))
+    if len(results) > 1:
+        show.summary(whole)
+
+
+def _verdict(asked: str, about: Facts, measured: Mapping[str, Measured]) -> dict[str, Any]:
+    """About the trunk that was asked for, else the student with the most heads (the last of equals), else the best.
+
+    Trunks side by side are no single model: they are compared with nothing.
+    """
+    single = [name for name, facts in about.items() if JOIN not in facts["model"]] or list(about)
+    students = [name for name in single if about[name]["heads"]]
+    if asked:
+        subject = asked
+    elif students:
+        subject = max(reversed(students), key=lambda name: len(about[name]["heads"]))
+    else:
+        metric = headline(list(measured.values()))
+        answers = list(measured.values())
+        subject = max(single, key=lambda name: sum(models[name][metric].mean() for models in answers) if metric else 0)
+    return verdict(measured, subject, [name for name in single if name != subject])
+
+
+def _point_out_left_out(results: Mapping[str, Any], name: str) -> None:
+    """Says which classes and shots were left out of a data set."""
+    where = f"{name}: " if name else ""
+    if results["left_out"]:
+        console.print(f"{where}left out, with one image each: {escape(', '.join(results['left_out']))}")
+    if results["shots_left_out"]:
+        shots = ", ".join(f"{count}-shot" for count in results["shots_left_out"])
+        smallest, count = results["smallest_class"]
+        console.print(f"{where}left out: {shots}; the class {escape(smallest)} has {count} to train on")
+
+
+def _point_out_sizes(about: Mapping[str, Mapping[str, Any]]) -> None:
+    """Says which input sizes trunks were measured at where they differ."""
+    sizes = {name: facts["input_size"] for name, facts in about.items()}
+    if len({tuple(size) for size in sizes.values()}) > 1:
+        told = ", ".join(f"{name} {' + '.join(map(str, size))}" for name, size in sizes.items())
+        what = f"each trunk at its own input size, in pixels: {told}; `size` takes one for all"
+        console.print(f"[yellow]note[/]: {escape(what)}", highlight=False)
 
 
 def parse_trunks(trunks: tuple[str, ...], baseline: str) -> dict[str, str]:
@@ -142,44 +223,6 @@ def _point_out_taught(trunks: Mapping[str, str], pack: Pack, split: Split) -> No
             console.print(f"[yellow]careful[/]: {escape(what)}; what it reaches there is no transfer", highlight=False)
 
 
-def _point_out_small(split: Split) -> list[int]:
-    """Gives the shots that the smallest class has too few training images for, and says so."""
-    left_out = [shots for shots in SHOTS if shots > _fewest(split)]
-    if left_out:
-        smallest = split.classes[int(np.bincount(split.train_labels).argmin())]
-        shots = ", ".join(f"{count}-shot" for count in left_out)
-        console.print(f"left out: {shots}; the class {escape(smallest)} has {_fewest(split)} to train on")
-    return left_out
-
-
-def _fewest(split: Split) -> int:
-    """Training images of the smallest class."""
-    return int(np.bincount(split.train_labels).min())
-
-
-def split_images(pack: Pack, config: EvaluateConfig) -> Split:
-    """The images of the wanted classes, `config.test` of each class for the test; the same for every trunk."""
-    if not 0 < config.test < 1:
-        raise UserError(f"test: {config.test} is no share of the images between 0 and 1; 0.5 is usual")
-    rows, labels, names = class_rows(pack, config.classes)
-    counts = np.bincount(labels, minlength=len(names))
-    kept = np.flatnonzero(counts >= 2)
-    left_out = tuple(names[label] for label in np.flatnonzero(counts < 2))
-    if len(kept) < 2:
-        raise UserError(f"{config.data}: fewer than two of the {len(names)} classes have two images or more")
-    usable = np.isin(labels, kept)
-    rows, labels = rows[usable], np.searchsorted(kept, labels[usable])
-    train, test = probes.split_classes(labels, config.test, config.seed)
-    return Split(
-        train=rows[train],
-        train_labels=labels[train],
-        test=rows[test],
-        test_labels=labels[test],
-        classes=tuple(names[label] for label in kept),
-        left_out=left_out,
-    )
-
-
 def measure(
     model: str, pack: Pack, split: Split, config: EvaluateConfig, bars: Progress
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
@@ -193,10 +236,12 @@ def measure(
         cache=Path(config.cache or Path(config.out) / "features"),
     )
     rows = np.concatenate([split.train, split.test])
-    values, weights = side_by_side([extract(part, pack, rows, reading, bars) for part in model.split(JOIN)])
+    parts = [extract(part, pack, rows, reading, bars) for part in model.split(JOIN)]
+    values, weights = side_by_side([(part.values, part.weight_hash) for part in parts])
     train, test = values[: len(split.train)], values[len(split.train) :]
     answers: dict[str, np.ndarray] = {}
     about: dict[str, Any] = {"model": model, "weight_hash": weights, "dimensions": values.shape[1]}
+    about |= {"input_size": [part.input_size for part in parts], "heads": list(student.head_names(model))}
     task = bars.add_task("measures", total=len(config.metrics), unit="", note="")
     for metric in dict.fromkeys(config.metrics):
         bars.update(task, note=metric)
@@ -208,7 +253,7 @@ def measure(
             answers["probe"] = probe.predicted == split.test_labels
             about |= {"probe_c": probe.c, "probe_converged": probe.converged}
         elif metric == "fewshot":
-            for shots in (count for count in SHOTS if count <= _fewest(split)):
+            for shots in (count for count in SHOTS if count <= split.fewest):
                 answers[f"shot_{shots}"] = probes.few_shot(
                     train, split.train_labels, test, split.test_labels, shots, config.draws, config.seed
                 )
@@ -244,49 +289,3 @@ def _finetune(model: str, pack: Pack, split: Split, config: EvaluateConfig, bars
         return predict(tuned, pack, split.test, preprocessing, config.batch_size, loader).argmax(1).numpy()
     finally:
         loader.close()
-
-
-def summarise(
-    measured: Mapping[str, Mapping[str, np.ndarray]],
-    about: Mapping[str, Mapping[str, Any]],
-    split: Split,
-    baseline: str,
-) -> dict[str, Any]:
-    """Means, intervals and paired differences to the baseline, in per cent and points; JSON-able."""
-    trunks = {
-        name: {
-            **about[name],
-            "metrics": {metric: intervals.over_images(values) for metric, values in answers.items()},
-        }
-        for name, answers in measured.items()
-    }
-    differences = {
-        name: {
-            metric: intervals.difference(values, measured[baseline][metric])
-            for metric, values in answers.items()
-        }
-        for name, answers in measured.items()
-        if name != baseline
-    }
-    return {
-        "trunks": trunks,
-        "baseline": baseline,
-        "differences": differences,
-        "classes": len(split.classes),
-        "class_names": list(split.classes),
-        "left_out": list(split.left_out),
-        "train_images": len(split.train),
-        "test_images": len(split.test),
-        "chance": 100 / len(split.classes),
-        "preparation": "largest centred square, resized with antialias",
-    }
-
-
-def _flat(measured: Mapping[str, Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    """One (m,) array per trunk and metric, named `trunk/metric`, so that others can pair and pool the answers; of
-    few-shot the share of draws."""
-    return {
-        f"{name}/{metric}": values.mean(axis=0) if values.ndim == 2 else values
-        for name, answers in measured.items()
-        for metric, values in answers.items()
-    }

@@ -34,7 +34,9 @@ def reading(tmp_path: Path) -> features.Reading:
 
 def extract(model: str, pack: Pack, rows: np.ndarray, reading: features.Reading) -> tuple[np.ndarray, str]:
     with progress() as bars:
-        return features.extract(model, pack, rows, reading, bars)
+        found = features.extract(model, pack, rows, reading, bars)
+    assert found.input_size == reading.size or not reading.size
+    return found.values, found.weight_hash
 
 
 def test_the_box_is_the_largest_centred_square():

@@ -42,6 +42,17 @@ class Reading:
     cache: Path
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Features:
+    """One trunk's features of some images."""
+
+    values: np.ndarray
+    """(n, D) float32, pooled."""
+    weight_hash: str
+    input_size: int
+    """Side in pixels at which the images were seen."""
+
+
 def centre_boxes(sizes: np.ndarray) -> np.ndarray:
     """(n, 2) widths and heights to (n, 4) uint16 boxes: the largest centred square of each image."""
     side = sizes.min(axis=1)
@@ -56,8 +67,8 @@ def whole_images(pack: Pack, rows: np.ndarray, batch_size: int) -> Iterator[Requ
     return whole.parts(batch_size)
 
 
-def extract(model: str, pack: Pack, rows: np.ndarray, reading: Reading, progress: Progress) -> tuple[np.ndarray, str]:
-    """Gives (n, D) float32 pooled features of `rows` and the trunk's weight hash; only what is not cached is computed.
+def extract(model: str, pack: Pack, rows: np.ndarray, reading: Reading, progress: Progress) -> Features:
+    """Gives the trunk's features of `rows`, in their order; only what is not cached is computed.
 
     `model` is whatever `backbones.create` takes, or a `module:function` whose module gives features. Those are not
     kept: weights do not tell what a function makes of them. Raises UserError for a trunk that cannot take the size.
@@ -66,12 +77,13 @@ def extract(model: str, pack: Pack, rows: np.ndarray, reading: Reading, progress
     trunk = trunk.to(reading.device).eval()
     weights = backbones.weight_hash(trunk)
     if is_factory(model):
-        return _compute(trunk, preprocessing, pack, rows, reading, progress), weights
+        values = _compute(trunk, preprocessing, pack, rows, reading, progress)
+        return Features(values=values, weight_hash=weights, input_size=preprocessing.size)
     cache = FeatureCache(reading.cache, backbones.architecture(trunk), weights, pack.fingerprint, preprocessing)
     missing = cache.missing(rows)
     if len(missing):
         cache.add(missing, _compute(trunk, preprocessing, pack, missing, reading, progress))
-    return cache.take(rows), weights
+    return Features(values=cache.take(rows), weight_hash=weights, input_size=preprocessing.size)
 
 
 def _trunk(model: str, size: int) -> tuple[nn.Module, backbones.Preprocessing]:

@@ -1,6 +1,6 @@
 """Transfer results for people: a table in the terminal and a plot with intervals."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from repcon.probing.intervals import show
+from repcon.probing.verdict import METRICS, details
 from repcon.record import console
 
 TITLES: dict[str, str] = {
@@ -22,14 +23,18 @@ NAME_COLUMNS, WIDE_COLUMNS = 26, 13
 """Of the terminal: a trunk's name, and a metric whose interval stands beside its mean."""
 
 
-def table(results: Mapping[str, Any]) -> None:
-    """Accuracies with 95 % intervals, and below each the paired difference to the baseline; four trunks fill a screen
-    of 80 columns and 24 lines, a wider one has each interval beside its mean."""
+def table(results: Mapping[str, Any], name: str = "") -> None:
+    """Accuracies with 95 % intervals, and below each the paired difference to the baseline.
+
+    name: of the data set where there are several. Four trunks fill a screen of 80 columns and 24 lines; a wider one has
+    each interval beside its mean.
+    """
     baseline = escape(results["baseline"])
     metrics: list[str] = list(next(iter(results["trunks"].values()))["metrics"])
     between = " " if console.width >= NAME_COLUMNS + WIDE_COLUMNS * len(metrics) else "\n"
+    where = f"Transfer to {name}" if name else "Transfer"
     grid = Table(
-        title=f"Transfer: % of {results['test_images']:,} test images of {results['classes']} classes, 95 % intervals",
+        title=f"{where}: % of {results['test_images']:,} test images of {results['classes']} classes, 95 % intervals",
         title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), collapse_padding=True,
     )  # fmt: skip
     grid.add_column("trunk", style="bold", overflow="fold")
@@ -47,6 +52,55 @@ def table(results: Mapping[str, Any]) -> None:
     if short := [name for name, trunk in results["trunks"].items() if not trunk.get("probe_converged", True)]:
         names = escape(", ".join(short))
         console.print(f"[dim]the probe of {names} stopped before it converged: a little more regularised than asked[/]")
+
+
+def summary(results: Mapping[str, Any]) -> None:
+    """A row per trunk, a column per data set and one for their mean, by the metric of the verdict."""
+    metric = results["verdict"].get("metric")
+    if not metric:
+        return
+    columns = {name: one["trunks"] for name, one in results["datasets"].items()} | {"mean": results["mean"]["trunks"]}
+    title = (
+        f"{METRICS[metric][0].upper()}{METRICS[metric][1:]} on {len(results['datasets'])} data sets: %, 95 % intervals"
+    )
+    grid = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), collapse_padding=True)
+    grid.add_column("trunk", style="bold", overflow="fold")
+    for name in columns:
+        grid.add_column(escape(name), justify="right", overflow="fold")
+    for name in results["mean"]["trunks"]:
+        cells = [show(trunks[name]["metrics"][metric]) for trunks in columns.values()]
+        grid.add_row(escape(name), *cells, style="bold green" if name == results["verdict"]["subject"] else "")
+    console.print(grid)
+
+
+def heads(measured: Sequence[Mapping[str, Any]]) -> None:
+    """A row per head: its accuracy, its teacher's, and the paired difference; nothing where none was measured."""
+    if not measured:
+        return
+    grid = Table(
+        title="Heads beside their teachers: % right of labelled images, 95 % intervals", title_justify="left",
+        box=SIMPLE_HEAD, padding=(0, 1, 0, 0), collapse_padding=True,
+    )  # fmt: skip
+    grid.add_column("head", style="bold", overflow="fold")
+    for title in ("images", "teacher", "head", "difference"):
+        grid.add_column(title, justify="right")
+    several = len({row["student"] for row in measured}) > 1
+    for row in measured:
+        name = f"{row['head']} of {row['student']}" if several else row["head"]
+        accuracies = (show(row["teacher_accuracy"]), show(row["head_accuracy"]))
+        images = f"{row['images']:,}{'' if row['held_out'] else ' *'}"
+        grid.add_row(escape(name), images, *accuracies, _difference(row["difference"], " "))
+    console.print(grid)
+    if not all(row["held_out"] for row in measured):
+        console.print("[dim]* not known to be held out: a teacher is flattered on images that it was trained on[/]")
+
+
+def verdict(found: Mapping[str, Any]) -> None:
+    """The last line of an evaluation, and before it how each data set came out."""
+    if each := details(found):
+        console.print(escape(each), highlight=False, soft_wrap=True)
+    if "sentence" in found:
+        console.print(f"[bold]{escape(found['sentence'])}[/]", highlight=False, soft_wrap=True)
 
 
 def _difference(interval: Mapping[str, float], between: str) -> Text:

@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin
 
 import tyro
 from rich.console import Console
@@ -94,7 +94,7 @@ def _command(name: str, words: list[str]) -> dict[str, Any]:
 
 def _settings(name: str, kind: type, words: list[str], recipe: str | None) -> Any:
     """The recipe's values under the flags' values; a required field may come from either."""
-    default = None
+    words, default = _gathered(kind, words), None
     if recipe is not None:
         values = config.read_toml(recipe)
         required = [f.name for f in dataclasses.fields(kind) if f.default is f.default_factory is dataclasses.MISSING]
@@ -109,6 +109,28 @@ def _settings(name: str, kind: type, words: list[str], recipe: str | None) -> An
         return tyro.cli(kind, prog=f"repcon {name}", args=words, default=default)
     except SystemExit as stop:
         raise SystemExit(1 if stop.code else 0) from None
+
+
+def _gathered(kind: type, words: Sequence[str]) -> list[str]:
+    """The words with a repeated flag's values after its first, for options that take several: `--data A --data B` is
+    `--data A B`; the parser would keep the last alone."""
+    several = {
+        f"--{field.name.replace('_', '-')}"
+        for field in dataclasses.fields(kind)
+        if any(get_origin(part) is tuple for part in (field.type, *get_args(field.type)))
+    }
+    rest, values, flag = [], {}, ""
+    for word in words:
+        name, equals, value = word.partition("=")
+        if name in several:
+            flag = name
+            values.setdefault(flag, []).extend([value] if equals else [])
+        elif flag and not word.startswith("--"):
+            values[flag].append(word)
+        else:
+            flag = ""
+            rest.append(word)
+    return rest + [word for name, held in values.items() for word in (name, *held)]
 
 
 def _take(words: list[str], flag: str) -> str | None:

@@ -24,8 +24,9 @@ from repcon.errors import UserError
 from repcon.factories import is_factory
 from repcon.images import Pack
 from repcon.loaders import open_loader
+from repcon.packing import open_or_pack
 from repcon.probing import probes, show
-from repcon.probing.data_sets import Split, named, open_all
+from repcon.probing.data_sets import Split, named, split_images
 from repcon.probing.features import Reading, extract
 from repcon.probing.heads import measure_heads, plan_heads
 from repcon.probing.summary import combine, flat, summarise
@@ -58,31 +59,26 @@ def run(config: EvaluateConfig) -> dict[str, Any]:
     """
     trunks, sets = _checked(config)
     output = Run(config.out, "evaluate", dump(config), alone=True)
-    opened = open_all(sets, output.path / "pack")
-    checks = plan_heads(config, trunks, {name: pack for name, (pack, _) in opened.items()})
+    packs = {name: open_or_pack(str(one.data), output.path / "pack") for name, one in sets.items()}
+    splits = {name: split_images(packs[name], one) for name, one in sets.items() if config.metrics}
+    checks = plan_heads(config, trunks, packs)
     measured: dict[str, Measured] = {}
     about: dict[str, Facts] = {}
     with progress() as bars:
-        task = bars.add_task("trunks", total=len(trunks) * len(sets), unit="trunks", note="")
-        for name, (pack, split) in opened.items() if config.metrics else ():
-            _point_out_taught(trunks, pack, split)
+        task = bars.add_task("trunks", total=len(trunks) * len(splits), unit="trunks", note="")
+        for name, split in splits.items():
+            _point_out_taught(trunks, packs[name], split)
             measured[name], about[name] = {}, {}
             for trunk, model in trunks.items():
                 bars.update(task, note=trunk if len(sets) == 1 else f"{trunk}, {name}")
-                measured[name][trunk], about[name][trunk] = measure(model, pack, split, sets[name], bars)
+                measured[name][trunk], about[name][trunk] = measure(model, packs[name], split, sets[name], bars)
                 output.log("trunk", name=trunk, dataset=name, **about[name][trunk])
                 bars.update(task, advance=1, note="")
         heads = measure_heads(checks, config, bars)
-    baseline = config.baseline or next(iter(trunks))
-    results: dict[str, dict[str, Any]] = {}
-    for name, answers in measured.items():
-        results[name] = summarise(answers, about[name], opened[name][1], baseline)
-        results[name] |= {"data": sets[name].data, "size": config.size}
-        results[name]["shots_left_out"] = [shots for shots in SHOTS if shots > opened[name][1].fewest]
-        _write(results[name], answers, opened[name][1], output.path / name if len(sets) > 1 else output.path)
-    whole = _whole(results, baseline, config.size)
-    if heads:
-        whole["heads"] = heads
+    results = _results(measured, about, splits, sets, config)
+    for name, one in results.items():
+        _write(one, measured[name], splits[name], output.path / name if len(sets) > 1 else output.path)
+    whole = _whole(results, heads, config)
     if measured:
         whole["verdict"] = _verdict(config.student, next(iter(about.values())), measured)
     _show(whole, results)
@@ -115,11 +111,34 @@ def _write(results: Mapping[str, Any], measured: Measured, split: Split, folder:
     show.plot(results, folder / "transfer.svg")
 
 
-def _whole(results: Mapping[str, dict[str, Any]], baseline: str, size: int) -> dict[str, Any]:
-    """The one data set's results, or those of several."""
+def _results(
+    measured: Mapping[str, Measured],
+    about: Mapping[str, Facts],
+    splits: Mapping[str, Split],
+    sets: Mapping[str, EvaluateConfig],
+    config: EvaluateConfig,
+) -> dict[str, dict[str, Any]]:
+    """The results of each data set."""
+    baseline = config.baseline or next(iter(next(iter(measured.values()), {})), "")
+    return {
+        name: summarise(answers, about[name], splits[name], baseline)
+        | {
+            "data": sets[name].data,
+            "size": config.size,
+            "shots_left_out": [shots for shots in SHOTS if shots > splits[name].fewest],
+        }
+        for name, answers in measured.items()
+    }
+
+
+def _whole(
+    results: Mapping[str, dict[str, Any]], heads: list[dict[str, Any]], config: EvaluateConfig
+) -> dict[str, Any]:
+    """The one data set's results, or those of several, and what the heads came to."""
+    whole = dict(next(iter(results.values()), {}))
     if len(results) > 1:
-        return combine(results, baseline) | {"size": size}
-    return dict(next(iter(results.values()), {}))
+        whole = combine(results, whole["baseline"]) | {"size": config.size}
+    return whole | ({"heads": heads} if heads else {})
 
 
 def _show(whole: Mapping[str, Any], results: Mapping[str, Mapping[str, Any]]) -> None:

@@ -1,5 +1,6 @@
 """Transfer of small trunks on real JPEGs: one split for all, paired differences, what is written."""
 
+import tomllib
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,10 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from repcon import backbones, transfer
-from repcon.config import ClassSubset, EvaluateConfig
+from repcon import backbones, cli, transfer
+from repcon.config import ClassSubset, DatasetConfig, EvaluateConfig, dump, parse
 from repcon.errors import UserError
 from repcon.packing import open_or_pack
+from repcon.probing.data_sets import named, split_images
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +109,7 @@ def test_shots_that_are_left_out_are_said(recipe: EvaluateConfig, tmp_path: Path
 
 def test_train_and_test_share_no_image(recipe: EvaluateConfig, tmp_path: Path):
     pack = open_or_pack(recipe.data, tmp_path)
-    split = transfer.split_images(pack, recipe)
+    split = split_images(pack, recipe)
     assert np.intersect1d(split.train, split.test).size == 0
     assert (
         pack.labels[split.test] == np.array([pack.classes.index(split.classes[i]) for i in split.test_labels])
@@ -191,3 +193,86 @@ def test_a_folder_without_a_model_is_named(recipe: EvaluateConfig, tmp_path: Pat
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=r"config\.json"):
         transfer.run(replace(recipe, out=str(tmp_path / "out"), trunks=(str(tmp_path / "empty"),)))
+
+
+def test_several_data_sets_each_and_in_the_mean(recipe: EvaluateConfig, evaluated, picture_folder, tmp_path, capsys):
+    """The same set under two names is its own mean; of another half of the classes it is another set."""
+    half = DatasetConfig(name="half", data=str(picture_folder), classes=ClassSubset(seed=1, start=0.5))
+    sets = (DatasetConfig(name="whole", data=str(picture_folder)), half)
+    out = tmp_path / "out"
+    results = transfer.run(replace(recipe, data=(), datasets=sets, out=str(out)))
+    assert results.keys() == {"datasets", "mean", "baseline", "size", "verdict"}
+    alone = evaluated[1]
+    for key in ("differences", "test_images", "class_names"):
+        assert results["datasets"]["whole"][key] == alone[key]
+    for name in ("first", "second"):
+        assert results["datasets"]["whole"]["trunks"][name]["metrics"] == alone["trunks"][name]["metrics"]
+        means = [one["trunks"][name]["metrics"]["probe"]["mean"] for one in results["datasets"].values()]
+        assert results["mean"]["trunks"][name]["metrics"]["probe"]["mean"] == pytest.approx(np.mean(means))
+    assert results["verdict"]["by_dataset"].keys() == {"whole", "half"}
+    for name in ("whole", "half"):
+        assert (out / name / "answers.npz").is_file() and (out / name / "transfer.svg").is_file()
+    said = capsys.readouterr().out
+    assert "Linear probe on 2 data sets" in said and "Transfer to half" in said
+    assert said.rstrip().endswith(results["verdict"]["sentence"])
+
+
+def test_one_data_set_keeps_its_shape_and_ends_with_the_verdict(recipe: EvaluateConfig, evaluated, tmp_path, capsys):
+    _, results = evaluated
+    assert {"trunks", "differences", "baseline", "classes", "class_names", "data", "verdict"} <= results.keys()
+    assert results["verdict"]["subject"] in ("first", "second") and results["verdict"]["metric"] == "probe"
+    asked = transfer.run(replace(recipe, student="second", metrics=("knn",), out=str(tmp_path / "out")))
+    assert asked["verdict"]["subject"] == "second" and asked["verdict"]["rival"] == "first"
+    assert capsys.readouterr().out.rstrip().endswith(asked["verdict"]["sentence"])
+
+
+def test_a_trunk_side_by_side_with_another_is_no_rival(recipe: EvaluateConfig, trunks, tmp_path):
+    first, second = (trunk.partition("=")[2] for trunk in trunks)
+    both = (*trunks, f"both={first} + {second}")
+    found = transfer.run(replace(recipe, trunks=both, metrics=("knn",), out=str(tmp_path / "out")))["verdict"]
+    assert "both" not in (found["subject"], *found["differences"])
+
+
+def test_each_trunk_is_measured_at_its_own_size(recipe: EvaluateConfig, trunks, tmp_path, capsys):
+    model = backbones.timm.create_model("test_efficientnet", num_classes=3)
+    backbones.save(
+        model, tmp_path / "large", classes=list("abc"), preprocessing=backbones.preprocessing(model, 48), extra={}
+    )
+    own = replace(recipe, size=0, trunks=(trunks[0], f"large={tmp_path / 'large'}"), metrics=("knn",))
+    about = transfer.run(replace(own, out=str(tmp_path / "own")))["trunks"]
+    assert (about["first"]["input_size"], about["large"]["input_size"]) == ([32], [48])
+    assert "own input size, in pixels: first 32, large 48" in " ".join(capsys.readouterr().out.split())
+    about = transfer.run(replace(own, size=32, out=str(tmp_path / "one")))["trunks"]
+    assert about["large"]["input_size"] == [32]
+    assert "own input size" not in capsys.readouterr().out
+
+
+def test_data_sets_are_named(tmp_path: Path):
+    (tmp_path / "a=b").mkdir()
+    config = EvaluateConfig(out="", data=("birds=x/y", str(tmp_path / "a=b"), "s3://bucket/food?v=1"))
+    with pytest.raises(UserError, match="no name for a data set"):
+        named(config)
+    found = named(replace(config, data=("birds=x/y", f"ab={tmp_path / 'a=b'}", "packs/food")))
+    assert {name: one.data for name, one in found.items()} == {
+        "birds": "x/y", "ab": str(tmp_path / "a=b"), "food": "packs/food"
+    }  # fmt: skip
+    with pytest.raises(UserError, match="two data sets are called 'food'"):
+        named(replace(config, data=("packs/food", "food=other")))
+    with pytest.raises(UserError, match="data: none given"):
+        named(EvaluateConfig(out=""))
+    with pytest.raises(UserError, match="beside `datasets`"):
+        named(replace(config, datasets=(DatasetConfig(name="a", data="b"),)))
+
+
+def test_a_recipe_names_one_data_set_or_several():
+    for data in ("packs/a", ("a=packs/a", "b=packs/b")):
+        config = EvaluateConfig(out="o", data=data)
+        assert parse(EvaluateConfig, tomllib.loads(dump(config)), "recipe") == config
+    with pytest.raises(UserError, match="data"):
+        parse(EvaluateConfig, {"data": 3, "out": "o"}, "recipe")
+
+
+def test_a_flag_may_be_repeated():
+    words = ["--data", "a=x", "--out", "o", "--data", "b=y", "--trunks=t=1", "--trunks", "u=2", "v=3"]
+    config = cli._settings("evaluate", EvaluateConfig, words, None)
+    assert config == EvaluateConfig(out="o", data=("a=x", "b=y"), trunks=("t=1", "u=2", "v=3"))

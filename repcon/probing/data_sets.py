@@ -1,7 +1,6 @@
 """The labelled data sets of an evaluation: their names, and the one split of each that every trunk is measured on."""
 
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -10,7 +9,6 @@ import numpy as np
 from repcon.config import DatasetConfig, EvaluateConfig
 from repcon.errors import UserError
 from repcon.images import Pack, class_rows
-from repcon.packing import open_or_pack
 from repcon.probing import probes
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -63,15 +61,6 @@ def _entry(entry: str, config: EvaluateConfig) -> DatasetConfig:
     if not equals or Path(entry).exists() or not NAME.fullmatch(name):  # a path or URL may hold a `=` of its own
         name, data = Path(entry).name, entry
     return DatasetConfig(name=name, data=data, classes=config.classes)
-
-
-def open_all(sets: Mapping[str, EvaluateConfig], cache: Path) -> dict[str, tuple[Pack, Split]]:
-    """{name: (pack, split)}; folders and tars are packed into `cache`."""
-    opened: dict[str, tuple[Pack, Split]] = {}
-    for name, config in sets.items():
-        pack = open_or_pack(str(config.data), cache)
-        opened[name] = pack, split_images(pack, config)
-    return opened
 
 
 def split_images(pack: Pack, config: EvaluateConfig) -> Split:

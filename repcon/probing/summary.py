@@ -20,10 +20,7 @@ def summarise(measured: Answers, about: Mapping[str, Mapping[str, Any]], split: 
         for name, answers in measured.items()
     }
     differences = {
-        name: {
-            metric: intervals.difference(values, measured[baseline][metric])
-            for metric, values in answers.items()
-        }
+        name: {metric: intervals.difference(values, measured[baseline][metric]) for metric, values in answers.items()}
         for name, answers in measured.items()
         if name != baseline
     }

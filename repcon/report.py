@@ -23,7 +23,7 @@ from repcon.reporting.sections import Section
 from repcon.reporting.sources import Source, read
 from repcon.reporting.tables import differing, flat, settings, side_by_side, table, words
 from repcon.reporting.training import teachers, training
-from repcon.reporting.transfer import measured, transfer
+from repcon.reporting.transfer import evaluation, transfer, verdicts
 
 RUN = ("command", "started", "commit")
 """What of an environment is a run's own, and not its machine's."""
@@ -39,6 +39,8 @@ class Report:
     sources: tuple[Source, ...]
     sections: tuple[Section, ...]
     notes: tuple[str, ...]
+    verdicts: tuple[str, ...] = ()
+    """What came out, one line each: the page opens with them."""
 
 
 def run(config: ReportConfig) -> dict[str, Any]:
@@ -78,7 +80,12 @@ def build(sources: Sequence[Source], title: str) -> Report:
     notes = [*(f"{source.name}: {note}" for source in sources for note in source.notes), *notes]
     made = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())
     return Report(
-        title=title, made=made, sources=tuple(sources), sections=tuple(_distinct(sections)), notes=tuple(notes)
+        title=title,
+        made=made,
+        sources=tuple(sources),
+        sections=tuple(_distinct(sections)),
+        notes=tuple(notes),
+        verdicts=tuple(verdicts(sources)),
     )
 
 
@@ -108,7 +115,7 @@ def _others(sources: Sequence[Source]) -> list[Section]:
     """Commands without a section of their own: every figure as it is, runs of one command side by side."""
     by_kind: dict[str, dict[str, Mapping[str, Any]]] = {}
     for source in sources:
-        shown = source.kind in SHOWN_ELSEWHERE or (source.kind == "evaluate" and measured(source.figures))
+        shown = source.kind in SHOWN_ELSEWHERE or (source.kind == "evaluate" and evaluation(source.figures))
         if source.figures and not shown:
             by_kind.setdefault(source.kind, {})[source.name] = source.figures
     return [

@@ -14,6 +14,9 @@ from repcon.config import CropConfig, EvaluateConfig, ReportConfig, TeachConfig,
 from repcon.crops import plan
 from repcon.environment import environment
 from repcon.images import Pack
+from repcon.probing.data_sets import Split
+from repcon.probing.summary import combine, summarise
+from repcon.probing.verdict import verdict
 from repcon.record import Run
 from repcon.store import LabelStore, StoreSpec, TeacherSection
 
@@ -100,6 +103,27 @@ def write_evaluate(out: Path, trunks: list[str]) -> Path:
             "chance": 1.28,
         }
     )
+    return out
+
+
+def write_evaluate_sets(out: Path, trunks: list[str], sets: list[str]) -> Path:
+    """An evaluation over several data sets with heads and a verdict, by `repcon evaluate`'s own summary."""
+    generator = np.random.default_rng(0)
+    answers = {
+        name: {trunk: {"probe": generator.random(90) < 0.5 + 0.2 * i} for i, trunk in enumerate(trunks)}
+        for name in sets
+    }
+    rows = np.arange(6)
+    split = Split(train=rows, train_labels=rows % 2, test=rows, test_labels=rows % 2, classes=("a", "b"), left_out=())
+    about = {trunk: {"model": trunk, "heads": []} for trunk in trunks}
+    results = {name: summarise(one, about, split, trunks[0]) for name, one in answers.items()}
+    found = verdict(answers, trunks[-1], trunks[:-1])
+    interval = {"mean": 80.0, "low": 70.0, "high": 88.0}
+    row = {"student": trunks[-1], "head": trunks[1], "dataset": sets[0], "images": 40, "held_out": True}
+    heads = [row | dict.fromkeys(("teacher_accuracy", "head_accuracy"), interval)
+             | {"difference": {"mean": -4.0, "low": -6.0, "high": -1.0}}]  # fmt: skip
+    run = Run(out, "evaluate", dump(EvaluateConfig(data=tuple(sets), out=str(out))))
+    run.finish(combine(results, trunks[0]) | {"heads": heads, "verdict": found})
     return out
 
 

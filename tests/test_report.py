@@ -8,7 +8,18 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
-from report_case import CLASSES, EVIL, Page, make, write_evaluate, write_record, write_store, write_teach, write_train
+from report_case import (
+    CLASSES,
+    EVIL,
+    Page,
+    make,
+    write_evaluate,
+    write_evaluate_sets,
+    write_record,
+    write_store,
+    write_teach,
+    write_train,
+)
 
 from repcon import packing
 from repcon.config import PackConfig
@@ -309,3 +320,27 @@ def test_ratios_to_one_peer_share_a_plot(tmp_path: Path) -> None:
 
 def test_a_cell_that_is_marked_is_no_shared_text() -> None:
     assert tables.table("", ("a",), [["b", Cell(text="c", mark="better")]]).rows[0][0].text == "b"
+
+
+def test_an_evaluation_over_several_data_sets_opens_with_its_verdict(tmp_path: Path) -> None:
+    run = write_evaluate_sets(
+        tmp_path / "transfer", ["generalist", "expert", f"student {EVIL}"], ["birds", f"food {EVIL}"]
+    )
+    said = json.loads((run / "results.json").read_text())["verdict"]
+    text, markdown = make(tmp_path / "out", run)
+    page = Page(text)
+    assert said["sentence"] in page.text and said["details"] in page.text
+    assert page.text.index(said["sentence"]) < page.text.index("made 20") and page.unbalanced == []
+    assert "Transfer to 2 data sets: linear probe" in page.text and "Heads beside their teachers" in page.text
+    assert page.text.count("Accuracy in per cent of 6 test images") == 2  # A section for each data set.
+    assert markdown.index("beats every other model") < markdown.index("UTC")
+
+
+def test_one_data_set_s_verdict_and_heads_alone_are_shown(tmp_path: Path) -> None:
+    run = Run(tmp_path / "heads", "evaluate", "")
+    interval = {"mean": 80.0, "low": 70.0, "high": 88.0}
+    row = {"student": "s", "head": "h", "dataset": "d", "images": 4, "held_out": False}
+    row |= dict.fromkeys(("teacher_accuracy", "head_accuracy", "difference"), interval)
+    run.finish({"heads": [row, {"student": "torn"}]})
+    text, _ = make(tmp_path / "out", tmp_path / "heads")
+    assert "not known to be held out" in text and "torn" not in Page(text).text.split("Settings")[0]

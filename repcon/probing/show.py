@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from repcon.probing.intervals import show
-from repcon.probing.verdict import METRICS, details
+from repcon.probing.verdict import METRICS
 from repcon.record import console
 
 TITLES: dict[str, str] = {
@@ -97,10 +97,9 @@ def heads(measured: Sequence[Mapping[str, Any]]) -> None:
 
 def verdict(found: Mapping[str, Any]) -> None:
     """The last line of an evaluation, and before it how each data set came out."""
-    if each := details(found):
-        console.print(escape(each), highlight=False, soft_wrap=True)
-    if "sentence" in found:
-        console.print(f"[bold]{escape(found['sentence'])}[/]", highlight=False, soft_wrap=True)
+    for key, style in (("details", ""), ("sentence", "bold")):
+        if key in found:
+            console.print(Text(found[key], style=style), highlight=False, soft_wrap=True)
 
 
 def _difference(interval: Mapping[str, float], between: str) -> Text:

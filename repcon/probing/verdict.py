@@ -37,7 +37,8 @@ def verdict(measured: Mapping[str, Answers], subject: str, rivals: Sequence[str]
 
     measured: answers by data set. `outcome` is `better` where the subject is above every rival beyond the noise,
     `worse` where some rival is above the subject beyond the noise, else `level`; `alone` without rivals. `rival` and
-    `difference` are of the strongest rival that decides it. `by_dataset` compares with the best rival of each set.
+    `difference` are of the strongest rival that decides it. Of several data sets, `by_dataset` compares with the best
+    rival of each, and `details` says so in one line.
     """
     metric = headline(list(measured.values()))
     if not metric:
@@ -58,6 +59,7 @@ def verdict(measured: Mapping[str, Answers], subject: str, rivals: Sequence[str]
     if len(sets) > 1:
         found["by_dataset"] = {name: _against_best({name: models}, metric, subject, rivals) for name, models in
                                measured.items()}  # fmt: skip
+        found["details"] = _details(found)
     return found | {"sentence": _sentence(found, several=len(sets) > 1)}
 
 
@@ -86,11 +88,11 @@ def _sentence(found: Mapping[str, Any], *, several: bool) -> str:
     return f"{words}: {points}, 95 % interval {apart['low']:.1f} to {apart['high']:.1f}"
 
 
-def details(found: Mapping[str, Any]) -> str:
-    """Of several data sets: how the subject compares with the best other model of each, as one line; else empty."""
+def _details(found: Mapping[str, Any]) -> str:
+    """How the subject compares with the best other model of each data set, as one line."""
     parts = [
         f"{name} {held['difference']['mean']:+.1f} ({held['difference']['low']:.1f} to "
         f"{held['difference']['high']:.1f}) over {held['rival']}"
-        for name, held in found.get("by_dataset", {}).items()
+        for name, held in found["by_dataset"].items()
     ]
-    return f"{found['subject']} by data set: {'; '.join(parts)}" if parts else ""
+    return f"{found['subject']} by data set: {'; '.join(parts)}"

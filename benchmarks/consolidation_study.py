@@ -41,7 +41,7 @@ class Study:
         self.prepare()
         by_seed = {seed: self.teachers(seed) for seed in self.protocol.seeds}
         teachers = {name: step for steps in by_seed.values() for name, step in steps.items()}
-        self.do(list(teachers.values()))
+        self.do([*teachers.values(), *self._joints()])
         for step in self._all_labels(by_seed):
             self.do([step])
         cells = [(seed, domain) for seed in self.protocol.seeds for domain in self.protocol.domains]
@@ -102,6 +102,33 @@ class Study:
             **self.shared(),
         )
         return Step(settings=settings, out=out)
+
+    def _joints(self) -> list[Step]:
+        """The networks trained jointly, where they are asked for."""
+        return [self.joint(seed) for seed in self.protocol.seeds] if "joint" in self.protocol.methods else []
+
+    def joint(self, seed: int) -> Step:
+        """One network trained with the labels of all domains' teacher halves at once: what teachers of the same epochs
+        know together. Only the images' number differs from a teacher's training."""
+        name = f"joint-{'-'.join(self.protocol.domains)}"
+        step = self.teacher(name, seed, "", (0.0, 1.0))
+        return replace(step, settings=replace(step.settings, data=str(self._joint_pack(f"{name}-{seed}", seed))))
+
+    def _joint_pack(self, name: str, seed: int) -> Path:
+        """The domains' teacher halves as one labelled pack; a class is named by its domain and its own name."""
+        out, folder = self.work / "packs" / name, self.work / "clean" / name
+        written = folder.with_name(f"{name}.written")
+        if not written.exists():
+            half = ClassSubset(seed=seed, start=TEACHER_HALF[0], stop=TEACHER_HALF[1])
+            for domain in self.protocol.domains:
+                pack = self.pack(domain)
+                rows, labels, names = class_rows(pack, half)
+                for label, own in enumerate(names):
+                    (folder / f"{domain}-{own}").mkdir(parents=True, exist_ok=True)
+                    _write_images(folder / f"{domain}-{own}", domain, pack, rows[labels == label])
+            written.touch()
+        self.do([Step(settings=PackConfig(source=str(folder), out=str(out)), out=out)])
+        return out
 
     def labels(self, teachers: Mapping[str, Path], name: str = "labels", pack: str = "proxy") -> Step:
         """One store of all teachers' answers and the generalist's, to which more teachers can be appended later."""
@@ -195,6 +222,8 @@ class Study:
             if f"{domain}-{seed}-{part}" in teachers:
                 trunks[f"teacher_{part}"] = str(teachers[f"{domain}-{seed}-{part}"].out)
         trunks |= {method: str(step.out) for method, step in students.items()}
+        if "joint" in self.protocol.methods:
+            trunks["joint"] = str(self.joint(seed).out)
         return trunks | {"ceiling": f"{trunks['teacher']} + {trunks['generalist']}"}
 
     def measure(self, seed: int, domain: str, trunks: Mapping[str, str], baseline: str = "") -> Step:

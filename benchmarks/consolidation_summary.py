@@ -18,16 +18,19 @@ from repcon.probing.intervals import show as with_interval
 from repcon.record import console, write_json
 from repcon.reporting.consolidation import METHODS
 
-METRICS = {"probe": "linear probe", "shot_1": "1-shot", "shot_5": "5-shot", "knn_5": "kNN 5"}
+METRICS = {"probe": "linear probe", "shot_1": "1-shot", "shot_5": "5-shot", "shot_10": "10-shot", "knn_5": "kNN 5"}
+SHOWN = ("probe", "shot_1", "shot_5")
+"""The metrics of the terminal's table; the record has all."""
 Cells = Mapping[tuple[int, str], Mapping[str, Any]]
 
 
 def summarise(cells: Cells, protocol: Protocol, facts: Mapping[str, Any]) -> dict[str, Any]:
-    """One flat object: `<domain>_<method>_<metric>` and the findings, each with `_low`, `_high`, and the facts.
+    """One flat object: `<domain>_<method>_<metric>` and the margins, each with `_low`, `_high`, and the facts.
 
-    Accuracies are means over seeds; findings over seeds and domains, and over the seeds of a domain; in per cent and
-    points, intervals being Student's over those runs (95 %). Of a single run, accuracies have the interval over test
-    images, margins none. `margins_of_runs` holds every run's, by `<seed>/<domain>`.
+    Margins by the linear probe are `<margin>` and `<margin>_<domain>`, by another metric `<margin>_<metric>` and
+    `<margin>_<metric>_<domain>`. Accuracies are means over seeds; margins over seeds and domains, and over the seeds of
+    a domain; in per cent and points, intervals being Student's over those runs (95 %). Of a single run, accuracies have
+    the interval over test images, margins none. `margins_of_runs` holds every run's, by `<seed>/<domain>`.
     """
     figures: dict[str, Any] = {}
     by_run: dict[str, dict[str, float]] = {}
@@ -40,9 +43,12 @@ def summarise(cells: Cells, protocol: Protocol, facts: Mapping[str, Any]) -> dic
                 ]
                 if all(runs):
                     put(figures, f"{domain}_{method}_{metric}", runs)
-    for name, (method, rivals) in FINDINGS.items():
-        if all({method, *rivals} <= set(results["trunks"]) for results in cells.values()):
-            margins = {cell: _margin(results["trunks"], method, rivals) for cell, results in cells.items()}
+    for metric in METRICS:
+        for name, (method, rivals) in FINDINGS.items():
+            if not all(_has(results["trunks"], (method, *rivals), metric) for results in cells.values()):
+                continue
+            margins = {cell: _margin(results["trunks"], method, rivals, metric) for cell, results in cells.items()}
+            name = margin_name(name, metric)
             _finding(figures, name, margins, protocol)
             by_run[name] = {f"{seed}/{domain}": margin for (seed, domain), margin in margins.items()}
     return figures | {"margins_of_runs": by_run, "protocol": asdict(protocol), **facts, "environment": environment()}
@@ -56,17 +62,29 @@ FINDINGS = {
     "generalist_head": ("task_generalist", ("task",)),
     "generalist_head_of_tasks": ("tasks_generalist", ("tasks",)),
     "task_heads": ("task_generalist", ("generalist_only",)),
+    "side_by_side": ("task_generalist", ("ceiling",)),
+    "side_by_side_of_tasks": ("tasks_generalist", ("ceiling",)),
+    "over_joint": ("tasks_generalist", ("joint",)),
 }
 """Margins by name: the method, and the rivals of which the best in each run is subtracted."""
 
 
-def _margin(trunks: Mapping[str, Any], method: str, rivals: tuple[str, ...]) -> float:
-    return accuracy(trunks[method]) - max(accuracy(trunks[rival]) for rival in rivals)
+def margin_name(name: str, metric: str) -> str:
+    """Margins of the linear probe carry its name alone, others their metric's after it: `finding_2_shot_5`."""
+    return name if metric == "probe" else f"{name}_{metric}"
 
 
-def accuracy(trunk: Mapping[str, Any]) -> float:
-    """Linear probe, in per cent."""
-    return trunk["metrics"]["probe"]["mean"]
+def _has(trunks: Mapping[str, Any], methods: Iterable[str], metric: str) -> bool:
+    return all(metric in trunks.get(method, {}).get("metrics", {}) for method in methods)
+
+
+def _margin(trunks: Mapping[str, Any], method: str, rivals: tuple[str, ...], metric: str) -> float:
+    return accuracy(trunks[method], metric) - max(accuracy(trunks[rival], metric) for rival in rivals)
+
+
+def accuracy(trunk: Mapping[str, Any], metric: str = "probe") -> float:
+    """In per cent."""
+    return trunk["metrics"][metric]["mean"]
 
 
 def put(figures: dict[str, Any], name: str, runs: list[Mapping[str, float]]) -> None:
@@ -131,22 +149,20 @@ def show(results: Mapping[str, Any]) -> None:
     )
     grid.add_column("", style="bold")
     for domain in protocol["domains"]:
-        for title in ("probe", "1-shot", "5-shot"):
-            grid.add_column(f"{domain}\n{title}", justify="right")
+        for metric in SHOWN:
+            grid.add_column(f"{domain}\n{METRICS[metric]}", justify="right")
     for method, title in METHODS.items():
-        row = [
-            cell(results, f"{domain}_{method}_{metric}")
-            for domain in protocol["domains"]
-            for metric in ("probe", "shot_1", "shot_5")
-        ]
+        row = [cell(results, f"{domain}_{method}_{metric}") for domain in protocol["domains"] for metric in SHOWN]
         if any(row):
             grid.add_row(title, *row)
     console.print(grid)
     for name, (method, rivals) in FINDINGS.items():
-        if name in results:
-            what = f"{METHODS[method]} - " + (" or ".join(METHODS[r] for r in rivals))
-            domains = ", ".join(f"{d} {cell(results, f'{name}_{d}', signed=True)}" for d in protocol["domains"])
-            console.print(f"[bold]{name}[/] {cell(results, name, signed=True)} points ({domains})  [dim]{what}[/]")
+        figures = {metric: margin_name(name, metric) for metric in METRICS if margin_name(name, metric) in results}
+        for metric, figure in figures.items():
+            domains = ", ".join(f"{d} {cell(results, f'{figure}_{d}', signed=True)}" for d in protocol["domains"])
+            what = f"{METHODS[method]} - " + (" or ".join(METHODS[r] for r in rivals)) if metric == "probe" else ""
+            points = f"{cell(results, figure, signed=True)} points of {METRICS[metric]} ({domains})"
+            console.print(f"[bold]{name}[/] {points}  [dim]{what}[/]")
 
 
 def cell(results: Mapping[str, Any], name: str, *, signed: bool = False) -> str:
@@ -172,7 +188,7 @@ def write(results: dict[str, Any], work: Path, arguments: Namespace) -> None:
 def markdown(results: Mapping[str, Any]) -> str:
     """The table and the findings for the README and the record."""
     domains = results["protocol"]["domains"]
-    columns = [(domain, metric) for domain in domains for metric in ("probe", "shot_1", "shot_5", "knn_5")]
+    columns = [(domain, metric) for domain in domains for metric in METRICS]
     lines = [
         "| | " + " | ".join(f"{domain}, {METRICS[metric]}" for domain, metric in columns) + " |",
         "|---" * (len(columns) + 1) + "|",
@@ -181,15 +197,13 @@ def markdown(results: Mapping[str, Any]) -> str:
         row = [cell(results, f"{domain}_{method}_{metric}") for domain, metric in columns]
         if any(row):
             lines.append(f"| {title} | " + " | ".join(row) + " |")
-    lines += [
-        "",
-        "| margin (points, linear probe) | mean | " + " | ".join(domains) + " |",
-        "|---" * (len(domains) + 2) + "|",
-    ]
-    for name in FINDINGS:
-        if name in results:
-            per_domain = " | ".join(cell(results, f"{name}_{domain}", signed=True) for domain in domains)
-            lines.append(f"| {name} | {cell(results, name, signed=True)} | {per_domain} |")
+    for metric, title in METRICS.items():
+        rows = [(name, margin_name(name, metric)) for name in FINDINGS if margin_name(name, metric) in results]
+        lines += ["", f"| margin (points, {title}) | mean | " + " | ".join(domains) + " |"] if rows else []
+        lines += ["|---" * (len(domains) + 2) + "|"] if rows else []
+        for name, figure in rows:
+            per_domain = " | ".join(cell(results, f"{figure}_{domain}", signed=True) for domain in domains)
+            lines.append(f"| {name} | {cell(results, figure, signed=True)} | {per_domain} |")
     return "\n".join(lines) + "\n"
 
 

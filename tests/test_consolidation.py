@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -131,10 +132,11 @@ def test_no_downstream_class_or_image_reaches_a_teacher(finished: tuple[study.St
     pack = run.pack("aerial")
     tested = set(map(bytes, pack.hashes[class_rows(pack, ClassSubset(seed=4, start=0.5))[0]]))
     folders = sorted(path for path in (run.work / "teachers").iterdir() if path.is_dir())
-    assert [folder.name for folder in folders] == ["aerial-4", "aerial-4-a", "aerial-4-b"]
+    assert [folder.name for folder in folders] == ["aerial-4", "aerial-4-a", "aerial-4-b", "joint-aerial-4"]
     for folder in folders:
         taught = json.loads((folder / "results.json").read_text())["class_names"]
-        assert downstream.isdisjoint(taught)
+        taught = [name.removeprefix("aerial-") for name in taught]
+        assert taught and downstream.isdisjoint(taught)
         rows = np.flatnonzero(np.isin(pack.labels, [pack.classes.index(name) for name in taught]))
         assert tested.isdisjoint(map(bytes, pack.hashes[rows]))
 
@@ -163,6 +165,61 @@ def test_every_method_is_measured_and_summarised(finished: tuple[study.Study, di
     assert written["finding_3_worst"] == results["finding_3_aerial"]
     assert results["finding_3_aerial"] in written["margins_of_runs"]["finding_3"].values()
     assert "student: task + generalist" in summary.markdown(results)
+
+
+def test_margins_of_every_metric_stand_beside_the_probe_s(finished: tuple[study.Study, dict]):
+    run, cells = finished
+    results = summary.summarise(cells, run.protocol, run.facts())
+    trunks = cells[4, "aerial"]["trunks"]
+    for metric in ("shot_1", "knn_5"):  # Classes of six images have three to train on.
+        best = max(summary.accuracy(trunks[name], metric) for name in ("teacher", "generalist"))
+        margin = summary.accuracy(trunks["task_generalist"], metric) - best
+        assert results[f"finding_2_{metric}"] == results[f"finding_2_{metric}_aerial"] == pytest.approx(margin)
+        assert results[f"finding_2_{metric}_worst"] == results[f"finding_2_{metric}"]
+        assert f"generalist_head_{metric}" in results and f"side_by_side_{metric}" in results
+    assert "finding_2_shot_10" not in results
+    apart = summary.accuracy(trunks["task_generalist"]) - summary.accuracy(trunks["ceiling"])
+    assert results["side_by_side"] == pytest.approx(apart)
+    apart = summary.accuracy(trunks["tasks_generalist"]) - summary.accuracy(trunks["joint"])
+    assert results["over_joint"] == pytest.approx(apart)
+    text = summary.markdown(results)
+    assert text.index("points, linear probe") < text.index("points, 1-shot") < text.index("points, kNN 5")
+    assert text.count("| side_by_side |") == 3
+
+
+def test_margins_over_seeds_have_intervals_for_every_metric():
+    def run(student: float) -> dict:
+        values = {"teacher": 70.0, "generalist": 60.0, "task_generalist": student}
+        figures = {name: {key: {"mean": mean} for key in summary.METRICS} for name, mean in values.items()}
+        return {"trunks": {name: {"metrics": metrics} for name, metrics in figures.items()}}
+
+    protocol = protocols.USUAL.changed(domains=("birds",), seeds=(0, 1))
+    results = summary.summarise({(0, "birds"): run(72.0), (1, "birds"): run(73.0)}, protocol, {})
+    for metric in ("", "_shot_1", "_shot_5", "_shot_10", "_knn_5"):
+        assert results[f"finding_2{metric}"] == pytest.approx(2.5)
+        assert results[f"finding_2{metric}_low"] < 2.5 < results[f"finding_2{metric}_high"]
+        assert results[f"finding_2{metric}_birds_low"] == pytest.approx(results[f"finding_2{metric}_low"])
+
+
+def test_the_jointly_trained_network_sees_every_domain_s_teacher_half_and_nothing_else(
+    photographs: Path, finished: tuple[study.Study, dict], tmp_path: Path
+):
+    source = shutil.copytree(photographs, tmp_path / "photographs")
+    birds = {f"{name}/{n}.jpg": jpeg(7000 + 10 * c + n) for c, name in enumerate("abcd") for n in range(3)}
+    write_tar(source / "birds.tar", birds)
+    protocol = replace(finished[0].protocol, domains=("aerial", "birds"))
+    run = study.Study(source, tmp_path / "work", protocol)
+    run.prepare()
+    step = run.joint(4)
+    joint = Pack.open(step.settings.data)
+    assert step.settings.epochs == run.teacher("aerial", 4, "", (0.0, 0.5)).settings.epochs
+    held, names = [], []
+    for domain in ("aerial", "birds"):
+        pack = run.pack(domain)
+        rows, _, own = class_rows(pack, ClassSubset(seed=4, stop=0.5))
+        held += list(map(bytes, pack.hashes[rows]))
+        names += [f"{domain}-{name}" for name in own]
+    assert sorted(map(bytes, joint.hashes)) == sorted(held) and set(joint.classes) == set(names)
 
 
 def test_domain_images_in_the_proxy_come_from_the_teachers_half_only(finished: tuple[study.Study, dict]):

@@ -35,10 +35,18 @@ def test_consolidation_records_show_margins_and_domains(tmp_path: Path) -> None:
 
 def test_every_method_and_margin_of_the_benchmark_has_its_words(tmp_path: Path) -> None:
     assert consolidation.MARGINS.keys() == summary.FINDINGS.keys()
-    _, markdown = make(tmp_path / "out", RECORDS / "2026-11-25-consolidation-cpu-2-cores-7")
+    interval = {"mean": 50.0, "low": 49.0, "high": 51.0}
+    figures = {f"birds_{name}_probe": interval for name in consolidation.METHODS}
+    margins = [name + metric for name in consolidation.MARGINS for metric in ("", "_shot_1", "_shot_10", "_knn_5")]
+    figures |= {name: interval for name in margins} | {f"{name}_worst": 49.0 for name in margins}
+    _, markdown = make(tmp_path / "out", write_record(tmp_path / "r", protocol={"domains": ["birds"]}, **figures))
     for words in (*consolidation.METHODS.values(), *consolidation.MARGINS.values()):
         assert words in markdown
     assert "\n| ceiling |" not in markdown
+    for words in ("linear probe", "1-shot", "10-shot", "kNN, k = 5"):
+        assert f"**Margins by {words}**" in markdown
+    _, markdown = make(tmp_path / "kept", RECORDS / "2026-11-25-consolidation-cpu-2-cores-7")
+    assert consolidation.METHODS["quarters_generalist"] in markdown and consolidation.MARGINS["task_heads"] in markdown
 
 
 def test_names_that_a_newer_benchmark_may_have_are_shown_as_they_are(tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ METHODS = {
     "tasks_generalist": "student: all tasks + generalist",
     "quarters": "student: two quarters",
     "quarters_generalist": "student: two quarters + generalist",
+    "joint": "one network trained with all domains' labels",
     "ceiling": "task teacher and generalist side by side",
 }
 """The rows of the consolidation benchmark, and what each is called: a record holds the short names only."""
@@ -34,12 +35,15 @@ MARGINS = {
     "generalist_head": "what the generalist's head adds to the student of one task",
     "generalist_head_of_tasks": "what the generalist's head adds to the student of all domains' tasks",
     "task_heads": "what the task teacher's head adds to the student of the generalist",
+    "side_by_side": "the student of task teacher and generalist over both trunks side by side",
+    "side_by_side_of_tasks": "ONE student of all domains over each domain's teacher and the generalist side by side",
+    "over_joint": "ONE student of all domains over one network trained with all domains' labels",
 }
 """What is compared in each margin."""
 LEAD = (
     "A task teacher learns one half of a domain's classes, a quarter's teacher one half of those; all accuracies are "
     "on the other half, which no task teacher or student was trained on (ImageNet, the generalist's, knows some). "
-    "Margins are in points of linear-probe accuracy, with 95 % intervals; a finding holds where the whole interval is "
+    "Margins are in points, with 95 % intervals; a finding holds where the whole interval is "
     "above zero."
 )
 
@@ -75,9 +79,10 @@ def consolidation(source: Source, number: int, title: str, domains: Sequence[str
         columns = ("method", *(METRICS[metric] for metric in held))
         tables.append(table(domain, columns, rows, f"Accuracy in per cent with 95 % intervals over {over}."))
     margins = {name: value for name, value in figures.items() if f"{name}_worst" in figures}
-    if margins:
-        drawn.insert(0, _margins(f"bench{number}-margins", margins))
-        tables.insert(0, _margin_table(margins, figures, domains))
+    for place, (metric, held) in enumerate(_by_metric(margins).items()):
+        if not place:
+            drawn.insert(0, _margins(f"bench{number}-margins", held))
+        tables.insert(place, _margin_table(held, figures, domains, metric))
     return Section(title=title, lead=LEAD, plots=tuple(drawn), tables=tuple(tables), more=(listing(source.figures),))
 
 
@@ -90,19 +95,35 @@ def _method(method: str) -> Cell:
     return Cell(text=_called(method), hint=method)
 
 
+def _by_metric(margins: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """{metric: its margins}, the linear probe first, whose margins carry no metric in their names."""
+    held: dict[str, dict[str, Any]] = {"probe": {}}
+    for name, value in margins.items():
+        held.setdefault(_margin_parts(name)[1], {})[name] = value
+    return {metric: found for metric, found in held.items() if found}
+
+
+def _margin_parts(name: str) -> tuple[str, str]:
+    """What a margin compares, and its metric."""
+    metric = next((metric for metric in METRICS if name.endswith(f"_{metric}")), "")
+    return name.removesuffix(f"_{metric}"), metric or "probe"
+
+
 def _margin(name: str) -> Cell:
     """The first cell of a margin's row: what the plot calls it, and what it compares."""
-    words = f": {MARGINS[name]}" if name in MARGINS else ""
-    return Cell(text=readable(name) + words, hint=name)
+    plain = _margin_parts(name)[0]
+    words = f": {MARGINS[plain]}" if plain in MARGINS else ""
+    return Cell(text=readable(plain) + words, hint=name)
 
 
-def _margin_table(margins: Mapping[str, Any], figures: Mapping[str, Any], domains: Sequence[str]) -> Table:
+def _margin_table(margins: Mapping[str, Any], figures: Mapping[str, Any], domains: Sequence[str], metric: str) -> Table:
     """A margin's mean, and how it comes out in each domain."""
     rows: list[list[str | Cell]] = []
     for name, value in margins.items():
         apart = [figures.get(f"{name}_{domain}") for domain in domains]
         rows.append([_margin(name), *(_points(part, signed=True) for part in (value, *apart))])
-    return table("Margins", ("margin", "mean", *domains), rows, "In points; of a single run there is no interval.")
+    note = "In points; of a single run there is no interval."
+    return table(f"Margins by {METRICS[metric]}", ("margin", "mean", *domains), rows, note)
 
 
 def _margins(name: str, margins: Mapping[str, Any]) -> Plot:

@@ -343,11 +343,13 @@ class DemoConfig:
     """A labelled image folder or tar of your own instead of the demo's drawings."""
     proxy: str = ""
     """Unlabeled images to distil on, beside `--data`; empty uses the teacher's half of them."""
-    domain: Literal["animals", "foods"] = "animals"
+    domains: tuple[Literal["animals", "foods"], ...] = ("animals", "foods")
+    """Of the drawings: a task teacher is made for each, and ONE student of all."""
     size: int = 128
     """Side of the drawings, and of what all models see, in pixels."""
     crops: int = 2
     """Crops per proxy image."""
+    teacher_epochs: int = 12
     epochs: int = 4
     seed: int = 0
 

@@ -1,21 +1,26 @@
-"""The whole way on real pictures, on the CPU, in a few minutes.
+"""One student of a generalist and two experts, on real pictures, on the CPU, in a few minutes.
 
-A generalist (EfficientNet-Lite0 with ImageNet weights) and a task teacher, fine-tuned here on one half of a domain's
-classes, are consolidated on unlabeled pictures of other things; the other half of the classes then tells how well the
-features transfer. Every step is the command of the same name, so each can be repeated by hand on what the demo leaves.
+A generalist (EfficientNet-Lite0 with ImageNet weights) and two task teachers, each fine-tuned here on one half of a
+domain's classes (animals, foods), are consolidated into ONE student on unlabeled pictures: of other things, and of the
+teachers' halves without their labels. The other half of each domain's classes then tells how well the features
+transfer; the verdict says which model is best and by how much. Every step is the command of the same name, so each can
+be repeated by hand on what the demo leaves.
 """
 
 import os
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from repcon import inspection, packing, precompute, report, teach, train, transfer
 from repcon.config import (
     ClassSubset,
     CropConfig,
+    DatasetConfig,
     DemoConfig,
     EvaluateConfig,
-    HeadConfig,
     InspectConfig,
     OptimConfig,
     PackConfig,
@@ -29,6 +34,7 @@ from repcon.config import (
 from repcon.errors import UserError
 from repcon.images import Pack, class_rows, shared_images
 from repcon.pictures.drawings import render
+from repcon.probing import show
 from repcon.record import Run, console
 
 GENERALIST = "package:efficientnet_lite0"
@@ -36,57 +42,81 @@ FROZEN_BLOCKS = 5
 """The stem and the first five of sixteen blocks keep ImageNet's weights, which makes training quicker."""
 TEMPERATURE = 2.0
 PROXY = ("objects", "activities")
-"""The categories whose drawings serve as unlabeled images: nothing of either domain is among them."""
+"""The categories whose drawings, beside those of the teachers' halves, serve as unlabeled images."""
+OTHERS = "others"
+"""What the pack of those is called."""
+OWN = "domain"
+"""What the domain of the user's own images is called."""
 
 
 def run(config: DemoConfig) -> dict[str, Any]:
-    """Runs every command on the way; gives the transfer figures and the report's path."""
+    """Runs every command on the way; gives the transfer figures and the licences of the pictures."""
     folder = Path(config.out)
     run_record = Run(folder, "demo", dump(config))
-    domain, proxy, licences = _pictures(config, folder)
+    domains, proxy, licences = _pictures(config, folder)
 
-    _step("1/6  teach: a task teacher from one half of the classes")
-    teach.run(_teach(config, folder, domain))
-    _step("2/6  precompute: generalist and teacher answer once about every crop")
-    precompute.run(_precompute(config, folder, proxy))
+    _step(f"1/5  teach: {len(domains)} task teacher(s), each from one half of its domain's classes")
+    for name, pack in domains.items():
+        teach.run(_teach(config, folder, name, pack))
+    _step("2/5  precompute: generalist and teachers answer once about every crop")
+    precompute.run(_precompute(config, folder, tuple(domains), proxy))
     inspection.run(InspectConfig(store=str(folder / "labels.zarr")))
-    _step("3/6  train: both heads, the consolidated student")
-    train.run(_train(config, folder, proxy, "student", ("generalist", "teacher")))
-    _step("4/6  train: the teacher's head alone, for comparison")
-    train.run(_train(config, folder, proxy, "student-task-only", ("teacher",)))
-    _step("5/6  evaluate: transfer to the half of the classes that nobody was taught")
-    figures = transfer.run(_evaluate(config, folder, domain))
-    _step("6/6  report")
+    _step("3/5  train: ONE student of all of them")
+    train.run(_train(config, folder, proxy))
+    _step("4/5  evaluate: transfer to the halves of the classes that nobody was taught")
+    figures = transfer.run(_evaluate(config, folder, domains))
+    _step("5/5  report")
     results = run_record.finish({"transfer": figures, "licences": licences})
-    parts = ("", "teacher", "labels.zarr.run", "student", "student-task-only", "transfer")
+    parts = ("", *(_teacher(name) for name in domains), "labels.zarr.run", "student", "transfer")
     page = ReportConfig(
         paths=tuple(str(folder / part) for part in parts), out=str(folder / "report"), title="repcon demo"
     )
     report.run(page)
+    show.verdict(figures["verdict"])
     return results
 
 
-def _pictures(config: DemoConfig, folder: Path) -> tuple[Path, Path, list[dict[str, str]]]:
-    """The labelled domain's pack, the unlabeled proxy's pack, and the licences of pictures that the demo fetched."""
+def _pictures(config: DemoConfig, folder: Path) -> tuple[dict[str, Path], Path, list[dict[str, str]]]:
+    """The labelled packs by domain, the unlabeled proxy's pack, and the licences of pictures that the demo fetched."""
     if config.data:
-        return *_own_pictures(config, folder), []
-    _step("0/6  pictures: drawings from packages, rendered and packed")
-    domain = render([config.domain], folder / "drawings" / config.domain, config.size)
-    render(PROXY, folder / "drawings" / "proxy", config.size)
-    packs = folder / "packs"
-    for name in (config.domain, "proxy"):
-        packing.run(PackConfig(source=str(folder / "drawings" / name), out=str(packs / name)))
-    return packs / config.domain, packs / "proxy", domain["licences"]
+        own, proxy = _own_pictures(config, folder)
+        return {OWN: own}, proxy, []
+    _step("0/5  pictures: drawings from packages, rendered and packed")
+    drawings, packs = folder / "drawings", folder / "packs"
+    drawn = [render([name], drawings / name, config.size) for name in config.domains]
+    render(PROXY, drawings / OTHERS, config.size)
+    for name in (*config.domains, OTHERS):
+        packing.run(PackConfig(source=str(drawings / name), out=str(packs / name)))
+    domains = {name: packs / name for name in config.domains}
+    _pack_proxy(config, folder, domains)
+    licences = {row["artist"]: row for one in drawn for row in one["licences"]}
+    return domains, packs / "proxy", list(licences.values())
+
+
+def _pack_proxy(config: DemoConfig, folder: Path, domains: Mapping[str, Path]) -> None:
+    """Packs, without their classes, drawings of other things and of the teachers' halves; none that is tested on."""
+    opened = {name: Pack.open(pack) for name, pack in domains.items()}
+    tested = {bytes(content) for pack in opened.values() for content in _hashes(pack, _half(config, first=False))}
+    others = Pack.open(folder / "packs" / OTHERS)
+    chosen = {OTHERS: (others, range(len(others)))}
+    chosen |= {name: (pack, class_rows(pack, _half(config, first=True))[0]) for name, pack in opened.items()}
+    for name, (pack, rows) in chosen.items():
+        kept = [int(row) for row in rows if bytes(pack.hashes[row]) not in tested]
+        _write_unlabelled(folder / "proxy", f"{name}-", pack, kept)
+    packing.run(PackConfig(source=str(folder / "proxy"), out=str(folder / "packs" / "proxy")))
 
 
 def _own_pictures(config: DemoConfig, folder: Path) -> tuple[Path, Path]:
     """Packs the user's images; without a proxy of hers, the teacher's half serves, its labels left behind."""
-    _step("0/6  pictures: yours, packed")
+    _step("0/5  pictures: yours, packed")
     if config.proxy and Path(config.data).resolve() == Path(config.proxy).resolve():
         raise UserError(f"--proxy {config.proxy}: the proxy must not be the labelled data, whose half is tested on")
-    domain = folder / "packs" / "domain"
+    domain = folder / "packs" / OWN
     packing.run(PackConfig(source=config.data, out=str(domain)))
-    source = Path(config.proxy) if config.proxy else _unlabelled_half(config, Pack.open(domain), folder / "proxy")
+    source = Path(config.proxy or folder / "proxy")
+    if not config.proxy:
+        pack = Pack.open(domain)
+        _write_unlabelled(source, "", pack, class_rows(pack, _half(config, first=True))[0])
     packing.run(PackConfig(source=str(source), out=str(folder / "packs" / "proxy")))
     _check_proxy(config, Pack.open(domain), Pack.open(folder / "packs" / "proxy"))
     return domain, folder / "packs" / "proxy"
@@ -94,20 +124,22 @@ def _own_pictures(config: DemoConfig, folder: Path) -> tuple[Path, Path]:
 
 def _check_proxy(config: DemoConfig, domain: Pack, proxy: Pack) -> None:
     """Raises UserError where the proxy holds images of the half of the classes that is tested on."""
-    rows, _, _ = class_rows(domain, _half(config, first=False))
-    if shared := shared_images(domain.hashes[rows], proxy.hashes):
+    if shared := shared_images(_hashes(domain, _half(config, first=False)), proxy.hashes):
         raise UserError(f"--proxy {config.proxy}: holds {shared} of the images that are tested on; leave them out")
 
 
-def _unlabelled_half(config: DemoConfig, pack: Pack, folder: Path) -> Path:
-    """Writes the images of the teacher's half of the classes side by side, without their classes."""
-    rows, _, _ = class_rows(pack, _half(config, first=True))
+def _hashes(pack: Pack, classes: ClassSubset) -> np.ndarray:
+    """Content hashes of the images of those classes."""
+    return pack.hashes[class_rows(pack, classes)[0]]
+
+
+def _write_unlabelled(folder: Path, prefix: str, pack: Pack, rows: Iterable[int]) -> None:
+    """Writes images of a pack side by side, without their classes."""
     folder.mkdir(exist_ok=True)
     for row in rows:
-        path = folder / f"{row:07d}.jpg"
+        path = folder / f"{prefix}{int(row):07d}.jpg"
         path.write_bytes(pack.read(int(row)))
         os.utime(path, (0, 0))  # A pack knows its source by names, sizes and times: the same when the demo goes on.
-    return folder
 
 
 def _half(config: DemoConfig, *, first: bool) -> ClassSubset:
@@ -118,14 +150,19 @@ def _step(title: str) -> None:
     console.rule(f"[bold]{title}", align="left")
 
 
-def _teach(config: DemoConfig, folder: Path, domain: Path) -> TeachConfig:
+def _teacher(domain: str) -> str:
+    """The folder of a domain's teacher."""
+    return f"{domain}-teacher"
+
+
+def _teach(config: DemoConfig, folder: Path, domain: str, pack: Path) -> TeachConfig:
     return TeachConfig(
-        data=str(domain),
-        out=str(folder / "teacher"),
+        data=str(pack),
+        out=str(folder / _teacher(domain)),
         model=GENERALIST,
         classes=_half(config, first=True),
         size=config.size,
-        epochs=12,
+        epochs=config.teacher_epochs,
         optim=OptimConfig(lr=1e-3),
         freeze_blocks=FROZEN_BLOCKS,
         freeze_norm=True,
@@ -134,13 +171,13 @@ def _teach(config: DemoConfig, folder: Path, domain: Path) -> TeachConfig:
     )
 
 
-def _precompute(config: DemoConfig, folder: Path, proxy: Path) -> PrecomputeConfig:
+def _precompute(config: DemoConfig, folder: Path, domains: tuple[str, ...], proxy: Path) -> PrecomputeConfig:
     generalist = TeacherConfig(name="generalist", model=GENERALIST, size=config.size, licence="Apache-2.0")
-    teacher = TeacherConfig(name="teacher", model=str(folder / "teacher"), size=config.size)
+    teachers = (TeacherConfig(name=name, model=str(folder / _teacher(name)), size=config.size) for name in domains)
     return PrecomputeConfig(
         pack=str(proxy),
         out=str(folder / "labels.zarr"),
-        teachers=(generalist, teacher),
+        teachers=(generalist, *teachers),
         crops=config.crops,
         crop=CropConfig(seed=config.seed),
         k=16,
@@ -148,37 +185,31 @@ def _precompute(config: DemoConfig, folder: Path, proxy: Path) -> PrecomputeConf
     )
 
 
-def _train(config: DemoConfig, folder: Path, proxy: Path, name: str, heads: tuple[str, ...]) -> TrainConfig:
-    # The generalist counts a quarter: enough to hold its features in place, without drowning the teacher's.
-    weights = {"generalist": 0.25, "teacher": 1.0}
+def _train(config: DemoConfig, folder: Path, proxy: Path) -> TrainConfig:
+    """The defaults of `repcon train`, but for what makes it quick."""
     return TrainConfig(
         pack=str(proxy),
         store=str(folder / "labels.zarr"),
-        out=str(folder / name),
+        out=str(folder / "student"),
         trunk=GENERALIST,
-        heads=tuple(HeadConfig(name=head, weight=weights[head], temperature=TEMPERATURE) for head in heads),
-        size=config.size,
         epochs=config.epochs,
-        batch_size=64,
-        optim=OptimConfig(lr=1e-3),
         freeze_blocks=FROZEN_BLOCKS,
-        freeze_norm=True,
         seed=config.seed,
     )
 
 
-def _evaluate(config: DemoConfig, folder: Path, domain: Path) -> EvaluateConfig:
-    trunks = {
-        "generalist": GENERALIST,
-        "teacher": folder / "teacher",
-        "student (teacher only)": folder / "student-task-only",
-        "student (consolidated)": folder / "student",
-    }
+def _evaluate(config: DemoConfig, folder: Path, domains: Mapping[str, Path]) -> EvaluateConfig:
+    """Every model on the unseen half of each domain, and the student's heads beside their teachers."""
+    teachers = {name: folder / _teacher(name) for name in domains}
+    trunks = {"generalist": GENERALIST, **{f"{name} teacher": path for name, path in teachers.items()}}
+    trunks["student"] = folder / "student"
+    half = _half(config, first=False)
     return EvaluateConfig(
-        data=str(domain),
+        datasets=tuple(DatasetConfig(name=name, data=str(pack), classes=half) for name, pack in domains.items()),
         out=str(folder / "transfer"),
         trunks=tuple(f"{name}={trunk}" for name, trunk in trunks.items()),
-        classes=_half(config, first=False),
+        heads=True,
+        teachers=tuple(f"{name}={path}" for name, path in teachers.items()),
         size=config.size,
         seed=config.seed,
     )

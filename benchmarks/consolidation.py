@@ -31,7 +31,7 @@ import torch
 from consolidation_protocol import EPOCHS_WITH_ALL, LONG, SHORT, USUAL, Protocol
 from consolidation_study import Study
 
-from repcon.reporting.consolidation import METHODS
+from repcon.reports.sections.consolidation import METHODS
 
 
 def main() -> None:

@@ -30,9 +30,9 @@ from consolidation_variants import VARIANTS, Variant, changed
 from rich.table import Table
 
 from repcon.config import PackConfig, TrainConfig
-from repcon.environment import environment
-from repcon.errors import UserError
-from repcon.record import console
+from repcon.runtime.console import console
+from repcon.runtime.errors import UserError
+from repcon.runtime.system import environment
 
 DOMAIN, SEEDS, EPOCHS = "aerial", (9,), 6
 """Neither domain nor seed is among what benchmarks/consolidation.py reports by default; one epoch more than there. Of a

@@ -30,9 +30,9 @@ from consolidation_study import Study
 from tables import Grid
 
 from repcon.config import TrainConfig
-from repcon.environment import environment
-from repcon.memory import keep_freed_memory
-from repcon.record import write_json
+from repcon.runtime.memory import keep_freed_memory
+from repcon.runtime.run_dir import write_json
+from repcon.runtime.system import environment
 
 LARGER = "package:efficientnet_lite2"
 ROWS = {

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from repcon.errors import UserError
+from repcon.runtime.errors import UserError
 
 DOMAINS = ("birds", "grocery", "aerial")
 PROXY = ("objects", "imagenet")

@@ -7,8 +7,8 @@ from typing import Any, TypeVar
 from consolidation_data import DOMAINS
 
 from repcon import config
-from repcon.errors import UserError
-from repcon.reporting.consolidation import METHODS
+from repcon.reports.sections.consolidation import METHODS
+from repcon.runtime.errors import UserError
 
 Config = TypeVar("Config")
 
@@ -82,5 +82,5 @@ LONG = Protocol(
 
 def recipe(kind: type[Config], name: str, **fields: Any) -> Config:
     """A recipe of the package with the fields that it leaves open."""
-    path = files("repcon") / "recipes" / f"{name}.toml"
+    path = files("repcon") / "config" / "recipes" / f"{name}.toml"
     return config.parse(kind, config.read_toml(str(path)) | fields, name)

@@ -16,18 +16,20 @@ from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Any
 
-from repcon import config, packing, precompute, teach, train, transfer
+from repcon import config
+from repcon.commands import evaluate, pack, precompute, teach, train
 from repcon.config import EvaluateConfig, PackConfig, PrecomputeConfig, TeachConfig, TrainConfig
-from repcon.errors import UserError
-from repcon.memory import keep_freed_memory
-from repcon.record import console, write_json
+from repcon.runtime.console import console
+from repcon.runtime.errors import UserError
+from repcon.runtime.memory import keep_freed_memory
+from repcon.runtime.run_dir import write_json
 
 COMMANDS = {
-    PackConfig: packing.run,
+    PackConfig: pack.run,
     TeachConfig: teach.run,
     PrecomputeConfig: precompute.run,
     TrainConfig: train.run,
-    EvaluateConfig: transfer.run,
+    EvaluateConfig: evaluate.run,
 }
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 

@@ -21,9 +21,9 @@ from repcon.config import (
     TeacherConfig,
     TrainConfig,
 )
-from repcon.errors import UserError
-from repcon.images import Pack, class_rows, shared_images
-from repcon.record import write_json
+from repcon.images.pack import Pack, class_rows, shared_images
+from repcon.runtime.errors import UserError
+from repcon.runtime.run_dir import write_json
 
 
 class Study:

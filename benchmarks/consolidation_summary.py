@@ -12,11 +12,12 @@ from consolidation_protocol import Protocol
 from matplotlib.figure import Figure
 from rich.table import Table
 
-from repcon.environment import environment
-from repcon.probing.intervals import over_draws
-from repcon.probing.intervals import show as with_interval
-from repcon.record import console, write_json
-from repcon.reporting.consolidation import METHODS
+from repcon.evaluation.intervals import over_draws
+from repcon.evaluation.intervals import show as with_interval
+from repcon.reports.sections.consolidation import METHODS
+from repcon.runtime.console import console
+from repcon.runtime.run_dir import write_json
+from repcon.runtime.system import environment
 
 METRICS = {"probe": "linear probe", "shot_1": "1-shot", "shot_5": "5-shot", "shot_10": "10-shot", "knn_5": "kNN 5"}
 SHOWN = ("probe", "shot_1", "shot_5")

@@ -28,7 +28,7 @@ from records import cells, put, write_record
 from repcon_kernels import TAILS, linear_kl, multi_head_kl
 from targets import targets
 
-from repcon.environment import environment
+from repcon.runtime.system import environment
 
 HEADS = {"1000-196-45": (1000, 196, 45), "1000-9x200": (1000, *[200] * 9), "21841-1000": (21841, 1000)}
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}

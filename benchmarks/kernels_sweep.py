@@ -1,4 +1,4 @@
-"""Which tile, number of warps and register limit suit a GPU: what `repcon_kernels.plan` then holds as constants."""
+"""Which tile, warps and register limit suit a GPU: what `repcon_kernels.kl_div.tiling` then holds as constants."""
 
 import itertools
 from collections.abc import Mapping
@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import kernels_contenders as contenders
 import kernels_timing as timing
 import torch
-from repcon_kernels import plan
+from repcon_kernels.kl_div import tiling
 
 BATCH = 4096
 TILES = (1024, 2048, 4096, 8192)
@@ -24,16 +24,16 @@ def run(heads: Mapping[str, tuple[int, ...]]) -> None:
         step = contenders.operator(task, "triton")
         floor = (2 * logits.nbytes + task.label_bytes()) / timing.copy_bandwidth("cuda", 2**28)
         results = [(timing.on_gpu(step, logits).seconds, "as it is")]
-        kept = plan.TILES, plan.REGISTERS
+        kept = tiling.TILES, tiling.REGISTERS
         for tile, warps, registers in itertools.product(TILES, WARPS, REGISTERS):
             if not 4 <= tile / (32 * warps) <= 32 or warps * 32 * registers > 65536:
                 continue
-            plan.TILES, plan.REGISTERS = ((65536, tile, warps),), registers
-            plan.plan.cache_clear()
+            tiling.TILES, tiling.REGISTERS = ((65536, tile, warps),), registers
+            tiling.plan.cache_clear()
             seconds = timing.on_gpu(step, logits).seconds
             results.append((seconds, f"tile {tile}, {warps} warps, {registers} registers"))
-        plan.TILES, plan.REGISTERS = kept
-        plan.plan.cache_clear()
+        tiling.TILES, tiling.REGISTERS = kept
+        tiling.plan.cache_clear()
         print(f"B {BATCH}, heads {name}, bf16")
         for place, (seconds, what) in enumerate(sorted(results)):
             if place < 10 or what == "as it is":

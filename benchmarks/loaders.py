@@ -34,10 +34,10 @@ from loaders_race import Race
 from loaders_tables import grids
 from targets import targets
 
-from repcon.environment import cores, environment
-from repcon.images import Pack
-from repcon.loaders import installed
-from repcon.record import console, progress
+from repcon.decode.factory import installed
+from repcon.images.pack import Pack
+from repcon.runtime.console import console, progress
+from repcon.runtime.system import cores, environment
 
 SIZES: dict[str, Size] = {"400x300": (400, 300), "1280x960": (1280, 960)}
 MAIN, LABELLED = "400x300", "labelled"

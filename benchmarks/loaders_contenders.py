@@ -31,12 +31,13 @@ from PIL import Image
 from records import in_new_process, peak_memory_bytes
 from torch.utils.data import DataLoader, Dataset
 
-from repcon import crops
 from repcon.config import CropConfig
-from repcon.images import Pack
-from repcon.loaders import Request, installed, open_loader
-from repcon.loaders.buffers import for_one_image
-from repcon.record import console
+from repcon.crops import plan as crops
+from repcon.decode.base import Request
+from repcon.decode.buffers import for_one_image
+from repcon.decode.factory import installed, open_loader
+from repcon.images.pack import Pack
+from repcon.runtime.console import console
 
 BATCH_IMAGES = 64
 FLOOR, FLOOR_ODD = "bare", "bare_odd"

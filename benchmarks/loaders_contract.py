@@ -6,12 +6,12 @@ from typing import Any
 
 from records import in_new_process
 
-from repcon import precompute
+from repcon.commands import precompute
 from repcon.config import Device, PrecomputeConfig, TeacherConfig, VerifyConfig
-from repcon.images import Pack
-from repcon.labelling.rerun import rerun
-from repcon.record import console
-from repcon.store import LabelStore
+from repcon.images.pack import Pack
+from repcon.labels.store import LabelStore
+from repcon.precompute.recompute import rerun
+from repcon.runtime.console import console
 
 TEACHER = "package:efficientnet_lite0"
 REFERENCE = "reference"

@@ -32,14 +32,14 @@ from records import put
 from repcon_kernels import cut_crops
 from targets import targets
 
-from repcon import crops
-from repcon.backbones import timm
 from repcon.config import CropConfig
-from repcon.environment import cores, environment
-from repcon.errors import UserError
-from repcon.images import Pack
-from repcon.loaders.reference import decode
-from repcon.record import console
+from repcon.crops import plan as crops
+from repcon.decode.reference import decode
+from repcon.images.pack import Pack
+from repcon.models.backbone import timm
+from repcon.runtime.console import console
+from repcon.runtime.errors import UserError
+from repcon.runtime.system import cores, environment
 
 IMAGES, LABELLED, PICTURE = 2048, 1024, (400, 300)
 BATCH, SIDE = 256, 224

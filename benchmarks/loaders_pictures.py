@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 import simplejpeg
 
-from repcon import packing
+from repcon.commands import pack as packing
 from repcon.config import PackConfig
-from repcon.errors import UserError
-from repcon.loaders import installed
+from repcon.decode.factory import installed
+from repcon.runtime.errors import UserError
 
 QUALITY = 90
 DIFFERENT = 64

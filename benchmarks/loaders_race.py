@@ -8,7 +8,7 @@ from typing import Any
 from loaders_contenders import FLOOR, FLOOR_ODD, OURS, Case, Contender, Opened, present
 from records import put
 
-from repcon.images import Pack
+from repcon.images.pack import Pack
 
 
 class Race:

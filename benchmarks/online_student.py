@@ -6,15 +6,16 @@ from pathlib import Path
 
 import torch
 
-from repcon import student, topk
 from repcon.config import TrainConfig
-from repcon.images import Pack
-from repcon.store import LabelStore
-from repcon.teachers import Teacher, from_section
-from repcon.training.feed import Batch, Feed
-from repcon.training.processes import Team
-from repcon.training.sanity import LossGuard
-from repcon.training.trainer import Trainer
+from repcon.distill.distributed import Team
+from repcon.distill.loader import Batch, Feed
+from repcon.distill.loss_guard import LossGuard
+from repcon.distill.trainer import Trainer
+from repcon.images.pack import Pack
+from repcon.labels import topk
+from repcon.labels.store import LabelStore
+from repcon.models import student
+from repcon.models.teacher import Teacher, from_section
 
 
 class OnlineFeed(Feed):

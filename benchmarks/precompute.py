@@ -38,11 +38,11 @@ from records import put
 from targets import targets
 
 from repcon.config import Precision
-from repcon.environment import environment
-from repcon.labelling.passes import find_batch_size
-from repcon.memory import keep_freed_memory
-from repcon.record import console, progress
-from repcon.teachers import Teacher
+from repcon.models.teacher import Teacher
+from repcon.precompute.batching import find_batch_size
+from repcon.runtime.console import console, progress
+from repcon.runtime.memory import keep_freed_memory
+from repcon.runtime.system import environment
 
 PICTURE = (400, 300)
 CROPS, OTHER_CROPS = 4, (1, 16)

@@ -13,16 +13,19 @@ from loaders_pictures import DIFFERENT, repeated
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
-from repcon import backbones, packing, precompute, teachers
-from repcon.backbones import timm
+from repcon.commands import pack as packing
 from repcon.config import CropConfig, PackConfig, Precision, PrecomputeConfig, TeacherConfig
-from repcon.environment import cores
-from repcon.images import Pack
-from repcon.labelling.bench import Bench
-from repcon.labelling.display import Event, merged
-from repcon.labelling.target import open_target
-from repcon.record import console
-from repcon.teachers import Teacher
+from repcon.images.pack import Pack
+from repcon.models import backbone
+from repcon.models import teacher as teachers
+from repcon.models.backbone import timm
+from repcon.models.teacher import Teacher
+from repcon.precompute import engine
+from repcon.precompute.context import Bench
+from repcon.precompute.output_store import open_target
+from repcon.precompute.progress import Event, merged
+from repcon.runtime.console import console
+from repcon.runtime.system import cores
 
 MODELS = {"light": "package:efficientnet_lite0", "heavy": "precompute_contenders:resnet50"}
 K, CROP = 16, CropConfig()
@@ -92,7 +95,7 @@ def ours(job: Job, rows_per_shard: int = 0) -> Took:
     bench = Bench(config=config, pack=job.pack, store=store, teachers=job.teachers, device=job.device)
     events: list[Event] = []
     started = time.perf_counter()
-    precompute.work(bench, events.append)
+    engine.work(bench, events.append)
     seconds, done = time.perf_counter() - started, merged(events)
     if store.unfinished() or done.crops != job.total:
         raise RuntimeError(f"{config.out}: labelled {done.crops} of {job.total} crops")
@@ -107,7 +110,7 @@ def alone(job: Job) -> Took:
         side = teacher.preprocessing.size
         pixels = torch.randint(0, 256, (job.batch_size, 3, side, side), dtype=torch.uint8, device=job.device)
         pixels = pixels.contiguous(memory_format=torch.channels_last)
-        inputs.append(backbones.normalise(pixels, teacher.preprocessing, teacher.dtype))
+        inputs.append(backbone.normalise(pixels, teacher.preprocessing, teacher.dtype))
     _synchronise(job.device)
     started = time.perf_counter()
     for start in range(0, job.total, job.batch_size):
@@ -134,7 +137,7 @@ class _FkdImages(Dataset):
 
     def __getitem__(self, number: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, int]:
         """Inputs (c, 3, S, S), boxes (c, 4), flips (c,), and the image's number."""
-        from torchvision.transforms import RandomResizedCrop, functional  # after repcon.backbones has mended it
+        from torchvision.transforms import RandomResizedCrop, functional  # after repcon.models.backbone has mended it
 
         # torchvision's annotations know tensors only.
         image: Any = Image.open(self._paths[number]).convert("RGB")

@@ -9,13 +9,12 @@ import torch
 from precompute_contenders import CROP, MODELS, Job, Packs, load, ours
 from records import in_new_process, peak_memory_bytes, put
 
-from repcon import precompute
 from repcon.config import Precision, PrecomputeConfig, TeacherConfig
-from repcon.images import Pack
-from repcon.labelling import crew
-from repcon.labelling.display import Event
-from repcon.labelling.passes import find_batch_size
-from repcon.memory import keep_freed_memory
+from repcon.images.pack import Pack
+from repcon.precompute import engine, launch_local
+from repcon.precompute.batching import find_batch_size
+from repcon.precompute.progress import Event
+from repcon.runtime.memory import keep_freed_memory
 
 CROPS, REPEATS = 4, 3
 
@@ -34,7 +33,7 @@ class Setting:
 
 def scaling(setting: Setting, device: torch.device, packs: Packs, folder: Path, figures: dict[str, Any]) -> None:
     """Crops per second of one and of two processes, from when a third of the work is done until nine tenths are."""
-    posts = crew.posts(2, torch.cuda.device_count() if device.type == "cuda" else 0)
+    posts = launch_local.posts(2, torch.cuda.device_count() if device.type == "cuda" else 0)
     pack, _ = packs.of(setting.processes_images)
     for count in (1, 2):
         config = PrecomputeConfig(
@@ -52,7 +51,7 @@ def scaling(setting: Setting, device: torch.device, packs: Packs, folder: Path, 
         def take(event: Event, seen: list[tuple[float, int]] = seen) -> None:
             seen.append((time.perf_counter(), seen[-1][1] + event.crops))
 
-        crew.run(precompute.serve, (config,), posts[:count], take)
+        launch_local.run(engine.serve, (config,), posts[:count], take)
         total = seen[-1][1]
         within = [place for place in seen if total / 3 <= place[1] <= 0.9 * total]
         (start, before), (stop, after) = within[0], within[-1]

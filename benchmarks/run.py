@@ -24,10 +24,10 @@ from records import number
 from rich.markup import escape
 from targets import met, targets
 
-from repcon import report
+from repcon.commands import report as report_module
 from repcon.config import ReportConfig
-from repcon.errors import UserError
-from repcon.record import console
+from repcon.runtime.console import console
+from repcon.runtime.errors import UserError
 
 HERE = Path(__file__).parent
 
@@ -82,7 +82,7 @@ def main() -> None:
         else:
             failed.append(benchmark.name)
     if written:
-        report.run(ReportConfig(paths=tuple(map(str, written)), out=str(out / "report"), title="Benchmarks"))
+        report_module.run(ReportConfig(paths=tuple(map(str, written)), out=str(out / "report"), title="Benchmarks"))
     console.print(f"all in {_minutes(time.perf_counter() - started)}")
     if failed:
         raise UserError(f"failed: {', '.join(failed)}; their output is in {out}")

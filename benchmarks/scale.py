@@ -36,9 +36,9 @@ from records import in_new_process, peak_memory_bytes
 from scale_store import CROPS, Simulation
 from targets import targets
 
-from repcon.environment import environment
-from repcon.record import progress
-from repcon.store import LabelStore
+from repcon.labels.store import LabelStore
+from repcon.runtime.console import progress
+from repcon.runtime.system import environment
 
 BATCH, WINDOW_BYTES, UNIT_ROWS, REPEATS = 256, 1_000_000, 64, 7
 FLAT = ("open_seconds", "first_window_bytes", "bytes_per_row")
@@ -123,7 +123,7 @@ class _Stopwatch:
 
 
 def _read(url: str) -> dict[str, float]:
-    from repcon.reporting.figures import figures
+    from repcon.labels.statistics import figures
 
     watch = _Stopwatch()
     store = watch.time("open", lambda: LabelStore.open(url), REPEATS)
@@ -151,7 +151,7 @@ def _gather(pair: tuple[np.ndarray, np.ndarray], generator: np.random.Generator,
 
 
 def _units(url: str) -> dict[str, float]:
-    from repcon.reporting.figures import figures
+    from repcon.labels.statistics import figures
 
     watch = _Stopwatch()
     store = LabelStore.open(url)

@@ -7,9 +7,10 @@ from unittest.mock import patch
 import numpy as np
 import torch
 
-from repcon import crops, topk
 from repcon.config import CropConfig
-from repcon.store import LabelStore, StoreSpec, TeacherSection
+from repcon.crops import plan
+from repcon.labels import topk
+from repcon.labels.store import LabelStore, StoreSpec, TeacherSection
 
 CROPS, CLASSES, K = 8, 1000, 4
 ROWS_PER_SHARD = 16_384
@@ -32,7 +33,7 @@ class Simulation:
         self._logp = logp.astype(np.float16).reshape(*shape, K + 1)
         hashes = np.random.default_rng(seed).integers(0, 256, (ROWS_PER_SHARD, 16), np.uint8)
         sizes = np.tile(np.array(_SIDE, np.int32), (ROWS_PER_SHARD, 1))
-        planned = crops.plan(CropConfig(), hashes, sizes, range(CROPS))
+        planned = plan.plan(CropConfig(), hashes, sizes, range(CROPS))
         self._boxes, self._flips = planned.boxes, planned.flips
 
     def write(

@@ -10,8 +10,9 @@ from records import write_record
 from rich.markup import escape
 from tables import Grid
 
-from repcon.errors import UserError
-from repcon.record import console, write_json
+from repcon.runtime.console import console
+from repcon.runtime.errors import UserError
+from repcon.runtime.run_dir import write_json
 
 
 def parser(description: str, data: str = "") -> argparse.ArgumentParser:

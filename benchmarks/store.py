@@ -33,10 +33,10 @@ from store_labels import CROPS, Labels, make_labels, spec_of
 from store_peers import PEERS, Peer
 from targets import targets
 
-from repcon.environment import environment
-from repcon.record import progress
-from repcon.storage.truncation import bucket_kl
-from repcon.store import LabelStore, Slab
+from repcon.labels.store import LabelStore, Slab
+from repcon.labels.truncation import bucket_kl
+from repcon.runtime.console import progress
+from repcon.runtime.system import environment
 
 BATCH, ROWS_PER_SHARD = 256, 16_384
 STORES = {"zstd": ("zstd", "float16"), "lz4": ("lz4", "float16"), "gaps": ("zstd", "gaps8")}

@@ -21,8 +21,8 @@ import numpy as np
 import simplejpeg
 
 from repcon.config import CropConfig, PrecomputeConfig, TeacherConfig
-from repcon.errors import UserError
-from repcon.store import LabelStore
+from repcon.labels.store import LabelStore
+from repcon.runtime.errors import UserError
 
 IMAGES, CROPS, SIDE = 96, 8, 32
 LONGEST_SECONDS = 4.0
@@ -32,7 +32,7 @@ LONGEST_SECONDS = 4.0
 def faults(folder: Path, kills: int, damages: int, seed: int = 0) -> dict[str, Any]:
     """The figures above; the same seed gives the same moments and places."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["repcon.precompute", "timm", "repcon.loaders.reference"])
+    context.set_forkserver_preload(["repcon.commands.precompute", "timm", "repcon.decode.reference"])
     recipe = _recipe(folder)
     whole = folder / "whole.zarr"
     _finish(context, recipe, whole)
@@ -44,9 +44,9 @@ def _recipe(folder: Path) -> dict[str, Any]:
     """A pack and two small teachers on disk, and what `precompute` is asked for."""
     import torch
 
-    from repcon import backbones
-    from repcon.backbones import Preprocessing
-    from repcon.packing import open_or_pack
+    from repcon.images.packing import open_or_pack
+    from repcon.models import backbone
+    from repcon.models.backbone import Preprocessing
 
     pictures = folder / "pictures" / "any"
     pictures.mkdir(parents=True)
@@ -57,10 +57,10 @@ def _recipe(folder: Path) -> dict[str, Any]:
     pack = open_or_pack(str(folder / "pictures"), folder / "cache")
     for classes in (7, 300):
         torch.manual_seed(classes)
-        model = backbones.create("test_resnet", num_classes=classes, pretrained=False)
+        model = backbone.create("test_resnet", num_classes=classes, pretrained=False)
         data = Preprocessing(size=SIDE, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
         names = tuple(map(str, range(classes)))
-        backbones.save(model, folder / f"teacher-{classes}", classes=names, preprocessing=data, extra={})
+        backbone.save(model, folder / f"teacher-{classes}", classes=names, preprocessing=data, extra={})
     teachers = tuple(TeacherConfig(name=f"t{count}", model=str(folder / f"teacher-{count}")) for count in (7, 300))
     return {
         "pack": str(pack.url), "teachers": teachers, "crops": CROPS, "crop": CropConfig(seed=1), "rows_per_shard": 4,
@@ -71,7 +71,7 @@ def _recipe(folder: Path) -> dict[str, Any]:
 def _precompute(recipe: dict[str, Any], out: str) -> None:
     import torch
 
-    from repcon import precompute
+    from repcon.commands import precompute
 
     torch.set_num_threads(1)
     with contextlib.redirect_stdout(io.StringIO()):

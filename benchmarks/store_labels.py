@@ -9,9 +9,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from repcon import crops, topk
 from repcon.config import CropConfig
-from repcon.store import StoreSpec, TeacherSection
+from repcon.crops import plan as crops
+from repcon.labels import topk
+from repcon.labels.store import StoreSpec, TeacherSection
 
 HEADS = {"imagenet": (1000, 0.7), "cars": (196, 0.35), "aerial": (45, 0.55)}
 K, CROPS, WIDTH = 16, 8, 128

@@ -29,7 +29,8 @@ import torch
 from online_student import train
 from tables import Grid
 
-from repcon import packing, precompute, teach, transfer
+from repcon.commands import evaluate, precompute, teach
+from repcon.commands import pack as packing
 from repcon.config import (
     ClassSubset,
     EvaluateConfig,
@@ -42,14 +43,14 @@ from repcon.config import (
     TeacherConfig,
     TrainConfig,
 )
-from repcon.environment import environment
-from repcon.images import Pack
-from repcon.record import write_json
-from repcon.store import LabelStore
-from repcon.training.feed import Feed
-from repcon.training.processes import Team
-from repcon.training.trainer import Trainer
-from repcon.training.validation import Agreement
+from repcon.distill.distributed import Team
+from repcon.distill.loader import Feed
+from repcon.distill.trainer import Trainer
+from repcon.distill.validation import Agreement
+from repcon.images.pack import Pack
+from repcon.labels.store import LabelStore
+from repcon.runtime.run_dir import write_json
+from repcon.runtime.system import environment
 
 GENERALIST, SIZE = "package:efficientnet_lite0", 128
 
@@ -207,7 +208,7 @@ def _agreement(trainer: Trainer, settings: TrainConfig, whole: Path) -> float:
 
 def _transfer(work: Path, out: Path, batch_size: int = 64) -> dict[str, float]:
     """Probe and kNN on the classes that no teacher saw, in %."""
-    results = transfer.run(
+    results = evaluate.run(
         EvaluateConfig(
             data=str(work / "domain"),
             out=str(out / "transfer"),

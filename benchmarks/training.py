@@ -39,9 +39,9 @@ from training_contenders import Contender, heavy_contenders, light_contenders
 from training_data import Setting, make_data, open_data
 
 from repcon.config import LoaderKind
-from repcon.environment import environment
-from repcon.memory import keep_freed_memory
-from repcon.record import console, progress
+from repcon.runtime.console import console, progress
+from repcon.runtime.memory import keep_freed_memory
+from repcon.runtime.system import environment
 
 SHORT = Setting(heavy_images=64, light_images=192, batch_size=16, rounds=3)
 LONG = Setting(heavy_images=256, light_images=960, batch_size=32, rounds=7)

@@ -10,17 +10,17 @@ import torch.nn.functional as F
 from torch import nn
 from training_data import CLASSES, Data, Setting
 
-from repcon import backbones
-from repcon.backbones import timm
 from repcon.config import HeadConfig, OptimConfig, TrainConfig
-from repcon.images import Pack
-from repcon.store import LabelStore
-from repcon.training.feed import Batch, Clock, Feed
-from repcon.training.labels import to_device
-from repcon.training.optim import Updates, autocast, resolve
-from repcon.training.processes import Team
-from repcon.training.sanity import LossGuard
-from repcon.training.trainer import Trainer
+from repcon.distill.distributed import Team
+from repcon.distill.label_cache import to_device
+from repcon.distill.loader import Batch, Clock, Feed
+from repcon.distill.loss_guard import LossGuard
+from repcon.distill.optim import Updates, autocast, resolve
+from repcon.distill.trainer import Trainer
+from repcon.images.pack import Pack
+from repcon.labels.store import LabelStore
+from repcon.models import backbone
+from repcon.models.backbone import timm
 
 LIGHT = "mobilenetv3_small_050"
 OPTIM = OptimConfig(warmup_epochs=0.0)
@@ -183,7 +183,7 @@ def _online(
 
     def step(batch: Batch) -> None:
         student.train()
-        images = backbones.normalise(batch.pixels, trainer.preprocessing, torch.float32)
+        images = backbone.normalise(batch.pixels, trainer.preprocessing, torch.float32)
         targets = torch.zeros(len(images), dtype=torch.int64, device=images.device)
         with autocast(device, setting.precision):
             total = loss(images, targets)

@@ -9,11 +9,12 @@ import simplejpeg
 import torch
 from loaders_pictures import DIFFERENT, repeated
 
-from repcon import crops, topk
 from repcon.config import CropConfig, LoaderKind, Precision
-from repcon.images import Pack
-from repcon.packing import open_or_pack
-from repcon.store import LabelStore, StoreSpec, TeacherSection
+from repcon.crops import plan as crops
+from repcon.images.pack import Pack
+from repcon.images.packing import open_or_pack
+from repcon.labels import topk
+from repcon.labels.store import LabelStore, StoreSpec, TeacherSection
 
 CLASSES = {"generalist": 1000, "task": 100}
 CROPS, K = 4, 16

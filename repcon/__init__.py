@@ -10,22 +10,22 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from repcon import backbones as backbones
-    from repcon import student as student
     from repcon.config import HeadConfig as HeadConfig
-    from repcon.errors import UserError as UserError
-    from repcon.images import Pack as Pack
-    from repcon.loss import HeadsLoss as HeadsLoss
-    from repcon.store import LabelStore as LabelStore
-    from repcon.training.feed import Feed as Feed
+    from repcon.distill.loader import Feed as Feed
+    from repcon.distill.loss import HeadsLoss as HeadsLoss
+    from repcon.images.pack import Pack as Pack
+    from repcon.labels.store import LabelStore as LabelStore
+    from repcon.models import backbone as backbones
+    from repcon.models import student as student
+    from repcon.runtime.errors import UserError as UserError
 
 _HOMES = {
-    "Feed": "repcon.training.feed",
+    "Feed": "repcon.distill.loader",
     "HeadConfig": "repcon.config",
-    "HeadsLoss": "repcon.loss",
-    "LabelStore": "repcon.store",
-    "Pack": "repcon.images",
-    "UserError": "repcon.errors",
+    "HeadsLoss": "repcon.distill.loss",
+    "LabelStore": "repcon.labels.store",
+    "Pack": "repcon.images.pack",
+    "UserError": "repcon.runtime.errors",
 }
 
 __all__ = ["Feed", "HeadConfig", "HeadsLoss", "LabelStore", "Pack", "UserError", "backbones", "student"]

@@ -14,24 +14,25 @@ from rich.markup import escape
 from rich.table import Table
 
 from repcon import config
-from repcon.errors import UserError
-from repcon.memory import keep_freed_memory
-from repcon.record import console, json_text
+from repcon.runtime.console import console
+from repcon.runtime.errors import UserError
+from repcon.runtime.memory import keep_freed_memory
+from repcon.runtime.run_dir import json_text
 
 errors = Console(stderr=True)
 STARTS_AGAIN = ("verify", "inspect", "report")
 """Commands that keep nothing to go on from."""
 
 COMMANDS: dict[str, tuple[type, str]] = {
-    "pack": (config.PackConfig, "repcon.packing"),
-    "teach": (config.TeachConfig, "repcon.teach"),
-    "precompute": (config.PrecomputeConfig, "repcon.precompute"),
-    "inspect": (config.InspectConfig, "repcon.inspection"),
-    "verify": (config.VerifyConfig, "repcon.verification"),
-    "train": (config.TrainConfig, "repcon.train"),
-    "evaluate": (config.EvaluateConfig, "repcon.transfer"),
-    "report": (config.ReportConfig, "repcon.report"),
-    "demo": (config.DemoConfig, "repcon.demo"),
+    "pack": (config.PackConfig, "repcon.commands.pack"),
+    "teach": (config.TeachConfig, "repcon.commands.teach"),
+    "precompute": (config.PrecomputeConfig, "repcon.commands.precompute"),
+    "inspect": (config.InspectConfig, "repcon.commands.inspect"),
+    "verify": (config.VerifyConfig, "repcon.commands.verify"),
+    "train": (config.TrainConfig, "repcon.commands.train"),
+    "evaluate": (config.EvaluateConfig, "repcon.commands.evaluate"),
+    "report": (config.ReportConfig, "repcon.commands.report"),
+    "demo": (config.DemoConfig, "repcon.commands.demo"),
 }
 
 

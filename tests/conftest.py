@@ -7,6 +7,16 @@ import simplejpeg
 from pictures import photograph
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Triton's interpreter has to be asked for before any test module imports Triton, where its tests are to run."""
+    kernels = Path(__file__).parent / "kernels"
+    chosen = [(config.invocation_params.dir / word.split("::")[0]).resolve() for word in config.args]
+    if any(kernels.is_relative_to(path) or path.is_relative_to(kernels) for path in chosen):
+        import triton_interpreter  # imports torch and Triton
+
+        triton_interpreter.start()
+
+
 @pytest.fixture(scope="session")
 def picture_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A labelled image folder: 4 classes of 8 JPEGs each, of varied sizes; colour tells the classes apart."""

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from store_builder import fill, spec, write
 
-from repcon import cli, crops
+from repcon import cli
 from repcon.config import CropConfig
-from repcon.store import LabelStore
+from repcon.crops import plan as crops
+from repcon.labels.store import LabelStore
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]

@@ -7,9 +7,9 @@ import pytest
 import torch
 from training_case import pack_path
 
-from repcon import backbones
-from repcon.backbones import timm
-from repcon.pictures.icon_sets import PACKAGES
+from repcon.images.icon_sets import PACKAGES
+from repcon.models import backbone
+from repcon.models.backbone import timm
 
 pytest_plugins = ("training_fixtures",)
 README = (Path(__file__).parent.parent / "README.md").read_text()
@@ -30,7 +30,7 @@ def test_the_loop_runs_as_printed(case: Path, tmp_path: Path, monkeypatch: pytes
     exec(compile(code(), "README.md", "exec"), names)
     trunk = timm.create_model("local-dir:my-student", pretrained=True, num_classes=0)
     assert trunk.num_features == names["model"].trunk.num_features
-    start = backbones.create("package:efficientnet_lite0", num_classes=0).state_dict()
+    start = backbone.create("package:efficientnet_lite0", num_classes=0).state_dict()
     learnt = trunk.state_dict()
     assert not torch.equal(learnt["conv_stem.weight"], start["conv_stem.weight"])
     assert all(value.isfinite().all() for value in learnt.values())

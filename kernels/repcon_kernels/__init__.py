@@ -18,8 +18,8 @@
 images. The package takes tensors and knows nothing of where they come from. Importing it needs no Triton.
 """
 
-from repcon_kernels.api import IMPLEMENTATIONS, linear_kl, multi_head_kl
-from repcon_kernels.crops import cut_crops
-from repcon_kernels.heads import LOG_TAIL_FLOOR, TAILS, HeadSpec
+from repcon_kernels.crop_resize import cut_crops
+from repcon_kernels.functional import IMPLEMENTATIONS, linear_kl, multi_head_kl
+from repcon_kernels.kl_div.heads import LOG_TAIL_FLOOR, TAILS, HeadSpec
 
 __all__ = ["IMPLEMENTATIONS", "LOG_TAIL_FLOOR", "TAILS", "HeadSpec", "cut_crops", "linear_kl", "multi_head_kl"]

@@ -13,9 +13,10 @@ from typing import Any
 
 import torch
 import triton
-from repcon_kernels import HeadSpec, crop_kernel, kernel, scale
-from repcon_kernels.launch import CROP_BLOCK
-from repcon_kernels.plan import REGISTERS, plan
+from repcon_kernels import HeadSpec, crop_resize_kernel
+from repcon_kernels.kl_div import triton_kernel, triton_scale
+from repcon_kernels.kl_div.launch import CROP_BLOCK
+from repcon_kernels.kl_div.tiling import REGISTERS, plan
 from triton.backends.compiler import GPUTarget
 
 TOOL = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
@@ -59,7 +60,7 @@ def build(
     logits = torch.zeros(2 * column + unaligned, dtype=dtype)[unaligned:].view(2, column)
     floats, numbers = torch.zeros(64), torch.zeros(64, dtype=torch.int32)
     rows = torch.zeros(2, dtype=torch.int64) if gathered else floats
-    built = kernel.multi_head_kl.run(  # pyright: ignore[reportAttributeAccessIssue]
+    built = triton_kernel.multi_head_kl.run(  # pyright: ignore[reportAttributeAccessIssue]
         logits, logits, floats, floats, numbers, rows, floats,
         tuple(torch.zeros(2, head.k, dtype=ids) for head in heads),
         tuple(torch.zeros(2, head.k + 1, dtype=logp) for head in heads),
@@ -71,7 +72,7 @@ def build(
 
 
 def build_scale(name: str, dtype: torch.dtype, factor_stride: int) -> None:
-    built = scale.scale_heads.run(  # pyright: ignore[reportAttributeAccessIssue]
+    built = triton_scale.scale_heads.run(  # pyright: ignore[reportAttributeAccessIssue]
         torch.zeros(2, 1241, dtype=dtype), torch.zeros(64), 2, factor_stride, 1.0,
         SPANS=((0, 1000), (1000, 241)), COLUMNS=1241, BLOCK=1024, grid=(1,), warmup=True,
     )  # fmt: skip
@@ -80,7 +81,7 @@ def build_scale(name: str, dtype: torch.dtype, factor_stride: int) -> None:
 
 def build_crops(name: str, side: int) -> None:
     numbers = torch.zeros(64, dtype=torch.int32)
-    built = crop_kernel.cut_crops.run(  # pyright: ignore[reportAttributeAccessIssue]
+    built = crop_resize_kernel.cut_crops.run(  # pyright: ignore[reportAttributeAccessIssue]
         numbers.long(), numbers, numbers, torch.zeros(64, dtype=torch.uint8), 4, SIDE=side, BLOCK=CROP_BLOCK,
         grid=(1,), warmup=True,
     )  # fmt: skip

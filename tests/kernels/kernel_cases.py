@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from repcon_kernels import HeadSpec, multi_head_kl, reference
+from repcon_kernels import HeadSpec, multi_head_kl
+from repcon_kernels.kl_div import reference
 from torch import Tensor
 
 TEMPERATURES = (1.0, 2.0)

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 from kernel_cases import Case, assert_meets, compute, make, specification
-from repcon_kernels import api, multi_head_kl
+from repcon_kernels import functional, multi_head_kl
 from torch import Tensor
 
 BOTH = pytest.mark.parametrize("implementation", ["torch", "triton"])
@@ -100,7 +100,7 @@ def test_the_operators_hold_what_they_promise(implementation: str, in_place: boo
     """torch's own checks. Tracing of both passes is below: here the operator's second result, the gradient that the
     backward pass scales where it lies, would come out too."""
     case = make(3, [(30, 5), (6, 6)], gathered=True).to(device)
-    labels = api._labels(case.heads, case.ids, case.logp, case.rows, case.weights, "bucket", implementation)
+    labels = functional._labels(case.heads, case.ids, case.logp, case.rows, case.weights, "bucket", implementation)
     logits = case.logits.clone().requires_grad_()
     operators = torch.ops.repcon_kernels
     if in_place:

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 from kernel_cases import make, specification, stored
-from repcon_kernels import HeadSpec, multi_head_kl, reference
+from repcon_kernels import HeadSpec, multi_head_kl
+from repcon_kernels.kl_div import reference
 
 
 def by_hand(logits: np.ndarray, ids: np.ndarray, logp: np.ndarray, tail_log: float, t: float, tail: str) -> float:

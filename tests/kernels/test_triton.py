@@ -6,7 +6,7 @@ import pytest
 import torch
 from kernel_cases import Case, assert_meets, compute, make
 from repcon_kernels import TAILS, multi_head_kl
-from repcon_kernels.ops import head_specs
+from repcon_kernels.kl_div.autograd import head_specs
 
 
 def check(case: Case, device: str, tail: str = "bucket", *, in_place: bool = False) -> None:
@@ -92,7 +92,7 @@ def test_every_column_is_written_and_nothing_else(device: str) -> None:
     gradient = torch.full((7, columns), 7.0, device=device)
     specs = [(head.start, head.classes, head.tail_column, head.temperature) for head in case.heads]
     heads = head_specs(case.ids, *zip(*specs, strict=True))
-    from repcon_kernels import launch
+    from repcon_kernels.kl_div import launch
 
     losses = launch.multi_head_kl(
         around[1:6], gradient[1:6], heads, case.ids, case.logp, None, case.weights, "bucket", 1 / 5, 1 / 5

@@ -1,0 +1,168 @@
+"""The operators that autograd, autocast and torch.compile see: the loss, the loss whose gradient lies over the logits,
+and the scaling of a gradient (`linear` adds the layer). Each takes the implementation by name and chooses none.
+
+The gradient is computed in the forward pass, as if the upstream gradient were 1; `scale_heads_` multiplies by the real
+one when it is known. Gradients in float16, where 1 / B of a probability would be lost, wait for that step without the
+1 / B: they are larger by `stored_scale`, a power of two.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from repcon_kernels.kl_div import sparse
+from repcon_kernels.kl_div.heads import HeadSpec, describe
+
+LABELS = (
+    "Tensor[] ids, Tensor[] logp, Tensor? rows, Tensor weights, int[] starts, int[] classes, int[] tail_columns, "
+    "float[] temperatures, str tail, str implementation"
+)
+
+library = torch.library.Library("repcon_kernels", "DEF")
+library.define(f"multi_head_kl(Tensor logits, {LABELS}, bool with_gradient) -> (Tensor, Tensor)")
+library.define(f"multi_head_kl_(Tensor(a!) logits, {LABELS}) -> Tensor")
+library.define(
+    "scale_heads_(Tensor(a!) gradient, Tensor factors, float factor_scale, int[] starts, str implementation) -> ()"
+)
+
+
+def implementation_module(implementation: str, values: Tensor) -> Any:
+    """`sparse` or `launch`. Raises ValueError where Triton is asked for and cannot run on these logits, or crops."""
+    if implementation == "torch":
+        return sparse
+    try:
+        from repcon_kernels.kl_div import launch
+    except ImportError as error:
+        raise ValueError(f"implementation 'triton' needs the package triton ({error}); 'torch' does without") from error
+    if values.dtype == torch.float64:
+        raise ValueError(f"implementation 'triton' takes float32, bfloat16 and float16 logits, not {describe(values)}")
+    if values.device.type == "cpu" and not launch.interpreted():
+        raise ValueError("implementation 'triton' needs a GPU (or TRITON_INTERPRET=1, slowly); 'torch' runs on the CPU")
+    return launch
+
+
+def head_specs(
+    ids: Sequence[Tensor],
+    starts: Sequence[int],
+    classes: Sequence[int],
+    tail_columns: Sequence[int],
+    temperatures: Sequence[float],
+) -> tuple[HeadSpec, ...]:
+    """The heads, from an operator's flat arguments."""
+    columns = zip(ids, starts, classes, tail_columns, temperatures, strict=True)
+    return tuple(
+        HeadSpec(start=start, classes=count, k=head_ids.shape[1], temperature=temperature, tail_column=tail_column)
+        for head_ids, start, count, tail_column, temperature in columns
+    )
+
+
+def stored_scale(dtype: torch.dtype, batch: int) -> float:
+    """What gradients are multiplied with until the upstream gradient comes."""
+    return float(1 << (int(batch).bit_length() - 1)) if dtype == torch.float16 else 1.0
+
+
+def _forward(logits: Tensor, gradient: Tensor | None, *labels: Any) -> Tensor:
+    ids, logp, rows, weights, starts, classes, tail_columns, temperatures, tail, implementation = labels
+    batch = logits.shape[0]
+    heads = head_specs(ids, starts, classes, tail_columns, temperatures)
+    run = implementation_module(implementation, logits).multi_head_kl
+    scale = stored_scale(logits.dtype, batch) / batch
+    return run(logits, gradient, heads, ids, logp, rows, weights, tail, 1 / batch, scale)
+
+
+def _kl(logits: Tensor, *labels_and_flag: Any) -> tuple[Tensor, Tensor]:
+    *labels, with_gradient = labels_and_flag
+    gradient = torch.empty_like(logits) if with_gradient else None
+    losses = _forward(logits, gradient, *labels)
+    return losses, logits.new_empty(0) if gradient is None else gradient
+
+
+def _kl_in_place(logits: Tensor, *labels: Any) -> Tensor:
+    return _forward(logits, logits, *labels)
+
+
+def empty_losses(logits: Tensor, weights: Tensor) -> Tensor:
+    """(H,) memory for the losses, float32 at least."""
+    return weights.new_empty(weights.shape, dtype=torch.promote_types(logits.dtype, torch.float32))
+
+
+def _fake_kl(logits: Tensor, ids, logp, rows, weights: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
+    with_gradient = others[-1]
+    return empty_losses(logits, weights), torch.empty_like(logits) if with_gradient else logits.new_empty(0)
+
+
+def _scale(gradient: Tensor, factors: Tensor, factor_scale: float, starts: Sequence[int], implementation: str) -> None:
+    implementation_module(implementation, gradient).scale_heads(gradient, factors, factor_scale, starts)
+
+
+def backward_gradient(ctx: Any, gradient: Tensor, factors: Tensor) -> Tensor:
+    """The stored gradient x the upstream `factors`, one for each of `ctx.starts`; over itself unless needed again.
+
+    Raises RuntimeError under create_graph=True: the stored gradient has no derivative.
+    """
+    if torch.is_grad_enabled():
+        raise RuntimeError("multi_head_kl has no second derivative: call backward without create_graph=True")
+    # A retained graph may be walked again with other upstream gradients.
+    retained = torch._C._autograd._get_current_graph_task_keep_graph()  # pyright: ignore[reportAttributeAccessIssue]
+    kept = gradient.clone() if retained else gradient
+    torch.ops.repcon_kernels.scale_heads_(kept, factors, ctx.factor_scale, ctx.starts, ctx.implementation)
+    return kept
+
+
+def _remember(ctx: Any, gradient: Tensor, labels: Sequence[Any]) -> None:
+    ctx.save_for_backward(gradient)
+    ctx.factor_scale = 1 / stored_scale(gradient.dtype, gradient.shape[0])
+    ctx.starts, ctx.implementation = labels[4], labels[9]
+
+
+class _Beside(torch.autograd.Function):
+    """Autograd of `multi_head_kl`."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, *labels_and_flag: Any) -> tuple[Tensor, Tensor]:
+        with torch._C._AutoDispatchBelowAutograd():
+            losses, gradient = torch.ops.repcon_kernels.multi_head_kl(logits, *labels_and_flag)
+        ctx.mark_non_differentiable(gradient)
+        ctx.set_materialize_grads(False)
+        _remember(ctx, gradient, labels_and_flag)
+        return losses, gradient
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Any) -> tuple[Tensor | None, ...]:
+        (gradient,) = ctx.saved_tensors
+        if upstream[0] is None:
+            return (None,) * 12
+        return backward_gradient(ctx, gradient, upstream[0]), *[None] * 11
+
+
+class _InPlace(torch.autograd.Function):
+    """Autograd of `multi_head_kl_`: the logits' memory holds their gradient once the forward pass is over."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, *labels: Any) -> Tensor:
+        with torch._C._AutoDispatchBelowAutograd():
+            losses = torch.ops.repcon_kernels.multi_head_kl_(logits, *labels)
+        # Whoever had saved the logits for a backward pass of their own is told.
+        torch.autograd.graph.increment_version(logits)
+        _remember(ctx, logits, labels)
+        return losses
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Any) -> tuple[Tensor | None, ...]:
+        (gradient,) = ctx.saved_tensors
+        return backward_gradient(ctx, gradient.detach(), upstream[0]), *[None] * 10
+
+
+def register(name: str, run: Callable, fake: Callable) -> None:
+    """One implementation for every device, and what it returns for tensors without data."""
+    library.impl(name, run, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"repcon_kernels::{name}", fake, lib=library)
+
+
+register("multi_head_kl", _kl, _fake_kl)
+register("multi_head_kl_", _kl_in_place, lambda logits, ids, logp, rows, weights, *_: empty_losses(logits, weights))
+register("scale_heads_", _scale, lambda *_: None)
+library.impl("multi_head_kl", _Beside.apply, "Autograd")
+library.impl("multi_head_kl_", _InPlace.apply, "Autograd")

@@ -1,0 +1,131 @@
+"""Launches the Triton kernels. Importing this imports Triton."""
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+from triton.runtime.jit import JITFunction
+
+from repcon_kernels import crop_resize_kernel
+from repcon_kernels.kl_div import tiling, triton_kernel, triton_scale
+from repcon_kernels.kl_div.arrival_counters import tickets
+from repcon_kernels.kl_div.heads import TAILS, HeadSpec
+
+SCALE_BLOCK = 1024
+SCALE_PROGRAMS = 1024
+"""Programs of the scaling kernel: enough to fill a device, few enough that leaving memory alone costs one launch."""
+CROP_BLOCK = 256
+"""Pixels of a crop that one program computes."""
+
+
+def multi_head_kl(
+    logits: Tensor,
+    gradient: Tensor | None,
+    heads: Sequence[HeadSpec],
+    ids: Sequence[Tensor],
+    logp: Sequence[Tensor],
+    rows: Tensor | None,
+    weights: Tensor,
+    tail: str,
+    loss_scale: float,
+    gradient_scale: float,
+) -> Tensor:
+    """As `sparse.multi_head_kl`, for float32, bfloat16 and float16 logits: one launch."""
+    batch, columns = logits.shape
+    layout = tiling.plan(
+        tuple(heads),
+        columns,
+        tuple(head_logp.shape[1] for head_logp in logp),
+        tuple((head_ids.dtype, head_logp.dtype) for head_ids, head_logp in zip(ids, logp, strict=True)),
+    )
+    in_place = gradient is not None and gradient.data_ptr() == logits.data_ptr()
+    target = torch.empty_like(logits) if in_place and layout.chunked else gradient
+    losses = torch.empty(len(heads), dtype=torch.float32, device=logits.device)
+    programs = layout.programs(batch)
+    partials = torch.empty(programs, dtype=torch.float32, device=logits.device)
+    order = [number for number, *_ in layout.heads]
+    with _on(logits.device):
+        _kernel(triton_kernel.multi_head_kl, programs)(
+            logits,
+            logits if target is None else target,
+            losses,
+            partials,
+            tickets(logits.device, len(heads)),
+            weights if rows is None else rows,
+            weights,
+            tuple(ids[number] for number in order),
+            tuple(logp[number] for number in order),
+            tuple(float(heads[number].temperature) for number in order),
+            batch,
+            ids[0].shape[0],
+            loss_scale,
+            gradient_scale,
+            HEADS=layout.heads,
+            GROUPS=layout.groups,
+            COLUMNS=columns,
+            HAS_ROWS=rows is not None,
+            TAIL=TAILS.index(tail),
+            GRADIENT=gradient is not None,
+            IN_PLACE=in_place,
+            num_warps=layout.warps,
+            **({"maxnreg": tiling.REGISTERS} if torch.version.cuda else {}),
+        )
+    if gradient is not None and target is not None:
+        if target is not gradient:
+            gradient.copy_(target)
+        if heads[0].start > 0:
+            gradient[:, : heads[0].start] = 0
+    return losses
+
+
+def scale_heads(gradient: Tensor, factors: Tensor, factor_scale: float, starts: Sequence[int]) -> None:
+    """gradient[:, head] *= factors[head] x factor_scale in place, without asking the device for the factors."""
+    batch, columns = gradient.shape
+    stops = [*starts[1:], columns]
+    with _on(gradient.device):
+        _kernel(triton_scale.scale_heads, min(batch, SCALE_PROGRAMS))(
+            gradient,
+            factors,
+            batch,
+            factors.stride(0),
+            factor_scale,
+            SPANS=tuple((start, stop - start) for start, stop in zip(starts, stops, strict=True)),
+            COLUMNS=columns,
+            BLOCK=SCALE_BLOCK,
+        )
+
+
+def cut_crops(images: Sequence[Tensor], boxes: Tensor, flips: Tensor, out: Tensor) -> None:
+    """As `crops.cut_crops`: one launch, on the current stream."""
+    side, per_image = out.shape[1], flips.shape[1]
+    table = torch.cat([boxes, flips[..., None].to(torch.int32)], dim=2)
+    addresses = torch.tensor([image.data_ptr() for image in images])
+    widths = torch.tensor([image.shape[1] for image in images], dtype=torch.int32)
+    programs = len(out) * -(-side * side // CROP_BLOCK)
+    with _on(out.device):
+        _kernel(crop_resize_kernel.cut_crops, programs)(
+            *(_there(part, out.device) for part in (addresses, widths, table)), out, per_image, SIDE=side,
+            BLOCK=CROP_BLOCK,
+        )  # fmt: skip
+
+
+def _there(tensor: Tensor, device: torch.device) -> Tensor:
+    """A small tensor on the device, without waiting for it."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
+
+
+def _kernel(function: Any, programs: int) -> Callable[..., Any]:
+    """What launches `programs` programs of a Triton function; its decorator's type does not say that it can."""
+    return function[(programs,)]
+
+
+def interpreted() -> bool:
+    """Whether TRITON_INTERPRET was set when the kernels were defined: then they run on the CPU, in numpy."""
+    return not isinstance(triton_kernel.multi_head_kl, JITFunction)
+
+
+def _on(device: torch.device) -> AbstractContextManager:
+    """Triton launches on the current device, which need not be the tensors'."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()

@@ -1,0 +1,239 @@
+"""The loss and its gradient as one Triton kernel over (tile of rows, head). `launch` calls it; `reference` defines it.
+
+A program owns ROWS rows of one head. Heads of equal shape form a group; a group's code is compiled once and finds its
+head's pointers by a chain of selects, so that heads of any k, each with label tensors of its own, need neither padding
+nor a table of addresses in device memory (which a CUDA graph would have to copy).
+
+Exponentials over columns are 2^((z - top) x rate) with rate = log2(e) / t: the subtraction, in which large logits would
+lose their digits, comes first and is exact. All else is in nats and in float32.
+"""
+# pyright: reportGeneralTypeIssues=false, reportArgumentType=false
+# (Triton's types describe its compiler; the language that it reads is another.)
+
+import triton
+import triton.language as tl
+
+from repcon_kernels.kl_div.heads import LOG_TAIL_FLOOR, TAILS
+from repcon_kernels.kl_div.triton_labels import compare_all, finite_labels, load_labels, scatter_all, teacher_mass
+from repcon_kernels.kl_div.triton_rows import (
+    LOG2_E,
+    LOWEST,
+    clean,
+    finite_total,
+    load_columns,
+    outside,
+    statistics,
+    write_rows,
+)
+
+BUCKET = tl.constexpr(TAILS.index("bucket"))
+RENORMALISE = tl.constexpr(TAILS.index("renormalise"))
+UNIFORM = tl.constexpr(TAILS.index("uniform"))
+TINY = tl.constexpr(1e-30)
+FLOOR = tl.constexpr(LOG_TAIL_FLOOR)
+TRUSTED = tl.constexpr(8.0)
+"""The student's tail is taken as total - sum over S. Its error of about 2e-7 enters the loss times p_tail / q_tail;
+where that ratio exceeds this, the tail is summed term by term: a second look at the row, for the rows that need it."""
+REDUCE = tl.constexpr(1024)
+"""Partial losses that the last program of a head adds at a time."""
+
+
+@triton.jit(do_not_specialize=["batch", "label_rows"])
+def multi_head_kl(
+    logits,  # (batch, COLUMNS)
+    gradient,  # (batch, COLUMNS); may be the logits
+    losses,  # (H,) float32
+    partials,  # (programs,) float32: each program's sum of row losses
+    tickets,  # (H,) int32, all 0: programs of a head that have finished; left all 0
+    rows,  # (batch,) int64, read where HAS_ROWS
+    weights,  # (H,) float32
+    ids,  # H pointers to (label_rows, k)
+    logp,  # H pointers to (label_rows, k + T)
+    temperatures,  # H floats
+    batch,
+    label_rows,
+    loss_scale,
+    gradient_scale,
+    HEADS: tl.constexpr,  # H tuples (number, start, classes, width, k, columns of logp, column of the tail)
+    GROUPS: tl.constexpr,  # tuples (first head, head after the last, ROWS, BLOCK, K_BLOCK, STREAMED, CHUNKED)
+    COLUMNS: tl.constexpr,
+    HAS_ROWS: tl.constexpr,
+    TAIL: tl.constexpr,
+    GRADIENT: tl.constexpr,
+    IN_PLACE: tl.constexpr,
+):
+    """The losses of all heads and, where asked for, the gradient of their weighted sum; see the module.
+
+    One program per tile of rows of a group of heads; the last of a head's to finish adds up its rows' losses.
+    """
+    program = tl.program_id(0)
+    first = 0
+    for g in tl.static_range(len(GROUPS)):
+        tiles = tl.cdiv(batch, GROUPS[g][2])
+        after = first + tiles * (GROUPS[g][1] - GROUPS[g][0])
+        if (program >= first) & (program < after):
+            head = GROUPS[g][0] + (program - first) // tiles
+            number = _constant(HEADS, 0, head, GROUPS[g][0], GROUPS[g][1])
+            start = _constant(HEADS, 1, head, GROUPS[g][0], GROUPS[g][1])
+            classes = _constant(HEADS, 2, head, GROUPS[g][0], GROUPS[g][1])
+            width = _constant(HEADS, 3, head, GROUPS[g][0], GROUPS[g][1])
+            k = _constant(HEADS, 4, head, GROUPS[g][0], GROUPS[g][1])
+            logp_columns = _constant(HEADS, 5, head, GROUPS[g][0], GROUPS[g][1])
+            tail_column = _constant(HEADS, 6, head, GROUPS[g][0], GROUPS[g][1])
+            temperature = _pick(temperatures, head, GROUPS[g][0], GROUPS[g][1])
+            weight = tl.load(weights + number)
+
+            row = (program - first) % tiles * GROUPS[g][2] + tl.arange(0, GROUPS[g][2])
+            live = row < batch
+            label = row.to(tl.int64)
+            if HAS_ROWS:
+                label = tl.load(rows + row, mask=live, other=-1)
+            labelled = live & (label >= 0) & (label < label_rows)
+            offset = row.to(tl.int64) * COLUMNS + start
+            id_rows = _pick(ids, head, GROUPS[g][0], GROUPS[g][1]) + label * k
+            logp_rows = _pick(logp, head, GROUPS[g][0], GROUPS[g][1]) + label * logp_columns
+            tile = (logits + offset, live, classes, width, 1.0 / temperature * LOG2_E)
+            stored = (logits + offset, id_rows, logp_rows, labelled, classes, k, 1.0 / temperature)
+            # A row of labels that does not exist costs the loss and not the process.
+            row_scale = tl.where(labelled, weight * temperature * gradient_scale, float("nan"))
+            loss = _tile(
+                tile,
+                stored,
+                gradient + offset,
+                tail_column,
+                row_scale,
+                GROUPS[g][3],
+                GROUPS[g][4],
+                GROUPS[g][5],
+                GROUPS[g][6],
+                TAIL,
+                GRADIENT,
+                IN_PLACE,
+            )
+            loss = tl.where(labelled, loss, float("nan"))
+            tl.store(partials + program, tl.sum(tl.where(live, loss, 0.0), axis=0))
+            mine = partials + first + (head - GROUPS[g][0]) * tiles
+            scale = weight * temperature * temperature * loss_scale
+            _finish(losses + number, mine, tickets + number, tiles, scale)
+        first = after
+
+
+@triton.jit
+def _pick(values, head, LOW: tl.constexpr, HIGH: tl.constexpr):
+    """values[head] of a tuple of arguments, for LOW <= head < HIGH."""
+    chosen = values[LOW]
+    for h in tl.static_range(LOW + 1, HIGH):
+        chosen = tl.where(head == h, values[h], chosen)
+    return chosen
+
+
+@triton.jit
+def _constant(HEADS: tl.constexpr, field: tl.constexpr, head, LOW: tl.constexpr, HIGH: tl.constexpr):
+    """HEADS[head][field], where the compiler knows the whole table."""
+    chosen = tl.full((), HEADS[LOW][field], tl.int32)
+    for h in tl.static_range(LOW + 1, HIGH):
+        chosen = tl.where(head == h, HEADS[h][field], chosen)
+    return chosen
+
+
+@triton.jit
+def _tile(
+    tile,  # of `rows`
+    stored,  # of `labels`
+    g_rows,
+    tail_column,
+    scale,
+    BLOCK: tl.constexpr,
+    K_BLOCK: tl.constexpr,
+    STREAMED: tl.constexpr,
+    CHUNKED: tl.constexpr,
+    TAIL: tl.constexpr,
+    GRADIENT: tl.constexpr,
+    IN_PLACE: tl.constexpr,
+):
+    """KL by rows (R,); their gradient x scale is written."""
+    # The labels' loads go first: the logits of S wait for them.
+    labels = load_labels(stored, tl.arange(0, K_BLOCK))
+    log_tail = tl.full(scale.shape, LOWEST, tl.float32)
+    if TAIL != RENORMALISE:
+        log_tail = tl.load(stored[2] + tail_column, mask=stored[3], other=0.0).to(tl.float32)
+        log_tail = tl.where((log_tail < LOWEST) | (stored[5] == stored[4]), LOWEST, log_tail)
+    z = clean(load_columns(tile, tl.arange(0, BLOCK)), tile, tl.arange(0, BLOCK))
+    top, mass, total = statistics(z, tile, BLOCK, STREAMED, TAIL == UNIFORM)
+    student = (top, tl.log(mass))
+    log_mass = teacher_mass(labels[1], log_tail, stored, K_BLOCK, CHUNKED)
+    p, q, loss, share, label_total = compare_all(labels, stored, log_mass, student, K_BLOCK, CHUNKED)
+    log_p_tail = log_tail - log_mass
+
+    reference = top
+    factor = 1.0 / mass
+    matched = tl.full(scale.shape, 1.0, tl.float32)
+    shift = tl.zeros(scale.shape, tl.float32)
+    if TAIL == BUCKET:
+        rest = mass - share
+        p_tail = tl.exp(log_p_tail)
+        doubtful = (p_tail > 0.0) & (p_tail * mass > rest * TRUSTED)
+        if tl.max(doubtful.to(tl.int32), axis=0) > 0:
+            reference, rest = outside(z, tile, stored[1], stored[3], stored[5], BLOCK, STREAMED)
+        part, matched, factor = _bucket(log_p_tail, reference, rest, student, mass, stored[6])
+        loss += part
+    if TAIL == UNIFORM:
+        lost = tl.zeros(scale.shape, tl.float32)
+        # Logits of -inf would drown the others in the sum: then a second look at the row, for the rows that need it.
+        if tl.max((total < 0.5 * LOWEST).to(tl.int32), axis=0) > 0:
+            total, lost = finite_total(z, tile, BLOCK, STREAMED)
+            label_total, label_lost = finite_labels(labels, stored, K_BLOCK, CHUNKED)
+            lost -= label_lost
+        part, even = _uniform(log_p_tail, total - label_total, lost, student, stored)
+        loss += part
+        # Times `mass` here, by rows: brought to it only in a tile, it would travel there through shared memory.
+        shift = even * mass
+    if GRADIENT:
+        if IN_PLACE:
+            tl.debug_barrier()  # every logit of S has been read before any is overwritten
+        write_rows(z, tile, g_rows, reference, factor * scale, shift, BLOCK, STREAMED)
+        tl.debug_barrier()  # the columns of S are written twice, in this order
+        scatter_all(labels, p, q, stored, log_mass, student, g_rows, matched, scale, K_BLOCK, CHUNKED)
+    return loss
+
+
+@triton.jit
+def _bucket(log_p_tail, reference, rest, student, mass, inverse_t):
+    """The tail's part of the loss, and what q is multiplied with in S and outside: there relative to `reference`."""
+    top, log_total = student
+    rest = tl.maximum(rest, TINY)
+    log_q_tail = tl.maximum((reference - top) * inverse_t + tl.log(rest) - log_total, FLOOR)
+    p_tail = tl.exp(log_p_tail)
+    loss = tl.where(p_tail == 0.0, 0.0, p_tail * (log_p_tail - log_q_tail))
+    pull = tl.where(log_q_tail <= FLOOR, 0.0, p_tail)
+    matched = 1.0 - p_tail + pull
+    return loss, matched, matched * tl.exp((reference - top) * inverse_t) / mass - pull / rest
+
+
+@triton.jit
+def _uniform(log_p_tail, z_sum, lost, student, stored):
+    """The tail's part of the loss, and the share of p_tail of each class outside S, whose logits sum to `z_sum`.
+
+    Where `lost` of these logits are -inf, that part is infinite, unless there is no tail.
+    """
+    top, log_total = student
+    count = (stored[4] - stored[5]).to(tl.float32)
+    count = tl.maximum(count, 1.0)
+    p_tail = tl.exp(log_p_tail)
+    log_q = (z_sum / count - top) * stored[6] - log_total
+    loss = tl.where(lost > 0.0, float("inf"), p_tail * (log_p_tail - tl.log(count) - log_q))
+    return tl.where(p_tail == 0.0, 0.0, loss), p_tail / count
+
+
+@triton.jit
+def _finish(loss, partials, ticket, tiles, scale):
+    """The last of a head's programs adds all their partial losses, in their order whichever is last."""
+    tl.debug_barrier()
+    if tl.atomic_add(ticket, 1, sem="acq_rel") == tiles - 1:
+        total = tl.zeros([REDUCE], tl.float32)
+        for start in range(0, tiles, REDUCE):
+            index = start + tl.arange(0, REDUCE)
+            # .cg: other multiprocessors' stores are in the second-level cache, not in this one's first.
+            total += tl.load(partials + index, mask=index < tiles, other=0.0, cache_modifier=".cg")
+        tl.store(loss, tl.sum(total, axis=0) * scale)
+        tl.store(ticket, 0)

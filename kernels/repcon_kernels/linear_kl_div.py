@@ -1,0 +1,139 @@
+"""Linear layer and loss in one operator: logits exist for one chunk of rows at a time, and are gone once their share of
+the gradients has been added."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from repcon_kernels.kl_div.autograd import (
+    LABELS,
+    backward_gradient,
+    empty_losses,
+    head_specs,
+    implementation_module,
+    library,
+    register,
+    stored_scale,
+)
+from repcon_kernels.kl_div.heads import LOGIT_DTYPES, describe
+
+CHUNK_BYTES = 64 * 2**20
+"""Logits held at a time."""
+
+library.define(
+    f"linear_kl(Tensor features, Tensor weight, Tensor? bias, {LABELS}, int chunk_rows, bool with_gradient) "
+    "-> (Tensor, Tensor, Tensor, Tensor, Tensor)"
+)
+
+
+def validate(features: Tensor, weight: Tensor, bias: Tensor | None, chunk_rows: int) -> None:
+    """Raises ValueError where the layer's tensors do not fit together."""
+    if features.ndim != 2 or features.shape[0] == 0 or features.dtype not in LOGIT_DTYPES:
+        raise ValueError(f"features must be (B, D) floating point with B > 0, not {describe(features)}")
+    if weight.ndim != 2 or weight.shape[1] != features.shape[1]:
+        raise ValueError(f"weight must be (columns, {features.shape[1]}), not {describe(weight)}")
+    if bias is not None and bias.shape != weight.shape[:1]:
+        raise ValueError(f"bias must be ({weight.shape[0]},), not {describe(bias)}")
+    others = [weight] if bias is None else [weight, bias]
+    if any(other.dtype != features.dtype or other.device != features.device for other in others):
+        raise ValueError(f"the layer's tensors differ: {', '.join(map(describe, [features, *others]))}")
+    if chunk_rows < 0:
+        raise ValueError(f"chunk_rows must not be negative, not {chunk_rows}")
+
+
+def _linear_kl(
+    features: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    ids: Sequence[Tensor],
+    logp: Sequence[Tensor],
+    rows: Tensor | None,
+    weights: Tensor,
+    starts: Sequence[int],
+    classes: Sequence[int],
+    tail_columns: Sequence[int],
+    temperatures: Sequence[float],
+    tail: str,
+    implementation: str,
+    chunk_rows: int,
+    with_gradient: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    batch, columns = features.shape[0], weight.shape[0]
+    step = min(batch, chunk_rows or max(1, CHUNK_BYTES // (columns * features.element_size())))
+    heads = head_specs(ids, starts, classes, tail_columns, temperatures)
+    run = implementation_module(implementation, features).multi_head_kl
+    scale = stored_scale(features.dtype, batch) / batch
+    losses = empty_losses(features, weights).zero_()
+    d_features, d_weight, d_bias = _gradients(features, weight, bias, with_gradient)
+    for start in range(0, batch, step):
+        chunk = slice(start, min(start + step, batch))
+        logits = torch.nn.functional.linear(features[chunk], weight, bias)
+        chunk_ids, chunk_logp, chunk_rows_ = ids, logp, None if rows is None else rows[chunk]
+        if rows is None:
+            chunk_ids, chunk_logp = [part[chunk] for part in ids], [part[chunk] for part in logp]
+        gradient = logits if with_gradient else None
+        losses += run(logits, gradient, heads, chunk_ids, chunk_logp, chunk_rows_, weights, tail, 1 / batch, scale)
+        if with_gradient:
+            torch.mm(logits, weight, out=d_features[chunk])
+            d_weight += _product(logits.T, features[chunk], d_weight.dtype)
+            if bias is not None:
+                d_bias += logits.sum(dim=0, dtype=d_bias.dtype)
+        del logits, gradient  # before the next chunk's exist
+    return losses.sum(), losses, d_features, d_weight, d_bias
+
+
+def _product(left: Tensor, right: Tensor, wide: torch.dtype) -> Tensor:
+    """left @ right; of float16 in `wide`, as the stored gradients lack their 1 / B and their sums would overflow."""
+    if left.dtype == torch.float16:
+        left, right = left.to(wide), right.to(wide)
+    return left @ right
+
+
+def _gradients(
+    features: Tensor, weight: Tensor, bias: Tensor | None, with_gradient: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Memory for the three gradients; those that are summed over chunks are so in float32 at least."""
+    if not with_gradient:
+        return features.new_empty(0), features.new_empty(0), features.new_empty(0)
+    wide = torch.promote_types(features.dtype, torch.float32)
+    d_bias = features.new_empty(0) if bias is None else torch.zeros_like(bias, dtype=wide)
+    return torch.empty_like(features), torch.zeros_like(weight, dtype=wide), d_bias
+
+
+def _fake(features: Tensor, weight: Tensor, bias: Tensor | None, ids, logp, rows, weights: Tensor, *others: Any):
+    losses = empty_losses(features, weights)
+    return losses.new_empty(()), losses, *_gradients(features, weight, bias, others[-1])
+
+
+class _Linear(torch.autograd.Function):
+    """Autograd of `linear_kl`: by features, weight and bias, of the loss alone."""
+
+    @staticmethod
+    def forward(ctx: Any, features: Tensor, weight: Tensor, bias: Tensor | None, *labels_and_flags: Any):
+        with torch._C._AutoDispatchBelowAutograd():
+            output = torch.ops.repcon_kernels.linear_kl(features, weight, bias, *labels_and_flags)
+        ctx.mark_non_differentiable(*output[1:])
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*output[2:])
+        ctx.factor_scale = 1 / stored_scale(features.dtype, features.shape[0])
+        ctx.starts = [0]
+        ctx.implementation, ctx.dtype, ctx.has_bias = labels_and_flags[9], weight.dtype, bias is not None
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Any) -> tuple[Tensor | None, ...]:
+        if upstream[0] is None:
+            return (None,) * 15
+        factors = upstream[0].reshape(1)
+        d_features, d_weight, d_bias = ctx.saved_tensors
+        d_features = backward_gradient(ctx, d_features, factors)
+        d_weight = backward_gradient(ctx, d_weight, factors).to(ctx.dtype)
+        if ctx.has_bias:
+            d_bias = backward_gradient(ctx, d_bias[None], factors)[0].to(ctx.dtype)
+        return d_features, d_weight, d_bias if ctx.has_bias else None, *[None] * 12
+
+
+register("linear_kl", _linear_kl, _fake)
+library.impl("linear_kl", _Linear.apply, "Autograd")

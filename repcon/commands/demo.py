@@ -1,0 +1,224 @@
+"""One student of a generalist and two experts, on real pictures, on the CPU, in a few minutes.
+
+A generalist (EfficientNet-Lite0 with ImageNet weights) and two task teachers, each fine-tuned here on one half of a
+domain's classes (animals, foods), are consolidated into ONE student on unlabeled pictures: of other things, and of the
+teachers' halves without their labels. The other half of each domain's classes then tells how well the features
+transfer; the verdict says which model is best and by how much. Every step is the command of the same name, so each can
+be repeated by hand on what the demo leaves.
+"""
+
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from repcon.commands import evaluate, inspect, precompute, teach, train
+from repcon.commands import pack as packing
+from repcon.commands import report as report_module
+from repcon.config import (
+    ClassSubset,
+    CropConfig,
+    DatasetConfig,
+    DemoConfig,
+    EvaluateConfig,
+    HeadConfig,
+    InspectConfig,
+    OptimConfig,
+    PackConfig,
+    PrecomputeConfig,
+    ReportConfig,
+    TeachConfig,
+    TeacherConfig,
+    TrainConfig,
+    dump,
+)
+from repcon.evaluation import tables
+from repcon.images.icon_drawings import render
+from repcon.images.pack import Pack, class_rows, shared_images
+from repcon.runtime.console import console
+from repcon.runtime.errors import UserError
+from repcon.runtime.run_dir import Run
+
+GENERALIST = "package:efficientnet_lite0"
+FROZEN_BLOCKS = 5
+"""The stem and the first five of sixteen blocks keep ImageNet's weights, which makes training quicker."""
+TEMPERATURE = 2.0
+PROXY = ("objects", "activities")
+"""The categories whose drawings, beside those of the teachers' halves, serve as unlabeled images."""
+OTHERS = "others"
+"""What the pack of those is called."""
+OWN = "domain"
+"""What the domain of the user's own images is called."""
+
+
+def run(config: DemoConfig) -> dict[str, Any]:
+    """Runs every command on the way; gives the transfer figures and the licences of the pictures."""
+    folder = Path(config.out)
+    run_record = Run(folder, "demo", dump(config))
+    domains, proxy, licences = _pictures(config, folder)
+
+    _step(f"1/5  teach: {len(domains)} task teacher(s), each from one half of its domain's classes")
+    for name, pack in domains.items():
+        teach.run(_teach(config, folder, name, pack))
+    _step("2/5  precompute: generalist and teachers answer once about every crop")
+    precompute.run(_precompute(config, folder, tuple(domains), proxy))
+    inspect.run(InspectConfig(store=str(folder / "labels.zarr")))
+    _step("3/5  train: ONE student of all of them")
+    train.run(_train(config, folder, domains, proxy))
+    _step("4/5  evaluate: transfer to the halves of the classes that nobody was taught")
+    figures = evaluate.run(_evaluate(config, folder, domains))
+    _step("5/5  report")
+    results = run_record.finish({"transfer": figures, "licences": licences})
+    parts = ("", *(_teacher(name) for name in domains), "labels.zarr.run", "student", "transfer")
+    page = ReportConfig(
+        paths=tuple(str(folder / part) for part in parts), out=str(folder / "report"), title="repcon demo"
+    )
+    report_module.run(page)
+    tables.verdict(figures["verdict"])
+    return results
+
+
+def _pictures(config: DemoConfig, folder: Path) -> tuple[dict[str, Path], Path, list[dict[str, str]]]:
+    """The labelled packs by domain, the unlabeled proxy's pack, and the licences of pictures that the demo fetched."""
+    if config.data:
+        own, proxy = _own_pictures(config, folder)
+        return {OWN: own}, proxy, []
+    _step("0/5  pictures: drawings from packages, rendered and packed")
+    drawings, packs = folder / "drawings", folder / "packs"
+    drawn = [render([name], drawings / name, config.size) for name in config.domains]
+    render(PROXY, drawings / OTHERS, config.size)
+    for name in (*config.domains, OTHERS):
+        packing.run(PackConfig(source=str(drawings / name), out=str(packs / name)))
+    domains = {name: packs / name for name in config.domains}
+    _pack_proxy(config, folder, domains)
+    licences = {row["artist"]: row for one in drawn for row in one["licences"]}
+    return domains, packs / "proxy", list(licences.values())
+
+
+def _pack_proxy(config: DemoConfig, folder: Path, domains: Mapping[str, Path]) -> None:
+    """Packs, without their classes, drawings of other things and of the teachers' halves; none that is tested on."""
+    opened = {name: Pack.open(pack) for name, pack in domains.items()}
+    tested = {bytes(content) for pack in opened.values() for content in _hashes(pack, _half(config, first=False))}
+    others = Pack.open(folder / "packs" / OTHERS)
+    chosen = {OTHERS: (others, range(len(others)))}
+    chosen |= {name: (pack, class_rows(pack, _half(config, first=True))[0]) for name, pack in opened.items()}
+    for name, (pack, rows) in chosen.items():
+        kept = [int(row) for row in rows if bytes(pack.hashes[row]) not in tested]
+        _write_unlabelled(folder / "proxy", f"{name}-", pack, kept)
+    packing.run(PackConfig(source=str(folder / "proxy"), out=str(folder / "packs" / "proxy")))
+
+
+def _own_pictures(config: DemoConfig, folder: Path) -> tuple[Path, Path]:
+    """Packs the user's images; without a proxy of hers, the teacher's half serves, its labels left behind."""
+    _step("0/5  pictures: yours, packed")
+    if config.proxy and Path(config.data).resolve() == Path(config.proxy).resolve():
+        raise UserError(f"--proxy {config.proxy}: the proxy must not be the labelled data, whose half is tested on")
+    domain = folder / "packs" / OWN
+    packing.run(PackConfig(source=config.data, out=str(domain)))
+    source = Path(config.proxy or folder / "proxy")
+    if not config.proxy:
+        pack = Pack.open(domain)
+        _write_unlabelled(source, "", pack, class_rows(pack, _half(config, first=True))[0])
+    packing.run(PackConfig(source=str(source), out=str(folder / "packs" / "proxy")))
+    _check_proxy(config, Pack.open(domain), Pack.open(folder / "packs" / "proxy"))
+    return domain, folder / "packs" / "proxy"
+
+
+def _check_proxy(config: DemoConfig, domain: Pack, proxy: Pack) -> None:
+    """Raises UserError where the proxy holds images of the half of the classes that is tested on."""
+    if shared := shared_images(_hashes(domain, _half(config, first=False)), proxy.hashes):
+        raise UserError(f"--proxy {config.proxy}: holds {shared} of the images that are tested on; leave them out")
+
+
+def _hashes(pack: Pack, classes: ClassSubset) -> np.ndarray:
+    """Content hashes of the images of those classes."""
+    return pack.hashes[class_rows(pack, classes)[0]]
+
+
+def _write_unlabelled(folder: Path, prefix: str, pack: Pack, rows: Iterable[int]) -> None:
+    """Writes images of a pack side by side, without their classes."""
+    folder.mkdir(exist_ok=True)
+    for row in rows:
+        path = folder / f"{prefix}{int(row):07d}.jpg"
+        path.write_bytes(pack.read(int(row)))
+        os.utime(path, (0, 0))  # A pack knows its source by names, sizes and times: the same when the demo goes on.
+
+
+def _half(config: DemoConfig, *, first: bool) -> ClassSubset:
+    return ClassSubset(seed=config.seed, start=0.0 if first else 0.5, stop=0.5 if first else 1.0)
+
+
+def _step(title: str) -> None:
+    console.rule(f"[bold]{title}", align="left")
+
+
+def _teacher(domain: str) -> str:
+    """The folder of a domain's teacher."""
+    return f"{domain}-teacher"
+
+
+def _teach(config: DemoConfig, folder: Path, domain: str, pack: Path) -> TeachConfig:
+    return TeachConfig(
+        data=str(pack),
+        out=str(folder / _teacher(domain)),
+        model=GENERALIST,
+        classes=_half(config, first=True),
+        size=config.size,
+        epochs=config.teacher_epochs,
+        optim=OptimConfig(lr=1e-3),
+        freeze_blocks=FROZEN_BLOCKS,
+        freeze_norm=True,
+        licence="" if config.data else "weights Apache-2.0; drawings by their sets' licences, listed in the report",
+        seed=config.seed,
+    )
+
+
+def _precompute(config: DemoConfig, folder: Path, domains: tuple[str, ...], proxy: Path) -> PrecomputeConfig:
+    generalist = TeacherConfig(name="generalist", model=GENERALIST, size=config.size, licence="Apache-2.0")
+    teachers = (TeacherConfig(name=name, model=str(folder / _teacher(name)), size=config.size) for name in domains)
+    return PrecomputeConfig(
+        pack=str(proxy),
+        out=str(folder / "labels.zarr"),
+        teachers=(generalist, *teachers),
+        crops=config.crops,
+        crop=CropConfig(seed=config.seed),
+        k=16,
+        temperatures=(1.0, TEMPERATURE),
+    )
+
+
+def _train(config: DemoConfig, folder: Path, domains: Iterable[str], proxy: Path) -> TrainConfig:
+    weights = {"generalist": 0.25} | dict.fromkeys(domains, 1.0)
+    return TrainConfig(
+        pack=str(proxy),
+        store=str(folder / "labels.zarr"),
+        out=str(folder / "student"),
+        trunk=GENERALIST,
+        heads=tuple(HeadConfig(name=name, weight=weight, temperature=2.0) for name, weight in weights.items()),
+        size=config.size,
+        epochs=config.epochs,
+        batch_size=64,
+        optim=OptimConfig(lr=6e-4),
+        freeze_blocks=FROZEN_BLOCKS,
+        freeze_norm=True,
+        seed=config.seed,
+    )
+
+
+def _evaluate(config: DemoConfig, folder: Path, domains: Mapping[str, Path]) -> EvaluateConfig:
+    """Every model on the unseen half of each domain, and the student's heads beside their teachers."""
+    teachers = {name: folder / _teacher(name) for name in domains}
+    trunks = {"generalist": GENERALIST, **{f"{name} teacher": path for name, path in teachers.items()}}
+    trunks["student"] = folder / "student"
+    half = _half(config, first=False)
+    return EvaluateConfig(
+        datasets=tuple(DatasetConfig(name=name, data=str(pack), classes=half) for name, pack in domains.items()),
+        out=str(folder / "transfer"),
+        trunks=tuple(f"{name}={trunk}" for name, trunk in trunks.items()),
+        heads=True,
+        teachers=tuple(f"{name}={path}" for name, path in teachers.items()),
+        size=config.size,
+        seed=config.seed,
+    )

@@ -1,0 +1,51 @@
+"""`repcon pack`: a pack from a folder or from WebDataset tars, and FFCV's file of the same JPEGs beside it."""
+
+from pathlib import Path
+from typing import Any
+
+from rich.markup import escape
+
+from repcon.config import PackConfig
+from repcon.images import writer
+from repcon.images.format import BETON, MANIFEST
+from repcon.images.pack import Pack
+from repcon.images.packing import write_pack
+from repcon.runtime.console import console
+from repcon.runtime.errors import UserError
+
+
+def run(config: PackConfig) -> dict[str, Any]:
+    """`repcon pack`: writes the pack, shows what became of the source, gives the figures.
+
+    With a pack as its own source, only FFCV's file is added.
+    """
+    if (
+        config.ffcv
+        and (Path(config.out) / MANIFEST).is_file()
+        and Path(config.source).resolve() == Path(config.out).resolve()
+    ):
+        return _only_beton(Path(config.out))
+    return write_pack(config, _write_beton if config.ffcv else None)
+
+
+def _only_beton(out: Path) -> dict[str, Any]:
+    """The pack's source may be gone; the pack and its record stay as they are."""
+    _write_beton(out)
+    pack = Pack.open(out)
+    console.print(f"[bold]{escape(str(out / BETON))}[/]: {len(pack):,} images", soft_wrap=True, highlight=False)
+    return {"images": len(pack), "fingerprint": pack.fingerprint}
+
+
+def _write_beton(out: Path) -> None:
+    path = out / BETON
+    if path.is_file():
+        return
+    from repcon.decode.ffcv import write_beton  # FFCV is an extra, and slow to import.
+
+    try:
+        with writer.alone(out):
+            if not path.is_file():  # else another process has written it meanwhile
+                write_beton(Pack.open(out), path)
+    except OSError as error:
+        why = error.strerror or error
+        raise UserError(f"{path}: cannot be written ({why}); mend that and run the same command again") from error

@@ -1,0 +1,31 @@
+"""`repcon report`: run folders and benchmark records as Markdown and as one self-contained HTML page."""
+
+from typing import Any
+
+from rich.markup import escape
+
+from repcon.config import ReportConfig, dump
+from repcon.reports.page import build, html, markdown
+from repcon.reports.plot_style import standalone
+from repcon.reports.sources import read
+from repcon.runtime.console import console
+from repcon.runtime.run_dir import Run, write_text
+
+
+def run(config: ReportConfig) -> dict[str, Any]:
+    """Writes `report.html`, `report.md` and the plots as files into `config.out`; gives their paths and counts."""
+    report = build(read(config.paths), config.title)
+    output = Run(config.out, "report", dump(config))
+    pages = {"report.html": html(report), "report.md": markdown(report)}
+    plots = [plot for section in report.sections for plot in section.plots]
+    (output.path / "plots").mkdir(exist_ok=True)
+    for plot in plots:
+        write_text(output.path / "plots" / f"{plot.name}.svg", standalone(plot.svg))
+    for name, text in pages.items():
+        write_text(output.path / name, text)
+    for note in report.notes:
+        console.print(f"[yellow]note[/] {escape(note)}", highlight=False, soft_wrap=True)
+    console.print(f"report: [bold]{escape(str((output.path / 'report.html').resolve()))}[/]", soft_wrap=True)
+    counts = {"sources": len(report.sources), "sections": len(report.sections), "plots": len(plots)}
+    files = {"html": str(output.path / "report.html"), "markdown": str(output.path / "report.md")}
+    return output.finish(files | counts | {"notes": list(report.notes)})

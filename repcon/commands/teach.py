@@ -1,0 +1,144 @@
+"""Fine-tunes a generalist on labelled images into a task teacher: a folder that timm and `precompute` open."""
+
+import json
+import math
+import shutil
+import tomllib
+from dataclasses import asdict, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.markup import escape
+from rich.table import Table
+from torch import nn
+
+from repcon.config import TeachConfig, dump, require_least, require_sane
+from repcon.distill.checkpoint import Checkpoints, decisive
+from repcon.distill.finetune import Epoch, Labelled, fit
+from repcon.distill.metrics import trim_metrics
+from repcon.distill.optim import resolve
+from repcon.evaluation.probes import split_classes
+from repcon.images.pack import class_rows
+from repcon.images.packing import open_or_pack
+from repcon.models import backbone
+from repcon.runtime.console import console, progress
+from repcon.runtime.device import choose
+from repcon.runtime.errors import UserError
+from repcon.runtime.run_dir import RESULTS, Run, finite
+
+FREE = {"data", "out", "workers", "device"}
+"""What may differ where a teacher is asked for again: where it is, and how fast it is made."""
+CHECKPOINTS = "checkpoints"
+
+
+def run(config: TeachConfig) -> dict[str, Any]:
+    """Writes the teacher of the best epoch, with what it is made of, into `config.out`; gives its figures."""
+    _check(config)
+    device = choose(config.device)
+    config = replace(config, precision=resolve(config.precision, device))
+    if _finished(config):
+        return _kept(config)
+    checkpoints = Checkpoints(Path(config.out) / CHECKPOINTS, decisive(config, FREE), keep=1)
+    state = checkpoints.newest()
+    trim = None if state is None else partial(trim_metrics, epoch=state["epochs"])
+    output = Run(config.out, "teach", dump(config), afresh=state is None, alone=True, trim=trim)
+    results = _teach(config, device, output, checkpoints, state)
+    finished = output.finish(results)
+    shutil.rmtree(checkpoints.folder, ignore_errors=True)
+    return finished
+
+
+def _teach(
+    config: TeachConfig, device: torch.device, output: Run, checkpoints: Checkpoints, state: dict[str, Any] | None
+) -> dict[str, Any]:
+    """The epochs that are left, and the figures of all of them."""
+    pack = open_or_pack(config.data, output.path / "pack")
+    if state is not None and state["data"] != pack.fingerprint:
+        raise UserError(f"{config.out}: was begun on other images; name another folder, or remove it")
+    rows, labels, names = class_rows(pack, config.classes)
+    fitted, held = split_classes(labels, config.validation, config.seed)
+    torch.manual_seed(config.seed)  # the new classifier's start
+    made_of = {
+        "start": config.model,
+        "start_weight_hash": backbone.weight_hash(backbone.create(config.model)),
+        "data_fingerprint": pack.fingerprint,
+        "train_images": len(fitted),
+        "validation_images": len(held),
+        "licence": config.licence,
+    }
+    model = backbone.create(config.model, num_classes=len(names), size=config.size)
+    preprocessing = backbone.preprocessing(model, config.size)
+    epochs = [] if state is None else [Epoch(**epoch) for epoch in state["reported"]]
+    if epochs:
+        console.print(f"going on after epoch {len(epochs)}")
+
+    def report(epoch: Epoch, best: nn.Module) -> None:
+        epochs.append(epoch)
+        output.log("epoch", **asdict(epoch))
+        if epoch.best:
+            about = {"epoch": epoch.epoch, "validation_accuracy": finite(epoch.held_accuracy)}
+            extra = made_of | {"recipe": tomllib.loads(dump(config))} | about
+            backbone.save(best, output.path, classes=names, preprocessing=preprocessing, extra=extra)
+
+    def save(state: dict[str, Any]) -> None:
+        reported = [asdict(epoch) for epoch in epochs]
+        checkpoints.save(state | {"reported": reported, "data": pack.fingerprint}, len(epochs), best=False)
+
+    with progress() as bars:
+        fit(
+            model, pack, Labelled(rows=rows[fitted], labels=labels[fitted]),
+            Labelled(rows=rows[held], labels=labels[held]), config, device=device, bars=bars, report=report,
+            save=save, state=state,
+        )  # fmt: skip
+    best = next(epoch for epoch in reversed(epochs) if epoch.best)
+    _show(epochs, best, len(names))
+    console.print(f"teacher of {len(names)} classes written to {escape(str(output.path))}", soft_wrap=True)
+    results = {"classes": len(names), "class_names": list(names), "best_epoch": best.epoch}
+    figures = {"validation_accuracy": best.held_accuracy, "validation_loss": best.held_loss, "train_loss": best.loss}
+    return results | figures | made_of
+
+
+def _kept(config: TeachConfig) -> dict[str, Any]:
+    """The figures of the finished teacher. Raises UserError where it learnt from other images."""
+    earlier = json.loads(Path(config.out, RESULTS).read_text())
+    pack = open_or_pack(config.data, Path(config.out) / "pack")
+    if earlier.get("data_fingerprint") != pack.fingerprint:
+        raise UserError(f"{config.out}: holds a teacher of other images; name another folder, or remove it")
+    console.print(f"{escape(config.out)}: this teacher is finished", soft_wrap=True)
+    return earlier
+
+
+def _finished(config: TeachConfig) -> bool:
+    """Whether `config.out` holds a finished teacher. Raises UserError for one of another recipe."""
+    recipe, teacher, results = (Path(config.out, name) for name in ("config.toml", backbone.WEIGHTS, RESULTS))
+    finished = teacher.is_file() and results.is_file()
+    if finished:
+        held, asked = tomllib.loads(recipe.read_text()), tomllib.loads(dump(config))
+        if other := sorted(name for name in (held.keys() | asked.keys()) - FREE if held.get(name) != asked.get(name)):
+            what = f"a teacher of another recipe ({', '.join(other)})"
+            raise UserError(f"{config.out}: holds {what}; name another folder, or remove it")
+    return finished
+
+
+def _check(config: TeachConfig) -> None:
+    if not 0 <= config.validation < 1:
+        raise UserError(f"validation: {config.validation} is no share of the images; 0.15 is usual, 0 keeps none")
+    if not 0 <= config.label_smoothing < 1:
+        raise UserError(f"label_smoothing: {config.label_smoothing} makes no sense; 0.1 is usual, 0 leaves labels hard")
+    require_sane(config.optim)
+    require_least(config, epochs=1, size=1, batch_size=1, freeze_blocks=0, workers=0, seed=0)
+
+
+def _show(epochs: list[Epoch], best: Epoch, classes: int) -> None:
+    table = Table(title=f"Task teacher, {classes} classes", title_justify="left", caption="* the epoch that is kept")
+    for column in ("epoch", "loss", "crops right %", "held-out loss", "held out right %"):
+        table.add_column(column, justify="right")
+    for epoch in epochs:
+        shown = ((epoch.loss, 2), (epoch.accuracy, 1), (epoch.held_loss, 2), (epoch.held_accuracy, 1))
+        # With nothing held out there is no figure.
+        cells = ["-" if math.isnan(value) else f"{value:.{digits}f}" for value, digits in shown]
+        mark = "* " if epoch is best else ""
+        table.add_row(f"{mark}{epoch.epoch}", *cells, style="bold green" if mark else "")
+    console.print(table)

@@ -1,0 +1,364 @@
+"""Every command's configuration: frozen dataclasses that are read from TOML, overridden by flags, and written back.
+
+A recipe is a TOML file whose keys are the fields below; an unknown key or a wrong type is an error that names it.
+"""
+
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from tyro.conf import Positional, arg
+
+from repcon.runtime.errors import UserError
+
+Precision = Literal["fp32", "bf16", "fp16"]
+TrainingPrecision = Literal["auto", "fp32", "bf16", "fp16"]
+LoaderKind = Literal["auto", "reference", "torch", "dali", "ffcv"]
+Tail = Literal["bucket", "renormalise", "uniform"]
+LossKind = Literal["auto", "torch", "triton"]
+Codec = Literal["zstd", "lz4"]
+Values = Literal["float16", "gaps8"]
+Device = Literal["auto", "cpu", "cuda"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClassSubset:
+    """A seeded part of a data set's classes: they are shuffled by `seed` and the slice [start, stop) is kept."""
+
+    seed: int = 0
+    start: float = 0.0
+    """Where the slice begins, as a share of the classes."""
+    stop: float = 1.0
+    """Where it ends. start=0, stop=0.5 is the teacher half, start=0.5, stop=1 the downstream half."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PackConfig:
+    """Pack images into tar shards that teachers and students read."""
+
+    source: Annotated[Positional[str], arg(metavar="SOURCE")]
+    """An image folder (a sub-folder per class gives labels), a WebDataset tar, or a folder of tars."""
+    out: Annotated[Positional[str], arg(metavar="OUT")]
+    """Folder that the pack is written to."""
+    max_side: int = 1024
+    """Longest side in pixels; larger images are made smaller, once. 0 keeps every size."""
+    jpeg_quality: int = 95
+    """Of images that have to be re-encoded; baseline RGB JPEGs keep their bytes."""
+    shard_megabytes: int = 256
+    workers: int = 0
+    """Threads that read and encode; 0 takes one per core."""
+    ffcv: bool = False
+    """Also write `images.beton` for FFCV, with the same JPEG bytes."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CropConfig:
+    """How crop boxes are drawn: torchvision's RandomResizedCrop, from a counter-based generator."""
+
+    seed: int = 0
+    scale: tuple[float, float] = (0.25, 1.0)
+    """Smallest and largest share of the image's area."""
+    ratio: tuple[float, float] = (0.75, 4 / 3)
+    """Narrowest and widest shape, width over height."""
+    flip: float = 0.5
+    """Probability of a horizontal flip."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TeacherConfig:
+    """One teacher: a classifier whose answers are stored."""
+
+    name: str
+    """The head's name in the store: letters, digits, `-` and `_`."""
+    model: str
+    """A timm name, a folder that timm or `repcon teach` wrote, `package:efficientnet_lite0`, or
+    `module:function` that returns (torch module, preprocessing)."""
+    size: int = 0
+    """Input side in pixels; 0 takes the model's own."""
+    precision: Precision = "fp32"
+    compile: bool = False
+    licence: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PrecomputeConfig:
+    """Run every teacher once over the planned crops and store the top-k soft labels."""
+
+    pack: str
+    out: str
+    """The store's folder or URL, for example `labels.zarr`."""
+    teachers: tuple[TeacherConfig, ...] = ()
+    crops: int = 8
+    """Crops per image."""
+    crop: CropConfig = CropConfig()
+    k: int = 16
+    """Most probable classes that are stored of each answer."""
+    temperatures: tuple[float, ...] = (1.0,)
+    """The temperatures whose exact tails are stored: those that students may be trained at, except by renormalising."""
+    codec: Codec = "zstd"
+    """`lz4` decodes faster and takes more room."""
+    values: Values = "float16"
+    """`gaps8` stores log-probabilities in a byte each, which takes two thirds of the room."""
+    rows_per_shard: int = 0
+    """Images per shard; 0 chooses by the pack's size."""
+    loader: LoaderKind = "auto"
+    batch_size: int = 0
+    """Crops per forward pass; 0 finds it."""
+    workers: int = 0
+    """Decoding threads; 0 starts one per core, for a GPU three for four cores, for DALI on it one for two."""
+    device: Device = "auto"
+    estimate: bool = False
+    """Run a sample, print time, size and KL error for each k, and write nothing."""
+    tolerate_missing: bool = False
+    """End with exit code 0 although some images could not be decoded."""
+    processes: int = 0
+    """Processes on this machine, each taking whole units; 0 starts one per GPU, or one where there is none."""
+    records: str = ""
+    """Folder for this command's own records (metrics, environment); empty puts them beside the store. Each of several
+    commands that label one store at the same time needs its own."""
+    ray: str = ""
+    """Address of a Ray cluster (`auto` for the running one); empty for none."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InspectConfig:
+    """Show what a store holds and what its truncation costs."""
+
+    store: Annotated[Positional[str], arg(metavar="STORE")]
+    """The store's folder or URL."""
+    html: str = ""
+    """Also write a self-contained page with plots here."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VerifyConfig:
+    """Check a store: structure, checksums, poison, normalisation, and a sample re-run through the teachers."""
+
+    store: Annotated[Positional[str], arg(metavar="STORE")]
+    """The store's folder or URL."""
+    pack: str = ""
+    """The pack; needed for the re-run of the teachers."""
+    sample: int = 64
+    """Crops that are recomputed; 0 leaves the re-run out."""
+    loaders: tuple[LoaderKind, ...] = ("auto",)
+    """Decoders of the re-run; `auto` takes the reference and every other that is installed."""
+    max_kl: float = 0.01
+    """Mean KL in nat between stored and recomputed labels above which the check fails."""
+    min_agreement: float = 0.99
+    """Top-1 agreement below which the check fails."""
+    models: tuple[str, ...] = ()
+    """Where teachers lie here, as NAME=MODEL, in place of the store's word for it. A `module:function` runs only where
+    it is named so: a store's own word is not enough to run code."""
+    device: Device = "auto"
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeadConfig:
+    """What one teacher's head counts for in the loss."""
+
+    name: str
+    weight: float = 1.0
+    temperature: float = 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OptimConfig:
+    """Optimiser and schedule, by timm's names."""
+
+    name: str = "adamw"
+    lr: float = 1e-3
+    weight_decay: float = 0.02
+    schedule: str = "cosine"
+    warmup_epochs: float = 1.0
+    """At most half of the run; the schedule `none` keeps the rate from the first update on."""
+    clip_norm: float = 1.0
+    """Largest gradient norm; 0 does not clip."""
+    ema: float = 0.0
+    """Decay of the moving average of the weights; 0 keeps none."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainConfig:
+    """Distil the stored teachers into one student."""
+
+    pack: str
+    store: str
+    out: str
+    trunk: str = "package:efficientnet_lite0"
+    """A timm name, a folder, or a weights package."""
+    pretrained: bool = True
+    """Start from the trunk's weights, not from random ones."""
+    heads: tuple[HeadConfig, ...] = ()
+    """Heads to train on; empty takes all of the store's, weight 1, temperature 1."""
+    start_heads: bool = True
+    """Start a head from the trunk's own classifier where the teacher has the trunk's weights, and, where the trunk is
+    an earlier student, from the head that it had for the same teacher."""
+    projection: int = 0
+    """Width of a per-head hidden projection before the head; 0 for none."""
+    size: int = 224
+    epochs: int = 10
+    batch_size: int = 256
+    crops_per_decode: int = 1
+    """Crops cut from one decoded image."""
+    mix_window: int = 0
+    """Batches over which the crops of one image are spread; 0 keeps them in one batch."""
+    label_memory: float = 0.0
+    """GiB for stored labels in each process: where two passes' labels take more, they are read, and images shuffled, in
+    windows. 0 holds them whole, one copy for all processes of a machine."""
+    optim: OptimConfig = OptimConfig()
+    accumulate: int = 1
+    """Batches whose gradients are summed into one step."""
+    freeze_blocks: int = 0
+    """How many of the trunk's first blocks (with its stem) keep their weights."""
+    freeze_norm: bool = False
+    """Keep batch-norm statistics as the start has them."""
+    precision: TrainingPrecision = "auto"
+    """`auto` takes bf16 where the device computes in it, and fp32 elsewhere."""
+    compile: bool = False
+    tail: Tail = "uniform"
+    """What the classes that were not stored get of a teacher's answer: equal shares of what is left (`uniform`), one
+    share for all together (`bucket`), or nothing (`renormalise`)."""
+    loss: LossKind = "auto"
+    """How the loss is computed; `auto` takes Triton on a GPU."""
+    loader: LoaderKind = "auto"
+    workers: int = 0
+    """Decoding threads; 0 starts one per core, for a GPU three for four cores, for DALI on it one for two."""
+    device: Device = "auto"
+    seed: int = 0
+    holdout: float = 0.02
+    """Share of the images kept for validation."""
+    knn: str = ""
+    """A labelled folder or pack on which kNN is measured after each pass (`crops_per_decode` epochs)."""
+    keep_checkpoints: int = 2
+    checkpoint_minutes: float = 15.0
+    tensorboard: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TeachConfig:
+    """Fine-tune a generalist on labelled images into a task teacher."""
+
+    data: str
+    """A labelled image folder, tar or pack."""
+    out: str
+    model: str = "package:efficientnet_lite0"
+    classes: ClassSubset = ClassSubset()
+    size: int = 224
+    epochs: int = 10
+    batch_size: int = 64
+    optim: OptimConfig = OptimConfig()
+    label_smoothing: float = 0.0
+    crop: CropConfig = CropConfig()
+    freeze_blocks: int = 0
+    freeze_norm: bool = False
+    validation: float = 0.15
+    """Share of each class kept to choose the best epoch."""
+    licence: str = ""
+    """Of the start's weights and the images together; kept with the teacher and in every store that it labels."""
+    precision: TrainingPrecision = "auto"
+    """`auto` takes bf16 where the device computes in it, and fp32 elsewhere."""
+    loader: LoaderKind = "auto"
+    workers: int = 0
+    """Decoding threads; 0 starts one per core, for a GPU three for four cores, for DALI on it one for two."""
+    device: Device = "auto"
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DatasetConfig:
+    """One labelled data set of an evaluation, with a class subset of its own."""
+
+    name: str
+    """The name of its column: letters, digits, `.`, `-` and `_`."""
+    data: str
+    """A labelled image folder, tar or pack."""
+    classes: ClassSubset = ClassSubset()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvaluateConfig:
+    """Measure how well trunks' features transfer to labelled data."""
+
+    data: str | tuple[str, ...] = ""
+    """A labelled image folder, tar or pack; several, as NAME=DATA each, give results for each and their mean."""
+    out: str
+    trunks: tuple[str, ...] = ()
+    """`name=trunk` each: a timm name, a folder of `repcon train` or `repcon teach`, a weights package, or a
+    `module:function` that returns (torch module that gives features, preprocessing); `name=trunk + trunk` takes the
+    features of several side by side."""
+    baseline: str = ""
+    """The trunk that paired differences refer to; empty takes the first."""
+    student: str = ""
+    """The trunk that the verdict is about; empty takes the student with the most heads, without one the best trunk."""
+    heads: bool = False
+    """Also measure the students' heads beside the classifiers of their teachers, on labelled images of the teachers'
+    classes; with `metrics` empty nothing else is measured."""
+    teachers: tuple[str, ...] = ()
+    """For `heads`: NAME=MODEL, where NAME is a head's; empty takes the trunks that are called like a head."""
+    classes: ClassSubset = ClassSubset()
+    """Of every data set that `data` names."""
+    datasets: tuple[DatasetConfig, ...] = ()
+    """Labelled data sets with class subsets of their own, in place of `data`."""
+    size: int = 0
+    """Input side in pixels, of all trunks; 0 takes each trunk's own."""
+    test: float = 0.5
+    """Share of each class that is tested on; the rest trains the probes."""
+    metrics: tuple[Literal["knn", "probe", "fewshot", "finetune"], ...] = ("knn", "probe", "fewshot")
+    draws: int = 20
+    """Few-shot draws per number of shots."""
+    batch_size: int = 64
+    cache: str = ""
+    """Folder for extracted features; empty keeps them beside the results."""
+    loader: LoaderKind = "auto"
+    workers: int = 0
+    """Decoding threads; 0 starts one per core, for a GPU three for four cores, for DALI on it one for two."""
+    device: Device = "auto"
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReportConfig:
+    """Turn run folders and benchmark records into Markdown and one self-contained HTML file."""
+
+    paths: Annotated[Positional[tuple[str, ...]], arg(metavar="PATH")]
+    """Run folders, stores' run folders, benchmark records."""
+    out: str = "report"
+    title: str = "repcon report"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DemoConfig:
+    """The whole way on real pictures, on the CPU, in a few minutes."""
+
+    out: str = "demo-run"
+    data: str = ""
+    """A labelled image folder or tar of your own instead of the demo's drawings."""
+    proxy: str = ""
+    """Unlabeled images to distil on, beside `--data`; empty uses the teacher's half of them."""
+    domains: tuple[Literal["animals", "foods"], ...] = ("animals", "foods")
+    """Of the drawings: a task teacher is made for each, and ONE student of all."""
+    size: int = 128
+    """Side of the drawings, and of what all models see, in pixels."""
+    crops: int = 2
+    """Crops per proxy image."""
+    teacher_epochs: int = 12
+    epochs: int = 4
+    seed: int = 0
+
+
+def require_least(config: Any, **least: float) -> None:
+    """Raises UserError naming the first of these fields that lies below its least value."""
+    for field, value in least.items():
+        if not getattr(config, field) >= value:
+            raise UserError(f"{field}: {getattr(config, field)} makes no sense; it must be {value} or more")
+
+
+def require_sane(optim: OptimConfig) -> None:
+    """Raises UserError naming the first field of the optimiser that makes no sense."""
+    for field in ("lr", "weight_decay", "warmup_epochs", "clip_norm", "ema"):
+        if not getattr(optim, field) >= 0:
+            raise UserError(f"optim.{field}: {getattr(optim, field)} makes no sense; it must be 0 or more")
+    if optim.ema >= 1:
+        raise UserError(
+            f"optim.ema: {optim.ema} would never take in what is learnt; 0.999 is usual, 0 keeps no average"
+        )

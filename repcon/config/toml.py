@@ -1,0 +1,94 @@
+"""Recipes: read from TOML, checked against a configuration, written back."""
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import is_dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal, TypeVar, get_args, get_origin
+
+import cattrs
+import tomli_w
+from cattrs.v import format_exception, transform_error
+
+from repcon.runtime.errors import UserError
+
+Config = TypeVar("Config")
+
+
+def read_toml(path: str | Path) -> dict[str, Any]:
+    """The recipe's plain values, before they are checked against a configuration."""
+    try:
+        return tomllib.loads(Path(path).read_text())
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not text"
+        raise UserError(f"{path}: cannot read the recipe ({reason})") from error
+    except tomllib.TOMLDecodeError as error:
+        raise UserError(f"{path}: not valid TOML: {error}") from error
+
+
+def parse(kind: type[Config], values: Mapping[str, Any], origin: str) -> Config:
+    """Builds `kind` from plain values; `origin` is the file named in errors.
+
+    Raises UserError naming it and each unknown key, missing key or wrong type.
+    """
+    try:
+        return _converter().structure(values, kind)
+    except cattrs.BaseValidationError as error:
+        problems = "; ".join(transform_error(error, format_exception=_describe))
+        problems = problems.replace("$.", "").replace(" @ $", "")
+        raise UserError(f"{origin}: {problems}") from error
+
+
+def dump(config: Any) -> str:
+    """The configuration as TOML, which `load` reads back equal."""
+    return tomli_w.dumps(_converter().unstructure(config))
+
+
+@cache
+def _converter() -> cattrs.Converter:
+    """Made once: making one, and what it compiles for each kind, takes a hundred times as long as using it."""
+    converter = cattrs.Converter(forbid_extra_keys=True)
+    for scalar in (bool, int, float, str):
+        converter.register_structure_hook(scalar, _exact)
+    inside = converter._structure_tuple  # pyright: ignore[reportPrivateUsage]
+
+    def listed(value: Any, kind: Any) -> Any:
+        """A text is no list of its letters."""
+        if isinstance(value, Mapping):
+            raise TypeError("a list of tables is written with double brackets, as in [[teachers]] and [[heads]]")
+        if not isinstance(value, list | tuple):
+            raise TypeError(f"expected a list, not {value!r}")
+        return inside(value, kind)
+
+    converter.register_structure_hook_func(lambda kind: get_origin(kind) is tuple, listed)
+    one_or_several = str | tuple[str, ...]
+
+    def texts(value: Any, _: Any) -> Any:
+        return value if isinstance(value, str) else listed(value, tuple[str, ...])
+
+    converter.register_structure_hook_func(lambda kind: kind == one_or_several, texts)
+    return converter
+
+
+def _exact(value: Any, kind: type) -> Any:
+    """No coercion: `epochs = "3"` is a mistake to report, not a three."""
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if type(value) is not kind:
+        raise TypeError(f"expected {kind.__name__}, not {value!r}")
+    return value
+
+
+def _describe(error: BaseException, kind: type | None) -> str:
+    if isinstance(error, cattrs.ForbiddenExtraKeysError):
+        keys = ", ".join(sorted(error.extra_fields))
+        known = ", ".join(sorted(error.cl.__dataclass_fields__)) if is_dataclass(error.cl) else ""
+        return f"unknown key {keys} (known: {known})"
+    if isinstance(error, KeyError):
+        return f"missing key {error}"
+    if isinstance(error, TypeError):
+        return str(error)
+    if get_origin(kind) is Literal:
+        return f"expected one of {', '.join(map(str, get_args(kind)))}"
+    return format_exception(error, kind)

@@ -1,0 +1,1 @@
+"""Loaders: requests for crops in, batches of pixels out, in the same order."""

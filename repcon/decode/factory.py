@@ -1,0 +1,116 @@
+"""Chooses and opens a loader; says how to get one that is missing."""
+
+from collections.abc import Sequence
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+
+from repcon.decode.base import Loader
+from repcon.images.format import BETON
+from repcon.images.pack import Pack
+from repcon.runtime.console import console
+from repcon.runtime.errors import UserError
+from repcon.runtime.system import own_cores
+
+LIBRARIES = {
+    "reference": ("PIL",),
+    "torch": ("simplejpeg",),
+    "dali": ("nvidia.dali",),
+    "ffcv": ("ffcv",),
+}
+"""Every loader, and what it imports."""
+_HOW_TO_GET = {
+    "dali": "on Linux: pip install 'repcon[dali]'",
+    "ffcv": "on Linux: run `make ffcv`, or tools/install-ffcv with the Python that runs repcon",
+}
+
+
+def installed(kind: str) -> bool:
+    """Whether the loader's libraries are here."""
+    return not _missing(kind)
+
+
+def require(kind: str) -> None:
+    """Raises UserError, saying how to get it, where the loader is unknown or its libraries are not installed."""
+    if kind not in LIBRARIES:
+        raise UserError(f"loader {kind}: unknown; choose auto, {', '.join(LIBRARIES)}")
+    if missing := _missing(kind):
+        how = _HOW_TO_GET.get(kind, f"pip install {' '.join(missing)}")
+        raise UserError(f"loader {kind}: {' and '.join(missing)} not installed; {how}")
+
+
+def _missing(kind: str) -> list[str]:
+    def found(library: str) -> bool:
+        try:
+            return find_spec(library) is not None
+        except ModuleNotFoundError:
+            return False
+
+    return [library for library in LIBRARIES[kind] if not found(library)]
+
+
+def open_loader(kind: str, pack: Pack, sizes: Sequence[int], *, workers: int = 0, device: str = "cpu") -> Loader:
+    """Opens `kind` (`auto`, `reference`, `torch`, `dali`, `ffcv`) on a pack, for crops of each side in `sizes`.
+
+    `workers` threads decode (0: one per core, for a GPU three for four cores, or one for two where DALI decodes on
+    it). `device` is where the pixels will be used: with `cuda` the CPU loaders fill pinned memory, and DALI decodes on
+    that GPU and yields pixels that lie there.
+    Raises UserError for an unknown or missing loader.
+    """
+    sides = tuple(dict.fromkeys(int(size) for size in sizes))
+    if not sides or min(sides) < 1:
+        raise UserError(f"loader {kind}: sizes {list(sizes)} must be one or more sides in pixels, each at least 1")
+    if kind == "auto":
+        kind, reason = _choose(pack, device.startswith("cuda"))
+        _say(f"loader: {kind} ({reason})")
+    require(kind)
+    if device.startswith("cuda") and kind in ("torch", "ffcv"):
+        workers = workers or decoders(own_cores(), device)
+    return _open(kind, pack, sides, workers, device)
+
+
+def decoders(share: int, device: str) -> int:
+    """How many threads decode with so many cores, for this device."""
+    # What launches a GPU's work needs cores too: a ResNet-50 on an H200 beside 16 cores took 4,584 images/s from 12
+    # threads; earlier, 4,425 from 12 and 3,527 from 16.
+    return max(1, 3 * share // 4) if device.startswith("cuda") else share
+
+
+def _open(kind: str, pack: Pack, sides: tuple[int, ...], workers: int, device: str) -> Loader:
+    # Imported here: DALI and FFCV are optional, and slow to import.
+    if kind == "reference":
+        from repcon.decode.reference import ReferenceLoader
+
+        return ReferenceLoader(pack, sides, device=device)
+    if kind == "torch":
+        from repcon.decode.threads import ThreadsLoader
+
+        return ThreadsLoader(pack, sides, workers=workers, device=device)
+    if kind == "ffcv":
+        from repcon.decode.ffcv import FfcvLoader
+
+        return FfcvLoader(pack, sides, workers=workers, device=device)
+    if device.startswith("cuda"):
+        from repcon.decode.dali_gpu import GpuLoader
+
+        return GpuLoader(pack, sides, workers=workers, device=device)
+    from repcon.decode.dali_cpu import CpuLoader
+
+    return CpuLoader(pack, sides, workers=workers)
+
+
+def _choose(pack: Pack, on_gpu: bool) -> tuple[str, str]:
+    """The loader that `auto` means for this pack on this machine, and why."""
+    if on_gpu and installed("dali"):
+        return "dali", "DALI decodes on the GPU"
+    if installed("ffcv") and Path(pack.url, BETON).is_file():
+        return "ffcv", "the fastest on a CPU, and the pack has its .beton"
+    if on_gpu:
+        return "torch", "decodes on the CPU; DALI would decode on the GPU"
+    return "torch", "the fastest on a CPU that needs no .beton"
+
+
+@cache
+def _say(text: str) -> None:
+    """Once per process."""
+    console.print(text, highlight=False)

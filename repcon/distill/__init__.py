@@ -1,0 +1,1 @@
+"""Training a student from stored labels: loader, loss, loop, checkpoints, validation, metrics."""

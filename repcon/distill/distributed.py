@@ -1,0 +1,120 @@
+"""Several processes as one team (torchrun), and the signals that ask a run to stop."""
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from types import FrameType
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from repcon.config import Device
+from repcon.runtime.console import console
+from repcon.runtime.device import choose
+from repcon.runtime.errors import UserError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Team:
+    """This process's place among those that train together."""
+
+    rank: int
+    world: int
+    device: torch.device
+    words: Any
+    """The gloo group for short messages between CPUs; None alone."""
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process writes the files."""
+        return self.rank == 0
+
+    def wrap(self, model: nn.Module) -> nn.Module:
+        """The model whose gradients are averaged over the team."""
+        if self.world == 1:
+            return model
+        places = [self.device.index] if self.device.type == "cuda" else None
+        return nn.parallel.DistributedDataParallel(model, device_ids=places)
+
+    def total(self, values: torch.Tensor) -> torch.Tensor:
+        """The sum over the team of a CPU tensor."""
+        if self.world > 1:
+            values = values.clone()
+            dist.all_reduce(values, group=self.words)
+        return values
+
+    def share_buffers(self, model: nn.Module) -> None:
+        """Gives all processes the leader's buffers: batch norms' statistics, which each takes from its own images."""
+        if self.world > 1:
+            for buffer in model.buffers():
+                dist.broadcast(buffer, 0)
+
+    def any(self, flag: bool) -> bool:
+        """Whether the flag is set in any process; all must ask."""
+        return flag if self.world == 1 else bool(self.total(torch.tensor(float(flag))) > 0)
+
+    def wait(self) -> None:
+        """Returns when every process has come here."""
+        if self.world > 1:
+            dist.barrier(group=self.words)
+
+
+@contextmanager
+def join(device: Device) -> Iterator[Team]:
+    """The team that torchrun's environment describes, or a team of one. `auto` takes CUDA where there is any.
+
+    Raises UserError where only a part of that environment is there.
+    """
+    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    if world > 1 and "RANK" not in os.environ:
+        raise UserError("WORLD_SIZE is set and RANK is not: start several processes with torchrun, or unset it for one")
+    place = _place(device)
+    if world == 1:
+        yield Team(rank=0, world=1, device=place, words=None)
+        return
+    patience = timedelta(hours=1)  # of a process that waits, while the leader measures kNN for example
+    dist.init_process_group("nccl" if place.type == "cuda" else "gloo", timeout=patience)
+    words = dist.new_group(backend="gloo", timeout=patience)
+    console.quiet = rank > 0
+    try:
+        yield Team(rank=rank, world=world, device=place, words=words)
+    finally:
+        console.quiet = False
+        dist.destroy_process_group()
+
+
+def _place(device: Device) -> torch.device:
+    place = choose(device)
+    if place.type == "cuda":
+        place = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+        torch.cuda.set_device(place)
+    return place
+
+
+class Stop:
+    """Turns the first SIGINT or SIGTERM into a wish (`asked`) that the loop grants between two steps."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> "Stop":
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._before[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.asked:  # A second time: at once.
+            raise KeyboardInterrupt
+        self.asked = True

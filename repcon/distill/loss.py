@@ -1,0 +1,151 @@
+"""The training loss: which stored labels, temperatures and weights each head's KL takes, and what computes it."""
+
+import math
+from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
+
+import torch
+from repcon_kernels import HeadSpec, multi_head_kl
+from repcon_kernels.kl_div.arrival_counters import tickets
+from torch import Tensor
+
+from repcon.config import HeadConfig, LossKind, Tail
+from repcon.labels.store import HeadInfo
+from repcon.runtime.console import console
+from repcon.runtime.errors import UserError
+
+_announced: set[str] = set()
+
+
+class HeadsLoss:
+    """KL from every teacher's stored answers to the student's, head by head.
+
+        loss = HeadsLoss(store.heads, [HeadConfig(name="birds", temperature=2.0), HeadConfig(name="generalist")])
+        loss(logits, {"birds": (ids, logp), "generalist": (ids, logp)}, rows).sum().backward()
+
+    The heads lie in the logits' columns one after another in the order of `heads`, as in `Student`.
+
+    store_heads: what the store holds, `LabelStore.heads`.
+    heads: which of them count, by how much and at which temperature.
+    tail: what is done with the classes that were not stored; "bucket" and "uniform" need the temperature's stored tail.
+    implementation: "auto" takes "triton" on a GPU and "torch" elsewhere. What is taken is printed, once.
+    announced: whether it is printed; a loss beside the one that is trained on is not.
+
+    Raises UserError naming the head that is not in the store, occurs twice, or has a temperature without stored tail.
+    """
+
+    def __init__(
+        self,
+        store_heads: Mapping[str, HeadInfo],
+        heads: Sequence[HeadConfig],
+        *,
+        tail: Tail = "uniform",
+        implementation: LossKind = "auto",
+        device: torch.device | str = "cpu",
+        announced: bool = True,
+    ) -> None:
+        self.names = tuple(head.name for head in heads)
+        self.device = torch.device(device)
+        self.tail = tail
+        self.specs = _specs(store_heads, heads, tail)
+        self.weights = torch.tensor([head.weight for head in heads], dtype=torch.float32, device=self.device)
+        self.implementation, why = choose(implementation, self.device)
+        if self.implementation == "triton" and self.device.type == "cuda":
+            # Now: in torch.compile's warm-up for CUDA graphs they would come to lie in a graph's own memory.
+            tickets(self.device, len(self.names))
+        count = f"{len(self.names)} head{'s' if len(self.names) > 1 else ''}"
+        if announced:
+            _announce(f"loss: {self.implementation} on {self.device} ({why}), tail {tail}, {count}")
+
+    def __call__(
+        self, logits: Tensor, labels: Mapping[str, tuple[Tensor, Tensor]], rows: Tensor | None = None
+    ) -> Tensor:
+        """(H,) float32 in the order of `names`: weight x temperature^2 x mean KL over the batch. Sum them up.
+
+        logits: (B, sum of classes), float32, bfloat16 or float16.
+        labels: per head, ids (R, k) and log-probabilities with log-tails (R, k + T) as the store gives them.
+        rows: (B,) int64, which of the R label rows belongs to each row of logits; None where they correspond.
+        """
+        missing = [name for name in self.names if name not in labels]
+        if missing:
+            raise UserError(f"labels: no labels of head {missing[0]!r} were given; read the store with this head")
+        if logits.shape[1] != self.specs[-1].stop:
+            raise UserError(
+                f"logits: {logits.shape[1]} columns, but the heads {', '.join(self.names)} have {self.specs[-1].stop} "
+                "classes; build the student with the same heads in the same order"
+            )
+        return multi_head_kl(
+            logits,
+            self.specs,
+            [labels[name][0] for name in self.names],
+            [labels[name][1] for name in self.names],
+            rows=rows,
+            weights=self.weights,
+            tail=self.tail,
+            implementation=self.implementation,
+        )
+
+
+def choose(implementation: LossKind, device: torch.device) -> tuple[str, str]:
+    """(implementation, why): what `auto` means on this device. Raises UserError where Triton is asked for in vain."""
+    installed = find_spec("triton") is not None
+    if implementation == "triton" and not installed:
+        raise UserError("loss: 'triton' was asked for, but the package is not installed: pip install triton")
+    if implementation == "triton" and device.type == "cpu":
+        from repcon_kernels.kl_div.launch import interpreted  # imports Triton, which takes a second
+
+        if not interpreted():
+            raise UserError("loss: 'triton' was asked for, and needs a GPU; use 'torch' or 'auto' here")
+    if implementation != "auto":
+        return implementation, "as asked for"
+    if device.type == "cuda" and not installed:
+        return "torch", "Triton is not installed: pip install triton for a faster loss"
+    return ("triton" if device.type == "cuda" else "torch"), f"the choice for {device.type}"
+
+
+def _specs(store_heads: Mapping[str, HeadInfo], heads: Sequence[HeadConfig], tail: Tail) -> tuple[HeadSpec, ...]:
+    if not heads:
+        raise UserError("heads: none are left to train on; name some of the store's: " + ", ".join(store_heads))
+    specs: list[HeadSpec] = []
+    for place, head in enumerate(heads):
+        if head.name not in store_heads:
+            raise UserError(f"heads: the store has no {head.name!r}; it has {', '.join(store_heads)}")
+        if head.name in {earlier.name for earlier in heads[:place]}:
+            raise UserError(f"heads: {head.name!r} occurs twice; name each head once")
+        if not (math.isfinite(head.weight) and head.weight >= 0):
+            raise UserError(f"head {head.name!r}: weight must be a number of at least 0, not {head.weight}")
+        stored = store_heads[head.name]
+        specs.append(
+            HeadSpec(
+                start=specs[-1].stop if specs else 0,
+                classes=stored.classes,
+                k=stored.k,
+                temperature=head.temperature,
+                tail_column=_tail_column(head, stored, tail),
+            )
+        )
+    return tuple(specs)
+
+
+def _tail_column(head: HeadConfig, stored: HeadInfo, tail: Tail) -> int:
+    """Which stored log-tail belongs to the head's temperature; 0 where none is needed."""
+    if not (math.isfinite(head.temperature) and head.temperature > 0):
+        raise UserError(f"head {head.name!r}: temperature must be a number above 0, not {head.temperature}")
+    for column, temperature in enumerate(stored.temperatures):
+        if math.isclose(temperature, head.temperature, rel_tol=1e-6):
+            return column
+    if tail == "renormalise":
+        return 0
+    raise UserError(
+        f"head {head.name!r}: temperature {head.temperature:g} is not among those whose tails the store holds "
+        f"({', '.join(f'{temperature:g}' for temperature in stored.temperatures)}); take one of them, or tail = "
+        "'renormalise', or precompute with this temperature"
+    )
+
+
+def _announce(message: str) -> None:
+    """Prints what was chosen, once in a process and by one process of a team."""
+    team = torch.distributed.is_available() and torch.distributed.is_initialized()
+    if message not in _announced and not (team and torch.distributed.get_rank() > 0):
+        console.print(message, highlight=False)
+    _announced.add(message)

@@ -1,0 +1,201 @@
+"""What a training run tells: progress on screen, lines in metrics.jsonl, TensorBoard if asked, results."""
+
+import json
+import resource
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from repcon.distill.distributed import Team
+from repcon.distill.loader import Clock
+from repcon.runtime.console import console, progress
+from repcon.runtime.errors import UserError
+from repcon.runtime.run_dir import Run, write_text
+
+MOST_LINES = 2000
+"""Lines of steps that a run may log; a longer run logs means over several steps."""
+
+
+def trim_metrics(path: Path, **last: int) -> None:
+    """Drops lines about what comes after `step=` or `epoch=`: a resumed run takes that again."""
+    if not path.is_file():
+        return
+    ((name, number),) = last.items()
+    lines = [line for line in path.read_text().splitlines() if _whole(line) and json.loads(line).get(name, 0) <= number]
+    write_text(path, "".join(line + "\n" for line in lines))
+
+
+def _whole(line: str) -> bool:
+    """A kill may leave the last line unfinished."""
+    try:
+        return isinstance(json.loads(line), dict)
+    except ValueError:
+        return False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Totals:
+    """How much a run does: for the progress display and the spacing of log lines."""
+
+    steps: int
+    images: int
+    heads: tuple[str, ...]
+
+
+class TrainingLog:
+    """Losses arrive as device tensors and are only read when a line is due, so that logging never stalls a step."""
+
+    def __init__(self, run: Run | None, totals: Totals, team: Team, tensorboard: bool, *, start: int = 0) -> None:
+        """`start`: the step that the run goes on after; TensorBoard forgets what it had of later ones."""
+        self._run, self._totals, self._team = run, totals, team
+        # A line waits for the losses; on a GPU that is worth it only now and then.
+        self._every = max(-(-totals.steps // MOST_LINES), 10 if team.device.type == "cuda" else 1)
+        self._board = _board(run.path, start) if tensorboard and run is not None else None
+        self._bars = progress()
+        self._task = self._bars.add_task("train", total=totals.images, unit="images", note="")
+        # Of the steps since the last line.
+        self._sums: torch.Tensor | None = None
+        self._count = self._images = 0
+        self._data = self._compute = 0.0
+        self._spent = [0.0, 0.0]
+        self._shown = 0
+        self._started = time.monotonic()
+        self._before = 0.0
+        self._last: dict[str, Any] = {}
+        self.validation: dict[str, Any] = {}
+
+    def __enter__(self) -> "TrainingLog":
+        self._bars.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._bars.stop()
+        if self._board is not None:
+            self._board.close()
+
+    def state(self) -> dict[str, Any]:
+        """What `resumed` takes, so that lines and results are those of the whole run; all of the team must ask."""
+        spent = {"spent": self._spent, "shown": self._shown, "seconds": self._seconds()}
+        sums = None if self._sums is None else self._team.total(self._sums.cpu()).tolist()
+        unsaid = {"sums": sums, "count": self._count, "images": self._images, "spent": [self._data, self._compute]}
+        return {"validation": self.validation, "last": self._last, **spent, "unsaid": unsaid}
+
+    def resumed(self, step: int, images: int, state: Mapping[str, Any]) -> None:
+        """Says where the run goes on, and takes what `state` gave there."""
+        self.validation, self._last = dict(state["validation"]), dict(state["last"])
+        self._spent, self._shown, self._before = list(state["spent"]), state["shown"], state["seconds"]
+        unsaid = state["unsaid"]
+        if unsaid["sums"] is not None and self._team.leads:
+            self._sums = torch.tensor(unsaid["sums"], device=self._team.device)
+        self._count, self._images = unsaid["count"], unsaid["images"]
+        self._data, self._compute = unsaid["spent"]
+        self._bars.update(self._task, completed=images)
+        console.print(f"going on after step {step:,}")
+        self._event("resume", step=step, images=images)
+
+    def step(self, step: int, losses: torch.Tensor, images: int, lr: float, clock: Clock) -> None:
+        """losses: (H,), this process's part of the losses of a batch of `images` crops; the team's parts add up."""
+        self._sums = losses if self._sums is None else self._sums + losses
+        data, compute = clock.take()
+        self._data, self._compute = self._data + data, self._compute + compute
+        self._count += 1
+        self._images += images
+        if step % self._every == 0 or step == self._totals.steps:
+            self._line(step, lr)
+        self._bars.advance(self._task, images)
+
+    def validated(self, step: int, epoch: int, figures: Mapping[str, Any]) -> None:
+        """Validation after an epoch: agreement and KL per head, kNN where asked."""
+        self.validation = dict(figures)
+        self._event("validation", step=step, epoch=epoch, **figures)
+        for head, values in figures.get("heads", {}).items():
+            self._scalars({f"{name}/{head}": value for name, value in values.items()}, step)
+            share = f"{100 * values['agreement']:.1f} % of {figures['images']:,} images"
+            parts = f"agrees with its teacher on {share}, KL {values['kl']:.3f} nat"
+            console.print(f"epoch {epoch}, {head}: {parts}", highlight=False)
+        if "knn" in figures:
+            self._scalars({"knn": figures["knn"]}, step)
+            console.print(f"epoch {epoch}, kNN: {100 * figures['knn']:.1f} %", highlight=False)
+
+    def results(self) -> dict[str, Any]:
+        """The final figures so far."""
+        data, step = self._spent
+        seconds = data + step
+        return {
+            "loss": self._last.get("loss", {}),
+            "validation": self.validation,
+            "steps": self._totals.steps,
+            "images": self._totals.images,
+            "images_per_second": self._shown / seconds if seconds else 0.0,
+            "data_share": data / seconds if seconds else 0.0,
+            "seconds": self._seconds(),
+            **memory(self._team.device),
+        }
+
+    def finish(self, results: Mapping[str, Any]) -> dict[str, Any]:
+        """Writes results.json."""
+        return self._run.finish(results) if self._run is not None else dict(results)
+
+    def _seconds(self) -> float:
+        """Of the run so far, its parts added up."""
+        return self._before + time.monotonic() - self._started
+
+    def _line(self, step: int, lr: float) -> None:
+        assert self._sums is not None
+        means = (self._team.total(self._sums.cpu()) / self._count).tolist()
+        data, compute = self._data, self._compute
+        seconds = max(data + compute, 1e-9)
+        self._spent = [self._spent[0] + data, self._spent[1] + compute]
+        self._shown += self._images
+        loss = dict(zip(self._totals.heads, means, strict=True))
+        self._last = {"loss": loss}
+        rate, share = self._images / seconds, data / seconds
+        self._event(
+            "step",
+            step=step,
+            images_per_second=rate,
+            data_seconds=data / self._count,
+            step_seconds=compute / self._count,
+            loss=loss,
+            lr=lr,
+            **memory(self._team.device),
+        )
+        self._scalars({f"loss/{name}": value for name, value in loss.items()}, step)
+        self._scalars({"lr": lr, "images_per_second": rate, "data_share": share}, step)
+        waiting = self._spent[0] / max(sum(self._spent), 1e-9)
+        self._bars.update(self._task, note=f"loss {sum(means):.3f}, {100 * waiting:.0f} % waiting for data")
+        self._sums, self._count, self._images = None, 0, 0
+        self._data = self._compute = 0.0
+
+    def _event(self, name: str, **figures: Any) -> None:
+        if self._run is not None:
+            self._run.log(name, **figures)
+
+    def _scalars(self, values: Mapping[str, float], step: int) -> None:
+        if self._board is not None:
+            for name, value in values.items():
+                self._board.add_scalar(name, value, step)
+
+
+def memory(device: torch.device) -> dict[str, float]:
+    """The largest use so far, in bytes: of this process, and of the GPU where one is used."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    figures: dict[str, float] = {"memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}
+    if device.type == "cuda":
+        figures["gpu_memory_bytes"] = torch.cuda.max_memory_allocated(device)
+    return figures
+
+
+def _board(folder: Path, start: int) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise UserError(
+            "tensorboard = true needs the package tensorboard: pip install 'repcon[tensorboard]'"
+        ) from error
+    return SummaryWriter(str(folder / "tensorboard"), purge_step=start + 1 if start else None)

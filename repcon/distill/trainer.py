@@ -1,0 +1,190 @@
+"""The training loop: batches in, updates out, with validation, checkpoints and a clean stop."""
+
+import time
+from contextlib import AbstractContextManager, closing, nullcontext
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.nn.parallel import DistributedDataParallel
+
+from repcon.config import TrainConfig
+from repcon.distill.checkpoint import Checkpoints
+from repcon.distill.distributed import Stop, Team
+from repcon.distill.loader import Batch, Clock, Feed
+from repcon.distill.loss import HeadsLoss
+from repcon.distill.loss_guard import LossGuard
+from repcon.distill.metrics import TrainingLog
+from repcon.distill.optim import Updates, autocast, keyed
+from repcon.distill.validation import Validation
+from repcon.labels.store import LabelStore
+from repcon.models import backbone, student
+
+
+class Trainer:
+    """A student in training. `step` counts batches from the start of the whole run, `images` the crops shown."""
+
+    def __init__(self, settings: TrainConfig, store: LabelStore, feed: Feed, team: Team) -> None:
+        torch.manual_seed(settings.seed)
+        self.settings, self.feed, self.team = settings, feed, team
+        self.loss = HeadsLoss(
+            store.heads, settings.heads, tail=settings.tail, implementation=settings.loss, device=team.device
+        )
+        self.student = student.build(
+            settings.trunk,
+            {head.name: store.heads[head.name] for head in settings.heads},
+            size=settings.size,
+            pretrained=settings.pretrained,
+            start_heads=settings.start_heads,
+            projection=settings.projection,
+            freeze_blocks=settings.freeze_blocks,
+            freeze_norm=settings.freeze_norm,
+        ).to(device=team.device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        self.preprocessing = backbone.preprocessing(self.student.trunk, settings.size)
+        self.validation = Validation(settings, store, self.preprocessing, team)
+        self.updates = Updates(
+            self.student,
+            settings.optim,
+            total=sum(-(-steps // settings.accumulate) for steps in feed.lengths),
+            per_epoch=feed.steps / settings.accumulate / settings.epochs,
+            device=team.device,
+            precision=settings.precision,
+        )
+        self._wrapped = team.wrap(self.student)
+        self._model: Any = torch.compile(self._wrapped) if settings.compile else self._wrapped
+        self.step = self.images = 0
+        self._best = float("inf")
+        self._saved = time.monotonic()
+
+    @property
+    def kept(self) -> student.Student:
+        """The student to evaluate and to save: the moving average where there is one."""
+        averaged = self.updates.averaged
+        assert isinstance(averaged, student.Student)
+        return averaged
+
+    def run(
+        self, state: dict[str, Any] | None, checkpoints: Checkpoints, log: TrainingLog, stop: Stop, folder: Path
+    ) -> None:
+        """All that is left to do. Raises KeyboardInterrupt after a stop was asked for and its checkpoint written."""
+        first, start = (0, 0) if state is None else self._restore(state, log)
+        guard = LossGuard(self.loss.names, self.team, folder)
+        clock = Clock()
+        batch: Batch | None = None
+        with closing(self.feed.run(first, start)) as passes:
+            for part, batches in passes:
+                self.student.train()
+                for number, batch in enumerate(clock.timed(batches), start):
+                    rate = self.updates.lr
+                    losses = self.train_batch(batch, part, number, guard)
+                    log.step(self.step, losses, batch.total, rate, clock)
+                    ends, place = self._closes(part, number), (part, number + 1)
+                    if ends and self._interrupted(batch, place, checkpoints, log, guard, stop):
+                        raise KeyboardInterrupt
+                self._check(guard, batch)
+                start = 0
+                self._end_pass(part, checkpoints, log)
+
+    def answer(self, pixels: torch.Tensor) -> torch.Tensor:
+        """(B, 3, S, S) uint8 to the logits of the student in training."""
+        return self._answer(self._model, pixels)
+
+    def _answer(self, model: Any, pixels: torch.Tensor) -> torch.Tensor:
+        images = backbone.normalise(pixels, self.preprocessing, torch.float32)
+        with autocast(self.team.device, self.settings.precision):
+            return model(images)
+
+    def train_batch(self, batch: Batch, part: int, number: int, guard: LossGuard) -> torch.Tensor:
+        """One batch; gives (H,) this process's part of its losses. Randomness is keyed by the step alone."""
+        torch.manual_seed(keyed(self.settings.seed, self.step * self.team.world + self.team.rank))
+        last = self._closes(part, number)
+        with self._apart(last):
+            logits = self.answer(batch.pixels)
+            guard.check()  # Of the step before. Here, so that the CPU runs ahead of a GPU, but by one step at most.
+            losses = self.loss(logits, batch.labels, batch.rows)
+            self.step += 1
+            self.images += batch.total
+            guard.watch(self.step, losses, logits, batch)
+            # The team averages gradients, so a process counts by its part of the batch.
+            part_of_batch = len(batch.images) / batch.total
+            weight = part_of_batch * self.team.world / self._joined(part, number)
+            self.updates.step(losses.sum() * weight, update=last)
+        return losses.detach() * part_of_batch
+
+    def _apart(self, last: bool) -> AbstractContextManager[Any]:
+        """Leaves gradients unaveraged until the last batch of an update."""
+        wrapped = self._wrapped
+        return wrapped.no_sync() if isinstance(wrapped, DistributedDataParallel) and not last else nullcontext()
+
+    def _closes(self, part: int, number: int) -> bool:
+        """Whether batch `number` completes an update: `accumulate` batches, or the last of the pass."""
+        return (number + 1) % self.settings.accumulate == 0 or number + 1 == self.feed.lengths[part]
+
+    def _joined(self, part: int, number: int) -> int:
+        """How many batches the update that `number` belongs to is made of."""
+        first = number - number % self.settings.accumulate
+        return min(self.settings.accumulate, self.feed.lengths[part] - first)
+
+    def _interrupted(
+        self,
+        batch: Batch,
+        place: tuple[int, int],
+        checkpoints: Checkpoints,
+        log: TrainingLog,
+        guard: LossGuard,
+        stop: Stop,
+    ) -> bool:
+        """Saves when it is time or a stop is asked for; gives whether to stop."""
+        late = self.team.leads and time.monotonic() - self._saved >= 60 * self.settings.checkpoint_minutes
+        # Summed over the team: what one was asked, and what the leader's clock says, all do.
+        stopping, saving = self.team.total(torch.tensor([stop.asked, late], dtype=torch.float32)).tolist()
+        if stopping or saving:
+            self._check(guard, batch)
+            self._save(checkpoints, log, place, best=False)
+        return bool(stopping)
+
+    def _check(self, guard: LossGuard, batch: Batch | None) -> None:
+        """What is kept must be from before anything went wrong: the last loss, or the update after it."""
+        guard.check()
+        if batch is not None:
+            self.student.eval()
+            with torch.no_grad():
+                guard.check_answers(self.step, self._answer(self.student, batch.pixels))
+            self.student.train()
+
+    def _end_pass(self, part: int, checkpoints: Checkpoints, log: TrainingLog) -> None:
+        epoch = self.feed.passes[part].epoch + len(self.feed.passes[part].crops)
+        self.team.share_buffers(self.kept)
+        kept = self.kept.eval()
+        figures = self.validation.measure(kept, partial(self._answer, kept), self.feed)
+        log.validated(self.step, epoch, figures)
+        kl = sum(values["kl"] for values in figures["heads"].values())
+        best = kl < self._best or not figures["heads"]  # With nothing held out, the newest is taken for the best.
+        self._best = min(self._best, kl)
+        self._save(checkpoints, log, (part + 1, 0), best=best)
+
+    def _save(self, checkpoints: Checkpoints, log: TrainingLog, place: tuple[int, int], *, best: bool) -> None:
+        self._saved = time.monotonic()
+        logged = log.state()
+        if not self.team.leads:
+            return
+        state = {
+            "place": list(place),
+            "step": self.step,
+            "images": self.images,
+            "best": self._best,
+            "student": self.student.state_dict(),
+            "updates": self.updates.state_dict(),
+            "log": logged,
+        }
+        checkpoints.save(state, self.step, best=best)
+
+    def _restore(self, state: dict[str, Any], log: TrainingLog) -> tuple[int, int]:
+        """Takes the run up where `state` was saved; gives pass and batch."""
+        self.student.load_state_dict(state["student"])
+        self.updates.load_state_dict(state["updates"])
+        self.step, self.images, self._best = state["step"], state["images"], state["best"]
+        log.resumed(self.step, self.images, state["log"])
+        part, number = state["place"]
+        return part, number

@@ -1,0 +1,1 @@
+"""How well features transfer: cached features, probes, intervals."""

@@ -1,0 +1,194 @@
+"""Features of labelled images, extracted once per trunk and kept by content.
+
+An image enters as its largest centred square, resized to the input side: nothing of the shape is squeezed, no
+border is guessed, and every trunk sees the same pixels.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from zipfile import BadZipFile
+
+import numpy as np
+import torch
+from rich.markup import escape
+from rich.progress import Progress
+from torch import nn
+
+from repcon.config import LoaderKind
+from repcon.decode.base import Request
+from repcon.decode.factory import open_loader
+from repcon.images.pack import Pack
+from repcon.models import backbone
+from repcon.models.custom import is_factory, make
+from repcon.runtime.console import console
+from repcon.runtime.errors import UserError
+
+FORMAT = 1
+"""Part of every cache key: raised when extraction changes what a key's values would be."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reading:
+    """How images become features; `size` 0 takes the trunk's own input side."""
+
+    size: int
+    batch_size: int
+    loader: LoaderKind
+    workers: int
+    device: str
+    cache: Path
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Features:
+    """One trunk's features of some images."""
+
+    values: np.ndarray
+    """(n, D) float32, pooled."""
+    weight_hash: str
+    input_size: int
+    """Side in pixels at which the images were seen."""
+
+
+def centre_boxes(sizes: np.ndarray) -> np.ndarray:
+    """(n, 2) widths and heights to (n, 4) uint16 boxes: the largest centred square of each image."""
+    side = sizes.min(axis=1)
+    corner = (sizes - side[:, None]) // 2
+    return np.column_stack([corner, side, side]).astype(np.uint16)
+
+
+def whole_images(pack: Pack, rows: np.ndarray, batch_size: int) -> Iterator[Request]:
+    """Requests for the centred square of each row, in order, unflipped."""
+    crops, flips = np.zeros((len(rows), 1), np.int64), np.zeros((len(rows), 1), np.uint8)
+    whole = Request(images=rows, crops=crops, boxes=centre_boxes(pack.sizes[rows])[:, None], flips=flips)
+    return whole.parts(batch_size)
+
+
+def extract(model: str, pack: Pack, rows: np.ndarray, reading: Reading, progress: Progress) -> Features:
+    """Gives the trunk's features of `rows`, in their order; only what is not cached is computed.
+
+    `model` is whatever `backbones.create` takes, or a `module:function` whose module gives features. Those are not
+    kept: weights do not tell what a function makes of them. Raises UserError for a trunk that cannot take the size.
+    """
+    trunk, preprocessing = _trunk(model, reading.size)
+    trunk = trunk.to(reading.device).eval()
+    weights = backbone.weight_hash(trunk)
+    if is_factory(model):
+        values = _compute(trunk, preprocessing, pack, rows, reading, progress)
+        return Features(values=values, weight_hash=weights, input_size=preprocessing.size)
+    cache = FeatureCache(reading.cache, backbone.architecture(trunk), weights, pack.fingerprint, preprocessing)
+    missing = cache.missing(rows)
+    if len(missing):
+        cache.add(missing, _compute(trunk, preprocessing, pack, missing, reading, progress))
+    return Features(values=cache.take(rows), weight_hash=weights, input_size=preprocessing.size)
+
+
+def _trunk(model: str, size: int) -> tuple[nn.Module, backbone.Preprocessing]:
+    if not is_factory(model):
+        trunk = backbone.create(model, num_classes=0, size=size)
+        return trunk, backbone.preprocessing(trunk, size)
+    trunk, preprocessing = make(model, "trunk")
+    if isinstance(list(trunk.modules())[-1], nn.Linear):
+        what = "ends in a linear layer; if that is its classifier, return the module without it: features are compared"
+        console.print(f"[yellow]careful[/]: {escape(model)} {what}", highlight=False)
+    return trunk, replace(preprocessing, size=size or preprocessing.size)
+
+
+def _compute(
+    trunk: nn.Module,
+    preprocessing: backbone.Preprocessing,
+    pack: Pack,
+    rows: np.ndarray,
+    reading: Reading,
+    progress: Progress,
+) -> np.ndarray:
+    task = progress.add_task("features", total=len(rows), unit="images", note="")
+    loader = open_loader(reading.loader, pack, (preprocessing.size,), workers=reading.workers, device=reading.device)
+    parts = []
+    try:
+        for batch in loader.batches(whole_images(pack, rows, reading.batch_size)):
+            pixels = batch.pixels[preprocessing.size].to(reading.device)
+            parts.append(_forward(trunk, backbone.normalise(pixels, preprocessing, torch.float32)))
+            progress.advance(task, len(pixels))
+    finally:
+        loader.close()
+        progress.remove_task(task)
+    return np.concatenate(parts)
+
+
+@torch.inference_mode()
+def _forward(trunk: nn.Module, inputs: torch.Tensor) -> np.ndarray:
+    """(B, 3, S, S) to (B, D) float32 on the host."""
+    try:
+        features = trunk(inputs)
+    except (AssertionError, RuntimeError) as error:  # timm asserts that patches fill the input.
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
+        side = inputs.shape[-1]
+        raise UserError(
+            f"size: the trunk does not take inputs of {side} pixels ({error}); set its own, or 0"
+        ) from error
+    if not isinstance(features, torch.Tensor) or features.ndim != 2:
+        given = f"features of shape {tuple(features.shape)}" if hasattr(features, "shape") else type(features).__name__
+        raise UserError(f"the trunk gives {given}, not one vector per image")
+    values = features.float().cpu().numpy()
+    if not np.isfinite(values).all():
+        raise UserError(
+            "the trunk gives features that are no numbers: its weights are damaged, or its training diverged"
+        )
+    return values
+
+
+class FeatureCache:
+    """One file of features per (architecture, weights, pack, preprocessing): other weights are another file.
+
+    The file grows by the rows that are asked for; it is replaced whole, so a killed run leaves the old one.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        architecture: str,
+        weights: str,
+        pack_fingerprint: str,
+        preprocessing: backbone.Preprocessing,
+    ) -> None:
+        normalisation = [preprocessing.size, preprocessing.mean, preprocessing.std]
+        self.identity = json.dumps([FORMAT, architecture, weights, pack_fingerprint, *normalisation])
+        self.path = folder / f"{hashlib.sha256(self.identity.encode()).hexdigest()[:32]}.npz"
+        self._rows = np.zeros(0, np.int64)
+        self._values = np.zeros((0, 0), np.float32)
+        if self.path.is_file():
+            self._read()
+
+    def _read(self) -> None:
+        try:
+            with np.load(self.path, allow_pickle=False) as held:
+                identity, self._rows, self._values = str(held["identity"]), held["rows"], held["values"]
+        except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
+            raise UserError(f"{self.path}: this cache of features cannot be read ({error}); delete it") from error
+        if identity != self.identity:
+            raise UserError(f"{self.path}: this cache holds the features of something else; delete it")
+
+    def missing(self, rows: np.ndarray) -> np.ndarray:
+        """The asked rows that are not held, sorted, each once."""
+        return np.setdiff1d(rows, self._rows)
+
+    def add(self, rows: np.ndarray, values: np.ndarray) -> None:
+        """Adds (n,) rows with their (n, D) values and writes the file."""
+        all_rows = np.concatenate([self._rows, rows])
+        all_values = np.concatenate([self._values, values]) if len(self._rows) else values
+        order = np.argsort(all_rows)
+        self._rows, self._values = all_rows[order], all_values[order]
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = self.path.with_name(f".{self.path.stem}.{os.getpid()}.npz")
+        np.savez(temporary, identity=np.array(self.identity), rows=self._rows, values=self._values)
+        os.replace(temporary, self.path)
+
+    def take(self, rows: np.ndarray) -> np.ndarray:
+        """(n, D) float32 in the order of `rows`."""
+        return self._values[np.searchsorted(self._rows, rows)]

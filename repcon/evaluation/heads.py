@@ -1,0 +1,199 @@
+"""A student's heads beside the classifiers of their teachers, on labelled images of the teachers' classes.
+
+The question is whether the teachers can be retired. Images are matched to the teacher's classes by name. Where the
+teacher was made by `repcon teach` from the very pack, only the images that it held out are taken: on those that it was
+trained on it would be flattered.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.markup import escape
+from rich.progress import Progress
+
+from repcon.config import EvaluateConfig, TeachConfig, TeacherConfig, parse
+from repcon.decode.factory import open_loader
+from repcon.evaluation import intervals
+from repcon.evaluation.features import whole_images
+from repcon.evaluation.probes import split_classes
+from repcon.images.pack import Pack, class_rows
+from repcon.models import backbone, student
+from repcon.models import teacher as teachers
+from repcon.runtime.console import console, few
+from repcon.runtime.device import choose
+from repcon.runtime.errors import UserError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeadCheck:
+    """One head of one student, its teacher, and the labelled images of one data set that both answer about."""
+
+    student: str
+    folder: str
+    head: str
+    teacher: teachers.Teacher
+    dataset: str
+    pack: Pack
+    rows: np.ndarray
+    """(n,) int64 rows of the pack."""
+    targets: np.ndarray
+    """(n,) int64 classes, as the teacher numbers them."""
+    held_out: bool
+    """Whether these are the images of the teacher's own pack that it was not trained on."""
+
+
+def plan_heads(config: EvaluateConfig, trunks: Mapping[str, str], packs: Mapping[str, Pack]) -> list[HeadCheck]:
+    """What `heads` asks to be measured; nothing where it does not ask.
+
+    Raises UserError where no trunk is a student, a teacher is not that of a head, its classes are not the head's, or
+    no data set has images of them.
+    """
+    if not config.heads:
+        return []
+    students = {name: heads for name, model in trunks.items() if (heads := student.head_names(model))}
+    if not students:
+        raise UserError("heads: none of the trunks is a student with heads; name a folder of `repcon train`")
+    known = list(dict.fromkeys(head for heads in students.values() for head in heads))
+    given = _given(config.teachers, known) or {name: trunks[name] for name in trunks if name in known}
+    if not given:
+        raise UserError(f"teachers: none named; give NAME=MODEL for some of the heads {', '.join(known)}")
+    checks: list[HeadCheck] = []
+    for head, model in given.items():
+        teacher = _load(head, model, config.size)
+        for name in (name for name, heads in students.items() if head in heads):
+            _same_classes(trunks[name], head, teacher)
+        matches = [(name, pack, *match) for name, pack in packs.items() if (match := _images(teacher, pack))]
+        if not matches:
+            _no_images(teacher, packs, refuse=bool(config.teachers))
+        checks += [
+            HeadCheck(
+                student=name, folder=trunks[name], head=head, teacher=teacher, dataset=dataset, pack=pack, rows=rows,
+                targets=targets, held_out=held_out,
+            )
+            for dataset, pack, rows, targets, held_out in matches
+            for name, heads in students.items()
+            if head in heads
+        ]  # fmt: skip
+    if not checks:
+        raise UserError("heads: no data set has images of any teacher's classes; name one that has")
+    return checks
+
+
+def _given(entries: Sequence[str], known: Sequence[str]) -> dict[str, str]:
+    """`teachers` as {head: model}."""
+    found: dict[str, str] = {}
+    for entry in entries:
+        name, equals, model = entry.partition("=")
+        if not equals or name not in known:
+            raise UserError(f"teachers: {entry}: expected NAME=MODEL, NAME one of the heads {', '.join(known)}")
+        found[name] = model
+    return found
+
+
+def _load(head: str, model: str, size: int) -> teachers.Teacher:
+    folder = str(backbone.model_folder(Path(model))) if Path(model).is_dir() else model
+    teacher = teachers.load(TeacherConfig(name=head, model=folder, size=size), "cpu")
+    if not teacher.section.classes:
+        raise UserError(f"teachers: the classes of {head}={model} have no names, so that no image can be matched")
+    return teacher
+
+
+def _same_classes(folder: str, head: str, teacher: teachers.Teacher) -> None:
+    """Raises UserError where the student's head answers about other classes than the teacher does."""
+    names = student.class_names(folder).get(head, ())
+    if list(names) != list(teacher.section.classes):
+        other = next((pair for pair in zip(names, teacher.section.classes, strict=False) if pair[0] != pair[1]), None)
+        what = f"{len(names)} classes in the student, {len(teacher.section.classes)} in the teacher"
+        what = f"{other[0]!r} in the student where the teacher has {other[1]!r}" if other else what
+        raise UserError(f"teachers: {teacher.section.model} is not the teacher of the head {head}: {what}")
+
+
+def _images(teacher: teachers.Teacher, pack: Pack) -> tuple[np.ndarray, np.ndarray, bool] | None:
+    """Rows of the pack's images of the teacher's classes, their classes, and whether the teacher held them out; None
+    where there are none."""
+    number = {name: place for place, name in enumerate(teacher.section.classes)}
+    if (held := _held_out(teacher.section.model, pack)) is not None:
+        rows, of_teacher = held, True
+    else:
+        rows, of_teacher = np.flatnonzero(pack.labels >= 0), False
+    names = [pack.classes[label] for label in pack.labels[rows]]
+    matched = np.array([name in number for name in names], bool)
+    if not matched.any():
+        return None
+    targets = np.array([number[name] for name in names if name in number], np.int64)
+    return rows[matched], targets, of_teacher
+
+
+def _held_out(model: str, pack: Pack) -> np.ndarray | None:
+    """Rows of the pack that `repcon teach` kept from the training of this teacher; None where that is not known."""
+    folder = Path(model)
+    extra = backbone.saved_extra(folder) if (folder / backbone.CONFIG).is_file() else {}
+    if extra.get("data_fingerprint") != pack.fingerprint:
+        return None
+    try:
+        recipe = parse(TeachConfig, extra.get("recipe", {}), model)
+    except UserError:  # written by another version
+        return None
+    rows, labels, _ = class_rows(pack, recipe.classes)
+    held = split_classes(labels, recipe.validation, recipe.seed)[1]
+    return rows[held] if len(held) else None
+
+
+def _no_images(teacher: teachers.Teacher, packs: Mapping[str, Pack], *, refuse: bool) -> None:
+    there = few(next((pack.classes for pack in packs.values() if pack.classes), ()))
+    what = f"no class of the data ({there}) is among those of {teacher.name} ({few(teacher.section.classes)})"
+    if refuse:
+        raise UserError(f"heads: {what}; name labelled images of its classes")
+    console.print(f"[yellow]left out[/]: the head {escape(teacher.name)}: {escape(what)}", highlight=False)
+
+
+def measure_heads(checks: Sequence[HeadCheck], config: EvaluateConfig, bars: Progress) -> list[dict[str, Any]]:
+    """Per check: `student`, `head`, `dataset`, `images`, `classes`, `held_out`, and as intervals in per cent and points
+    `teacher_accuracy`, `head_accuracy` and `difference` (head less teacher, paired)."""
+    found: list[dict[str, Any]] = []
+    for check in checks:
+        teacher, head = (answered == check.targets for answered in _answers(check, config, bars))
+        found.append(
+            {
+                "student": check.student,
+                "head": check.head,
+                "dataset": check.dataset,
+                "images": len(check.rows),
+                "classes": len(np.unique(check.targets)),
+                "held_out": check.held_out,
+                "teacher_accuracy": intervals.over_images(teacher),
+                "head_accuracy": intervals.over_images(head),
+                "difference": intervals.difference(head, teacher),
+            }
+        )
+    return found
+
+
+@torch.inference_mode()
+def _answers(check: HeadCheck, config: EvaluateConfig, bars: Progress) -> tuple[np.ndarray, np.ndarray]:
+    """(n,) most probable class by the teacher and by the head, each at its own input size."""
+    device = choose(config.device)
+    model = student.load(check.folder).to(device).eval()
+    inputs = backbone.preprocessing(model.trunk)
+    module = check.teacher.module.to(device)
+    sizes = tuple(dict.fromkeys((inputs.size, check.teacher.preprocessing.size)))
+    loader = open_loader(config.loader, check.pack, sizes, workers=config.workers, device=str(device))
+    task = bars.add_task("heads", total=len(check.rows), unit="images", note=f"{check.head}, {check.dataset}")
+    parts: list[tuple[torch.Tensor, torch.Tensor]] = []
+    try:
+        for batch in loader.batches(whole_images(check.pack, check.rows, config.batch_size)):
+            pixels = {size: batch.pixels[size].to(device) for size in sizes}
+            logits = model(backbone.normalise(pixels[inputs.size], inputs, torch.float32))
+            by_teacher = check.teacher(pixels[check.teacher.preprocessing.size])
+            parts.append((by_teacher.argmax(1).cpu(), logits[:, model.head_slices[check.head]].argmax(1).cpu()))
+            bars.advance(task, len(parts[-1][0]))
+    finally:
+        loader.close()
+        bars.remove_task(task)
+        module.cpu()
+    first, second = (torch.cat(part).numpy() for part in zip(*parts, strict=True))
+    return first, second

@@ -1,0 +1,98 @@
+"""The verdict of an evaluation: whether one model is better than every other one, by how much, and how sure that is.
+
+Comparisons are paired by test image. Over several data sets the mean counts each set alike, whatever its size.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from repcon.evaluation import intervals
+
+METRICS = {
+    "probe": "linear probe", "finetune": "fine-tuned accuracy", "shot_10": "10-shot accuracy",
+    "shot_5": "5-shot accuracy", "shot_1": "1-shot accuracy", "knn_5": "kNN 5 accuracy", "knn_1": "kNN 1 accuracy",
+    "knn_20": "kNN 20 accuracy",
+}  # fmt: skip
+"""A verdict is given by the first of these that was measured on every data set, and what it is called."""
+Answers = Mapping[str, Mapping[str, np.ndarray]]
+"""{model: {metric: (m,) values from 0 to 1 per test image, or (draws, m)}}."""
+
+
+def headline(measured: Sequence[Answers]) -> str:
+    """The metric that a verdict is given by; empty where the data sets have none in common."""
+    common = [set(answers) for models in measured for answers in models.values()]
+    return next((metric for metric in METRICS if common and all(metric in held for held in common)), "")
+
+
+def difference(measured: Sequence[Answers], model: str, rival: str, metric: str) -> dict[str, float]:
+    """`model` less `rival` in points, with its 95 % interval: the mean over the data sets of paired differences."""
+    pairs = [(models[model][metric], models[rival][metric]) for models in measured]
+    return intervals.mean_over_sets([intervals.difference(first, second) for first, second in pairs])
+
+
+def verdict(measured: Mapping[str, Answers], subject: str, rivals: Sequence[str]) -> dict[str, Any]:
+    """What the evaluation says about `subject`, as one sentence and as figures; {} where no metric is common.
+
+    measured: answers by data set. `outcome` is `better` where the subject is above every rival beyond the noise,
+    `worse` where some rival is above the subject beyond the noise, else `level`; `alone` without rivals. `rival` and
+    `difference` are of the strongest rival that decides it. Of several data sets, `by_dataset` compares with the best
+    rival of each, and `details` says so in one line.
+    """
+    metric = headline(list(measured.values()))
+    if not metric:
+        return {}
+    sets = list(measured.values())
+    found: dict[str, Any] = {"metric": metric, "subject": subject}
+    if not rivals:
+        mean = intervals.mean_over_sets([intervals.over_images(models[subject][metric]) for models in sets])
+        found |= {"outcome": "alone", "accuracy": mean}
+        return found | {"sentence": _sentence(found, several=len(sets) > 1)}
+    apart = {rival: difference(sets, subject, rival, metric) for rival in rivals}
+    best = min(apart, key=lambda rival: apart[rival]["mean"])
+    above = [rival for rival in rivals if apart[rival]["high"] < 0]
+    unsure = [rival for rival in rivals if apart[rival]["low"] <= 0]
+    outcome = "worse" if above else "level" if unsure else "better"
+    rival = min(above or unsure or rivals, key=lambda rival: apart[rival]["mean"])
+    found |= {"outcome": outcome, "rival": rival, "best_rival": best, "difference": apart[rival], "differences": apart}
+    if len(sets) > 1:
+        found["by_dataset"] = {name: _against_best({name: models}, metric, subject, rivals) for name, models in
+                               measured.items()}  # fmt: skip
+        found["details"] = _details(found)
+    return found | {"sentence": _sentence(found, several=len(sets) > 1)}
+
+
+def _against_best(measured: Mapping[str, Answers], metric: str, subject: str, rivals: Sequence[str]) -> dict[str, Any]:
+    """The best rival of one data set, and the difference to it."""
+    (models,) = measured.values()
+    best = max(rivals, key=lambda rival: float(models[rival][metric].mean()))
+    return {"rival": best, "difference": difference([models], subject, best, metric)}
+
+
+def _sentence(found: Mapping[str, Any], *, several: bool) -> str:
+    subject, metric = found["subject"], METRICS[found["metric"]]
+    mean = "on average" if several else ""
+    if found["outcome"] == "alone":
+        accuracy = found["accuracy"]
+        words = f"{subject} is the only model, at {accuracy['mean']:.1f} % {metric} {mean}".rstrip()
+        return f"{words}, 95 % interval {accuracy['low']:.1f} to {accuracy['high']:.1f}"
+    rival = found["rival"]
+    strongest = "the best of them" if found["outcome"] == "better" else "the best other model"
+    against = f"{strongest} ({rival})" if rival == found["best_rival"] else rival
+    how = {"better": "beats every other model", "level": f"is level with {against}", "worse": f"is below {against}"}
+    over = f" over {against}" if found["outcome"] == "better" else ""
+    apart = found["difference"]
+    words = " ".join(part for part in (subject, how[found["outcome"]], mean) if part)
+    points = f"{apart['mean']:+.1f} points of {metric}{over}"
+    return f"{words}: {points}, 95 % interval {apart['low']:.1f} to {apart['high']:.1f}"
+
+
+def _details(found: Mapping[str, Any]) -> str:
+    """How the subject compares with the best other model of each data set, as one line."""
+    parts = [
+        f"{name} {held['difference']['mean']:+.1f} ({held['difference']['low']:.1f} to "
+        f"{held['difference']['high']:.1f}) over {held['rival']}"
+        for name, held in found["by_dataset"].items()
+    ]
+    return f"{found['subject']} by data set: {'; '.join(parts)}"

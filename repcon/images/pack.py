@@ -1,0 +1,149 @@
+"""The pack: the images that teachers and students read, and their identity.
+
+`repcon pack` (`repcon.commands.pack`) writes one; `Pack` reads it, from a path or any URL that fsspec opens. Images
+are known by their content, not by their position or name.
+"""
+
+import hashlib
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from repcon.config import ClassSubset
+from repcon.images import format as pack_format
+from repcon.images.files import Files, files_below
+from repcon.images.format import INDEX, MANIFEST, MAX_MANIFEST_BYTES, Keys, Manifest, shard_name
+from repcon.images.jpeg import Unusable, content_hash, read_header
+from repcon.runtime.errors import UserError
+
+
+class Pack:
+    """A read-only view of a pack; safe to read from several threads, and reopened where it is unpickled.
+
+    The index is a few arrays, about 60 bytes and the key per image; no image is kept.
+    """
+
+    def __init__(self, url: str, files: Files, manifest: Manifest, columns: pack_format.Columns, check: bool) -> None:
+        self.url = url
+        self.check = check
+        self.fingerprint = manifest.fingerprint
+        """SHA-256 in hex over the ordered content hashes and sizes: what a label store refers to."""
+        self.classes = manifest.classes
+        """Class names, () where nothing is labelled."""
+        self.keys = Keys(columns)
+        self.sizes = columns["size"]
+        """(N, 2) int32: width, height."""
+        self.hashes = columns["hash"]
+        """(N, 16) uint8: content hash of the JPEG's bytes."""
+        self.labels = columns["label"]
+        """(N,) int32, -1 where unlabelled."""
+        self.lengths = columns["length"]
+        """(N,) int32: bytes of each JPEG."""
+        self._files, self._shard, self._offset = files, columns["shard"], columns["offset"]
+        self._unchecked = bytearray(b"\1" * len(self.labels) if check else len(self.labels))
+
+    @classmethod
+    def open(cls, url: str | Path, *, check: bool = True) -> "Pack":
+        """Opens a pack by path or URL.
+
+        With `check`, each image's bytes are compared with their content hash, and its header with the index, at the
+        first read. Raises UserError where there is no pack, or its index is damaged or of another version.
+        """
+        files, origin = files_below(str(url))
+        try:
+            manifest = pack_format.load_manifest(files.part(MANIFEST, 0, MAX_MANIFEST_BYTES + 1), origin)
+            index = files.whole(INDEX)
+        except OSError as error:
+            raise UserError(
+                f"{origin}: no finished pack there ({_reason(error)}); make one with `repcon pack`"
+            ) from error
+        if hashlib.sha256(index).hexdigest() != manifest.index_sha256:
+            raise UserError(f"{origin}: {INDEX} has changed since it was packed; copy the pack again or pack again")
+        columns = pack_format.load_index(index, origin)
+        pack_format.validate(columns, manifest, origin)
+        return cls(origin, files, manifest, columns, check)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @cached_property
+    def largest(self) -> int:
+        """Pixels of the largest image; 1 where there is none."""
+        return int(self.sizes.astype(np.int64).prod(axis=1).max(initial=1))
+
+    @cached_property
+    def widest(self) -> int:
+        """Pixels in a row of the widest image; 1 where there is none."""
+        return int(self.sizes[:, 0].max(initial=1))
+
+    def __reduce__(self) -> tuple[Callable[..., "Pack"], tuple[str, bool, str]]:
+        return _reopen, (self.url, self.check, self.fingerprint)
+
+    def read(self, image: int) -> bytes:
+        """The JPEG of row `image`. Raises UserError naming pack, key and shard where it is missing or has changed."""
+        name = shard_name(int(self._shard[image]))
+        length = int(self.lengths[image])
+        try:
+            data = self._files.part(name, int(self._offset[image]), length)
+        except OSError as error:
+            raise self._lost(image, name, f"cannot be read ({_reason(error)})") from error
+        if len(data) != length:
+            # A file that ends early is no damage of an image: whoever labels around damage has to stop here.
+            short = OSError("the file ends early")
+            raise self._lost(image, name, f"is cut off: {len(data)} of {length} bytes are there") from short
+        if self._unchecked[image]:
+            self._verify(image, name, data)
+            self._unchecked[image] = 0
+        return data
+
+    def _verify(self, image: int, shard: str, data: bytes) -> None:
+        if content_hash(data) != self.hashes[image].tobytes():
+            raise self._lost(image, shard, "has changed since it was packed")
+        try:
+            header = read_header(data)
+        except Unusable as error:
+            raise self._lost(image, shard, f"is no JPEG ({error})") from error
+        if (header.width, header.height) != tuple(self.sizes[image]):
+            raise self._lost(image, shard, f"is {header.width} x {header.height} pixels, not as the index says")
+
+    def _lost(self, image: int, shard: str, what: str) -> UserError:
+        remedy = "restore that file, or pack the images again into a new folder"
+        return UserError(f"{self.url}: image {self.keys[image]} in {shard} {what}; {remedy}")
+
+
+def _reopen(url: str, check: bool, fingerprint: str) -> Pack:
+    pack = Pack.open(url, check=check)
+    if pack.fingerprint != fingerprint:
+        raise UserError(f"{url}: the pack was replaced by another while it was in use; start the command again")
+    return pack
+
+
+def _reason(error: OSError) -> str:
+    return error.strerror or type(error).__name__
+
+
+def shared_images(first: np.ndarray, second: np.ndarray) -> int:
+    """How many images two sets have in common, by their content hashes, each (n, 16) uint8."""
+    return len(set(map(bytes, first)) & set(map(bytes, second)))
+
+
+def class_rows(pack: Pack, subset: ClassSubset) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
+    """The images of a seeded part of the classes.
+
+    Classes with images are ordered by a hash of (seed, name), and the slice from `start` to `stop` is kept: a class's
+    place depends on no library's generator. Gives rows (n,) int64 rising, labels (n,) int64 from 0 to c - 1, and the
+    c names in the pack's order. Raises UserError where the pack has no labels or fewer than two classes are left.
+    """
+    if not 0 <= subset.start < subset.stop <= 1:
+        raise UserError(f"classes: start = {subset.start}, stop = {subset.stop}: must rise and lie between 0 and 1")
+    present = np.unique(pack.labels[pack.labels >= 0])
+    if not len(present):
+        raise UserError(f"{pack.url}: its images have no labels; pack a folder with a sub-folder per class")
+    order = sorted(present, key=lambda label: hashlib.sha256(f"{subset.seed}/{pack.classes[label]}".encode()).digest())
+    chosen = np.sort(order[round(subset.start * len(order)) : round(subset.stop * len(order))])
+    if len(chosen) < 2:
+        raise UserError(f"{pack.url}: {len(chosen)} of its {len(order)} classes chosen; at least two are needed")
+    rows = np.flatnonzero(np.isin(pack.labels, chosen))
+    return rows, np.searchsorted(chosen, pack.labels[rows]), tuple(pack.classes[label] for label in chosen)

@@ -1,0 +1,87 @@
+"""A pack from a folder or from WebDataset tars, with the record of how it was made."""
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from rich.markup import escape
+from rich.table import Table
+
+from repcon import config as configuration
+from repcon.config import PackConfig
+from repcon.images import sources, writer
+from repcon.images.format import LEFT_OUT, MANIFEST, Manifest
+from repcon.images.pack import Pack
+from repcon.runtime.console import console, few
+from repcon.runtime.errors import UserError
+from repcon.runtime.run_dir import MARKER, RESULTS, Run
+
+
+def write_pack(config: PackConfig, then: Callable[[Path], None] | None = None) -> dict[str, Any]:
+    """Writes the pack, shows what became of the source, gives the figures; before these are kept, calls `then`."""
+    started = time.perf_counter()
+    plan, out = writer.plan(config), Path(config.out)
+    # The record stays that of the run that did the work.
+    finished = (out / MANIFEST).is_file() and (out / RESULTS).is_file()
+    record = None if finished else Run(out, "pack", configuration.dump(config))
+    manifest = writer.write(plan)
+    seconds = time.perf_counter() - started
+    if then is not None:
+        then(out)
+    figures = json.loads((out / RESULTS).read_text()) if finished else _figures(manifest, seconds)
+    _show(config, figures, manifest.classes)
+    return figures if record is None else record.finish(figures)
+
+
+def _figures(manifest: Manifest, seconds: float) -> dict[str, Any]:
+    left_out, re_encoded = manifest.summary["left_out"], manifest.summary["re_encoded"]
+    return {
+        "images": manifest.images,
+        "classes": len(manifest.classes),
+        "shards": len(manifest.shard_bytes),
+        "megabytes": round(sum(manifest.shard_bytes) / 1e6, 3),
+        "kept": manifest.images - sum(re_encoded.values()),
+        "re_encoded": re_encoded,
+        "left_out": left_out,
+        "fingerprint": manifest.fingerprint,
+        "seconds": round(seconds, 3),
+    }
+
+
+def open_or_pack(source: str, cache: Path) -> Pack:
+    """Opens a pack (path or URL); packs a folder or tar into `cache` first, once for each state of the source."""
+    if "://" in source or Path(source, MANIFEST).is_file():
+        return Pack.open(source)
+    if Path(source, MARKER).is_file():  # a run's output folder, whose tars are no images of the user's
+        held = Path(source, MARKER).read_text().strip()
+        what = f"the output of `repcon {held}`, no images"
+        if held == "pack":
+            what = "a pack that was begun and not finished; give the same `repcon pack` again"
+        raise UserError(f"{source}: holds {what}")
+    identity = sources.read(source).identity
+    out = Path(cache) / f"pack-{identity[:16]}"
+    if not (out / MANIFEST).is_file():
+        write_pack(PackConfig(source=source, out=str(out)))
+    return Pack.open(out)
+
+
+def _show(config: PackConfig, figures: dict[str, Any], names: tuple[str, ...]) -> None:
+    table = Table()
+    table.add_column("what became of the source")
+    table.add_column("images", justify="right")
+    table.add_row("kept as they were", f"{figures['kept']:,}")
+    for reason, count in figures["re_encoded"].items():
+        table.add_row(f"re-encoded: {escape(reason)}", f"{count:,}")
+    for reason, count in figures["left_out"].items():
+        table.add_row(f"[yellow]left out: {escape(reason)}[/]", f"{count:,}")
+    console.print(f"[bold]{escape(config.out)}[/]: {figures['images']:,} images", soft_wrap=True, highlight=False)
+    console.print(table)
+    shards = f"{figures['shards']} shard{'s' if figures['shards'] != 1 else ''}"
+    classes = f"{figures['classes']} classes ({few(names)})" if names else "no classes"
+    facts = f"{figures['megabytes']:,.1f} MB in {shards}, {classes}, fingerprint {figures['fingerprint'][:16]}"
+    console.print(facts, markup=False, highlight=False)
+    if figures["left_out"]:
+        path = escape(str(Path(config.out, LEFT_OUT)))
+        console.print(f"each file that was left out, with the reason: {path}", soft_wrap=True)

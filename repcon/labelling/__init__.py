@@ -1,1 +1,0 @@
-"""What precompute is made of: pixels ahead, teachers side by side, units claimed and written."""

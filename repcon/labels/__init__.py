@@ -1,0 +1,1 @@
+"""The label store: layout, manifest, completion records, shards and their reader, labels in memory."""

@@ -1,0 +1,114 @@
+"""Markers: the files that say which units are finished, and what exactly was written for each."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+
+from repcon import config
+from repcon.labels.layout import Unit, shards_of
+from repcon.labels.manifest import MARKERS, Manifest, answers_of, seal, unseal
+from repcon.runtime.errors import UserError
+from repcon.runtime.filesystem import Files
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShardFile:
+    """One finished shard: its length, its hash, and the crc32c of its chunk for each crop."""
+
+    bytes: int
+    sha256: str
+    crc32c: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Marker:
+    """A finished unit. `missing` are the rows that could not be decoded, and `reasons` say why: their labels are
+    poison."""
+
+    unit: str
+    missing: tuple[int, ...]
+    files: dict[str, ShardFile]
+    reasons: tuple[str, ...] = ()
+    """One for each missing row; none in stores that were made before they were kept."""
+    source: str = ""
+    """`source_of` the unit when it was written; "" in stores that were made before it was kept."""
+
+
+def marker_name(unit: Unit) -> str:
+    """The marker's file name."""
+    return f"{MARKERS}/{unit.name}.json"
+
+
+def shard_file(data: bytes, crc32c: tuple[int, ...]) -> ShardFile:
+    """What the marker holds about these bytes."""
+    return ShardFile(bytes=len(data), sha256=hashlib.sha256(data).hexdigest(), crc32c=crc32c)
+
+
+def source_of(manifest: Manifest, unit: Unit) -> str:
+    """SHA-256 in hex of all that decides what a unit's files hold but its place: pack, crops, teachers, encoding.
+
+    A unit's name says only where it lies: in a store whose manifest was restored from an older copy and then grown in
+    another way, it may be the name of other labels.
+    """
+    teachers = [answers_of(teacher) for teacher in manifest.teachers if teacher.name in unit.heads]
+    rest = [manifest.pack_fingerprint, manifest.crop_recipe, manifest.k, manifest.temperatures, manifest.values]
+    return hashlib.sha256(json.dumps([*rest, teachers], sort_keys=True).encode()).hexdigest()
+
+
+class Markers:
+    """The markers of one store, each read once."""
+
+    def __init__(self, files: Files, manifest: Manifest) -> None:
+        self._files = files
+        self._manifest = manifest
+        self._known: dict[str, Marker] = {}
+        self._sources: dict[tuple[str, ...], str] = {}
+
+    def get(self, unit: Unit) -> Marker:
+        """The unit's marker. Raises UserError when it is missing or damaged."""
+        if unit.name not in self._known:
+            place = f"{self._files.root}/{marker_name(unit)}"
+            try:
+                data = self._files.read(marker_name(unit), 0, 2**28)
+            except FileNotFoundError:
+                reason = "no such marker: this unit was never finished"
+                raise UserError(f"{place}: {reason}; run `repcon precompute` again to complete the store") from None
+            marker = config.parse(Marker, unseal(data, place), place)
+            self._check(marker, unit, place)
+            self._known[unit.name] = marker
+        return self._known[unit.name]
+
+    def _check(self, marker: Marker, unit: Unit, place: str) -> None:
+        if marker.unit != unit.name:
+            raise UserError(f"{place}: the marker is that of unit {marker.unit}; restore the right one")
+        if any(row not in unit.rows for row in marker.missing):
+            raise UserError(f"{place}: lists missing rows outside {unit.rows.start} to {unit.rows.stop - 1}")
+        if marker.source not in ("", self._source(unit)):
+            reason = "its labels are of other teachers or crops than the manifest's"
+            raise UserError(f"{place}: {reason}; run `repcon precompute` again to complete the store")
+
+    def _source(self, unit: Unit) -> str:
+        if unit.heads not in self._sources:
+            self._sources[unit.heads] = source_of(self._manifest, unit)
+        return self._sources[unit.heads]
+
+    def is_done(self, unit: Unit) -> bool:
+        """Whether the marker is whole and lists the unit's shards, each of which has its length."""
+        try:
+            marker = self.get(unit)
+        except UserError:
+            return False
+        return marker.files.keys() == set(shards_of(self._manifest, unit)) and all(
+            self._files.size(name) == shard.bytes for name, shard in marker.files.items()
+        )
+
+    def put(self, unit: Unit, missing: Mapping[int, str], files: Mapping[str, ShardFile]) -> None:
+        """Declares the unit finished; its shards must be on disk by now. missing: the reason by row."""
+        rows = tuple(sorted(missing))
+        marker = Marker(
+            unit=unit.name, missing=rows, reasons=tuple(missing[row] for row in rows), files=dict(files),
+            source=self._source(unit),
+        )  # fmt: skip
+        self._files.write(marker_name(unit), seal(asdict(marker)))
+        self._known[unit.name] = marker

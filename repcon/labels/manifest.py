@@ -1,0 +1,251 @@
+"""The store's manifest: what it holds and how it was made, checked before anything is allocated for it.
+
+The manifest is the only truth: array metadata (`zarr.json`) follows from it and is pinned there by its sha256.
+Every JSON file of repcon's own in a store is sealed with the sha256 of itself.
+"""
+
+import dataclasses
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from repcon import config
+from repcon.config import Codec, Values
+from repcon.runtime.errors import UserError
+
+FORMAT, VERSION = "repcon labels", 1
+MANIFEST, JOURNAL, MARKERS = "manifest.json", "manifest.next.json", "done"
+CROPS_PER_SHARD, ROWS_PER_SHARD = 8, 16_384
+MOST_BYTES = 64 * 2**20
+"""A longer manifest is refused, and no more of it is read."""
+_HEAD_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+_LARGEST = {"images": 2**36, "crops": 2**16, "k": 2**16, "rows_per_shard": 2**20, "crops_per_shard": CROPS_PER_SHARD}
+_MOST_UNITS = 10**7
+_MOST_UNIT_BYTES, _MOST_CHUNK_BYTES = 2**28, 2**30
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TeacherSection:
+    """Where a head's labels come from."""
+
+    name: str
+    model: str
+    """The string that loads it again: a timm name, a folder, `package:...` or `module:function`."""
+    architecture: str
+    weight_hash: str
+    preprocessing: dict[str, Any]
+    num_classes: int
+    classes: tuple[str, ...] = ()
+    """Class names by id; empty where they are not known."""
+    precision: str = "fp32"
+    versions: dict[str, str] = field(default_factory=dict)
+    licence: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoreSpec:
+    """What a store is asked to hold."""
+
+    pack_fingerprint: str
+    images: int
+    crops: int
+    crop_recipe: dict[str, Any]
+    k: int
+    temperatures: tuple[float, ...]
+    teachers: tuple[TeacherSection, ...]
+    rows_per_shard: int = 0
+    """0 chooses by the number of images."""
+    codec: Codec = "zstd"
+    values: Values = "float16"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Part:
+    """What one run added: some heads over some crops."""
+
+    heads: tuple[str, ...]
+    crops: tuple[int, int]
+    boxes: bool
+    """Whether the boxes of these crops are written by this part's units."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manifest:
+    """The store's identity and layout, as read from `manifest.json`."""
+
+    format: str
+    version: int
+    pack_fingerprint: str
+    images: int
+    crops: int
+    crop_recipe: dict[str, Any]
+    k: int
+    temperatures: tuple[float, ...]
+    crops_per_shard: int
+    rows_per_shard: int
+    codec: Codec
+    values: Values
+    teachers: tuple[TeacherSection, ...]
+    parts: tuple[Part, ...]
+    metadata: dict[str, str]
+    """sha256 of every `zarr.json`."""
+
+
+def manifest_of(spec: StoreSpec, origin: str) -> Manifest:
+    """The manifest of a new store, still without the hashes of its metadata. Raises UserError, which names `origin`."""
+    depth = next(d for d in range(min(CROPS_PER_SHARD, max(spec.crops, 1)), 0, -1) if spec.crops % d == 0)
+    rows = spec.rows_per_shard or _rows_per_shard(spec)
+    manifest = Manifest(
+        format=FORMAT,
+        version=VERSION,
+        pack_fingerprint=spec.pack_fingerprint,
+        images=spec.images,
+        crops=spec.crops,
+        crop_recipe=spec.crop_recipe,
+        k=spec.k,
+        temperatures=tuple(float(t) for t in spec.temperatures),
+        crops_per_shard=depth,
+        rows_per_shard=min(rows, max(spec.images, 1)),
+        codec=spec.codec,
+        values=spec.values,
+        teachers=spec.teachers,
+        parts=(Part(heads=tuple(t.name for t in spec.teachers), crops=(0, spec.crops), boxes=True),),
+        metadata={},
+    )
+    check(manifest, origin)
+    return manifest
+
+
+def _rows_per_shard(spec: StoreSpec) -> int:
+    """Four shards or more where there are images enough, and no unit that is large in memory."""
+    rows = min(ROWS_PER_SHARD, max(1024, -(-spec.images // 4)))
+    values = sum(min(spec.k, teacher.num_classes) + len(spec.temperatures) for teacher in spec.teachers)
+    while rows > 64 and 4 * values * rows * CROPS_PER_SHARD > _MOST_UNIT_BYTES:
+        rows //= 2
+    return rows
+
+
+def check(manifest: Manifest, origin: str) -> None:
+    """Refuses what no honest store holds, before anything is allocated for it."""
+    for name, largest in _LARGEST.items():
+        if not 1 <= getattr(manifest, name) <= largest:
+            raise UserError(f"{origin}: {name} is {getattr(manifest, name)}; it must lie in 1 to {largest}")
+    units = -(-manifest.images // manifest.rows_per_shard) * -(-manifest.crops // manifest.crops_per_shard)
+    if units > _MOST_UNITS:
+        raise UserError(f"{origin}: {units} shards per array; rows_per_shard is too small for so many images and crops")
+    temperatures = manifest.temperatures
+    if len(set(temperatures)) < len(temperatures) or not temperatures or len(temperatures) > 64:
+        raise UserError(f"{origin}: temperatures {list(temperatures)} must be 1 to 64 different ones")
+    if not all(0.01 <= temperature <= 1000 for temperature in temperatures):
+        raise UserError(f"{origin}: temperatures {list(temperatures)} must lie in 0.01 to 1000")
+    names = [teacher.name for teacher in manifest.teachers]
+    if not names or len({name.lower() for name in names}) < len(names):
+        raise UserError(f"{origin}: teachers {names} must be one or more, with names that differ in more than case")
+    for teacher in manifest.teachers:
+        _check_teacher(teacher, origin)
+        width = min(manifest.k, teacher.num_classes) + len(temperatures)
+        if 4 * width * manifest.rows_per_shard > _MOST_CHUNK_BYTES:
+            raise UserError(f"{origin}: rows_per_shard {manifest.rows_per_shard} is too many for a k of {manifest.k}")
+    _check_parts(manifest, names, origin)
+
+
+def _check_teacher(teacher: TeacherSection, origin: str) -> None:
+    if not _HEAD_NAME.fullmatch(teacher.name):
+        raise UserError(f"{origin}: teacher name {teacher.name!r} may hold letters, digits, - and _, at most 64")
+    if not 2 <= teacher.num_classes < 2**31:
+        raise UserError(f"{origin}: teacher {teacher.name}: num_classes {teacher.num_classes} must be 2 or more")
+    if len(teacher.classes) not in (0, teacher.num_classes):
+        named = f"{len(teacher.classes)} class names for {teacher.num_classes} classes"
+        raise UserError(f"{origin}: teacher {teacher.name}: {named}")
+
+
+def _check_parts(manifest: Manifest, names: list[str], origin: str) -> None:
+    """Every head has each crop exactly once, and every crop's boxes are written exactly once."""
+    for head in (*names, None):
+        parts = [part for part in manifest.parts if (part.boxes if head is None else head in part.heads)]
+        edges = sorted(part.crops for part in parts)
+        joined = [0, *(edge for pair in edges for edge in pair), manifest.crops]
+        aligned = all(edge % manifest.crops_per_shard == 0 for edge in joined)
+        if not aligned or joined[::2] != joined[1::2]:
+            raise UserError(f"{origin}: parts do not cover the crops of {head or 'the boxes'} exactly once")
+    if strangers := {head for part in manifest.parts for head in part.heads} - set(names):
+        raise UserError(f"{origin}: parts name heads {sorted(strangers)} that have no teacher section")
+
+
+def plain(record: Any) -> dict[str, Any]:
+    """A dataclass as JSON has it: what is read back is equal to it."""
+    return json.loads(json.dumps(dataclasses.asdict(record)))
+
+
+def answers_of(section: TeacherSection) -> dict[str, Any]:
+    """What decides a teacher's answers, as JSON has it: not its licence, its versions, or where it was loaded from."""
+    return {key: value for key, value in plain(section).items() if key not in ("versions", "licence", "model")}
+
+
+def seal(values: Mapping[str, Any]) -> bytes:
+    """The values as JSON with the sha256 of themselves."""
+    content = {key: value for key, value in values.items() if key != "sha256"}
+    digest = hashlib.sha256(_render(content)).hexdigest()
+    return _render({**content, "sha256": digest})
+
+
+def unseal(data: bytes, origin: str) -> dict[str, Any]:
+    """Reads what `seal` wrote; a single changed byte raises UserError."""
+    try:
+        values = json.loads(data)
+        intact = isinstance(values, dict) and seal(values) == data
+    except (ValueError, RecursionError):
+        values, intact = {}, False
+    if not intact:
+        raise UserError(f"{origin}: damaged (its content does not match its own sha256); restore it from a copy")
+    return {key: value for key, value in values.items() if key != "sha256"}
+
+
+def _render(values: Mapping[str, Any]) -> bytes:
+    return (json.dumps(values, indent=1, sort_keys=True, allow_nan=False) + "\n").encode()
+
+
+def write_manifest(manifest: Manifest) -> bytes:
+    """The manifest file's bytes."""
+    return seal(dataclasses.asdict(manifest))
+
+
+def read_manifest(data: bytes, origin: str) -> Manifest:
+    """Parses and checks a manifest. Raises UserError on another format version, damage, or impossible values."""
+    if len(data) > MOST_BYTES:
+        raise UserError(f"{origin}: more than {MOST_BYTES} bytes are too many for a manifest")
+    try:
+        loose = json.loads(data)
+    except (ValueError, RecursionError):
+        loose = None
+    if isinstance(loose, dict) and loose.get("format") == FORMAT and loose.get("version") != VERSION:
+        versions = f"made in format version {loose.get('version')}; this repcon reads version {VERSION}"
+        raise UserError(f"{origin}: {versions}: use the repcon that made it, or make the store again")
+    values = unseal(data, origin)
+    if values.get("format") != FORMAT:
+        raise UserError(f"{origin}: not the manifest of a label store")
+    manifest = config.parse(Manifest, values, origin)
+    check(manifest, origin)
+    return manifest
+
+
+def difference(held: Any, asked: Any, field_name: str = "") -> str | None:
+    """The first field in which two plain values differ, with both values; None where they are equal."""
+    if isinstance(held, Mapping) and isinstance(asked, Mapping):
+        pairs = [(key, held.get(key), asked.get(key)) for key in sorted({*held, *asked})]
+    elif isinstance(held, list) and isinstance(asked, list) and len(held) == len(asked):
+        pairs = list(zip(range(len(held)), held, asked, strict=True))
+    else:
+        return None if held == asked else f"{field_name}: the store has {_short(held)}, this run has {_short(asked)}"
+    for key, left, right in pairs:
+        if found := difference(left, right, f"{field_name}.{key}" if field_name else str(key)):
+            return found
+    return None
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 120 else text[:117] + "..."

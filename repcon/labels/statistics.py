@@ -1,0 +1,207 @@
+"""What a store holds, in figures: sizes, what the top k capture and lose, entropy, agreement of teachers, classes."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+
+from repcon.labels.layout import HeadInfo, Unit
+from repcon.labels.store import LabelStore, Slab
+from repcon.labels.truncation import encodings, entropy, probabilities, stored_losses
+
+SAMPLE_ROWS = 2**16
+"""Crops that are looked at, spread over the finished units; sizes are counted over all of them."""
+_MOST_SHOWN = 10
+_COUNTS_UP_TO = 4096
+_ENCODED = 16_384
+_KS = (1, 2, 4, 8, 16, 32, 64, 128)
+UNCOMPRESSED = "the same labels uncompressed, as float16"
+"""What `compression` compares with."""
+MUTUAL_INFORMATION = "adjusted for chance: 0 for nothing in common, 1 for all"
+"""How to read the mutual information of two teachers' top classes, after those words."""
+
+
+def figures(store: LabelStore, sample_rows: int = SAMPLE_ROWS) -> dict[str, Any]:
+    """Everything that `repcon inspect` shows, ready for JSON; a store that is not finished is read as far as it is."""
+    done = store.finished()
+    sizes, reasons = store.shard_bytes(done), store.missing_reasons(done)
+    crops = {
+        head: sum(len(unit.crops) * len(unit.rows) for unit in done if writes(unit, head))
+        for head in (None, *store.heads)
+    }
+    slabs = list(sample(store, done, sample_rows, np.array(list(reasons), np.int64)))
+    heads = {
+        name: _sizes(head, sizes, crops[name]) | _labels(store, head, [slab.labels[name] for slab in slabs])
+        for name, head in store.heads.items()
+    }
+    manifest = store.manifest
+    boxes = sum(size for path, size in sizes.items() if path.startswith("crops/"))
+    held = [heads[name]["bytes_per_crop"] for name in store.heads] + [boxes / max(crops[None], 1)]
+    return {
+        "images": store.images,
+        "crops": store.crops,
+        "missing": len(reasons),
+        "missing_rows": {str(row): reason for row, reason in reasons.items()},
+        "units": len(store.units()),
+        "units_finished": len(done),
+        "bytes": sum(sizes.values()),
+        "bytes_per_crop": sum(held),
+        "box_bytes_per_crop": held[-1],
+        "compression": (9 + sum(head["raw_bytes_per_crop"] for head in heads.values())) / max(sum(held), 1e-9),
+        "codec": manifest.codec,
+        "values": manifest.values,
+        "k": manifest.k,
+        "temperatures": list(manifest.temperatures),
+        "crop_recipe": manifest.crop_recipe,
+        "pack_fingerprint": manifest.pack_fingerprint,
+        "fingerprint": store.fingerprint,
+        "sampled_crops": sum(len(slab.flips) for slab in slabs),
+        "heads": heads,
+        "agreement": _agreement(store, slabs),
+    }
+
+
+def known(found: Mapping[str, Any]) -> dict[str, Any]:
+    """The figures for people: None where a size per crop is not known, because nothing of a teacher is finished yet."""
+    heads = {
+        name: head if head["crops_finished"] else {**head, "bytes_per_crop": None}
+        for name, head in found["heads"].items()
+    }
+    whole = all(head["crops_finished"] for head in heads.values())
+    unknown = () if whole else ("bytes_per_crop", "box_bytes_per_crop", "compression")
+    return {**found, "heads": heads, **dict.fromkeys(unknown)}
+
+
+def why_no_labels(found: Mapping[str, Any]) -> str:
+    """Why no labels were looked at; empty where some were."""
+    if found["sampled_crops"]:
+        return ""
+    return "no crop has every teacher's answer yet" if found["units_finished"] else "nothing is finished yet"
+
+
+def writes(unit: Unit, head: str | None) -> bool:
+    """Whether the unit writes this head; the boxes where head is None."""
+    return unit.writes_boxes if head is None else head in unit.heads
+
+
+def sample(store: LabelStore, done: list[Unit], rows: int, missing: np.ndarray) -> Iterator[Slab]:
+    """Parts of crops that are finished for boxes and every head, spread evenly, until `rows` rows are read; without the
+    rows that are `missing`."""
+    writers = len(store.manifest.teachers) + 1
+    covered: dict[tuple[int, int], int] = {}
+    for unit in done:
+        for crop in unit.crops:
+            place = (crop, unit.rows.start)
+            covered[place] = covered.get(place, 0) + len(unit.heads) + unit.writes_boxes
+    whole = sorted(place for place, count in covered.items() if count == writers)
+    wanted = max(1, -(-rows // store.manifest.rows_per_shard))
+    chosen = (
+        [whole[place] for place in sorted({int(at) for at in np.linspace(0, len(whole) - 1, wanted)})] if whole else []
+    )
+    share = -(-rows // max(len(chosen), 1))
+    for crop, start in chosen:
+        stop = min(start + min(share, store.manifest.rows_per_shard), store.images)
+        slab = store.part(crop, range(start, stop))
+        yield _without_missing(slab, np.isin(np.arange(start, stop), missing))
+
+
+def _without_missing(slab: Slab, missing: np.ndarray) -> Slab:
+    kept = ~missing
+    labels = {name: (ids[kept], logp[kept]) for name, (ids, logp) in slab.labels.items()}
+    return Slab(crop=slab.crop, boxes=slab.boxes[kept], flips=slab.flips[kept], labels=labels)
+
+
+def _sizes(head: HeadInfo, sizes: dict[str, int], crops: int) -> dict[str, Any]:
+    held = {path.rpartition("/")[2]: size for path, size in sizes.items() if path.startswith(f"heads/{head.name}/")}
+    ids = 2 if head.classes <= 65_535 else 4
+    return {
+        "classes": head.classes,
+        "k": head.k,
+        "crops_finished": crops,
+        "bytes_per_crop": sum(held.values()) / max(crops, 1),
+        "id_bytes_per_crop": held.get("ids", 0) / max(crops, 1),
+        "raw_bytes_per_crop": (ids + 2) * head.k + 2 * len(head.temperatures),
+        "architecture": head.section.architecture,
+        "weight_hash": head.section.weight_hash,
+        "precision": head.section.precision,
+        "licence": head.section.licence,
+    }
+
+
+def _labels(store: LabelStore, head: HeadInfo, parts: list[tuple[np.ndarray, np.ndarray]]) -> dict[str, Any]:
+    """Mass, losses, entropy, encodings and classes of a head's sampled rows."""
+    if not parts or not sum(len(ids) for ids, _ in parts):
+        return {}
+    ids, logp = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+    first = ids[:, 0]
+    top, rest = probabilities(head, logp)
+    mass, lost = stored_losses(top, rest, head.classes)
+    counts = np.bincount(first, minlength=head.classes)
+    most = np.argsort(-counts, kind="stable")[:_MOST_SHOWN]
+    names = head.section.classes or tuple(str(number) for number in range(head.classes))
+    return {
+        "top1_probability": float(top[:, 0].mean()),
+        "mass": float(mass[-1]),
+        "mass_by_k": mass.tolist(),
+        "kl_by_k": lost.tolist(),
+        "entropy_nat": float(entropy(top, rest, head.classes).mean()),
+        "encodings": _encodings(store, head, ids[:_ENCODED], logp[:_ENCODED]),
+        "bytes_by_k": _bytes_by_k(store, head, ids[:_ENCODED], logp[:_ENCODED]),
+        "classes_on_top": int((counts > 0).sum()),
+        "most_on_top": [[names[place], float(counts[place] / len(first))] for place in most if counts[place]],
+        "top1_counts": counts.tolist() if head.classes <= _COUNTS_UP_TO else [],
+    }
+
+
+def _encodings(store: LabelStore, head: HeadInfo, ids: np.ndarray, logp: np.ndarray) -> dict[str, dict[str, Any]]:
+    found: dict[str, dict[str, Any]] = {**encodings(head, ids, logp, store.manifest.codec)}
+    if store.manifest.values == "gaps8":
+        # What the steps of 0.04 nat have cost cannot be told from the rows that are left.
+        found["gaps8"] |= {"kl": None, "kl_worst": None}
+    return found
+
+
+def _bytes_by_k(store: LabelStore, head: HeadInfo, ids: np.ndarray, logp: np.ndarray) -> dict[str, list[Any]]:
+    """Compressed bytes per crop of these rows cut to `k` labels, for both encodings of the values."""
+    ks = [*(k for k in _KS if k < head.k), head.k]
+    found: dict[str, list[Any]] = {"k": ks}
+    for k in ks:
+        smaller = replace(head, k=k)
+        for values, held in encodings(smaller, ids[:, :k], cut(head, logp, k), store.manifest.codec).items():
+            found.setdefault(values, []).append(held["bytes_per_crop"])
+    return found
+
+
+def cut(head: HeadInfo, logp: np.ndarray, k: int) -> np.ndarray:
+    """Rows (R, k' + T) of values cut to their first k; what is dropped goes into each temperature's tail."""
+    kept, dropped, tails = logp[:, :k], logp[:, k : head.k].astype(np.float64), logp[:, head.k :].astype(np.float64)
+    parts = [
+        np.logaddexp.reduce(np.column_stack([tails[:, column], dropped / temperature]), axis=1)
+        for column, temperature in enumerate(head.temperatures)
+    ]
+    return np.column_stack([kept, *parts]).astype(logp.dtype)
+
+
+def _agreement(store: LabelStore, slabs: list[Slab]) -> dict[str, dict[str, float]]:
+    """For each two teachers: what one's top-1 tells of the other's, and how often they name the same class.
+
+    The first is mutual information, adjusted for chance: 0 nothing, 1 everything, whatever their classes are.
+    The second needs class lists that are the same.
+    """
+    from sklearn.metrics import adjusted_mutual_info_score
+
+    found = {}
+    for left, right in combinations(store.heads, 2):
+        ids = [
+            np.concatenate([slab.labels[name][0][:, 0] for slab in slabs] or [np.empty(0)]) for name in (left, right)
+        ]
+        if len(ids[0]) < 2:
+            continue
+        figures = {"mutual_information": float(adjusted_mutual_info_score(*ids))}
+        classes = [store.heads[name].section.classes for name in (left, right)]
+        if classes[0] and classes[0] == classes[1]:
+            figures["same_class"] = float((ids[0] == ids[1]).mean())
+        found[f"{left} / {right}"] = figures
+    return found

@@ -1,0 +1,380 @@
+"""The label store: crops and soft labels of several teachers in one Zarr v3 hierarchy, written unit by unit.
+
+A unit is one shard of every array: its shards are on disk before its marker is, so a marker means that the labels
+are there. Readers decode slabs (one crop of all images) and serve nothing that a marker does not vouch for.
+"""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import zip_longest
+
+import numpy as np
+
+from repcon.labels.blocks import box_blocks, label_blocks
+from repcon.labels.commit import check_metadata, commit, complete, require_same, require_same_section
+from repcon.labels.completion import Markers, shard_file
+from repcon.labels.layout import HeadInfo, Unit, heads_of, shard_name, shards_of, units_of
+from repcon.labels.manifest import (
+    JOURNAL,
+    MANIFEST,
+    MOST_BYTES,
+    Manifest,
+    Part,
+    StoreSpec,
+    TeacherSection,
+    answers_of,
+    check,
+    manifest_of,
+    plain,
+    read_manifest,
+)
+from repcon.labels.reader import ShardReader, chunk_crcs
+from repcon.labels.shared_memory import shared_tables
+from repcon.labels.tables import (
+    Slab,
+    Tables,
+    Window,
+    ahead,
+    empty_tables,
+    memory_available,
+    ranges,
+    table_bytes,
+    window_plan,
+)
+from repcon.labels.zarr_encoding import encode_shard
+from repcon.runtime.errors import UserError
+from repcon.runtime.filesystem import Files, open_files
+
+_SCAN_THREADS = 32
+"""Requests at a time while the units of a store behind a URL are looked at."""
+
+__all__ = ["HeadInfo", "LabelStore", "Slab", "StoreSpec", "Tables", "TeacherSection", "Unit", "Window"]
+
+
+class LabelStore:
+    """A store that is open. Threads may share it; another process gets its own by pickling."""
+
+    def __init__(self, files: Files, data: bytes) -> None:
+        """`data` are the bytes of the manifest; use `create` or `open`."""
+        self._files = files
+        self.url = files.root
+        self._load(data)
+
+    def _load(self, data: bytes) -> None:
+        self._manifest_bytes = data
+        self.manifest = read_manifest(data, f"{self.url}/{MANIFEST}")
+        self.fingerprint = hashlib.sha256(data).hexdigest()
+        self.images, self.crops = self.manifest.images, self.manifest.crops
+        self.heads: dict[str, HeadInfo] = heads_of(self.manifest)
+        self._markers = Markers(self._files, self.manifest)
+        self._reader = ShardReader(self._files, self.manifest, self._markers)
+
+    def __reduce__(self) -> tuple:
+        return LabelStore.open, (self.url,)
+
+    @classmethod
+    def create(cls, url: str, spec: StoreSpec) -> "LabelStore":
+        """A new store, or the one that is there if it was made for the same spec.
+
+        A store to which teachers or crops were added since is opened too. Raises UserError naming the field in
+        which an existing store differs; versions and licences may.
+        """
+        files = open_files(str(url))
+        if files.size(MANIFEST) is None:
+            others = files.names("") and files.size(JOURNAL) is None
+            if files.size(MANIFEST) is None:  # else another process has just finished making it
+                if others:
+                    raise UserError(f"{files.root} holds other files; name an empty or new folder for the store")
+                commit(files, manifest_of(spec, files.root))
+        files.sweep()
+        complete(files)
+        store = cls.open(url)
+        require_same(store.manifest, spec, store.url)
+        return store
+
+    @classmethod
+    def open(cls, url: str) -> "LabelStore":
+        """An existing store. Raises UserError on damage, another format version, or no store."""
+        files = open_files(str(url))
+        while True:
+            data = _manifest(files)
+            try:
+                store = cls(files, data)
+                check_metadata(files, store.manifest)
+            except UserError:
+                if _manifest(files) == data:
+                    raise
+            else:
+                return store  # Else another process changed the store between the two looks.
+
+    def append_teachers(self, sections: Sequence[TeacherSection]) -> None:
+        """Adds heads, to be computed on the stored boxes; those of a name that is there must be equal to it."""
+        for section in sections:
+            if section.name in self.heads:
+                require_same_section(self.heads[section.name].section, section, self.url)
+        new = tuple(section for section in sections if section.name not in self.heads)
+        if new:
+            part = Part(heads=tuple(section.name for section in new), crops=(0, self.crops), boxes=False)
+            teachers, parts = (*self.manifest.teachers, *new), (*self.manifest.parts, part)
+            self._change(dataclasses.replace(self.manifest, teachers=teachers, parts=parts))
+
+    def replace_teacher(self, section: TeacherSection) -> None:
+        """Puts another teacher under a head's name. Raises UserError where a unit of it is finished."""
+        if any(section.name in unit.heads and self.is_done(unit) for unit in units_of(self.manifest)):
+            raise UserError(f"{self.url}: {section.name} has labels already; give the other teacher another name")
+        teachers = tuple(section if held.name == section.name else held for held in self.manifest.teachers)
+        self._change(dataclasses.replace(self.manifest, teachers=teachers))
+
+    def append_crops(self, crops: int) -> None:
+        """Extends every head to `crops` crops per image IN ALL; asking for what is there changes nothing."""
+        depth = self.manifest.crops_per_shard
+        if crops < self.crops or crops % depth:
+            steps = f"crops can grow from {self.crops} in steps of {depth}, the crops of a shard"
+            raise UserError(f"{self.url}: {steps}; {crops} is not one of these")
+        if crops > self.crops:
+            part = Part(heads=tuple(self.heads), crops=(self.crops, crops), boxes=True)
+            self._change(dataclasses.replace(self.manifest, crops=crops, parts=(*self.manifest.parts, part)))
+
+    def _change(self, manifest: Manifest) -> None:
+        check(manifest, self.url)
+        complete(self._files)
+        if self._files.read(MANIFEST) != self._manifest_bytes:
+            raise UserError(f"{self.url}: another process changed the store meanwhile; run the command again")
+        self._load(commit(self._files, manifest))
+
+    def _require_teachers(self, unit: Unit) -> None:
+        """Raises UserError where another run has put another teacher under the name of one of the unit's heads."""
+        data = _manifest(self._files)
+        if data != self._manifest_bytes:  # appending changes it too
+            now = heads_of(read_manifest(data, f"{self.url}/{MANIFEST}"))
+            for name in unit.heads:
+                if answers_of(now[name].section) != answers_of(self.heads[name].section):
+                    raise UserError(f"{self.url}: another run has put another teacher in the place of {name}; stop one")
+
+    def units(self) -> list[Unit]:
+        """All work, finished or not, in the order in which it is best done."""
+        return list(units_of(self.manifest))
+
+    def is_done(self, unit: Unit) -> bool:
+        """Whether the unit has its marker and every shard that it lists, at full length."""
+        return self._markers.is_done(unit)
+
+    def unfinished(self, units: Sequence[Unit] | None = None) -> list[Unit]:
+        """Those of the units (None for all) that are still to do, as the files say now."""
+        units = self.units() if units is None else units
+        # Markers of its own, and let go: those of all units are read once, and not kept for as long as the store.
+        done = {unit.name for unit in self._done(Markers(self._files, self.manifest), units)}
+        return [unit for unit in units if unit.name not in done]
+
+    def finished(self, units: Sequence[Unit] | None = None) -> list[Unit]:
+        """Those of the units (None for all) that are done; their markers are kept."""
+        return self._done(self._markers, self.units() if units is None else units)
+
+    def _done(self, markers: Markers, units: Sequence[Unit]) -> list[Unit]:
+        with ThreadPoolExecutor(_SCAN_THREADS if "://" in self.url else 1) as pool:
+            return [unit for unit, done in zip(units, pool.map(markers.is_done, units), strict=True) if done]
+
+    def require_pack(self, fingerprint: str) -> None:
+        """Raises UserError where the labels are not those of the images of the pack of this fingerprint."""
+        if fingerprint != self.manifest.pack_fingerprint:
+            raise UserError(f"{self.url}: its labels belong to another pack's images; name the pack it was made from")
+
+    @property
+    def missing(self) -> np.ndarray:
+        """`missing_of` all heads."""
+        return self.missing_of(self.heads)
+
+    def missing_of(self, heads: Iterable[str]) -> np.ndarray:
+        """Rows (int64, sorted) whose image could not be decoded when some finished unit of these heads was written.
+
+        Units of other heads do not matter: what a run on some heads learns from stays the same while others are added.
+        """
+        names = set(heads)
+        units = self.finished([unit for unit in units_of(self.manifest) if names & set(unit.heads)])
+        return np.array(list(self.missing_reasons(units)), np.int64)
+
+    def missing_reasons(self, finished: Iterable[Unit]) -> dict[int, str]:
+        """The missing rows of these finished units, rising, and why each image could not be decoded; "" where the store
+        was made before that was kept."""
+        markers = [self._markers.get(unit) for unit in finished]
+        pairs = [pair for marker in markers for pair in zip_longest(marker.missing, marker.reasons, fillvalue="")]
+        return {int(row): reason for row, reason in sorted(pairs)}
+
+    def write(
+        self,
+        unit: Unit,
+        boxes: np.ndarray,
+        flips: np.ndarray,
+        labels: Mapping[str, tuple[np.ndarray, np.ndarray]],
+        missing: Mapping[int, str] | None = None,
+    ) -> int:
+        """Writes a unit of m crops by r images: shards, fsync, then the marker; gives the shards' bytes.
+
+        boxes (m, r, 4) uint16, flips (m, r) uint8, labels per head: ids (m, r, k) integers and logp (m, r, k + T)
+        float16. `missing` are rows of the store whose image could not be decoded, with the reason: their labels become
+        poison.
+        Raises UserError on labels that no reader could trust (NaN, ids out of range, wrong shapes or dtypes) and on a
+        full disk.
+        """
+        missing = missing or {}
+        if outside := missing.keys() - set(unit.rows):
+            rows = f"{unit.rows.start} to {unit.rows.stop - 1}"
+            raise UserError(f"unit {unit.name}: missing row {min(outside)} is not one of its rows, {rows}")
+        absent = np.isin(np.arange(unit.rows.start, unit.rows.stop), list(missing))
+        if set(labels) != set(unit.heads):
+            raise UserError(f"unit {unit.name}: labels of {sorted(labels)}, but it is made of {sorted(unit.heads)}")
+        blocks = box_blocks(unit, boxes, flips) if unit.writes_boxes else []
+        for name in unit.heads:
+            blocks += label_blocks(self.manifest, unit, self.heads[name], *labels[name], absent)
+        written = {}
+        for layout, block in blocks:
+            place = shard_name(self.manifest, layout, unit.crops.start, unit.rows.start)
+            data = encode_shard(self.manifest, layout, place, unit.crops.start, unit.rows.start, block)
+            self._files.write(place, data)
+            written[place] = shard_file(data, chunk_crcs(data, self.manifest.crops_per_shard))
+        self._require_teachers(unit)
+        self._markers.put(unit, missing, written)
+        return sum(shard.bytes for shard in written.values())
+
+    def boxes(self, crops: range, rows: range) -> tuple[np.ndarray, np.ndarray]:
+        """Stored boxes (m, r, 4) uint16 and flips (m, r) uint8."""
+        boxes = np.empty((len(crops), len(rows), 4), np.uint16)
+        flips = np.empty((len(crops), len(rows)), np.uint8)
+        for place, crop in enumerate(crops):
+            self._reader.read(crop, [rows], Slab(crop=crop, boxes=boxes[place], flips=flips[place], labels={}), [])
+        return boxes, flips
+
+    def part(self, crop: int, rows: range, heads: Iterable[str] | None = None) -> Slab:
+        """Some neighbouring rows of one crop; those of whole shards cost least. Needs no more than these finished."""
+        chosen = self._chosen(heads)
+        return self._filled(empty_tables(chosen, [crop], len(rows)), [rows], chosen).slab(0)
+
+    def shard_bytes(self, finished: Iterable[Unit]) -> dict[str, int]:
+        """Bytes of the shards of these finished units, by their array's path."""
+        sizes: dict[str, int] = {}
+        for unit in finished:
+            for name, shard in self._markers.get(unit).files.items():
+                array = "/".join(name.split("/")[: 3 if name.startswith("heads/") else 2])
+                sizes[array] = sizes.get(array, 0) + shard.bytes
+        return sizes
+
+    def identity(self, heads: Iterable[str]) -> str:
+        """SHA-256 in hex of all that decides about these heads' labels; the same after other teachers were appended."""
+        beside = ("teachers", "parts", "metadata")
+        shared = {name: value for name, value in plain(self.manifest).items() if name not in beside}
+        sections = [answers_of(head.section) for head in self._chosen(heads)]
+        return hashlib.sha256(json.dumps([shared, sections], sort_keys=True).encode()).hexdigest()
+
+    def damage(self, unit: Unit) -> list[str]:
+        """What is wrong with the unit's marker and files, each by its sha256; empty for a finished, intact unit."""
+        try:
+            marker = self._markers.get(unit)
+        except UserError as error:
+            return [str(error)]
+        listed = set(marker.files) ^ set(shards_of(self.manifest, unit))
+        wrong = [f"{self.url}/{name}: the marker of {unit.name} and the layout do not agree on it" for name in listed]
+        for name, shard in marker.files.items():
+            try:
+                data = self._files.read(name) if self._files.size(name) == shard.bytes else b""
+            except OSError:
+                data = b""
+            if shard_file(data, ()).sha256 != shard.sha256:
+                wrong.append(
+                    f"{self.url}/{name}: not what was written (its sha256 is not that in done/{unit.name}.json)"
+                )
+        return wrong
+
+    def slab_bytes(self, heads: Iterable[str] | None = None) -> int:
+        """Memory that one slab takes."""
+        return table_bytes(self._chosen(heads), self.images)
+
+    def slab(self, crop: int, heads: Iterable[str] | None = None, out: Slab | None = None) -> Slab:
+        """Decodes one crop of all images, into `out` where given. A UserError names the place of any damage."""
+        chosen = self._chosen(heads)
+        self._reader.require(crop, chosen)
+        target = out or empty_tables(chosen, [crop], self.images).slab(0)
+        return self._reader.read(crop, [range(self.images)], target, chosen)
+
+    def slabs(self, crops: Iterable[int], heads: Iterable[str] | None = None) -> Iterator[Slab]:
+        """Slabs in the order of `crops`; the next one is decoded by a thread while the last is in use."""
+        names = [head.name for head in self._chosen(heads)]
+        return ahead(lambda crop: self.slab(crop, names), crops)
+
+    def tables(self, crops: Sequence[int], heads: Iterable[str] | None = None, *, shared: bool = False) -> Tables:
+        """Several crops of all images, decoded one after the other into one array per kind.
+
+        With `shared` the processes of a node that ask for the same crops and heads hold one copy, in shared memory;
+        it is given back when the last of them has let go of its `Tables`.
+        """
+        chosen = self._chosen(heads)
+        for crop in crops:
+            self._reader.require(crop, chosen)
+
+        def decode(tables: Tables) -> Tables:
+            return self._filled(tables, [range(self.images)], chosen)
+
+        if shared:
+            return shared_tables(chosen, crops, self.images, f"{self.url} {self.fingerprint}", decode)
+        return decode(empty_tables(chosen, crops, self.images))
+
+    def windows(
+        self, crop: int, heads: Iterable[str] | None = None, *, seed: int, memory_bytes: int = 0
+    ) -> Iterator[Window]:
+        """A crop in windows that fit the memory, shards shuffled by `seed`; one window where two slabs fit.
+
+        `memory_bytes` is what labels may take in all, 0 half of what is free now. Shuffle rows within each window.
+        """
+        names = [head.name for head in self._chosen(heads)]
+        plan = self.window_plan([crop], names, seed=seed, memory_bytes=memory_bytes or memory_available() // 2)
+        return ahead(lambda rows: Window(rows=rows, slab=self.window([crop], rows, names).slab(0)), plan)
+
+    def window_plan(
+        self,
+        crops: Sequence[int],
+        heads: Iterable[str] | None = None,
+        *,
+        seed: int | Sequence[int],
+        memory_bytes: int,
+    ) -> Iterator[np.ndarray]:
+        """The rows of each window, (n,) rising, where these crops are read together; as `slabs.window_plan`.
+
+        Raises UserError where one of the crops is not finished.
+        """
+        chosen = self._chosen(heads)
+        for crop in crops:
+            self._reader.require(crop, chosen)
+        per_image = table_bytes(chosen, len(crops))
+        return window_plan(self.images, self.manifest.rows_per_shard, per_image, memory_bytes, seed)
+
+    def window(self, crops: Sequence[int], rows: np.ndarray, heads: Iterable[str] | None = None) -> Tables:
+        """Some rising rows of several crops: image rows[i] of crop crops[j] is row j * n + i of every table.
+
+        Needs no more than these rows finished.
+        """
+        chosen = self._chosen(heads)
+        return self._filled(empty_tables(chosen, crops, len(rows)), ranges(rows), chosen)
+
+    def _filled(self, tables: Tables, rows: Sequence[range], heads: Sequence[HeadInfo]) -> Tables:
+        """The tables, with these rows of each of their crops decoded into them."""
+        for place, crop in enumerate(tables.crops):
+            self._reader.read(crop, rows, tables.slab(place), heads)
+        return tables
+
+    def _chosen(self, heads: Iterable[str] | None) -> list[HeadInfo]:
+        names = list(self.heads) if heads is None else list(heads)
+        unknown = [name for name in names if name not in self.heads]
+        if unknown:
+            raise UserError(f"{self.url}: no head {', '.join(unknown)}; it holds {', '.join(self.heads)}")
+        return [self.heads[name] for name in names]
+
+
+def _manifest(files: Files) -> bytes:
+    """The manifest's bytes. Raises UserError where there is no store."""
+    try:
+        return files.read(MANIFEST, 0, MOST_BYTES + 1)
+    except (FileNotFoundError, NotADirectoryError):
+        hint = f"no label store here (it has no {MANIFEST}); `repcon precompute` makes one"
+        raise UserError(f"{files.root}: {hint}") from None

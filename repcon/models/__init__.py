@@ -1,0 +1,1 @@
+"""Backbones, teachers and students, and their weights, preprocessing and model cards."""

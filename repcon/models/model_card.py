@@ -1,0 +1,120 @@
+"""The model card: what a student was made of, in Markdown."""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from repcon.models.backbone import Preprocessing
+
+TEACHER = {"architecture": "architecture", "weight_hash": "weights", "precision": "precision", "licence": "licence"}
+"""What may be known of a teacher, and its column."""
+FIGURES = {"agreement": "agreement (same top class as its teacher)", "kl": "KL from its teacher"}
+"""What a figure is called."""
+
+
+def model_card(
+    heads: Mapping[str, int], preprocessing: Preprocessing, card: Mapping[str, Any], folder: str | Path
+) -> str:
+    """The card of the student in `folder`; what is not known of it is left out.
+
+    `card` may hold: name (or the folder's), trunk, store (fingerprint), pack (fingerprint), images, epochs, teachers
+    (mappings with name, architecture, weight_hash, licence, precision), metrics (figure by head by name), versions,
+    held_out (how many images the metrics are of), recipe (TOML).
+    """
+    sections = [
+        _head(card, Path(folder).name),
+        _teachers(heads, card),
+        _metrics(card),
+        _use(preprocessing, folder),
+        _recipe(card),
+    ]
+    return "\n\n".join(section for section in sections if section) + "\n"
+
+
+def _head(card: Mapping[str, Any], folder: str) -> str:
+    facts = [
+        ("Trunk", card.get("trunk")),
+        ("Label store, fingerprint", card.get("store")),
+        ("Image pack, fingerprint", card.get("pack")),
+        ("Training images", card.get("images")),
+        ("Epochs", card.get("epochs")),
+        ("Versions", ", ".join(f"{name} {version}" for name, version in card.get("versions", {}).items())),
+    ]
+    lines = [f"- {name}: {plain(value)}" for name, value in facts if value not in (None, "")]
+    title = f"# {plain(card.get('name', folder))}"
+    about = "One backbone distilled offline from the stored answers of the teachers below, with repcon."
+    return "\n\n".join(part for part in (title, about, "\n".join(lines)) if part)
+
+
+def _teachers(heads: Mapping[str, int], card: Mapping[str, Any]) -> str:
+    known = {teacher["name"]: teacher for teacher in card.get("teachers", ())}
+    # That a licence is not stated is worth a column.
+    keys = [key for key in TEACHER if (known and key == "licence") or any(held.get(key) for held in known.values())]
+    rows = [
+        [name, str(classes), *(_stated(key, known.get(name, {}).get(key)) for key in keys)]
+        for name, classes in heads.items()
+    ]
+    table = _table(["head", "classes", *(TEACHER[key] for key in keys)], rows)
+    return f"## Teachers\n\n{table}\n\nThe student's use is bound by the teachers' licences and those of the images."
+
+
+def _stated(key: str, value: str | None) -> str:
+    """A hash is cut to what tells it from others."""
+    return (value[:16] if key == "weight_hash" else value) if value else "not stated"
+
+
+def _metrics(card: Mapping[str, Any]) -> str:
+    metrics: Mapping[str, Mapping[str, float]] = card.get("metrics", {})
+    if not metrics:
+        return ""
+    names = sorted({name for figures in metrics.values() for name in figures})
+    rows = [
+        [head, *(_figure(name, figures[name]) if name in figures else "" for name in names)]
+        for head, figures in metrics.items()
+    ]
+    held = f"{card['held_out']:,} " if "held_out" in card else ""
+    table = _table(["head", *(FIGURES.get(name, name) for name in names)], rows)
+    return f"## Figures on {held}held-out images\n\n{table}"
+
+
+def _figure(name: str, value: float) -> str:
+    """With its unit."""
+    if name == "agreement":
+        return f"{100 * value:.1f} %"
+    return f"{value:.4f} nat" if name == "kl" else f"{value:.4f}"
+
+
+def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [" | ".join(map(plain, cells)) for cells in (columns, *rows)]
+    return "\n".join([f"| {lines[0]} |", "|---" * len(columns) + "|", *(f"| {line} |" for line in lines[1:])])
+
+
+def plain(text: str) -> str:
+    """Text for Markdown: its marks are shown as they are, and it stays on its line and in its cell."""
+    text = re.sub(r"([\\`*\[\]<>|#~$&!{}])", r"\\\1", " ".join(str(text).split()))
+    return re.sub(r"(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])", r"\\_", text)
+
+
+def _use(preprocessing: Preprocessing, folder: str | Path) -> str:
+    mean, std = ([round(value, 6) for value in values] for values in (preprocessing.mean, preprocessing.std))
+    return "\n".join(
+        [
+            "## Use",
+            "",
+            "```python",
+            "import timm",
+            "",
+            f"trunk = timm.create_model({json.dumps(f'local-dir:{folder}')}, pretrained=True)",
+            "```",
+            "",
+            f"Inputs: RGB / 255, {preprocessing.size} x {preprocessing.size}, mean {mean}, std {std}. "
+            "The heads are in `heads.safetensors`; `repcon.models.student.load` opens both.",
+        ]
+    )
+
+
+def _recipe(card: Mapping[str, Any]) -> str:
+    recipe = card.get("recipe", "")
+    return f"## Recipe\n\n```toml\n{recipe.strip()}\n```" if recipe else ""

@@ -1,0 +1,184 @@
+"""The student: one trunk, and one linear layer that holds every teacher's head."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from safetensors.torch import save as to_bytes
+from torch import nn
+
+from repcon.models import backbone
+from repcon.models.backbone import Preprocessing
+from repcon.models.model_card import model_card
+from repcon.runtime.errors import UserError
+
+HEADS = "heads.safetensors"
+HEADS_INDEX = "heads.json"
+
+
+class Student(nn.Module):
+    """A trunk's features (B, F) and all heads' logits (B, sum of C_h), the heads side by side in `heads`' order.
+
+    trunk: gives pooled features and has `num_features`, as timm's models with num_classes=0.
+    heads: classes per teacher. projection: width of a hidden layer of each head's own (Linear, GELU, as UNIC's
+    projectors); 0 for none, and then ONE linear layer answers for all heads.
+    """
+
+    def __init__(self, trunk: nn.Module, heads: Mapping[str, int], projection: int = 0) -> None:
+        super().__init__()
+        if not heads:
+            raise UserError("heads: a student needs at least one")
+        self.trunk = trunk
+        self.heads = dict(heads)
+        self.projection = projection
+        self.head_slices = _slices(self.heads)
+        width, classes = int(trunk.num_features), sum(self.heads.values())  # pyright: ignore[reportArgumentType]
+        width = int(getattr(trunk, "head_hidden_size", width) or width)
+        if projection:
+            self.project = nn.Sequential(nn.Linear(width, projection * len(self.heads)), nn.GELU())
+            self.answers = nn.ModuleList(nn.Linear(projection, count) for count in self.heads.values())
+        else:
+            self.answer = nn.Linear(width, classes)
+
+    def features(self, images: torch.Tensor) -> torch.Tensor:
+        """(B, 3, S, S) normalised pixels to (B, F)."""
+        return self.trunk(images)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        features = self.trunk(images)
+        if not self.projection:
+            return self.answer(features)
+        hidden = self.project(features).unflatten(1, (len(self.heads), self.projection))
+        return torch.cat([answer(hidden[:, h]) for h, answer in enumerate(self.answers)], dim=1)
+
+    @torch.no_grad()
+    def start_head(self, name: str, weight: torch.Tensor, bias: torch.Tensor) -> None:
+        """Gives a head the weight (C, F) and bias (C,) of a classifier on this trunk's features."""
+        rows = self.head_slices[name]
+        self.answer.weight[rows] = weight
+        self.answer.bias[rows] = bias
+
+    def no_weight_decay(self) -> set[str]:
+        """timm's optimiser factory asks for it: the trunk's own exceptions."""
+        ask: Any = getattr(self.trunk, "no_weight_decay", set)
+        return {f"trunk.{name}" for name in ask()}
+
+
+def build(
+    trunk: str,
+    heads: Mapping[str, Any],
+    *,
+    size: int = 0,
+    pretrained: bool = True,
+    start_heads: bool = True,
+    projection: int = 0,
+    freeze_blocks: int = 0,
+    freeze_norm: bool = False,
+) -> Student:
+    """A student of the heads (`LabelStore.heads`, or some of them) on the trunk that a recipe names, for inputs of
+    `size` pixels (0: the trunk's own).
+
+    With `start_heads`, a head starts from the trunk's classifier where its teacher has the trunk's own weights, and
+    from its own earlier state where the trunk is a student that had a head for the same teacher's weights: the trunk
+    is not moved while a random head is learnt. Heads with projections start from random weights.
+    """
+    start_heads = start_heads and pretrained and not projection
+    model = backbone.create(trunk, pretrained=pretrained, size=size)
+    own_hash = backbone.weight_hash(model) if start_heads else ""
+    classifier = getattr(model, "get_classifier", lambda: None)()
+    backbone.freeze(model, freeze_blocks, freeze_norm)  # while its blocks are still counted as a teacher's
+    model.reset_classifier(0)  # pyright: ignore[reportCallIssue]
+    student = Student(model, {name: head.classes for name, head in heads.items()}, projection)
+    earlier = _earlier_heads(trunk) if start_heads else {}
+    for name, head in heads.items():
+        if own_hash and head.section.weight_hash == own_hash and isinstance(classifier, nn.Linear):
+            student.start_head(name, classifier.weight, classifier.bias)
+        elif found := earlier.get((head.section.weight_hash, head.classes)):
+            student.start_head(name, *found)
+    return student
+
+
+def _earlier_heads(trunk: str) -> dict[tuple[str, int], tuple[torch.Tensor, torch.Tensor]]:
+    """The heads of the student that the trunk is, by their teachers' weight hashes and classes; none for another kind
+    of trunk."""
+    folder = backbone.model_folder(Path(trunk.removeprefix("local-dir:")).expanduser())
+    if not (folder / HEADS_INDEX).is_file():
+        return {}
+    index, state = _read(folder)
+    if index["projection"]:
+        return {}
+    weight, bias, rows = state["answer.weight"], state["answer.bias"], _slices(index["heads"])
+    return {
+        (weight_hash, index["heads"][name]): (weight[rows[name]], bias[rows[name]])
+        for name, weight_hash in index.get("teachers", {}).items()
+    }
+
+
+def save(student: Student, folder: str | Path, *, preprocessing: Preprocessing, card: Mapping[str, Any]) -> None:
+    """Writes a folder that `timm.create_model("local-dir:FOLDER", pretrained=True)` opens as the trunk.
+
+    Beside the trunk: the heads (`heads.safetensors`, `heads.json`) and README.md, the model card. `card` is what
+    `repcon.models.model_card.model_card` describes; `card["classes"]` may give class names per head.
+    """
+    folder = Path(folder)
+    extra = {"proxy_fingerprint": card["pack"]} if "pack" in card else {}
+    backbone.save(student.trunk, folder, classes=(), preprocessing=preprocessing, extra=extra)
+    state = {k: v.detach().cpu().contiguous() for k, v in student.state_dict().items() if not k.startswith("trunk.")}
+    (folder / HEADS).write_bytes(to_bytes(state))  # as in `backbones.save`
+    index = {
+        "heads": student.heads,
+        "projection": student.projection,
+        "classes": card.get("classes", {}),
+        "teachers": {teacher["name"]: teacher.get("weight_hash", "") for teacher in card.get("teachers", ())},
+    }
+    (folder / HEADS_INDEX).write_text(json.dumps(index, indent=1) + "\n")
+    (folder / "README.md").write_text(model_card(student.heads, preprocessing, card, folder))
+
+
+def load(folder: str | Path) -> Student:
+    """The student that `save` wrote, also from the output folder of `repcon train` that it lies in.
+
+    Raises UserError where the folder holds no student.
+    """
+    folder = backbone.model_folder(Path(folder))
+    index, state = _read(folder)
+    student = Student(backbone.create(str(folder), num_classes=0), index["heads"], index["projection"])
+    missing, unexpected = student.load_state_dict(state, strict=False)
+    wrong = [name for name in missing if not name.startswith("trunk.")] + unexpected
+    if wrong:
+        raise UserError(f"{folder / HEADS}: does not fit {HEADS_INDEX}: {', '.join(wrong)}; write the student again")
+    return student
+
+
+def head_names(model: str) -> tuple[str, ...]:
+    """The names of a student's heads, for the folder of one or the run that it lies in; () for any other model."""
+    return tuple(_index(model).get("heads", {}))
+
+
+def class_names(model: str) -> dict[str, tuple[str, ...]]:
+    """{head: its classes' names} of a student, as far as they were saved; {} for any other model."""
+    return {name: tuple(names) for name, names in _index(model).get("classes", {}).items()}
+
+
+def _index(model: str) -> dict[str, Any]:
+    folder = backbone.model_folder(Path(model.removeprefix("local-dir:")).expanduser())
+    return _read(folder)[0] if (folder / HEADS_INDEX).is_file() else {}
+
+
+def _read(folder: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """The index of a student's heads and their tensors."""
+    try:
+        return json.loads((folder / HEADS_INDEX).read_text()), load_file(folder / HEADS)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder}: holds no student of `repcon train` ({error})") from error
+
+
+def _slices(heads: Mapping[str, int]) -> dict[str, slice]:
+    slices, start = {}, 0
+    for name, classes in heads.items():
+        slices[name] = slice(start, start + classes)
+        start += classes
+    return slices

@@ -1,0 +1,131 @@
+"""Teachers: classifiers in evaluation mode whose answers are stored, with what is needed to know them again."""
+
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+
+import torch
+from torch import nn
+
+from repcon.config import TeacherConfig
+from repcon.labels.store import TeacherSection
+from repcon.models import backbone, custom
+from repcon.models.backbone import Preprocessing
+from repcon.runtime.device import DTYPES
+from repcon.runtime.errors import UserError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Teacher:
+    """A classifier on its device, in evaluation mode and in its precision."""
+
+    name: str
+    module: nn.Module
+    preprocessing: Preprocessing
+    section: TeacherSection
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of its weights and inputs."""
+        return DTYPES[self.section.precision]
+
+    def __call__(self, images: torch.Tensor) -> torch.Tensor:
+        """(B, 3, S, S) uint8 pixels to (B, C) float32 logits."""
+        return self.answer(backbone.normalise(images, self.preprocessing, self.dtype))
+
+    @torch.inference_mode()
+    def answer(self, inputs: torch.Tensor) -> torch.Tensor:
+        """(B, 3, S, S) normalised inputs of `dtype` to (B, C) float32 logits."""
+        return self.module(inputs).float()
+
+
+def load(config: TeacherConfig, device: str | torch.device) -> Teacher:
+    """The teacher of a recipe. Raises UserError for weights that are missing or a model that is no classifier."""
+    if custom.is_factory(config.model):
+        module, preprocessing = custom.make(config.model, f"teacher {config.name}")
+        if config.size not in (0, preprocessing.size):
+            what = f"size {config.size}, but {config.model} says {preprocessing.size}"
+            raise UserError(f"teacher {config.name}: {what}")
+        classes = tuple(str(name) for name in getattr(module, "class_names", None) or ())
+        licence = ""
+    else:
+        module = backbone.create(config.model, size=config.size)
+        preprocessing = backbone.preprocessing(module, config.size)
+        classes = backbone.classes(module)
+        licence = backbone.licence(module, config.model)
+    count = _count_classes(config, module, preprocessing)
+    section = TeacherSection(
+        name=config.name,
+        model=config.model,
+        architecture=backbone.architecture(module),
+        weight_hash=backbone.weight_hash(module),
+        preprocessing=asdict(preprocessing) | {"mean": list(preprocessing.mean), "std": list(preprocessing.std)},
+        num_classes=count,
+        classes=classes,
+        precision=config.precision,
+        versions=_versions(),
+        licence=config.licence or licence,
+    )
+    dtype = DTYPES[config.precision]
+    module = module.to(device, dtype, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue, reportArgumentType]
+    if config.compile:
+        # On a CPU weights become constants: batch norms go into convolutions, which compiling alone leaves apart.
+        module.compile(options={"freezing": torch.device(device).type == "cpu"})
+    return Teacher(name=config.name, module=module, preprocessing=preprocessing, section=section)
+
+
+def from_section(section: TeacherSection, device: str | torch.device, *, model: str = "") -> Teacher:
+    """Loads the teacher that a store names; refuses other weights, preprocessing or classes than it was made with.
+
+    model: where the teacher lies now, in place of the section's word for it. It must name a `module:function` where
+    that is to run: a store must not run code of its own choice.
+    """
+    if custom.is_factory(section.model) and not model:
+        hint = f"a store's own word is not enough to run code; verify runs it with --models {section.name}=…"
+        raise UserError(f"teacher {section.name}: its model {section.model} is a function; {hint}")
+    config = TeacherConfig(
+        name=section.name,
+        model=model or section.model,
+        size=int(section.preprocessing.get("size", 0)),
+        precision=section.precision,  # pyright: ignore[reportArgumentType]
+        licence=section.licence,
+    )
+    try:
+        teacher = load(config, device)
+    except UserError as error:
+        if model:
+            raise
+        hint = f"if it lies elsewhere here, name that: repcon verify --models {section.name}=MODEL"
+        raise UserError(f"{error}; {hint}") from error
+    for field in ("architecture", "weight_hash", "num_classes", "classes", "preprocessing"):
+        held, found = getattr(section, field), getattr(teacher.section, field)
+        if held != found:
+            what = f"{field} is {str(found)[:80]} now and {str(held)[:80]} in the store"
+            raise UserError(f"teacher {section.name}: {config.model} is not the model that made the labels: {what}")
+    return teacher
+
+
+@torch.inference_mode()
+def _count_classes(config: TeacherConfig, module: nn.Module, preprocessing: Preprocessing) -> int:
+    """Asks the module itself, in evaluation mode, with one gray crop."""
+    module.eval()
+    side = preprocessing.size
+    gray = torch.full((1, 3, side, side), 128, dtype=torch.uint8)
+    try:
+        logits = module(backbone.normalise(gray, preprocessing, torch.float32))
+    except Exception as error:  # the user's module may raise anything
+        raise UserError(f"teacher {config.name}: {config.model} does not take {side} pixels: {error}") from error
+    if getattr(module, "num_classes", None) == 0:
+        raise UserError(f"teacher {config.name}: {config.model} is a trunk without a classifier; name a teacher")
+    if not isinstance(logits, torch.Tensor) or logits.ndim != 2 or logits.shape[1] < 2:
+        raise UserError(f"teacher {config.name}: {config.model} must answer (B, C) logits of two or more classes")
+    return int(logits.shape[1])
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for package in ("repcon", "torch", "timm"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found

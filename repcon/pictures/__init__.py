@@ -1,1 +1,0 @@
-"""The demo's pictures: icon sets from packages, rendered into image folders."""

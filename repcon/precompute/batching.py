@@ -1,0 +1,117 @@
+"""Forward passes within the memory: how many crops fit, and half as many where they turn out not to."""
+
+import gc
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TypeVar
+
+import torch
+from torch import nn
+
+from repcon.models.teacher import Teacher
+from repcon.runtime.errors import UserError
+from repcon.runtime.memory import memory_total
+
+LARGEST_BATCH = {"cpu": 32, "cuda": 1024}
+"""On a CPU larger batches gain nothing: their activations outgrow what the C library keeps (repcon.runtime.memory)."""
+MEMORY_SHARE = {"cpu": 0.2, "cuda": 0.6}
+"""Of the machine's or the GPU's whole memory: the same on every run, so that a resumed run repeats its batches."""
+
+Result = TypeVar("Result")
+Pixels = Mapping[int, torch.Tensor]
+"""(B, 3, S, S) uint8 for each side S."""
+
+
+class Passes:
+    """Cuts batches into passes of at most `size` crops; where the memory does not hold one, `size` is halved."""
+
+    def __init__(self, size: int, device: torch.device, say: Callable[[str], None]) -> None:
+        """`say` is told when the size changes."""
+        self.size, self._device, self._say = size, device, say
+
+    def run(self, pixels: Pixels, answer: Callable[[Pixels], Result]) -> list[Result]:
+        """What `answer` gives for the parts of a batch, in order.
+
+        Raises UserError where not even one crop fits.
+        """
+        count = len(next(iter(pixels.values())))
+        results: list[Result] = []
+        start = 0
+        while start < count:
+            stop = min(start + self.size, count)
+            try:
+                results.append(answer({side: images[start:stop] for side, images in pixels.items()}))
+                start = stop
+                continue
+            except RuntimeError as error:
+                if not out_of_memory(error):
+                    raise
+                if self.size == 1:
+                    hint = "name fewer teachers per run"
+                    raise UserError(f"device {self._device}: out of memory with one crop; {hint}") from error
+            # Outside of `except`, whose traceback keeps the failed pass's tensors alive.
+            self._halve()
+        return results
+
+    def _halve(self) -> None:
+        message = f"out of memory with {self.size} crops per pass: going on with {self.size // 2}"
+        self.size //= 2
+        gc.collect()
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
+        self._say(message)
+
+
+def out_of_memory(error: RuntimeError) -> bool:
+    """Whether it is one of the ways in which torch, CUDA, cuBLAS and cuDNN say that memory is spent."""
+    said = str(error)
+    known = ("can't allocate memory", "out of memory", "_STATUS_ALLOC_FAILED")
+    return isinstance(error, torch.OutOfMemoryError) or any(words in said for words in known)
+
+
+def find_batch_size(teachers: Sequence[Teacher], device: torch.device) -> int:
+    """The largest power of two whose pass fits the memory budget, at most `LARGEST_BATCH`.
+
+    It follows from the models and from the machine's whole memory, never from timing or from what is free just
+    now: batch sizes show in the last bits of the answers, and a resumed run has to repeat them.
+    """
+    budget = MEMORY_SHARE[device.type] * _memory_bytes(device)
+    per_crop = max(_bytes_per_crop(teacher, device) for teacher in teachers)
+    size = LARGEST_BATCH[device.type]
+    while size > 1 and size * per_crop > budget:
+        size //= 2
+    return size
+
+
+def _memory_bytes(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    return memory_total()
+
+
+@torch.inference_mode()
+def _bytes_per_crop(teacher: Teacher, device: torch.device) -> float:
+    """Memory that one crop takes at the widest layer: what goes in and what comes out, twice over for temporaries."""
+    widest = 0
+
+    def note(module: nn.Module, inputs: tuple, output: object) -> None:
+        nonlocal widest
+        widest = max(widest, sum(_tensor_bytes([*inputs, output])))
+
+    leaves = [module for module in teacher.module.modules() if not any(module.children())]
+    hooks = [leaf.register_forward_hook(note) for leaf in leaves]
+    side = teacher.preprocessing.size
+    try:
+        # A compiled module would be compiled with these hooks in it, and again without them.
+        with torch.compiler.set_stance("force_eager"):
+            teacher(torch.zeros((1, 3, side, side), dtype=torch.uint8, device=device))
+    except torch.OutOfMemoryError as error:
+        hint = "label with fewer teachers at a time, or in a lower precision"
+        raise UserError(f"device {device}: out of memory with the teachers and one crop; {hint}") from error
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return 2 * widest + 5 * 3 * side * side
+
+
+def _tensor_bytes(values: Sequence[object]) -> Iterator[int]:
+    return (value.numel() * value.element_size() for value in values if isinstance(value, torch.Tensor))

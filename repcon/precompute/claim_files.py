@@ -1,0 +1,163 @@
+"""Where claims on units lie: small files in a local folder or below a URL, each made by one claimant only."""
+
+import contextlib
+import errno
+import os
+import uuid
+from pathlib import Path
+from typing import Protocol
+
+from repcon.runtime.open_files import behind
+
+
+class Claims(Protocol):
+    """Where claims lie."""
+
+    def create(self, name: str, data: bytes) -> bool:
+        """Makes the file, whole at once; False where it exists already."""
+        ...
+
+    def read(self, name: str) -> bytes | None:
+        """Its content; None where there is none."""
+        ...
+
+    def write(self, name: str, data: bytes) -> None:
+        """Replaces it."""
+        ...
+
+    def replace_dead(self, name: str, dead: bytes, data: bytes) -> bool:
+        """Puts `data` in the place of the content `dead`; False where another heir was faster."""
+        ...
+
+    def remove(self, name: str) -> None:
+        """Removes it if it is there."""
+        ...
+
+    def remove_folder(self) -> None:
+        """Removes the folder if it is empty."""
+        ...
+
+
+def open_claims(folder: str) -> Claims:
+    """A local folder, or any file system that fsspec opens by URL."""
+    return RemoteClaims(folder) if "://" in folder else LocalClaims(Path(folder))
+
+
+class LocalClaims:
+    """A folder; the file system makes `create` and `rename` atomic."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def create(self, name: str, data: bytes) -> bool:
+        temporary = self._temporary(name)
+        while True:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            # Another process that ends may remove the empty folder in between: then once more.
+            with contextlib.suppress(FileNotFoundError):
+                temporary.write_bytes(data)
+                try:
+                    os.link(temporary, self._folder / name)  # Fails where the name exists; the content is whole.
+                    return True
+                except FileExistsError:
+                    return False
+                except FileNotFoundError:
+                    raise
+                except OSError:  # No hard links here: then a reader may meet the file before its content.
+                    return self._create_in_place(name, data)
+                finally:
+                    temporary.unlink(missing_ok=True)
+
+    def _create_in_place(self, name: str, data: bytes) -> bool:
+        try:
+            with (self._folder / name).open("xb") as file:
+                file.write(data)
+        except FileExistsError:
+            return False
+        return True
+
+    def read(self, name: str) -> bytes | None:
+        try:
+            return (self._folder / name).read_bytes()
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            if error.errno != errno.ESTALE:
+                raise
+            return (self._folder / name).read_bytes()  # NFS: its owner replaced it just now; the new one is there
+
+    def write(self, name: str, data: bytes) -> None:
+        temporary = self._temporary(name)
+        temporary.write_bytes(data)
+        os.replace(temporary, self._folder / name)
+
+    def replace_dead(self, name: str, dead: bytes, data: bytes) -> bool:
+        """Moves the dead claim aside, which only one of several heirs can do, and creates an own one."""
+        aside = self._temporary(name)
+        try:
+            os.rename(self._folder / name, aside)
+        except FileNotFoundError:
+            return False
+        if aside.read_bytes() != dead:  # Another heir was faster, and this is its living claim: back with it.
+            with contextlib.suppress(FileExistsError):
+                os.link(aside, self._folder / name)
+            aside.unlink()
+            return False
+        aside.unlink()
+        return self.create(name, data)
+
+    def remove(self, name: str) -> None:
+        (self._folder / name).unlink(missing_ok=True)
+
+    def remove_folder(self) -> None:
+        with contextlib.suppress(OSError):
+            self._folder.rmdir()
+
+    def _temporary(self, name: str) -> Path:
+        return self._folder / f".{name}.{uuid.uuid4().hex}"
+
+
+class RemoteClaims:
+    """Objects below a URL; `create` is atomic where the store knows conditional writes (S3 does)."""
+
+    def __init__(self, url: str) -> None:
+        """Raises UserError."""
+        self._system, self._root = behind(url)
+
+    def create(self, name: str, data: bytes) -> bool:
+        path = self._path(name)
+        try:
+            self._system.pipe_file(path, data, mode="create")
+            return True
+        except FileExistsError:
+            return False
+        except (TypeError, ValueError, NotImplementedError):  # No conditional writes here: the rare race costs work.
+            if self.read(name) is not None:
+                return False
+            self._system.pipe_file(path, data)
+            return self.read(name) == data
+
+    def read(self, name: str) -> bytes | None:
+        try:
+            return self._system.cat_file(self._path(name))
+        except FileNotFoundError:
+            return None
+
+    def write(self, name: str, data: bytes) -> None:
+        self._system.pipe_file(self._path(name), data)
+
+    def replace_dead(self, name: str, dead: bytes, data: bytes) -> bool:
+        if self.read(name) != dead:
+            return False
+        self.remove(name)
+        return self.create(name, data)
+
+    def remove(self, name: str) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            self._system.rm_file(self._path(name))
+
+    def remove_folder(self) -> None:
+        """Object stores have no folders."""
+
+    def _path(self, name: str) -> str:
+        return f"{self._root.rstrip('/')}/{name}"

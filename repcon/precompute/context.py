@@ -1,0 +1,123 @@
+"""What a process labels with, and what is left to label."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from repcon.config import PrecomputeConfig, require_least
+from repcon.images.pack import Pack
+from repcon.images.read_ahead import NearbyPack
+from repcon.labels.layout import part_of, unit_at
+from repcon.labels.store import LabelStore, Unit
+from repcon.models import teacher as teachers
+from repcon.models.teacher import Teacher
+from repcon.precompute.batching import find_batch_size
+from repcon.precompute.output_store import open_target
+from repcon.runtime.device import choose
+from repcon.runtime.errors import UserError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bench:
+    """What one process labels with."""
+
+    config: PrecomputeConfig
+    pack: Pack
+    store: LabelStore
+    teachers: tuple[Teacher, ...]
+    device: torch.device
+
+    def todo(self) -> list[Unit]:
+        """The units still to do for this recipe's teachers, as the store says now: looks at every unit of theirs.
+
+        Raises UserError where one of them was to be answered for by a further teacher as well, which is not named.
+        """
+        left = self.store.unfinished([unit for unit in self.store.units() if set(unit.heads) & self.names])
+        if beside := sorted({name for unit in left for name in unit.heads} - self.names):
+            what = f"units that are not finished need {', '.join(beside)} as well"
+            raise UserError(f"{self.store.url}: {what}; name all of them in the recipe")
+        return left
+
+    def left(self, units: list[Unit]) -> list[Unit]:
+        """Those of the units that nobody has finished yet: looks at these only."""
+        return [unit for unit in units if not self.store.is_done(unit)]
+
+    @property
+    def names(self) -> set[str]:
+        """The recipe's teachers."""
+        return {teacher.name for teacher in self.teachers}
+
+    def total_crops(self) -> int:
+        """Crops of all units, finished or not, that this recipe's teachers answer for."""
+        return sum(crops_of(unit) for unit in self.store.units() if set(unit.heads) <= self.names)
+
+    def boxes_are_there(self, unit: Unit) -> bool:
+        """Whether the unit draws its boxes itself, or the unit that did is finished."""
+        return unit.writes_boxes or self.store.is_done(self._drawn_by(unit))
+
+    def awaited(self, units: list[Unit]) -> list[Unit]:
+        """The units of other recipes that are to draw the boxes of these, and have not."""
+        drawing = {unit.name: unit for unit in map(self._drawn_by, units)}.values()
+        return [unit for unit in drawing if not set(unit.heads) <= self.names and not self.store.is_done(unit)]
+
+    def _drawn_by(self, unit: Unit) -> Unit:
+        manifest, crop, row = self.store.manifest, unit.crops.start, unit.rows.start
+        return unit_at(manifest, part_of(manifest, None, crop), crop, row)
+
+
+def check(config: PrecomputeConfig) -> None:
+    """Refuses what can be seen to be wrong before anything is loaded."""
+    names = [teacher.name for teacher in config.teachers]
+    if not names:
+        raise UserError("teachers: none named; a recipe needs at least one [[teachers]] with name and model")
+    if len(set(names)) < len(names):
+        raise UserError(f"teachers: {', '.join(names)}: each needs a name of its own")
+    require_least(config, crops=1, k=1, batch_size=0, workers=0, rows_per_shard=0, processes=0)
+    for teacher in config.teachers:
+        if teacher.size < 0:
+            raise UserError(f"teacher {teacher.name}: size {teacher.size} makes no sense; 0 takes the model's own")
+
+
+def load(
+    config: PrecomputeConfig, device: str = "", *, pack_type: type[Pack] = Pack
+) -> tuple[Pack, tuple[Teacher, ...], torch.device]:
+    """Pack and teachers, on `device` or on the recipe's."""
+    pack = pack_type.open(config.pack)
+    if not len(pack):
+        raise UserError(f"{config.pack}: the pack holds no images")
+    place = torch.device(device) if device else choose(config.device)
+    if place.index is not None:
+        torch.cuda.set_device(place)  # Pinned memory and streams then belong to this GPU, not to the first.
+    try:
+        return pack, tuple(teachers.load(teacher, place) for teacher in config.teachers), place
+    except torch.OutOfMemoryError as error:
+        hint = "name fewer of them, and append the others in a further run"
+        raise UserError(f"device {place}: its memory does not hold the teachers; {hint}") from error
+
+
+def set_up(config: PrecomputeConfig, device: str = "") -> Bench:
+    """Pack, teachers and store; the store is made, or compared with the recipe and extended."""
+    nearby = NearbyPack if "://" in config.pack else Pack
+    pack, loaded, place = load(config, device, pack_type=nearby)
+    store = open_target(config, pack, [teacher.section for teacher in loaded])
+    size = config.batch_size or find_batch_size(loaded, place)
+    return Bench(config=replace(config, batch_size=size), pack=pack, store=store, teachers=loaded, device=place)
+
+
+def absolute(config: PrecomputeConfig) -> PrecomputeConfig:
+    """The recipe with its local paths from the root: processes on a cluster stand in folders of their own."""
+    named = (replace(teacher, model=_absolute(teacher.model, must_be=True)) for teacher in config.teachers)
+    return replace(config, pack=_absolute(config.pack), out=_absolute(config.out), teachers=tuple(named))
+
+
+def _absolute(path: str, *, must_be: bool = False) -> str:
+    """The path from the root; as it is where it is a URL, or (`must_be`) no folder here."""
+    if "://" in path or (must_be and not Path(path).expanduser().is_dir()):
+        return path
+    return str(Path(path).expanduser().absolute())
+
+
+def crops_of(unit: Unit) -> int:
+    """Crops in a unit, all images together."""
+    return len(unit.crops) * len(unit.rows)

@@ -1,0 +1,93 @@
+"""The teachers of a run, side by side on one device: pixels in, what the store keeps of their answers out."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from repcon.labels import topk
+from repcon.models import backbone
+from repcon.models.custom import is_factory
+from repcon.models.teacher import Teacher
+from repcon.precompute.batching import Passes, Pixels
+from repcon.runtime.errors import UserError
+
+Labels = dict[str, tuple[torch.Tensor, torch.Tensor]]
+"""Per head: ids (B, k) int32 and logp (B, k + T) float16."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """One batch's labels on their way to the host."""
+
+    heads: Labels
+    copied: "torch.cuda.Event | None"
+
+    def wait(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        """Per head: ids (B, k) int32 and logp (B, k + T) float16, once they have arrived."""
+        if self.copied is not None:
+            self.copied.synchronize()
+        return {name: (ids.numpy(), logp.numpy()) for name, (ids, logp) in self.heads.items()}
+
+
+class Panel:
+    """Teachers that see the same crops. Those of one size, normalisation and precision share the input tensor.
+
+    batch_size: crops per forward pass. Where the memory does not hold it, it is halved, and `say` is told.
+    """
+
+    def __init__(
+        self,
+        teachers: Sequence[Teacher],
+        k: int,
+        temperatures: Sequence[float],
+        *,
+        device: torch.device,
+        batch_size: int,
+        say: Callable[[str], None],
+    ) -> None:
+        self._passes = Passes(batch_size, device, say)
+        self._teachers, self._k, self._temperatures = tuple(teachers), k, tuple(temperatures)
+        self._device = device
+
+    def __call__(self, pixels: Pixels, heads: Sequence[str]) -> Answers:
+        """Pixels (B, 3, S, S) uint8 for each side S to the labels of the teachers that `heads` names."""
+        return self._to_host(self._passes.run(pixels, lambda part: self._answer(part, heads)))
+
+    @torch.inference_mode()
+    def _answer(self, pixels: Pixels, heads: Sequence[str]) -> Labels:
+        there = {side: images.to(self._device, non_blocking=True) for side, images in pixels.items()}
+        inputs: dict[object, torch.Tensor] = {}
+        answers: Labels = {}
+        asked = [teacher for teacher in self._teachers if teacher.name in heads]
+        keys = [(teacher.preprocessing, teacher.dtype) for teacher in asked]
+        for teacher, key in zip(asked, keys, strict=True):
+            if key not in inputs:
+                images = there[teacher.preprocessing.size]
+                inputs[key] = backbone.normalise(images, teacher.preprocessing, teacher.dtype)
+            # A module of the user's may change its input in place, which other teachers are still to see.
+            own = keys.count(key) > 1 and is_factory(teacher.section.model)
+            given = inputs[key].clone() if own else inputs[key]
+            logits = teacher.answer(given)
+            if logits.shape != (wanted := (len(given), teacher.section.num_classes)):
+                raise UserError(f"teacher {teacher.name}: its answer is {tuple(logits.shape)}, and should be {wanted}")
+            ids, logp = topk.encode(logits, self._k, self._temperatures)
+            answers[teacher.name] = (ids.to(torch.int32), logp.to(torch.float16))
+        return answers
+
+    def _to_host(self, parts: list[Labels]) -> Answers:
+        heads = {
+            name: (torch.cat([part[name][0] for part in parts]), torch.cat([part[name][1] for part in parts]))
+            for name in parts[0]
+        }
+        if self._device.type != "cuda":
+            return Answers(heads, None)
+        heads = {name: (_pinned(ids), _pinned(logp)) for name, (ids, logp) in heads.items()}
+        copied = torch.cuda.Event()
+        copied.record(torch.cuda.current_stream(self._device))
+        return Answers(heads, copied)
+
+
+def _pinned(tensor: torch.Tensor) -> torch.Tensor:
+    return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor, non_blocking=True)

@@ -1,0 +1,154 @@
+"""`repcon precompute --estimate`: a sample's time, size and truncation error, before anything is committed."""
+
+import time
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, get_args
+
+import numpy as np
+import torch
+from rich.table import Table
+
+from repcon.config import PrecomputeConfig, Values
+from repcon.crops.plan import CropPlan, plan
+from repcon.decode.factory import open_loader
+from repcon.images.pack import Pack
+from repcon.labels.layout import BOX, FLIP
+from repcon.labels.truncation import KS, truncation
+from repcon.labels.zarr_encoding import compressed_bytes
+from repcon.models.teacher import Teacher
+from repcon.precompute.batching import Passes, Pixels
+from repcon.precompute.work_unit import by_image
+from repcon.runtime.console import console, progress
+from repcon.runtime.errors import UserError
+from repcon.runtime.prefetch import Ahead
+
+SAMPLE_CROPS = 1024
+SAMPLE_SECONDS = 30.0
+
+
+def estimate(config: PrecomputeConfig, pack: Pack, teachers: Sequence[Teacher], device: torch.device) -> dict[str, Any]:
+    """Labels some images, spread over the pack, and prints what all of them would take; writes nothing."""
+    depth = min(config.crops, 8)
+    count = min(len(pack), max(1, SAMPLE_CROPS // depth))
+    rows = np.unique(np.linspace(0, len(pack) - 1, count).astype(np.int64))
+    np.random.default_rng(0).shuffle(rows)  # so that the sample spans the pack where time runs out
+    planned = plan(config.crop, pack.hashes[rows], pack.sizes[rows], range(depth))
+    logits, crops_per_second, waited_share = _sample(config, pack, teachers, device, rows, planned)
+    total = len(pack) * config.crops
+    box_bytes = _box_bytes(config, planned)
+    found: dict[str, Any] = {
+        "sampled_crops": len(next(iter(logits.values()))),
+        "total_crops": total,
+        "crops_per_second": round(crops_per_second, 3),
+        "waited_share": round(waited_share, 4),
+        "seconds": round(total / crops_per_second, 1),
+        "box_bytes_per_crop": round(box_bytes, 2),
+        "teachers": {},
+    }
+    ks = sorted({*KS, config.k})
+    for name, answers in logits.items():
+        if answers.isnan().any():
+            remedy = "try precision fp32, or look at its weights"
+            raise UserError(f"teacher {name}: its answer is not a number (NaN); {remedy}")
+        found["teachers"][name] = truncation(answers, config.temperatures, config.codec, ks)
+
+    def encoded(k: int, values: Values) -> dict[str, float]:
+        return _encoding([head[k][values] for head in found["teachers"].values()], box_bytes, total)
+
+    found["bytes"] = {k: encoded(k, config.values)["bytes"] for k in ks}
+    found["encodings"] = {values: encoded(config.k, values) for values in get_args(Values)}
+    _show(config, found)
+    return found
+
+
+def _encoding(heads: list[dict[str, float]], box_bytes: float, total: int) -> dict[str, float]:
+    """What `total` crops take in one encoding, and what the encoding loses of the head that loses most."""
+    per_crop = box_bytes + sum(head["bytes_per_crop"] for head in heads)
+    lost = {key: max(head[key] for head in heads) for key in ("kl", "kl_worst", "saturated")}
+    return {"bytes_per_crop": per_crop, "bytes": round(total * per_crop), **lost}
+
+
+def _sample(
+    config: PrecomputeConfig,
+    pack: Pack,
+    teachers: Sequence[Teacher],
+    device: torch.device,
+    rows: np.ndarray,
+    planned: CropPlan,
+) -> tuple[dict[str, torch.Tensor], float, float]:
+    """Logits per teacher, crops per second after the first batch, and the share of time that the teachers waited."""
+    sides = [teacher.preprocessing.size for teacher in teachers]
+    loader = open_loader(config.loader, pack, sides, workers=config.workers, device=str(device))
+    parts: dict[str, list[torch.Tensor]] = {teacher.name: [] for teacher in teachers}
+    started, first_crops, waited = time.perf_counter(), 0, 0.0
+    depth = len(planned.boxes)
+    whole = by_image(rows, range(depth), planned.boxes, planned.flips)
+    requests = list(whole.parts(max(1, config.batch_size // depth)))
+    try:
+        with progress() as bars, Ahead(iter(loader.batches(requests)), 2) as batches:
+            task = bars.add_task("estimate", total=planned.flips.size, unit="crops", note="")
+            limit = time.perf_counter() + SAMPLE_SECONDS
+            passes = Passes(config.batch_size, device, lambda message: bars.console.print(message, style="yellow"))
+            for number, batch in enumerate(batches):
+                for teacher in teachers:
+                    parts[teacher.name] += passes.run(batch.pixels, partial(_logits, teacher, device))
+                bars.advance(task, len(batch.images))
+                if number == 0 and len(requests) > 1:  # The first batch warms caches and compilers: it is not timed.
+                    started, first_crops, waited = time.perf_counter(), len(batch.images), batches.waited_seconds
+                if time.perf_counter() > limit and number + 1 < len(requests):
+                    bars.console.print(f"stopped after {SAMPLE_SECONDS:.0f} s: that is sample enough")
+                    break
+            seconds, waited = time.perf_counter() - started, batches.waited_seconds - waited
+    finally:
+        loader.close()
+    logits = {name: torch.cat(answers) for name, answers in parts.items()}
+    timed = len(next(iter(logits.values()))) - first_crops
+    if timed < 1:
+        raise UserError(f"estimate: one batch took longer than {SAMPLE_SECONDS:.0f} s; lower batch_size")
+    return logits, timed / seconds, waited / seconds
+
+
+def _logits(teacher: Teacher, device: torch.device, pixels: Pixels) -> torch.Tensor:
+    return teacher(pixels[teacher.preprocessing.size].to(device)).cpu()
+
+
+def _box_bytes(config: PrecomputeConfig, planned: CropPlan) -> float:
+    """Bytes per crop of boxes and flips, compressed as the store would."""
+    boxes = compressed_bytes(config.codec, BOX, planned.boxes[0])
+    return (boxes + compressed_bytes(config.codec, FLIP, planned.flips[0])) / planned.flips.shape[1]
+
+
+def _show(config: PrecomputeConfig, found: dict[str, Any]) -> None:
+    table = Table(title=f"What k costs and loses (sample of {found['sampled_crops']:,} crops)", title_justify="left")
+    table.add_column("k", justify="right")
+    for name in found["teachers"]:
+        table.add_column(f"{name}: KL lost, nat", justify="right")
+        table.add_column("mass", justify="right")
+    table.add_column("bytes/crop", justify="right")
+    table.add_column("store", justify="right")
+    for k, size in found["bytes"].items():
+        cells = []
+        for head in found["teachers"].values():
+            cells += [f"{head[k]['kl']:.4f}", f"{head[k]['mass']:.4f}"]
+        per_crop = f"{size / found['total_crops']:.1f}"
+        table.add_row(str(k), *cells, per_crop, _size(size), style="bold green" if k == config.k else "")
+    console.print(table)
+    for values, held in found["encodings"].items():
+        size = f"{held['bytes_per_crop']:.1f} bytes/crop, {_size(held['bytes'])}"
+        lost = f"the encoding itself loses {held['kl']:.1e} nat, {held['kl_worst']:.1e} at most"
+        chosen = " (chosen)" if values == config.values else ""
+        saturated = f", {100 * held['saturated']:.1f} % of the gaps saturated" if values == "gaps8" else ""
+        console.print(f"k = {config.k}, values = {values}{chosen}: {size}; {lost}{saturated}", highlight=False)
+    hours, minutes = divmod(round(found["seconds"] / 60), 60)
+    rate = f"{found['crops_per_second']:,.1f} crops/s, the teachers waiting {100 * found['waited_share']:.0f} %"
+    took = f"{hours} h {minutes} min" if hours else f"{minutes} min" if minutes else f"{found['seconds']:.0f} s"
+    console.print(f"{found['total_crops']:,} crops at {rate}: about [bold]{took}[/] in one process here")
+    console.print("nothing was written", style="dim")
+
+
+def _size(count: int) -> str:
+    for unit, power in (("TB", 12), ("GB", 9), ("MB", 6)):
+        if count >= 10**power:
+            return f"{count / 10**power:,.2f} {unit}"
+    return f"{count / 1000:,.1f} kB"

@@ -1,0 +1,168 @@
+"""Several processes on one machine that do the same job, with their reports in one place and the dead replaced."""
+
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from multiprocessing import Pipe, connection
+from typing import Any
+
+from repcon.runtime.console import console
+from repcon.runtime.errors import UserError
+from repcon.runtime.system import cores
+
+REPLACEMENTS = 3
+"""How many times each process may die (killed, out of memory) before the run gives up."""
+_POLL_SECONDS = 0.5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Post:
+    """Where one process works."""
+
+    gpu: int | None
+    """Its number among those that this process sees; None on the CPU."""
+    threads: int
+    """Its share of the cores, for torch (as OMP_NUM_THREADS) and for the loader."""
+
+    @property
+    def device(self) -> str:
+        """How the process there calls its device: it sees no other GPU."""
+        return "cpu" if self.gpu is None else "cuda"
+
+    def environment(self) -> dict[str, str]:
+        """What is set for a process there."""
+        here = {"OMP_NUM_THREADS": str(self.threads)}
+        if self.gpu is not None:  # Left to itself, each of its threads would take memory of the first GPU.
+            seen = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+            here["CUDA_VISIBLE_DEVICES"] = seen.split(",")[self.gpu] if seen else str(self.gpu)
+        return here
+
+
+def posts(count: int, gpus: int) -> list[Post]:
+    """`count` processes spread over so many GPUs, or over this machine's cores where there are none."""
+    threads = max(1, cores() // count)
+    return [Post(gpu=number % gpus if gpus else None, threads=threads) for number in range(count)]
+
+
+class Member:
+    """One process of the crew."""
+
+    def __init__(self, job: Callable[..., None], arguments: Sequence[Any], post: Post) -> None:
+        self.post = post
+        self.reports, theirs = Pipe(duplex=False)
+        # A session of its own: Ctrl-C reaches this process, which then asks the crew to stop, once.
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "repcon.precompute.launch_local", str(theirs.fileno())],
+            stdin=subprocess.PIPE,
+            pass_fds=[theirs.fileno()],
+            start_new_session=True,
+            env=os.environ | post.environment(),
+        )
+        theirs.close()
+        assert self.process.stdin is not None
+        with self.process.stdin as pipe:
+            pipe.write(pickle.dumps((job, tuple(arguments), post)))
+
+    def ask_to_stop(self) -> None:
+        """Asks the process to end after what it is writing."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+
+    def wait(self) -> None:
+        """Until the process has ended, which still reports what it finishes."""
+        with suppress(EOFError, OSError, pickle.UnpicklingError):
+            while True:
+                self.reports.recv()
+        self.reports.close()
+        self.process.wait()
+
+
+def run(
+    job: Callable[..., None], arguments: Sequence[Any], places: Sequence[Post], take: Callable[[Any], None]
+) -> None:
+    """Calls `job(*arguments, post, report)` in a process per post; what they report arrives at `take`.
+
+    A UserError in one of them ends all and is raised here. One that dies is replaced, a few times.
+    """
+    crew: list[Member] = []
+    deaths = 0
+    try:
+        crew += [Member(job, arguments, post) for post in places]
+        while crew:
+            ready = connection.wait([member.reports for member in crew], _POLL_SECONDS)
+            for member in [member for member in crew if member.reports in ready]:
+                if _receive(member, take):
+                    continue
+                crew.remove(member)
+                if member.process.wait() != 0:
+                    deaths += 1
+                    crew.append(_replacement(job, arguments, member, deaths, len(places)))
+    finally:
+        for member in crew:
+            member.ask_to_stop()
+        for member in crew:
+            member.wait()
+
+
+def _receive(member: Member, take: Callable[[Any], None]) -> bool:
+    """Passes one report on; False when there will be no more."""
+    try:
+        report = member.reports.recv()
+    except (EOFError, OSError):  # OSError: it was killed in the middle of a report.
+        return False
+    if isinstance(report, UserError):
+        raise report
+    take(report)
+    return True
+
+
+def _replacement(job: Callable[..., None], arguments: Sequence[Any], dead: Member, deaths: int, count: int) -> Member:
+    code = dead.process.returncode
+    cause = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
+    if deaths > REPLACEMENTS * count:
+        raise UserError(f"processes: too many died, the last {cause}; what was finished is kept. Start fewer of them")
+    console.print(f"[yellow]a process {cause}; another takes its place[/]")
+    return Member(job, arguments, dead.post)
+
+
+@contextmanager
+def terminable() -> Iterator[None]:
+    """SIGTERM, which clusters send before they kill, ends the block as Ctrl-C does."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _member(reports: connection.Connection) -> int:
+    """What a process of the crew runs."""
+    console.quiet = True
+    job, arguments, post = pickle.load(sys.stdin.buffer)
+    one_at_a_time = threading.Lock()
+
+    def report(event: Any) -> None:
+        with one_at_a_time:  # Several threads report, and a large event is sent in pieces.
+            reports.send(event)
+
+    try:
+        with terminable():
+            job(*arguments, post, report)
+    except UserError as error:
+        reports.send(UserError(str(error)))
+    except (KeyboardInterrupt, BrokenPipeError):  # Asked to stop, or the one who asked is gone.
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(_member(connection.Connection(int(sys.argv[1]), readable=False)))

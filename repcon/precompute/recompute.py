@@ -1,0 +1,135 @@
+"""Asks a store's teachers again about a sample of its crops, through any loader, and compares with what is stored."""
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from rich.markup import escape
+
+from repcon.config import VerifyConfig
+from repcon.decode.base import Request
+from repcon.decode.factory import LIBRARIES, open_loader
+from repcon.images.pack import Pack
+from repcon.labels.layout import HeadInfo
+from repcon.labels.store import LabelStore, Slab
+from repcon.labels.truncation import bucket_kl
+from repcon.models import teacher as teachers
+from repcon.runtime.console import console, progress
+from repcon.runtime.device import choose
+from repcon.runtime.errors import UserError
+
+_BATCH = 32
+_NEAR_TIE = 0.01
+"""Two classes this close in stored probability may change places without being another answer."""
+
+
+def rerun(store: LabelStore, pack: Pack, config: VerifyConfig) -> dict[str, dict[str, dict[str, float]]]:
+    """Per teacher and loader: `kl` and `kl_worst` in nat from the stored label to the new one, at the temperature that
+    loses most, `agreement` of their most probable classes, and `pixel_difference` to the reference loader (mean
+    absolute, of 255) where that ran.
+
+    Raises UserError when a teacher cannot be loaded as it was, or a loader that was named is missing.
+    """
+    device = choose(config.device)
+    models = _models(config, store)
+    request, stored = draw(store, config.sample, config.seed)
+    sizes = sorted({int(head.section.preprocessing["size"]) for head in store.heads.values()})
+    pixels = {}
+    for kind in _kinds(config):
+        if decoded := _decode(kind, pack, sizes, request, config, device):
+            pixels[kind] = decoded
+    found: dict[str, dict[str, dict[str, float]]] = {}
+    with progress() as bar:
+        answers = len(store.heads) * len(pixels) * len(request.images)
+        task = bar.add_task("teachers again", total=answers, unit="crops", note="")
+        for name, head in store.heads.items():
+            teacher = teachers.from_section(head.section, device, model=models.get(name, ""))
+            side = int(head.section.preprocessing["size"])
+            found[name] = {}
+            for kind, decoded in pixels.items():
+                parts = [teacher(part.to(device)).cpu() for part in decoded[side].split(_BATCH)]
+                figures = compare(head, *stored.labels[name], torch.cat(parts))
+                if kind != "reference" and "reference" in pixels:
+                    difference = decoded[side].float() - pixels["reference"][side].float()
+                    figures["pixel_difference"] = float(difference.abs().mean())
+                found[name][kind] = figures
+                bar.advance(task, len(request.images))
+    return found
+
+
+def draw(store: LabelStore, count: int, seed: int) -> tuple[Request, Slab]:
+    """A seeded sample of the store's crops, one per image, and what is stored for them; missing rows are left out."""
+    generator = np.random.default_rng(seed)
+    rows = np.setdiff1d(np.arange(store.images), store.missing)
+    rows = np.sort(generator.choice(rows, min(count, len(rows)), replace=False))
+    crops = generator.integers(0, store.crops, len(rows))
+    parts = [store.part(int(crop), range(int(row), int(row) + 1)) for crop, row in zip(crops, rows, strict=True)]
+    if not parts:
+        raise UserError(f"{store.url}: every image of this store is missing; there is nothing to compare")
+    labels = {
+        name: (
+            np.concatenate([part.labels[name][0] for part in parts]),
+            np.concatenate([part.labels[name][1] for part in parts]),
+        )
+        for name in store.heads
+    }
+    boxes, flips = np.stack([part.boxes for part in parts]), np.stack([part.flips for part in parts])
+    request = Request(images=rows, crops=crops[:, None], boxes=boxes, flips=flips)
+    return request, Slab(crop=-1, boxes=boxes[:, 0], flips=flips[:, 0], labels=labels)
+
+
+def _models(config: VerifyConfig, store: LabelStore) -> dict[str, str]:
+    """The NAME=MODEL entries; raises UserError for another form, or a teacher that the store does not have."""
+    models: dict[str, str] = {}
+    for entry in config.models:
+        name, _, model = entry.partition("=")
+        if name not in store.heads or not model:
+            raise UserError(f"models: {entry!r} must be NAME=MODEL, with a NAME of {', '.join(store.heads)}")
+        models[name] = model
+    return models
+
+
+def _kinds(config: VerifyConfig) -> list[str]:
+    kinds = LIBRARIES if "auto" in config.loaders else config.loaders
+    return list(dict.fromkeys(kinds))
+
+
+def _decode(
+    kind: str, pack: Pack, sizes: list[int], request: Request, config: VerifyConfig, device: torch.device
+) -> Mapping[int, torch.Tensor] | None:
+    """The sample's pixels (n, 3, S, S) uint8 for each side S on the CPU; None for a loader nobody asked for by name
+    that cannot be opened here."""
+    try:
+        loader = open_loader(kind, pack, sizes, device=str(device))
+    except UserError as error:
+        if kind in config.loaders:
+            raise
+        console.print(f"[dim]left out: {escape(str(error))}[/]", soft_wrap=True)
+        return None
+    try:
+        batches = list(loader.batches(request.parts(_BATCH)))
+        return {side: torch.cat([batch.pixels[side].cpu() for batch in batches]) for side in sizes}
+    finally:
+        loader.close()
+
+
+def compare(head: HeadInfo, ids: np.ndarray, logp: np.ndarray, logits: torch.Tensor) -> dict[str, float]:
+    """Stored ids (n, k) and logp (n, k + T) against new logits (n, C); the losses are those of the store's temperature
+    that loses most."""
+    chosen = torch.from_numpy(ids.astype(np.int64))
+    exact = logits.float().log_softmax(1)
+    outside = exact.scatter(1, chosen, float("-inf"))
+    tails = [(outside / temperature).logsumexp(1, keepdim=True) for temperature in head.temperatures]
+    fresh = torch.cat([exact.gather(1, chosen), *tails], 1).numpy()
+    temperatures = enumerate(head.temperatures)
+    lost = np.stack([bucket_kl(logp, fresh, head.k, index, temperature) for index, temperature in temperatures])
+    agreement = _agreement(ids, logp, exact.numpy())
+    return {"kl": float(lost.mean(1).max()), "kl_worst": float(lost.max()), "agreement": agreement}
+
+
+def _agreement(ids: np.ndarray, logp: np.ndarray, exact: np.ndarray) -> float:
+    """The share of rows whose most probable class is the stored one, or is stored as nearly as probable."""
+    first = exact.argmax(1)
+    stored = np.exp(logp[:, : ids.shape[1]].astype(np.float64))
+    held = np.where(ids == first[:, None], stored, 0.0).max(1)
+    return float((held >= stored[:, 0] - _NEAR_TIE).mean())

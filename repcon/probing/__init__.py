@@ -1,1 +1,0 @@
-"""What transfer is made of: cached features, probes, intervals, and how the results are shown."""

@@ -1,1 +1,0 @@
-"""What reports are made of: sources that are read, sections, tables, plots, sheets of crops."""

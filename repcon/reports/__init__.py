@@ -1,0 +1,1 @@
+"""Reports: sources that are read, sections, tables, plots, sheets of crops."""

@@ -1,0 +1,114 @@
+"""A sheet of crops with what the teachers said about each, so that a person can see that labels belong to crops."""
+
+import base64
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from repcon.decode import reference
+from repcon.images.pack import Pack
+from repcon.labels.layout import HeadInfo
+from repcon.labels.store import LabelStore
+
+IMAGES, SIDE, TOP = 6, 160, 3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """What one teacher said about a crop."""
+
+    teacher: str
+    labels: tuple[tuple[str, float], ...]
+    """The three most probable classes with their probabilities at temperature 1."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Crop:
+    """One stored crop, cut by the reference loader."""
+
+    number: int
+    box: tuple[int, int, int, int]
+    flipped: bool
+    place: tuple[float, float, float, float]
+    """left, top, width, height of the box in per cent of the image."""
+    picture: str
+    """A `data:` URI."""
+    answers: tuple[Answer, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pictured:
+    """One image of the pack with two of its crops."""
+
+    key: str
+    row: int
+    size: tuple[int, int]
+    picture: str
+    crops: tuple[Crop, ...]
+
+
+def sheet(pack_url: str, store_url: str) -> list[Pictured]:
+    """Images evenly spaced over the store, its first and its last crop of each. Raises UserError for what does not fit.
+
+    Shown is what is stored: nothing is recomputed, so a mix-up would be seen here.
+    """
+    pack, store = Pack.open(pack_url), LabelStore.open(store_url)
+    store.require_pack(pack.fingerprint)
+    usable = np.setdiff1d(np.arange(store.images), store.missing)
+    places = np.linspace(0, len(usable) - 1, IMAGES + 2)[1:-1].astype(int) if len(usable) else []
+    numbers = sorted({0, store.crops - 1})
+    return [
+        _pictured(pack, row, [_crop(pack, store, number, row) for number in numbers])
+        for row in dict.fromkeys(usable[places].tolist())
+    ]
+
+
+def _crop(pack: Pack, store: LabelStore, number: int, row: int) -> Crop:
+    slab = store.part(number, range(row, row + 1))
+    box = tuple(int(value) for value in slab.boxes[0])
+    flipped = bool(slab.flips[0])
+    image = reference.decode(pack.read(row))
+    pixels = reference.crop(image, box, SIDE, flipped).permute(1, 2, 0).numpy()
+    height, width = image.shape[:2]
+    x, y, w, h = box
+    return Crop(
+        number=number,
+        box=(x, y, w, h),
+        flipped=flipped,
+        place=(100 * x / width, 100 * y / height, 100 * w / width, 100 * h / height),
+        picture=_uri(pixels),
+        answers=tuple(_answer(head, *(array[0] for array in slab.labels[name])) for name, head in store.heads.items()),
+    )
+
+
+def _answer(head: HeadInfo, ids: np.ndarray, logp: np.ndarray) -> Answer:
+    count = min(TOP, head.k)
+    names = [_name(head.section.classes, int(label)) for label in ids[:count]]
+    chances = [float(chance) for chance in np.exp(logp[:count].astype(np.float64))]
+    return Answer(teacher=head.name, labels=tuple(zip(names, chances, strict=True)))
+
+
+def _name(classes: Sequence[str], label: int) -> str:
+    return classes[label] if label < len(classes) else f"class {label}"
+
+
+def _pictured(pack: Pack, row: int, crops: list[Crop]) -> Pictured:
+    image = reference.decode(pack.read(row))
+    small = Image.fromarray(image)
+    small.thumbnail((2 * SIDE, 2 * SIDE))
+    return Pictured(
+        key=pack.keys[row],
+        row=row,
+        size=(image.shape[1], image.shape[0]),
+        picture=_uri(np.asarray(small)),
+        crops=tuple(crops),
+    )
+
+
+def _uri(pixels: np.ndarray) -> str:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "JPEG", quality=88)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()

@@ -1,0 +1,181 @@
+"""`repcon report`: run folders and benchmark records as Markdown and as one self-contained HTML page.
+
+The page needs no network and no script; its plots are inline SVG, its pictures are in it. Names from data (classes,
+files, teachers, runs) are text wherever they appear.
+"""
+
+import re
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from repcon.models.model_card import plain
+from repcon.reports.plot_style import DARK, LIGHT, variables
+from repcon.reports.plots import Plot
+from repcon.reports.section import Section
+from repcon.reports.sections.benchmarks import benchmarks, compared
+from repcon.reports.sections.labels import labels
+from repcon.reports.sections.training import teachers, training
+from repcon.reports.sections.transfer import evaluation, transfer, verdicts
+from repcon.reports.sources import Source
+from repcon.reports.tables import differing, flat, settings, side_by_side, table, words
+
+RUN = ("command", "started", "commit")
+"""What of an environment is a run's own, and not its machine's."""
+SHOWN_ELSEWHERE = ("demo", "teach", "train", "precompute", "inspect", "benchmark", "figures", "store")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """All that the templates show."""
+
+    title: str
+    made: str
+    sources: tuple[Source, ...]
+    sections: tuple[Section, ...]
+    notes: tuple[str, ...]
+    verdicts: tuple[str, ...] = ()
+    """What came out, one line each: the page opens with them."""
+
+
+def build(sources: Sequence[Source], title: str) -> Report:
+    """Every section that the sources have something for."""
+    of_labels, notes = labels(sources)
+    sections = [
+        *transfer(sources),
+        *training(sources),
+        *teachers(sources),
+        *of_labels,
+        *benchmarks(sources),
+        *compared(sources),
+        *_others(sources),
+        *_settings(sources),
+        *_licences(sources),
+        *_environment(sources),
+    ]
+    notes = [*(f"{source.name}: {note}" for source in sources for note in source.notes), *notes]
+    made = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())
+    return Report(
+        title=title,
+        made=made,
+        sources=tuple(sources),
+        sections=tuple(_distinct(sections)),
+        notes=tuple(notes),
+        verdicts=tuple(verdicts(sources)),
+    )
+
+
+def _distinct(sections: Sequence[Section]) -> list[Section]:
+    """Headings are anchors and plots are files: a second one of the same name gets a number."""
+    headings: dict[str, int] = {}
+    names: dict[str, int] = {}
+    found: list[Section] = []
+    for section in sections:
+        number = headings[section.id] = headings.get(section.id, 0) + 1
+        title = f"{section.title} ({number})" if number > 1 else section.title
+        found.append(replace(section, title=title, plots=tuple(_renamed(plot, names) for plot in section.plots)))
+    return found
+
+
+def _renamed(plot: Plot, names: dict[str, int]) -> Plot:
+    """Its ids start with its name, and change with it."""
+    number = names[plot.name] = names.get(plot.name, 0) + 1
+    if number == 1:
+        return plot
+    name = f"{plot.name}-{number}"
+    svg = re.sub(rf'( id="|url\(#|href="#){re.escape(plot.name)}-', rf"\g<1>{name}-", plot.svg)
+    return replace(plot, name=name, svg=svg)
+
+
+def _others(sources: Sequence[Source]) -> list[Section]:
+    """Commands without a section of their own: every figure as it is, runs of one command side by side."""
+    by_kind: dict[str, dict[str, Mapping[str, Any]]] = {}
+    for source in sources:
+        shown = source.kind in SHOWN_ELSEWHERE or (source.kind == "evaluate" and evaluation(source.figures))
+        if source.figures and not shown:
+            by_kind.setdefault(source.kind, {})[source.name] = source.figures
+    return [
+        Section(title=f"Results of repcon {kind}", tables=(side_by_side("", held),)) for kind, held in by_kind.items()
+    ]
+
+
+def _settings(sources: Sequence[Source]) -> list[Section]:
+    """Where runs of one command were set differently; every run's settings folded away."""
+    by_kind: dict[str, dict[str, Mapping[str, Any]]] = {}
+    for source in sources:
+        if source.config:
+            by_kind.setdefault(source.kind, {})[source.name] = source.config
+    differences = [differing(f"Differences between runs of {kind}", held) for kind, held in by_kind.items()]
+    whole = [settings(f"Settings of {name}", config) for held in by_kind.values() for name, config in held.items()]
+    shown = tuple(found for found in differences if found)
+    return [Section(title="Settings", tables=shown, more=tuple(whole))] if whole else []
+
+
+def _licences(sources: Sequence[Source]) -> list[Section]:
+    """Lists of records called `licences`, each once."""
+    rows: dict[str, Mapping[str, Any]] = {}
+    for source in sources:
+        listed = source.figures.get("licences")
+        for row in listed if isinstance(listed, list) else ():
+            if isinstance(row, Mapping):
+                rows[repr(sorted(row.items()))] = row
+    if not rows:
+        return []
+    columns = list(dict.fromkeys(key for row in rows.values() for key in row))
+    cells = [[words(key, row.get(key)) for key in columns] for row in rows.values()]
+    lead = "The pictures that this report was made with, and the terms they come under."
+    return [Section(title="Licences", lead=lead, tables=(table("", columns, cells),))]
+
+
+def _environment(sources: Sequence[Source]) -> list[Section]:
+    """Who ran what, when and on which machine; then machines and versions, those that are the same in one column."""
+    machines: dict[str, dict[str, Any]] = {}
+    commands: list[list[str]] = []
+    for source in sources:
+        facts = flat({key: value for key, value in source.environment.items() if key not in RUN})
+        facts = {name.removeprefix("versions / "): value for name, value in facts.items()}
+        if facts:
+            machines.setdefault(repr(facts), facts)
+            number = list(machines).index(repr(facts)) + 1
+            given = [str(source.environment.get(key) or "")[: 12 if key == "commit" else None] for key in RUN]
+            commands.append([source.name, source.kind, *given, str(number)])
+    if not machines:
+        return []
+    titles = ("name", "kind", *RUN, "machine")
+    one = len(machines) == 1
+    runs = table("", titles[:-1] if one else titles, [row[:-1] if one else row for row in commands])
+    held = {"everywhere" if one else f"machine {number}": facts for number, facts in enumerate(machines.values(), 1)}
+    return [Section(title="Environment", tables=(runs, side_by_side("Machines and versions", held)))]
+
+
+def html(report: Report) -> str:
+    """The self-contained page; whatever is not a plot of ours is escaped by the template engine."""
+    return _templates(escaped=True).get_template("report.html.j2").render(report=report, light=LIGHT, dark=DARK)
+
+
+def markdown(report: Report) -> str:
+    """The same tables as Markdown, the plots as links to files beside it."""
+    text = _templates(escaped=False).get_template("report.md.j2").render(report=report)
+    return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
+
+
+def _templates(*, escaped: bool) -> Any:
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+    from markupsafe import Markup, escape
+
+    environment = Environment(
+        loader=PackageLoader("repcon.reports"),
+        autoescape=escaped,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "plain": plain,
+        "share": lambda part: "<1 %" if 0 < part < 0.005 else f"{100 * part:.0f} %",
+        "variables": lambda theme: Markup(variables(theme)),
+        "breakable": lambda text: escape(text).replace("_", Markup("_<wbr>")).replace("/", Markup("/<wbr>")),
+        "picture": lambda plot: Markup(plot.svg),
+    }
+    return environment

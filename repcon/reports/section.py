@@ -1,0 +1,26 @@
+"""What a report is made of: sections with their plots and tables."""
+
+import re
+from dataclasses import dataclass
+
+from repcon.reports.crop_sheet import Pictured
+from repcon.reports.plots import Plot
+from repcon.reports.tables import Table
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Section:
+    """A heading and what stands under it."""
+
+    title: str
+    lead: str = ""
+    plots: tuple[Plot, ...] = ()
+    tables: tuple[Table, ...] = ()
+    more: tuple[Table, ...] = ()
+    """Tables that the page folds away."""
+    sheet: tuple[Pictured, ...] = ()
+
+    @property
+    def id(self) -> str:
+        """The heading's anchor."""
+        return re.sub("[^a-z0-9]+", "-", self.title.lower()).strip("-")

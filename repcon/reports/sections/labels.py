@@ -1,0 +1,144 @@
+"""The report's sections on labels: what a store holds, what its truncation costs, and a sheet of crops."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from repcon.labels.statistics import figures
+from repcon.labels.store import LabelStore
+from repcon.reports import crop_sheet
+from repcon.reports.section import Section
+from repcon.reports.sections import store as stores
+from repcon.reports.sections.training import over_time
+from repcon.reports.sources import Source
+from repcon.reports.tables import is_number, side_by_side
+from repcon.runtime.errors import UserError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """A store that some run wrote or read, and the pack that its labels belong to, where that is known."""
+
+    store: str
+    pack: str = ""
+    fingerprint: str = ""
+    """Of the store, where the run told it."""
+
+
+def places(sources: Sequence[Source]) -> list[Place]:
+    """The stores of the sources, each once."""
+    found: dict[str, Place] = {}
+    for place in (place for source in sources for place in _places(source)):
+        key = place.store if "://" in place.store else str(Path(place.store).resolve())
+        if key not in found or not found[key].pack:
+            found[key] = place
+    return list(found.values())
+
+
+def _places(source: Source) -> Iterator[Place]:
+    if source.kind == "store":
+        yield Place(store=str(source.path))
+    key = {"train": "store", "precompute": "out"}.get(source.kind)
+    if key and (store := _located(source, key)):
+        fingerprint = str(source.figures.get("store_fingerprint", ""))
+        yield Place(store=store, pack=_located(source, "pack"), fingerprint=fingerprint)
+
+
+def _located(source: Source, key: str) -> str:
+    """The configured path as seen from a folder above the run, or from here; empty where nothing is there."""
+    value = source.config.get(key)
+    if not isinstance(value, str) or not value:
+        return ""
+    if "://" in value:
+        return value
+    above = (folder / value for folder in source.path.resolve().parents)
+    return next((str(path) for path in (*above, Path(value)) if path.exists()), "")
+
+
+def labels(sources: Sequence[Source]) -> tuple[list[Section], list[str]]:
+    """The sections, and notes on stores that could not be shown (moved, unfinished, of another pack)."""
+    sections: list[Section] = []
+    notes: list[str] = []
+    if runs := {source.name: source for source in sources if source.kind == "precompute"}:
+        sections.append(_precompute(runs))
+    for source in sources:
+        for key in ("store", "pack") if source.kind == "train" else ():
+            if source.config.get(key) and not _located(source, key):
+                notes.append(f"{source.name}: its {key} {source.config[key]} is not there any more, and not shown")
+    found = places(sources)
+    for place in found:
+        name = f": {_called(place, found)}" if len(found) > 1 else ""
+        if place.fingerprint and not _is_the_run_s(place):
+            notes.append(f"{place.store}: is not the store that the run learnt from, or has grown since: not shown")
+            continue
+        for part in (_sheet, _store):
+            try:
+                sections += part(place, name)
+            except UserError as error:
+                notes.append(f"{part.__doc__} could not be shown: {error}")
+    for source in (source for source in sources if source.kind == "inspect"):
+        try:
+            sections += _titled(stores.sections(source.figures), f": {source.name}")
+        except (LookupError, TypeError, ValueError, AttributeError) as error:
+            notes.append(f"{source.name}: not the figures of this version's `repcon inspect` ({error!r})")
+    return sections, notes
+
+
+def _called(place: Place, places: Sequence[Place]) -> str:
+    """The store's name, with its folder's where another has the same."""
+    name = Path(place.store).name
+    alone = [Path(other.store).name for other in places].count(name) == 1
+    return name if alone else f"{Path(place.store).resolve().parent.name}/{name}"
+
+
+def _precompute(runs: Mapping[str, Source]) -> Section:
+    lines = {
+        name: [line for line in source.events if line.get("event") in ("progress", "unit")]
+        for name, source in runs.items()
+    }
+    drawn = over_time(
+        lines,
+        [
+            ("crops", "Throughput of precompute", "crops per second", lambda line: line.get("crops_per_second")),
+            ("teachers-waited", "Teachers waiting", "% of the time", _waited),
+        ],
+    )
+    ended = {name: source.figures for name, source in runs.items() if source.figures}
+    tables = (side_by_side("", ended),) if ended else ()
+    return Section(title="Precomputing the labels", plots=tuple(drawn), tables=tables)
+
+
+def _waited(line: Mapping[str, Any]) -> float | None:
+    share = line.get("waited_share")
+    return 100 * share if is_number(share) else None
+
+
+def _is_the_run_s(place: Place) -> bool:
+    """Whether the store that lies there now is the one that the run told of; what cannot be opened says so itself."""
+    try:
+        return LabelStore.open(place.store).fingerprint == place.fingerprint
+    except UserError:
+        return True
+
+
+def _sheet(place: Place, name: str) -> list[Section]:
+    """A sheet of crops"""
+    if not place.pack:
+        return []
+    pictured = tuple(crop_sheet.sheet(place.pack, place.store))
+    lead = (
+        "Stored crops, cut by the reference loader, beside what is stored for them: each teacher's three most probable "
+        "classes. The frames on the left show where the crops lie in the image. Nothing here is computed anew."
+    )
+    return [Section(title=f"Crops and their labels{name}", lead=lead, sheet=pictured)] if pictured else []
+
+
+def _store(place: Place, name: str) -> list[Section]:
+    """What a store holds"""
+    found = figures(LabelStore.open(place.store))
+    return _titled(stores.sections(found), name)
+
+
+def _titled(sections: Sequence[Section], name: str) -> list[Section]:
+    return [replace(section, title=f"{section.title}{name}") for section in sections]

@@ -1,0 +1,100 @@
+"""A store's figures as sections of a page: tables and plots."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from repcon.labels.statistics import MUTUAL_INFORMATION, UNCOMPRESSED, known, why_no_labels
+from repcon.reports import plots
+from repcon.reports.plots import Bar
+from repcon.reports.section import Section
+from repcon.reports.tables import figure, nat, readable, table, words
+
+
+def sections(found: Mapping[str, Any]) -> list[Section]:
+    """What `labels.statistics` found: the store, its truncation, its classes."""
+    found = known(found)
+    heads = {name: head for name, head in found["heads"].items() if "mass" in head}
+    return [_store(found), _truncation(found, heads), _classes(heads, found["agreement"])] if heads else [_store(found)]
+
+
+def _store(found: Mapping[str, Any]) -> Section:
+    single = {name: value for name, value in found.items() if isinstance(value, int | float | str)}
+    facts = table(
+        "Contents", ("figure", "value"), [(figure(name), _fact(name, value)) for name, value in single.items()]
+    )
+    keys = ("architecture", "precision", "licence", "classes", "k", "bytes_per_crop", "weight_hash")
+    rows = [[name, *(words(key, head[key]) for key in keys)] for name, head in found["heads"].items()]
+    teachers = table("Teachers", ("teacher", *map(readable, keys)), rows)
+    sizes = {name: head["bytes_per_crop"] for name, head in found["heads"].items()}
+    sizes["boxes and flips"] = found["box_bytes_per_crop"]
+    bars = [Bar(label=name, value=size) for name, size in sizes.items() if size is not None]
+    drawn = [plots.bars("store-bytes", "Size", bars, "bytes per crop")] if bars else []
+    if by_k := _sizes_by_k(found):
+        title = "Size of the store against k"
+        drawn.append(plots.lines("store-size", title, by_k, "k", "bytes per crop", points=True, from_zero=True))
+    reason = why_no_labels(found)
+    lead = f"No labels to look at: {reason}." if reason else ""
+    return Section(title="The store", lead=lead, plots=tuple(drawn), tables=(teachers, facts))
+
+
+def _fact(name: str, value: Any) -> str:
+    return f"{value:.2f} times smaller than {UNCOMPRESSED}" if name == "compression" else words(name, value)
+
+
+def _sizes_by_k(found: Mapping[str, Any]) -> dict[str, plots.Line]:
+    """Bytes per crop of the whole store, boxes and flips included, against k for each encoding of the values.
+
+    A head of fewer classes than k is stored whole. The rows that were looked at fill less than a shard, so they
+    compress a little worse or better than the store's own.
+    """
+    heads = [head["bytes_by_k"] for head in found["heads"].values() if head.get("bytes_by_k")]
+    every = sorted({k for sizes in heads for k in sizes["k"]})
+    ks = [k for k in every if all(k in sizes["k"] or k > sizes["k"][-1] for sizes in heads)]
+
+    def total(k: int, values: str) -> float:
+        parts = (sizes[values][sizes["k"].index(min(k, sizes["k"][-1]))] for sizes in heads)
+        return found["box_bytes_per_crop"] + sum(parts)
+
+    return {
+        values + (" (here)" if values == found["values"] else ""): (ks, [total(k, values) for k in ks])
+        for values in ("float16", "gaps8")
+    } if len(ks) > 1 else {}  # fmt: skip
+
+
+def _truncation(found: Mapping[str, Any], heads: Mapping[str, Any]) -> Section:
+    lost = {name: (range(1, head["k"] + 1), head["kl_by_k"]) for name, head in heads.items()}
+    mass = {name: (range(1, head["k"] + 1), head["mass_by_k"]) for name, head in heads.items()}
+    drawn = (
+        plots.lines("store-kl", "KL lost by a smaller k", lost, "k", "nat", points=True, log=True),
+        plots.lines("store-mass", "Mass in the top k", mass, "k", "probability", points=True),
+    )
+    rows = [
+        [name, values + (" (here)" if values == found["values"] else ""), f"{held['bytes_per_crop']:.1f}",
+         *(nat(held[key]) for key in ("kl", "kl_worst")), f"{100 * held['saturated']:.1f} %"]
+        for name, head in heads.items() for values, held in head["encodings"].items()
+    ]  # fmt: skip
+    columns = ("teacher", "values", "bytes per crop", "mean KL (nat)", "worst KL (nat)", "saturated")
+    lead = (
+        "KL in nat at temperature 1 between stored rows and the same rows cut to a smaller k, the rest spread evenly; "
+        f"crops looked at: {found['sampled_crops']:,}."
+    )
+    return Section(title="Truncation", lead=lead, plots=drawn, tables=(table("Encodings", columns, rows),))
+
+
+def _classes(heads: Mapping[str, Any], agreement: Mapping[str, Any]) -> Section:
+    drawn = []
+    for number, (name, head) in enumerate(heads.items()):
+        bars = [Bar(label=str(label), value=100 * share) for label, share in head["most_on_top"]]
+        drawn.append(plots.bars(f"store-top-{number}", f"{name}: most often on top", bars, "% of crops"))
+    keys = ("top1_probability", "entropy_nat", "classes_on_top", "classes")
+    rows = [[name, *(words(key, head[key]) for key in keys)] for name, head in heads.items()]
+    columns = ("teacher", "top-1 probability", "entropy", "classes ever on top", "classes")
+    tables = [table("", columns, rows)]
+    if agreement:
+        pairs = [
+            [pair, f"{values['mutual_information']:.2f}", words("same_class_share", values.get("same_class"))]
+            for pair, values in agreement.items()
+        ]
+        note = f"Mutual information of top classes, {MUTUAL_INFORMATION}."
+        tables.append(table("Agreement", ("teachers", "mutual information", "same class"), pairs, note))
+    return Section(title="Classes", plots=tuple(drawn), tables=tuple(tables))

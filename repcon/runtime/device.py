@@ -1,0 +1,47 @@
+"""Which device a command computes on, and in which numbers."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Literal
+
+import torch
+
+from repcon.runtime.errors import UserError
+
+# Read by CUDA when it starts. A GPU's streams share 8 queues unless told otherwise, and there DALI's decoding waited
+# behind all the launches of a training step.
+os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "32")
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+"""What a recipe calls a precision."""
+
+
+def indexed(device: torch.device | str) -> torch.device:
+    """The device as its tensors name it: "cuda" is the current GPU, and not equal to its "cuda:0"."""
+    place = torch.device(device)
+    return torch.device("cuda", torch.cuda.current_device()) if str(place) == "cuda" else place
+
+
+def choose(device: Literal["auto", "cpu", "cuda"]) -> torch.device:
+    """The device that a recipe's `device` means here: `auto` is CUDA where there is any.
+
+    Raises UserError for `cuda` where torch sees none.
+    """
+    if device == "cpu" or (device == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise UserError("device cuda: torch sees no CUDA device here; use device = 'cpu' or 'auto'")
+    return torch.device("cuda")
+
+
+@contextmanager
+def beside(stream: torch.cuda.Stream | None) -> Iterator[None]:
+    """On the stream, in a thread that is to stay on its GPU. Without one, torch.cuda is not asked: on Macs it fails."""
+    if stream is None:
+        yield
+        return
+    # A new thread stands on the first GPU, and would take memory there on leaving the stream.
+    torch.cuda.set_device(stream.device)
+    with torch.cuda.stream(stream):
+        yield

@@ -1,0 +1,130 @@
+"""What a command leaves behind: its output folder, its environment, its metrics, and its progress on screen."""
+
+import errno
+import fcntl
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TextIO
+
+from repcon.runtime.errors import UserError
+from repcon.runtime.system import environment
+
+MARKER = "command"
+"""The file of an output folder that says which command made it."""
+RESULTS = "results.json"
+"""Its final figures: written last, so that a folder without them is of a run that has not ended."""
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes UTF-8 so that a reader sees the old file or the new one, never half of it."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """As `write_text`."""
+    write_text(path, json_text(value))
+
+
+def json_text(value: Mapping[str, Any]) -> str:
+    """Indented JSON, with null for what is no finite number: JSON has no NaN, and other readers refuse it."""
+    return json.dumps(finite(value), indent=2, default=_plain, allow_nan=False) + "\n"
+
+
+def _plain(value: Any) -> Any:
+    """What JSON has no type for: numpy's numbers as numbers, anything else as text."""
+    try:
+        return finite(float(value))
+    except (TypeError, ValueError):
+        return str(value)
+
+
+def finite(value: Any) -> Any:
+    """The value with None in the place of numbers that are not finite, however deep."""
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: finite(held) for key, held in value.items()}
+    return [finite(held) for held in value] if isinstance(value, list | tuple) else value
+
+
+class Run:
+    """One command's output folder: `config.toml`, `env.json`, `metrics.jsonl`, `results.json`.
+
+    The folder may be empty, or hold an earlier run of the SAME command (which is then continued); anything
+    else is refused, so that nothing of the user's is overwritten.
+    """
+
+    def __init__(
+        self,
+        out: str | Path,
+        command: str,
+        config_toml: str,
+        *,
+        afresh: bool = False,
+        alone: bool = False,
+        trim: Callable[[Path], None] | None = None,
+    ) -> None:
+        """`afresh`: the command starts again where it was stopped, and so do its metrics. `alone`: no other process
+        may be at work in the folder. `trim` is given the metrics of the run that is continued, before more are added.
+        """
+        if "://" in str(out):
+            raise UserError(f"{out}: `repcon {command}` writes to a local folder; copy it there afterwards")
+        self.path = Path(out)
+        marker = self.path / MARKER
+        if self.path.exists() and not self.path.is_dir():
+            raise UserError(f"{self.path} is a file; name a folder for the output of `repcon {command}`")
+        if self.path.exists() and any(self.path.iterdir()):
+            held = marker.read_text().strip() if marker.is_file() else None
+            if held != command:
+                what = f"the output of `repcon {held}`" if held else "other files"
+                raise UserError(f"{self.path} holds {what}; name an empty or new folder for `repcon {command}`")
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._lock = (self.path / ".lock").open("w") if alone else None
+        if self._lock is not None and _is_locked(self._lock):
+            raise UserError(f"{self.path}: another process is at work there; wait for it, or name another folder")
+        marker.write_text(command + "\n")
+        (self.path / "config.toml").write_text(config_toml)
+        write_json(self.path / "env.json", environment())
+        metrics = self.path / "metrics.jsonl"
+        if trim is not None:
+            trim(metrics)
+        self._metrics: TextIO = metrics.open("w" if afresh else "a", buffering=1)
+        self._started = time.monotonic()
+
+    def earlier(self) -> dict[str, Any]:
+        """The results of a run that ended here; {} where none did."""
+        try:
+            return json.loads((self.path / RESULTS).read_text())
+        except (OSError, ValueError):
+            return {}
+
+    def log(self, event: str, **figures: Any) -> None:
+        """Appends one line to `metrics.jsonl`: the event, seconds since the start, and its figures."""
+        line = {"event": event, "seconds": round(time.monotonic() - self._started, 3), **figures}
+        self._metrics.write(json.dumps(finite(line), default=_plain, allow_nan=False) + "\n")
+
+    def finish(self, results: Mapping[str, Any]) -> dict[str, Any]:
+        """Writes `results.json` and closes the metrics; gives the results back."""
+        write_json(self.path / RESULTS, results)
+        self._metrics.close()
+        if self._lock is not None:
+            self._lock.close()
+        return dict(results)
+
+
+def _is_locked(file: TextIO) -> bool:
+    """Whether another process has the lock; else it is this one's, until `file` is closed or the process ends.
+
+    A lock of the process, not of the open file: a run that failed in a notebook must not keep the next one away.
+    """
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        return error.errno in (errno.EACCES, errno.EAGAIN)  # any other: a file system without locks
+    return False

@@ -1,0 +1,94 @@
+"""The facts that a figure cannot be believed without: versions, commit, processor, device, command.
+
+Apart from `repcon.runtime.run_dir`, because the kernels' benchmark runs where only torch, triton and numpy are
+installed.
+"""
+
+import os
+import platform
+import subprocess
+import sys
+import time
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+PACKAGES = (
+    "repcon", "torch", "torchvision", "timm", "triton", "numpy", "zarr", "numcodecs", "simplejpeg", "pillow",
+    "nvidia-dali-cuda130", "nvidia-dali-cuda120", "ffcv", "numba", "ray", "scikit-learn", "liger-kernel",
+)  # fmt: skip
+
+
+def environment() -> dict[str, Any]:
+    """What this process runs on. `commit` is there only in a checkout, `power_limit_watts` only where it is known."""
+    import torch
+
+    versions: dict[str, str] = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    on_gpu = torch.cuda.is_available()
+    facts = {
+        "commit": commit(),
+        "versions": versions,
+        "system": f"{platform.system()} {platform.machine()}",
+        "processor": processor(),
+        "cores": cores(),
+        "device": torch.cuda.get_device_name() if on_gpu else "cpu",
+        "cuda": torch.version.cuda,
+        "power_limit_watts": _power_limit_watts(str(torch.cuda.get_device_properties(0).uuid)) if on_gpu else None,
+        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+    return {name: value for name, value in facts.items() if value is not None}
+
+
+def cores() -> int:
+    """Processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def own_cores() -> int:
+    """This process's share of them, where torchrun has started several here."""
+    beside = os.environ.get("LOCAL_WORLD_SIZE", "")
+    return max(1, cores() // max(1, int(beside))) if beside.isdecimal() else cores()
+
+
+@cache
+def commit() -> str | None:
+    """The checkout's commit, with `-dirty` where tracked files differ from it; None outside a checkout."""
+    root = Path(__file__).resolve().parents[2]
+    if not (root / ".git").exists():  # An installed package may lie in somebody else's checkout.
+        return None
+    return _said("git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
+
+
+def _power_limit_watts(uuid: str) -> float | None:
+    said = _said("nvidia-smi", f"--id=GPU-{uuid}", "--query-gpu=power.limit", "--format=csv,noheader,nounits")
+    try:
+        return float(said or "")
+    except ValueError:  # "[N/A]" where the card does not say
+        return None
+
+
+def _said(*command: str) -> str | None:
+    """What a command prints; None where it is missing or fails."""
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=10, env=os.environ | {"GIT_OPTIONAL_LOCKS": "0"}
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip() or None if done.returncode == 0 else None
+
+
+def processor() -> str:
+    """The processor's name."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "unknown")

@@ -1,1 +1,0 @@
-"""What the label store is made of: layout, manifest, markers, shards and their reader, labels in memory."""

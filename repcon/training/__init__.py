@@ -1,1 +1,0 @@
-"""What train and teach are made of: the feed, the step, the loop, checkpoints, validation, logs."""

@@ -1,0 +1,125 @@
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from repcon import cli
+from repcon.commands import pack
+from repcon.runtime.console import console
+
+
+def test_help_names_every_command(capsys):
+    assert cli.main([]) == 0
+    shown = capsys.readouterr().out
+    assert all(command in shown for command in cli.COMMANDS)
+
+
+@pytest.mark.parametrize("command", cli.COMMANDS)
+def test_every_command_explains_its_flags(command, capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main([command, "--help"])
+    assert stop.value.code == 0
+    assert command in capsys.readouterr().out
+
+
+def test_an_unknown_command_is_one_line(capsys):
+    assert cli.main(["trian"]) == 1
+    assert "no command 'trian'" in capsys.readouterr().err
+
+
+def test_a_misspelt_flag_is_the_users_mistake(capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["train", "--pack", "p", "--store", "s", "--out", "o", "--epchs", "3"])
+    assert stop.value.code == 1
+    assert "--epchs" in capsys.readouterr().err
+
+
+def test_a_recipe_with_a_typo_names_file_and_key(tmp_path, capsys):
+    recipe = tmp_path / "r.toml"
+    recipe.write_text('pack = "p"\nstore = "s"\nout = "o"\nepoch = 3\n')
+    assert cli.main(["train", "--recipe", str(recipe)]) == 1
+    shown = capsys.readouterr().err
+    assert "r.toml" in shown and "epoch" in shown
+
+
+def test_flags_go_over_the_recipe_and_fill_what_it_leaves_open(tmp_path):
+    recipe = tmp_path / "r.toml"
+    recipe.write_text('store = "s"\nepochs = 3\nsize = 64\n[optim]\nlr = 0.5\n')
+    words = ["--pack", "p", "--out", "o", "--epochs", "7", "--optim.weight-decay", "0"]
+    settings = cli._settings("train", cli.COMMANDS["train"][0], words, str(recipe))
+    assert (settings.pack, settings.store, settings.epochs, settings.size) == ("p", "s", 7, 64)
+    assert (settings.optim.lr, settings.optim.weight_decay) == (0.5, 0.0)
+
+
+def test_a_recipe_that_leaves_a_required_field_open_is_asked_for(tmp_path, capsys):
+    recipe = tmp_path / "r.toml"
+    recipe.write_text('store = "s"\n')
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["train", "--recipe", str(recipe), "--out", "o"])
+    assert stop.value.code == 1
+    assert "--pack" in capsys.readouterr().err
+
+
+def test_a_mistake_ends_with_one_line_and_json_tells_it(tmp_path, capsys):
+    figures = tmp_path / "figures.json"
+    code = cli.main(["pack", str(tmp_path / "absent"), str(tmp_path / "out"), "--json", str(figures)])
+    assert code == 1
+    assert "absent" in json.loads(figures.read_text())["error"]
+    assert "Traceback" not in capsys.readouterr().out
+
+
+def test_the_command_line_starts_without_the_heavy_imports():
+    probe = "import sys, repcon.cli; print([m for m in ('torch', 'timm', 'zarr', 'matplotlib') if m in sys.modules])"
+    shown = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True).stdout
+    assert shown.strip() == "[]"
+
+
+def test_json_into_a_folder_that_is_missing_is_refused_before_the_work(tmp_path, capsys):
+    assert cli.main(["pack", str(tmp_path), str(tmp_path / "out"), "--json", str(tmp_path / "no/x.json")]) == 1
+    assert "there is no such folder" in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+def test_json_that_cannot_be_written_is_one_line(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(pack, "run", lambda settings: {"images": 1})
+    assert cli.main(["pack", "a", "b", "--json", "/dev/full"]) == 1
+    assert capsys.readouterr().err.strip() == "error --json /dev/full: No space left on device"
+    monkeypatch.setattr(os, "access", lambda *given: False)
+    assert cli.main(["pack", "a", "b", "--json", str(tmp_path / "x.json")]) == 1
+    assert "cannot be written there; name another file" in capsys.readouterr().err.replace("\n", " ")
+
+
+def test_what_the_system_refuses_is_one_line(tmp_path, capsys, monkeypatch):
+    def refused(settings):
+        (tmp_path / "nowhere" / "file").write_text("")
+
+    monkeypatch.setattr(pack, "run", refused)
+    figures = tmp_path / "figures.json"
+    assert cli.main(["pack", "a", "b", "--json", str(figures)]) == 1
+    told = f"{tmp_path}/nowhere/file: No such file or directory"
+    assert capsys.readouterr().err.replace("\n", "") == f"error {told}"
+    assert json.loads(figures.read_text()) == {"error": told}
+
+
+def test_a_process_of_a_team_says_which_it_is(capsys, monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(console, "quiet", True)
+    assert cli.main(["trian"]) == 1
+    assert "error (process 1) no command" in capsys.readouterr().err
+    monkeypatch.delenv("RANK")
+    assert cli.main(["trian"]) == 1
+    assert "error (process ?) no command" in capsys.readouterr().err
+
+
+def test_a_list_written_as_a_table_says_how_to_write_it(tmp_path, capsys):
+    recipe = tmp_path / "r.toml"
+    recipe.write_text('pack = "p"\nout = "o"\n[teachers]\nname = "a"\nmodel = "b"\n')
+    assert cli.main(["precompute", "--recipe", str(recipe)]) == 1
+    assert "[[teachers]]" in capsys.readouterr().err
+
+
+def test_the_package_runs_as_a_module():
+    done = subprocess.run([sys.executable, "-m", "repcon", "--help"], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0 and "precompute" in done.stdout

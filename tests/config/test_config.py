@@ -1,0 +1,77 @@
+import pytest
+
+from repcon.config import CropConfig, EvaluateConfig, HeadConfig, PrecomputeConfig, TrainConfig, dump, parse, read_toml
+from repcon.runtime.errors import UserError
+
+COMPLETE = 'pack = "p"\nstore = "s"\nout = "o"\n'
+
+
+def recipe(tmp_path, text):
+    path = tmp_path / "recipe.toml"
+    path.write_text(text)
+    return path
+
+
+def load(kind, path):
+    return parse(kind, read_toml(path), str(path))
+
+
+def test_what_is_written_reads_back_equal(tmp_path):
+    config = TrainConfig(pack="p", store="s", out="o", heads=(HeadConfig(name="birds", weight=0.25),), size=96)
+    assert load(TrainConfig, recipe(tmp_path, dump(config))) == config
+
+
+def test_whole_numbers_serve_as_floats(tmp_path):
+    config = load(TrainConfig, recipe(tmp_path, COMPLETE + "[optim]\nlr = 1\n"))
+    assert config.optim.lr == 1.0
+
+
+def test_tuples_keep_their_length(tmp_path):
+    with pytest.raises(UserError, match="scale"):
+        load(CropConfig, recipe(tmp_path, "scale = [0.1]\n"))
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("epoch = 3\n", "unknown key epoch"),
+        ('epochs = "3"\n', "epochs"),
+        ("epochs = true\n", "epochs"),
+        ("epochs = 3.5\n", "epochs"),
+        ('tail = "buckets"\n', "tail"),
+        ('[[heads]]\nname = "a"\nweigth = 2\n', "heads[0]"),
+    ],
+)
+def test_a_mistake_is_named_with_its_file(tmp_path, text, named):
+    path = recipe(tmp_path, COMPLETE + text)
+    with pytest.raises(UserError) as caught:
+        load(TrainConfig, path)
+    assert named in str(caught.value) and str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("kind", "text", "told"),
+    [
+        (EvaluateConfig, 'trunks = "a=b"\n', "expected a list, not 'a=b' @ trunks"),
+        (PrecomputeConfig, "temperatures = 2.0\n", "expected a list, not 2.0 @ temperatures"),
+        (PrecomputeConfig, '[teachers]\nname = "a"\n', "double brackets, as in [[teachers]]"),
+        (PrecomputeConfig, 'codec = "zip"\n', "expected one of zstd, lz4 @ codec"),
+    ],
+)
+def test_what_would_have_been_right_is_told(tmp_path, kind, text, told):
+    with pytest.raises(UserError) as caught:
+        load(kind, recipe(tmp_path, text))
+    assert told in str(caught.value)
+
+
+def test_every_mistake_is_told_at_once(tmp_path):
+    with pytest.raises(UserError) as caught:
+        load(TrainConfig, recipe(tmp_path, 'pack = "p"\nout = "o"\nepoch = 3\nsize = "x"\n'))
+    assert all(word in str(caught.value) for word in ("epoch", "size", "store"))
+
+
+def test_a_file_that_is_no_toml(tmp_path):
+    with pytest.raises(UserError, match="not valid TOML"):
+        load(TrainConfig, recipe(tmp_path, "pack = \n"))
+    with pytest.raises(UserError, match="cannot read"):
+        load(TrainConfig, tmp_path / "absent.toml")

@@ -1,0 +1,75 @@
+"""Validation: agreement and KL as a dense computation gives them, and kNN."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from training_case import SIZE, colour_logits, lines, settings
+
+from repcon.commands import train
+from repcon.config import OptimConfig
+from repcon.decode.factory import open_loader
+from repcon.distill.loader import Feed
+from repcon.evaluation.features import whole_images
+from repcon.evaluation.probes import split_classes
+from repcon.images.pack import Pack
+from repcon.labels.store import LabelStore
+from repcon.models import backbone, student
+
+pytest_plugins = ("training_fixtures",)
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def test_validation_agrees_with_a_dense_computation(case: Path, tmp_path: Path) -> None:
+    """KL and agreement of an untrained student, from scratch in plain torch."""
+    config = settings(case, tmp_path / "run", epochs=1, optim=OptimConfig(lr=0.0, weight_decay=0.0), freeze_norm=True)
+    train.run(config)
+    told = lines(tmp_path / "run", "validation")[0]["heads"]
+    pack, store = Pack.open(config.pack), LabelStore.open(config.store)
+    feed = Feed(pack, store, size=SIZE, batch_size=8, epochs=1, holdout=config.holdout, loader="torch", workers=1)
+    model = student.load(tmp_path / "run" / "student").eval()
+    preprocessing = backbone.preprocessing(model.trunk, SIZE)
+    pixels = torch.cat([batch.pixels for batch in feed.held_out()])
+    feed.close()
+    with torch.no_grad():
+        logits = model(backbone.normalise(pixels, preprocessing, torch.float32))[:, model.head_slices["tones"]]
+    teacher = colour_logits(pixels, 3)
+    kl = torch.nn.functional.kl_div(
+        logits.log_softmax(1), teacher.log_softmax(1), reduction="batchmean", log_target=True
+    )
+    assert told["tones"]["kl"] == pytest.approx(float(kl), rel=2e-3)
+    agreement = (logits.argmax(1) == teacher.argmax(1)).float().mean()
+    assert told["tones"]["agreement"] == pytest.approx(float(agreement))
+
+
+def test_knn_is_that_of_the_students_features(case: Path, tmp_path: Path, picture_folder: Path) -> None:
+    """Computed otherwise, on the features that the saved student gives."""
+    out = tmp_path / "run"
+    config = settings(case, out, epochs=1, knn=str(picture_folder))
+    told = train.run(config)["validation"]["knn"]
+    model = student.load(out / "student").eval()
+    pack = Pack.open(str(next(path.parent for path in (out / "knn-pack").rglob("*.npz"))))
+    inputs = backbone.preprocessing(model.trunk, SIZE)
+    loader = open_loader("torch", pack, (SIZE,), workers=1)
+    with torch.no_grad():
+        batches = loader.batches(whole_images(pack, np.arange(len(pack)), 8))
+        pixels = torch.cat([batch.pixels[SIZE] for batch in batches])
+        features = model.features(backbone.normalise(pixels, inputs, torch.float32))
+    loader.close()
+    near, far = split_classes(pack.labels, 0.5, config.seed)
+    assert len(near) == 16  # Fewer than 20, 4 of each class: all vote, and the nearest class by summed cosine wins.
+    cosine = torch.nn.functional.cosine_similarity(features[far, None], features[None, near], dim=2)
+    sums = torch.stack([cosine[:, pack.labels[near] == label].sum(1) for label in range(4)], dim=1)
+    assert told == pytest.approx(float((sums.argmax(1).numpy() == pack.labels[far]).mean()))
+
+
+def test_tensorboard_shows_losses_rates_and_validation(case: Path, tmp_path: Path, picture_folder: Path) -> None:
+    accumulators = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    out = tmp_path / "run"
+    train.run(settings(case, out, epochs=2, knn=str(picture_folder), tensorboard=True))
+    shown = accumulators.EventAccumulator(str(out / "tensorboard")).Reload()
+    wanted = {"loss/colours", "loss/tones", "lr", "images_per_second", "data_share", "knn"}
+    assert wanted | {"agreement/colours", "kl/tones"} <= set(shown.Tags()["scalars"])
+    steps = [line["loss"]["tones"] for line in lines(out, "step")]
+    assert [event.value for event in shown.Scalars("loss/tones")] == pytest.approx(steps)

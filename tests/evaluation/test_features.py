@@ -1,0 +1,83 @@
+"""Features are extracted once, and belong to one set of weights, one pack and one preprocessing."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from repcon.evaluation import features
+from repcon.images.pack import Pack
+from repcon.images.packing import open_or_pack
+from repcon.models import backbone
+from repcon.runtime.console import progress
+from repcon.runtime.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def pack(picture_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Pack:
+    return open_or_pack(str(picture_folder), tmp_path_factory.mktemp("packs"))
+
+
+def network(folder: Path, name: str, seed: int) -> str:
+    torch.manual_seed(seed)
+    model = backbone.timm.create_model(name, num_classes=3)
+    backbone.save(model, folder, classes=list("abc"), preprocessing=backbone.preprocessing(model, 32), extra={})
+    return str(folder)
+
+
+@pytest.fixture
+def reading(tmp_path: Path) -> features.Reading:
+    return features.Reading(size=32, batch_size=5, loader="torch", workers=0, device="cpu", cache=tmp_path / "cache")
+
+
+def extract(model: str, pack: Pack, rows: np.ndarray, reading: features.Reading) -> tuple[np.ndarray, str]:
+    with progress() as bars:
+        found = features.extract(model, pack, rows, reading, bars)
+    assert found.input_size == reading.size or not reading.size
+    return found.values, found.weight_hash
+
+
+def test_the_box_is_the_largest_centred_square():
+    boxes = features.centre_boxes(np.array([[10, 6], [6, 11], [7, 7]], np.int32))
+    assert boxes.tolist() == [[2, 0, 6, 6], [0, 2, 6, 6], [0, 0, 7, 7]]
+
+
+def test_rows_are_computed_once_in_any_order(pack, reading, tmp_path, monkeypatch):
+    model = network(tmp_path / "net", "test_efficientnet", 0)
+    some, all_rows = np.array([7, 2, 19]), np.arange(len(pack))
+    first, weights = extract(model, pack, some, reading)
+    whole, again = extract(model, pack, all_rows, reading)
+    assert weights == again and whole.dtype == np.float32
+    assert np.array_equal(whole[some], first)
+    fresh, _ = extract(model, pack, all_rows, replace(reading, cache=tmp_path / "other"))
+    assert np.allclose(fresh, whole, atol=1e-5)
+    monkeypatch.setattr(features, "open_loader", None)  # Nothing is decoded any more.
+    assert np.array_equal(extract(model, pack, all_rows[::-1], reading)[0], whole[::-1])
+
+
+def test_other_weights_size_or_pack_are_other_features(pack, reading, tmp_path):
+    rows = np.arange(4)
+    folder = tmp_path / "net"
+    before, _ = extract(network(folder, "test_efficientnet", 0), pack, rows, reading)
+    after, _ = extract(network(folder, "test_efficientnet", 1), pack, rows, reading)
+    larger, _ = extract(str(folder), pack, rows, replace(reading, size=48))
+    assert not np.allclose(before, after) and not np.allclose(after, larger)
+    assert len(list(reading.cache.glob("*.npz"))) == 3
+
+
+def test_a_damaged_cache_is_named(pack, reading, tmp_path):
+    model = network(tmp_path / "net", "test_efficientnet", 0)
+    extract(model, pack, np.arange(2), reading)
+    [path] = reading.cache.glob("*.npz")
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(UserError, match=r"\.npz"):
+        extract(model, pack, np.arange(2), reading)
+
+
+def test_a_trunk_of_another_input_size_says_so(pack, reading, tmp_path):
+    model = network(tmp_path / "vit", "test_vit", 0)
+    with pytest.raises(UserError, match="size"):
+        extract(model, pack, np.arange(2), replace(reading, size=40))
+    assert extract(model, pack, np.arange(2), replace(reading, size=0))[0].shape[0] == 2

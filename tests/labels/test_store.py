@@ -1,0 +1,303 @@
+import dataclasses
+import pickle
+
+import numpy as np
+import pytest
+import zarr
+from store_builder import boxes_of, create_and_fill, expected, fill, labels_of, section, snapshot, spec, write
+
+from repcon.labels.store import LabelStore
+from repcon.runtime.errors import UserError
+
+
+@pytest.fixture
+def store(tmp_path) -> LabelStore:
+    return fill(LabelStore.create(str(tmp_path / "labels.zarr"), spec()))
+
+
+def check_labels(store: LabelStore, tolerance: float = 0.0) -> None:
+    for slab in store.slabs(range(store.crops)):
+        assert set(slab.labels) == set(store.heads)
+        for name, (ids, logp) in slab.labels.items():
+            wanted_ids, wanted_logp = expected(store, slab.crop, name)
+            np.testing.assert_array_equal(ids, wanted_ids)
+            np.testing.assert_allclose(logp, wanted_logp, atol=tolerance)
+
+
+@pytest.mark.parametrize("codec", ["zstd", "lz4"])
+@pytest.mark.parametrize("place", ["path", "file", "memory"])
+def test_what_is_written_is_read(tmp_path, codec, place):
+    urls = {"path": str(tmp_path / "s"), "file": f"file://{tmp_path}/s", "memory": f"memory://{tmp_path.name}-{codec}"}
+    create_and_fill(urls[place], codec=codec)
+    store = LabelStore.open(urls[place])
+    assert store.unfinished() == [] and store.missing.size == 0
+    assert (store.images, store.crops, list(store.heads)) == (100, 4, ["wide", "small"])
+    check_labels(store)
+
+
+def test_eight_bit_values_come_back_as_float16_like_any_other(tmp_path):
+    create_and_fill(str(tmp_path / "s"), values="gaps8")
+    store = LabelStore.open(str(tmp_path / "s"))
+    slab = store.slab(0)
+    assert slab.labels["wide"][1].dtype == np.float16 and slab.labels["wide"][1].shape == (100, 7)
+    np.testing.assert_array_equal(slab.labels["wide"][0], expected(store, 0, "wide")[0])
+    np.testing.assert_allclose(slab.labels["wide"][1][:, :5], expected(store, 0, "wide")[1][:, :5], atol=0.03)
+    assert np.isneginf(slab.labels["small"][1][:, 4:]).all()
+
+
+def test_boxes_come_back_for_any_range(store):
+    boxes, flips = store.boxes(range(1, 3), range(30, 90))
+    for unit in store.units():
+        wanted_boxes, wanted_flips = boxes_of(unit)
+        rows = range(max(30, unit.rows.start), min(90, unit.rows.stop))
+        here = slice(rows.start - 30, rows.stop - 30)
+        there = slice(rows.start - unit.rows.start, rows.stop - unit.rows.start)
+        np.testing.assert_array_equal(boxes[:, here], wanted_boxes[1:3, there])
+        np.testing.assert_array_equal(flips[:, here], wanted_flips[1:3, there])
+    assert store.slab(2).boxes.shape == (100, 4)
+    np.testing.assert_array_equal(store.slab(2).boxes[30:90], boxes[1])
+
+
+def test_some_heads_and_memory_of_ones_own(store):
+    out = store.slab(0, ["small"])
+    again = store.slab(1, ["small"], out=out)
+    assert list(again.labels) == ["small"] and again.labels["small"][0] is out.labels["small"][0] and again.crop == 1
+    with pytest.raises(UserError, match="no head tiny; it holds wide, small"):
+        store.slab(0, ["tiny"])
+    with pytest.raises(UserError, match="crop 4 of the boxes is not in the store"):
+        store.slab(4)
+    assert store.slab_bytes() == sum(
+        array.nbytes for slab in [store.slab(0)] for array in (slab.boxes, slab.flips, *sum(slab.labels.values(), ()))
+    )
+
+
+def test_zarr_python_reads_the_same_store(store):
+    group = zarr.open_group(store.url, mode="r")
+    for crop in range(store.crops):
+        slab = store.slab(crop)
+        for name, (ids, logp) in slab.labels.items():
+            np.testing.assert_array_equal(group[f"heads/{name}/ids"][crop], ids)
+            np.testing.assert_array_equal(group[f"heads/{name}/logp"][crop], logp)
+        np.testing.assert_array_equal(group["crops/box"][crop], slab.boxes)
+        np.testing.assert_array_equal(group["crops/flip"][crop], slab.flips)
+
+
+def test_a_second_run_finds_nothing_to_do_and_changes_nothing(tmp_path, store):
+    before = snapshot(tmp_path)
+    again = LabelStore.create(store.url, spec())
+    assert again.unfinished() == [] and snapshot(tmp_path) == before
+
+
+def test_a_resumed_run_ends_byte_identical(tmp_path, store):
+    half = LabelStore.create(str(tmp_path / "half" / "labels.zarr"), spec())
+    for unit in half.units()[:2]:
+        write(half, unit)
+    resumed = LabelStore.create(half.url, spec())
+    assert [unit.name for unit in resumed.unfinished()] == [resumed.units()[2].name]
+    fill(resumed)
+    assert snapshot(tmp_path / "half" / "labels.zarr") == snapshot(tmp_path / "labels.zarr")
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"pack_fingerprint": "e" * 64}, "pack_fingerprint"),
+        ({"crop_recipe": {"seed": 1, "scale": [0.25, 1.0]}}, "crop_recipe.seed: the store has 0, this run has 1"),
+        ({"k": 6}, "k: the store has 5, this run has 6"),
+        ({"temperatures": (1.0,)}, "temperatures"),
+        ({"images": 101}, "images"),
+        ({"crops": 8}, "crops: the store has 4, this run has 8"),
+        ({"codec": "lz4"}, "codec"),
+        ({"values": "gaps8"}, "values"),
+        ({"rows_per_shard": 50}, "rows_per_shard"),
+        ({"teachers": (section("wide", 300), section("small", 4, weight_hash="x"))}, "teachers.small.weight_hash"),
+        (
+            {
+                "teachers": (
+                    section("wide", 300, preprocessing={"size": 64, "mean": [0.5, 0.5, 0.5]}),
+                    section("small", 4),
+                )
+            },
+            "teachers.wide.preprocessing.size: the store has 32, this run has 64",
+        ),
+        ({"teachers": (section("wide", 300), section("small", 4, precision="bf16"))}, "teachers.small.precision"),
+        ({"teachers": (section("wide", 300), section("third", 4))}, "teachers.third"),
+    ],
+)
+def test_a_resume_with_anything_else_is_refused_by_name(tmp_path, store, changes, named):
+    before = snapshot(tmp_path)
+    with pytest.raises(UserError, match=f"made for something else: {named}"):
+        LabelStore.create(store.url, spec(**changes))
+    assert snapshot(tmp_path) == before
+
+
+def test_versions_and_licences_do_not_stand_in_the_way_of_a_resume(store):
+    newer = tuple(section(n, c, versions={"torch": "9"}, licence="MIT") for n, c in (("wide", 300), ("small", 4)))
+    assert LabelStore.create(store.url, spec(teachers=newer)).unfinished() == []
+
+
+def test_a_teacher_is_added_on_the_stored_boxes(tmp_path, store):
+    before = snapshot(tmp_path)
+    store.append_teachers([section("wide", 300), section("third", 1000)])
+    added = store.unfinished()
+    assert {unit.heads for unit in added} == {("third",)} and not any(unit.writes_boxes for unit in added)
+    assert len(added) == 3
+    for unit in added[:1]:
+        np.testing.assert_array_equal(store.boxes(unit.crops, unit.rows)[0], boxes_of(unit)[0])
+        store.write(unit, np.empty(0), np.empty(0), labels_of(store, unit))
+    resumed = LabelStore.open(store.url)
+    assert len(resumed.unfinished()) == 2
+    assert set(resumed.slab(0, ["wide"]).labels) == {"wide"}
+    with pytest.raises(UserError, match="never finished"):
+        resumed.slab(0)
+    check_labels(fill(resumed))
+    after = snapshot(tmp_path)
+    assert {name: after[name] for name in before if name != "labels.zarr/manifest.json"} == {
+        name: data for name, data in before.items() if name != "labels.zarr/manifest.json"
+    }
+    assert LabelStore.create(store.url, spec()).unfinished() == []  # the first recipe still fits its store
+
+
+def test_an_added_teacher_of_a_known_name_must_be_the_same(store):
+    with pytest.raises(UserError, match=r"teachers\.wide\.weight_hash"):
+        store.append_teachers([section("wide", 300, weight_hash="other")])
+
+
+def test_crops_are_added_and_no_shard_changes(tmp_path, store):
+    before = snapshot(tmp_path)
+    store.append_crops(8)
+    store.append_crops(8)
+    assert store.crops == 8 and [unit.crops for unit in store.unfinished()] == [range(4, 8)] * 3
+    assert all(unit.writes_boxes for unit in store.unfinished())
+    store.append_teachers([section("third", 10)])
+    check_labels(fill(LabelStore.open(store.url)))
+    after = snapshot(tmp_path)
+    untouched = [name for name in before if not name.endswith((".json",)) or "/done/" in name]
+    assert len(untouched) > 10 and all(after[name] == before[name] for name in untouched)
+    group = zarr.open_group(store.url, mode="r")
+    assert group["heads/wide/ids"].shape == (8, 100, 5)
+    np.testing.assert_array_equal(group["heads/third/ids"][6], expected(LabelStore.open(store.url), 6, "third")[0])
+
+
+@pytest.mark.parametrize("crops", [2, 6, 5])
+def test_crops_grow_by_whole_shards(store, crops):
+    with pytest.raises(UserError, match="in steps of 4"):
+        store.append_crops(crops)
+
+
+def test_two_changes_at_once_do_not_lose_one(store):
+    other = LabelStore.open(store.url)
+    store.append_crops(8)
+    with pytest.raises(UserError, match="another process changed the store"):
+        other.append_teachers([section("third", 10)])
+
+
+@pytest.mark.parametrize("values", ["float16", "gaps8"])
+def test_missing_rows_are_poison_listed_and_allowed(tmp_path, values):
+    store = LabelStore.create(str(tmp_path / "s"), spec(values=values))
+    for unit in store.units():
+        write(store, unit, [row for row in (3, 77) if row in unit.rows])
+    store = LabelStore.open(store.url)
+    assert store.missing.tolist() == [3, 77] and store.unfinished() == []
+    ids, logp = store.slab(1).labels["wide"]
+    assert (ids[[3, 77]] == 65_535).all() and np.isnan(logp[[3, 77]]).all()
+    assert (np.delete(ids, [3, 77], 0) < 300).all() and not np.isnan(np.delete(logp, [3, 77], 0)).any()
+
+
+def test_boxes_flips_and_missing_rows_that_no_reader_would_trust_are_refused(tmp_path):
+    store = LabelStore.create(str(tmp_path / "s"), spec())
+    unit = store.units()[0]
+    boxes, flips = boxes_of(unit)
+    for wrong, told in (
+        ((boxes.astype(np.int64), flips, {}), "boxes are int64 instead of uint16"),
+        ((boxes, flips + np.uint8(2), {}), "flips must be 0 or 1"),
+        ((boxes, flips, {unit.rows.stop: "gone"}), f"missing row {unit.rows.stop} is not one of its rows"),
+    ):
+        with pytest.raises(UserError, match=told):
+            store.write(unit, *wrong[:2], labels_of(store, unit), wrong[2])
+    assert not store.is_done(unit)
+
+
+def test_what_other_heads_units_miss_does_not_change_ones_own(store):
+    store.append_teachers([section("birds", 50)])
+    write(store, store.unfinished()[0], missing=[3])
+    assert store.missing.tolist() == [3] == store.missing_of(["birds"]).tolist()
+    assert store.missing_reasons(store.finished()) == {3: "row 3 is no JPEG"}
+    assert store.missing_of(["wide", "small"]).tolist() == []
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (lambda ids, logp: (ids, np.where(np.arange(7) == 2, np.float16("nan"), logp)), "NaN"),
+        (lambda ids, logp: (ids, np.where(np.arange(7) == 4, np.float16("-inf"), logp)), "infinite"),
+        (lambda ids, logp: (ids + 300, logp), "ids must be integers from 0 to 299"),
+        (lambda ids, logp: (ids - 300, logp), "ids must be"),
+        (lambda ids, logp: (ids.astype(float), logp), "ids must be"),
+        (lambda ids, logp: (ids, logp[..., ::-1]), "must fall"),
+        (lambda ids, logp: (ids[:, :-1], logp), "ids has shape"),
+        (lambda ids, logp: (ids, logp[..., :-1]), "logp has shape"),
+    ],
+)
+def test_labels_that_nobody_could_trust_are_not_written(tmp_path, change, named):
+    store = LabelStore.create(str(tmp_path / "s"), spec())
+    unit = store.units()[0]
+    labels = labels_of(store, unit)
+    labels["wide"] = change(*labels["wide"])
+    with pytest.raises(UserError, match=named):
+        store.write(unit, *boxes_of(unit), labels)
+    assert not store.is_done(unit)
+
+
+def test_boxes_and_heads_must_be_those_of_the_unit(tmp_path):
+    store = LabelStore.create(str(tmp_path / "s"), spec())
+    unit = store.units()[0]
+    boxes, flips = boxes_of(unit)
+    with pytest.raises(UserError, match="boxes has shape"):
+        store.write(unit, boxes[:, :-1], flips, labels_of(store, unit))
+    with pytest.raises(UserError, match="without an area"):
+        store.write(unit, boxes * 0, flips, labels_of(store, unit))
+    with pytest.raises(UserError, match="labels of"):
+        store.write(unit, boxes, flips, {})
+
+
+def test_opening_what_is_no_store(tmp_path):
+    with pytest.raises(UserError, match="no label store here"):
+        LabelStore.open(str(tmp_path / "absent"))
+    (tmp_path / "thesis.tex").write_text("years of work")
+    (tmp_path / ".draft.tmp").write_text("another program's")
+    with pytest.raises(UserError, match="holds other files"):
+        LabelStore.create(str(tmp_path), spec())
+    assert {path.name for path in tmp_path.iterdir()} == {"thesis.tex", ".draft.tmp"}
+
+
+def test_another_process_gets_its_own_by_pickling(store):
+    other = pickle.loads(pickle.dumps(store))
+    assert other.fingerprint == store.fingerprint and other is not store
+
+
+def test_the_sections_tell_where_labels_come_from(store):
+    head = LabelStore.open(store.url).heads["wide"]
+    assert head.section == section("wide", 300) and (head.k, head.classes, head.temperatures) == (5, 300, (1.0, 2.0))
+    assert dataclasses.asdict(head.section)["weight_hash"] == "hash of wide"
+
+
+def test_a_teacher_of_which_nothing_is_finished_gives_its_name_to_another(tmp_path):
+    url = str(tmp_path / "labels.zarr")
+    store = fill(LabelStore.create(url, spec()))
+    store.append_teachers([section("late", 20)])
+    behind = LabelStore.open(url)
+    store.replace_teacher(section("late", 700, weight_hash="mended"))
+    unit = next(unit for unit in behind.units() if "late" in unit.heads)
+    with pytest.raises(UserError, match="another run has put another teacher in the place of late"):
+        write(behind, unit)
+    assert not store.is_done(unit)
+    fill(LabelStore.open(url))
+    check_labels(LabelStore.open(url))
+    with pytest.raises(UserError, match="late has labels already"):
+        LabelStore.open(url).replace_teacher(section("late", 20))
+    store.append_teachers([section("more", 6)])  # changes the manifest, and nothing of what the others write
+    other = LabelStore.open(url)
+    store.append_teachers([section("most", 6)])
+    fill(other)
+    assert [unit.heads for unit in LabelStore.open(url).unfinished()] == [("most",)] * 3

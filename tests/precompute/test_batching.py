@@ -1,0 +1,65 @@
+"""Passes within the memory: halving, its end, and a batch size that compiled teachers do not change."""
+
+import shutil
+
+import pytest
+import torch
+from torch._dynamo.utils import counters
+
+from repcon.config import TeacherConfig
+from repcon.models import teacher
+from repcon.precompute.batching import Passes, find_batch_size
+from repcon.runtime.errors import UserError
+
+CPU = torch.device("cpu")
+
+
+def holding(limit: int):
+    """A pass that fails above `limit` crops, and otherwise gives back what it was given."""
+
+    def answer(pixels):
+        if len(pixels[4]) > limit:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return pixels[4]
+
+    return answer
+
+
+def test_the_parts_are_the_batch_in_order_and_what_fitted_stays():
+    said: list[str] = []
+    passes = Passes(8, CPU, said.append)
+    batch = torch.arange(11)[:, None]
+    assert torch.equal(torch.cat(passes.run({4: batch}, holding(3))), batch)
+    assert passes.size == 2 and [line.rsplit(" ", 1)[1] for line in said] == ["4", "2"]
+    assert [len(part) for part in passes.run({4: batch}, holding(3))] == [2, 2, 2, 2, 2, 1]
+    assert len(said) == 2
+
+
+def test_not_even_one_crop_is_a_clear_line():
+    with pytest.raises(UserError, match="out of memory with one crop; name fewer teachers"):
+        Passes(4, CPU, print).run({4: torch.zeros(4, 1)}, holding(0))
+
+
+def test_other_errors_are_not_taken_for_memory():
+    def broken(pixels):
+        raise RuntimeError("shapes do not fit")
+
+    with pytest.raises(RuntimeError, match="shapes"):
+        Passes(4, CPU, print).run({4: torch.zeros(4, 1)}, broken)
+
+
+@pytest.mark.skipif(
+    not (shutil.which("g++") or shutil.which("c++")), reason="torch.compile on a CPU needs a C++ compiler"
+)
+def test_a_compiled_teacher_has_the_batch_size_and_the_answers_of_the_plain_one():
+    """And is compiled once: looking for the batch size leaves no trace in it."""
+    torch.compiler.reset()
+    plain, compiled = (
+        teacher.load(TeacherConfig(name="own", model="precompute_case:plain", compile=compiles), CPU)
+        for compiles in (False, True)
+    )
+    counters.clear()
+    assert find_batch_size([compiled], CPU) == find_batch_size([plain], CPU)
+    pixels = torch.randint(0, 256, (4, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    assert torch.allclose(compiled(pixels), plain(pixels), atol=1e-4)
+    assert counters["frames"]["ok"] == 1

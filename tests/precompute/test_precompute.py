@@ -1,0 +1,425 @@
+"""The first main path: labels that belong to their crops, resume, append, and faults."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from precompute_case import SIZE, contents, pack_path, recipe, rot, teacher_folders, with_teachers
+
+from repcon import config
+from repcon.commands import inspect, precompute
+from repcon.config import CropConfig, InspectConfig, PrecomputeConfig, TeacherConfig
+from repcon.crops.plan import plan
+from repcon.decode.reference import crop, decode
+from repcon.images.pack import Pack
+from repcon.labels import topk
+from repcon.labels.store import LabelStore
+from repcon.models import backbone
+from repcon.models import teacher as teachers
+from repcon.precompute import engine, stall_detector
+from repcon.precompute.context import absolute
+from repcon.precompute.output_store import lease_folder, run_folder
+from repcon.runtime.errors import UserError
+
+__all__ = ["pack_path", "recipe", "teacher_folders"]
+FIXTURES = Path(__file__).parents[1] / "fixtures"
+
+
+def own(recipe: PrecomputeConfig, factory: str) -> PrecomputeConfig:
+    return replace(recipe, teachers=(TeacherConfig(name="own", model=f"precompute_case:{factory}"),))
+
+
+def recomputed(store: LabelStore, pack: Pack, head: str, number: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """One crop of all images, through PIL, the reference's resize and a plain forward pass, one image at a time."""
+    info = store.heads[head]
+    teacher = teachers.from_section(info.section, "cpu")
+    slab, rows = store.slab(number), []
+    for row in range(len(pack)):
+        pixels = crop(decode(pack.read(row)), slab.boxes[row], teacher.preprocessing.size, bool(slab.flips[row]))
+        rows.append(teacher(pixels[None])[0])
+    return topk.encode(torch.stack(rows), info.k, info.temperatures)
+
+
+def test_stored_labels_are_the_teachers_answers_on_the_same_crops(recipe, teacher_folders, pack_path):
+    figures = precompute.run(with_teachers(recipe, teacher_folders, "five", "wide"))
+    pack, store = Pack.open(pack_path), LabelStore.open(recipe.out)
+    planned = plan(recipe.crop, pack.hashes, pack.sizes, range(8))
+    assert store.unfinished() == [] and figures["crops"] == figures["total_crops"] == 8 * len(pack)
+    for head in ("five", "wide"):
+        for number in (0, 7):
+            ids, logp = recomputed(store, pack, head, number)
+            slab = store.slab(number)
+            held_ids, held = slab.labels[head]
+            assert (slab.boxes == planned.boxes[number]).all() and (slab.flips == planned.flips[number]).all()
+            assert np.allclose(held.astype(np.float32), logp.numpy(), atol=2e-3)
+            same = held_ids == ids.numpy()
+            assert same.mean() > 0.98  # Ranks swap only where float32 sums in another order make a tie.
+
+
+def test_every_loader_gives_nearly_the_same_labels(recipe):
+    precompute.run(recipe)
+    other = replace(recipe, out=recipe.out + "-torch", loader="torch")
+    precompute.run(other)
+    left, right = (LabelStore.open(out).slab(0).labels["five"][1] for out in (recipe.out, other.out))
+    assert np.abs(left.astype(np.float32) - right.astype(np.float32)).max() < 0.1
+
+
+def test_teachers_of_equal_inputs_share_one_tensor(recipe, teacher_folders, monkeypatch):
+    seen = []
+    normalise = backbone.normalise
+
+    def counted(images, preprocessing, dtype):
+        seen.append(len(images))
+        return normalise(images, preprocessing, dtype)
+
+    monkeypatch.setattr(backbone, "normalise", counted)
+    loaded = with_teachers(recipe, teacher_folders, "five", "nine", "wide")
+    bench = precompute.set_up(loaded)
+    seen.clear()
+    engine.work(bench, lambda event: None)
+    assert sum(seen) == 2 * 8 * 32  # Two inputs (32 and 48 pixels) for three teachers.
+
+
+def test_a_finished_store_is_left_alone(recipe):
+    precompute.run(recipe)
+    before = {path: path.stat().st_mtime_ns for path in Path(recipe.out).rglob("*")}
+    figures = precompute.run(recipe)
+    assert figures["images"] == figures["crops"] == 0
+    assert before == {path: path.stat().st_mtime_ns for path in Path(recipe.out).rglob("*")}
+
+
+class Stopped(Exception):
+    pass
+
+
+def test_resume_does_the_rest_only_and_ends_byte_identical(recipe):
+    precompute.run(recipe)
+    cut = replace(recipe, out=recipe.out + "-cut")
+
+    def stop_after_two(event):
+        stop_after_two.units += bool(event.unit)
+        if stop_after_two.units == 2:
+            raise Stopped
+
+    stop_after_two.units = 0
+    with pytest.raises(Stopped):
+        engine.work(precompute.set_up(cut), stop_after_two)
+    left = LabelStore.open(cut.out).unfinished()
+    assert 1 <= len(left) <= 2
+    figures = precompute.run(cut)
+    assert figures["images"] == sum(len(unit.rows) for unit in left)
+    assert contents(cut.out) == contents(recipe.out)
+
+
+@pytest.mark.parametrize(
+    "change, field",
+    [
+        ({"k": 3}, "k:"),
+        ({"temperatures": (1.0,)}, "temperatures"),
+        ({"crop": CropConfig(seed=4)}, "crop_recipe.seed"),
+        ({"codec": "lz4"}, "codec"),
+        ({"rows_per_shard": 16}, "rows_per_shard"),
+        ({"crops": 4}, "crops"),
+    ],
+)
+def test_a_resume_with_another_recipe_is_refused(recipe, change, field):
+    precompute.run(recipe)
+    before = contents(recipe.out)
+    with pytest.raises(UserError, match=field):
+        precompute.run(replace(recipe, **change))
+    assert contents(recipe.out) == before
+
+
+def test_a_resume_with_other_weights_preprocessing_or_pack_is_refused(recipe, teacher_folders, tmp_path, pack_path):
+    precompute.run(recipe)
+    other = replace(recipe, teachers=(replace(recipe.teachers[0], model=str(teacher_folders["nine"])),))
+    with pytest.raises(UserError, match=r"teachers\.five"):
+        precompute.run(other)
+    with pytest.raises(UserError, match=r"teachers\.five\.preprocessing\.size"):
+        precompute.run(replace(recipe, teachers=(replace(recipe.teachers[0], size=48),)))
+    with pytest.raises(UserError, match=r"teachers\.five\.precision"):
+        precompute.run(replace(recipe, teachers=(replace(recipe.teachers[0], precision="bf16"),)))
+    from repcon.commands import pack as packing
+
+    folder = tmp_path / "one" / "class"
+    folder.mkdir(parents=True)
+    (folder / "a.jpg").write_bytes(Pack.open(pack_path).read(0))
+    packing.run(config.PackConfig(source=str(tmp_path / "one"), out=str(tmp_path / "other"), workers=1))
+    with pytest.raises(UserError, match=r"pack_fingerprint|images"):
+        precompute.run(replace(recipe, pack=str(tmp_path / "other")))
+
+
+def test_a_resume_is_refused_where_the_teacher_answers_otherwise(recipe, monkeypatch):
+    """Weights and architecture are the same: only its answers show it."""
+    mine = own(recipe, "moody")
+    precompute.run(mine)
+    for marker in sorted(Path(recipe.out, "done").glob("*.json"))[1:]:
+        marker.unlink()
+    monkeypatch.setenv("MOOD", "1.5")
+    with pytest.raises(UserError, match=r"teacher own: it answers otherwise than when the store's labels were made"):
+        precompute.run(mine)
+    assert len(LabelStore.open(recipe.out).unfinished()) == 3
+    monkeypatch.setenv("MOOD", "1.001")  # as far as another device's last digits
+    assert precompute.run(mine)["units"] == 3
+
+
+def test_a_teacher_that_failed_before_its_first_unit_can_be_mended(recipe, teacher_folders):
+    """Beside a finished teacher, and alone; what is finished is never given to another."""
+    for out, first in ((recipe.out, True), (recipe.out + "-alone", False)):
+        if first:
+            precompute.run(recipe)
+        broken = replace(own(recipe, "nan"), out=out)
+        with pytest.raises(UserError, match="not a number"):
+            precompute.run(broken)
+        mended = TeacherConfig(name="own", model=str(teacher_folders["wide"]))  # another network, more classes
+        precompute.run(replace(broken, teachers=(mended,)))
+        store = LabelStore.open(out)
+        assert store.unfinished() == [] and store.heads["own"].classes == 40
+        assert list(store.heads) == (["five", "own"] if first else ["own"])
+        with pytest.raises(UserError, match="own"):
+            precompute.run(broken)
+    plain = replace(recipe, teachers=(mended,), out=recipe.out + "-plain")
+    precompute.run(plain)
+    left, right = (LabelStore.open(out).slab(1).labels["own"] for out in (recipe.out, plain.out))
+    assert all(map(np.array_equal, left, right))
+
+
+def test_a_teacher_that_writes_into_its_input_spoils_no_other(recipe, teacher_folders):
+    tidy = TeacherConfig(name="five", model=str(teacher_folders["five"]))
+    rude = TeacherConfig(name="rude", model="precompute_case:rude")
+    precompute.run(replace(recipe, teachers=(tidy,)))
+    both = replace(recipe, teachers=(rude, tidy), out=recipe.out + "-both")
+    precompute.run(both)
+    left, right = (LabelStore.open(out).slab(2).labels["five"] for out in (recipe.out, both.out))
+    assert all(map(np.array_equal, left, right))
+
+
+def test_an_appended_teacher_equals_one_that_was_there_from_the_start(recipe, teacher_folders):
+    both = with_teachers(replace(recipe, out=recipe.out + "-both"), teacher_folders, "five", "wide")
+    precompute.run(both)
+    precompute.run(recipe)
+    before = contents(recipe.out, "heads/five")
+    figures = precompute.run(with_teachers(recipe, teacher_folders, "wide"))  # One at a time: only the new one named.
+    assert figures["crops"] == 8 * 32
+    assert contents(recipe.out, "heads/five") == before
+    assert contents(recipe.out, "heads/wide") == contents(both.out, "heads/wide")
+    assert precompute.run(replace(both, out=recipe.out))["crops"] == 0
+
+
+def test_more_crops_leave_the_first_as_they_are(recipe, teacher_folders):
+    precompute.run(recipe)
+    before = contents(recipe.out, "heads")
+    figures = precompute.run(replace(recipe, crops=16))
+    after, store = contents(recipe.out, "heads"), LabelStore.open(recipe.out)
+    assert figures["crops"] == 8 * 32 and store.crops == 16 and store.unfinished() == []
+    assert all(after[name] == digest for name, digest in before.items() if not name.endswith("zarr.json"))
+    pack = Pack.open(recipe.pack)
+    assert (store.slab(12).boxes == plan(recipe.crop, pack.hashes, pack.sizes, [12]).boxes[0]).all()
+    with pytest.raises(UserError, match="takes every teacher, also five"):
+        precompute.run(with_teachers(replace(recipe, crops=24), teacher_folders, "nine"))
+
+
+def test_a_rotten_image_is_marked_and_the_rest_is_as_ever(recipe, pack_path, tmp_path):
+    precompute.run(recipe)
+    rotten = tmp_path / "rotten"
+    shutil.copytree(pack_path, rotten)
+    keys = [rot(rotten, row) for row in (5, 17)]
+    damaged = replace(recipe, pack=str(rotten), out=recipe.out + "-rotten")
+    with pytest.raises(UserError, match="2 images could not be decoded") as caught:
+        precompute.run(damaged)
+    assert caught.value.figures["missing"] == 2
+    store, whole = LabelStore.open(damaged.out), LabelStore.open(recipe.out)
+    assert store.missing.tolist() == [5, 17] and store.unfinished() == []
+    rest = np.setdiff1d(np.arange(32), [5, 17])
+    ids, logp = store.slab(3).labels["five"]
+    assert np.isnan(logp[[5, 17]].astype(np.float32)).all()
+    wanted = whole.slab(3).labels["five"]
+    assert (ids[rest] == wanted[0][rest]).mean() > 0.99
+    assert np.allclose(logp[rest].astype(np.float32), wanted[1][rest].astype(np.float32), atol=2e-3)
+    lines = [json.loads(line) for line in (run_folder(damaged.out) / "metrics.jsonl").read_text().splitlines()]
+    noted = {line["image"]: line["reason"] for line in lines if line["event"] == "missing"}
+    assert set(noted) == set(keys) and all("changed" in reason for reason in noted.values())
+    reasons = inspect.run(InspectConfig(store=damaged.out))["missing_rows"]
+    assert [*reasons] == ["5", "17"] and all("changed" in reason for reason in reasons.values())
+    assert str(rotten) not in str(reasons)
+    figures = precompute.run(replace(damaged, tolerate_missing=True))
+    assert figures["crops"] == 0 and figures["missing"] == 2
+
+
+def test_a_file_that_cannot_be_read_stops_the_run_and_marks_nothing(recipe, pack_path, tmp_path):
+    gone = tmp_path / "gone"
+    shutil.copytree(pack_path, gone)
+    for shard in gone.glob("*.tar"):
+        shard.unlink()
+    with pytest.raises(UserError, match="cannot be read"):
+        precompute.run(replace(recipe, pack=str(gone)))
+    store = LabelStore.open(recipe.out)
+    assert len(store.unfinished()) == 4 and len(store.missing) == 0
+    precompute.run(replace(recipe, pack=str(pack_path)))
+    assert LabelStore.open(recipe.out).unfinished() == []
+
+
+def test_a_loader_that_fails_on_whole_images_stops_the_run_and_marks_nothing(recipe, monkeypatch):
+    def fails(self, request, cut, share):
+        raise UserError("out of memory in the loader")
+
+    with monkeypatch.context() as patch, pytest.raises(UserError, match="out of memory in the loader"):
+        patch.setattr("repcon.decode.threads.ThreadsLoader._fill", fails)
+        precompute.run(replace(recipe, loader="torch"))
+    store = LabelStore.open(recipe.out)
+    assert len(store.unfinished()) == 4 and len(store.missing) == 0
+
+
+def test_nan_from_a_teacher_names_teacher_and_image(recipe, pack_path):
+    key = Pack.open(pack_path).keys[0]
+    with pytest.raises(UserError, match=rf"teacher own: .*not a number.*image {key}, crop 0"):
+        precompute.run(own(recipe, "nan"))
+    assert len(LabelStore.open(recipe.out).unfinished()) == 4
+
+
+def test_out_of_memory_halves_the_batch_and_says_so(recipe, capsys):
+    precompute.run(own(replace(recipe, out=recipe.out + "-plain", batch_size=4), "plain"))
+    precompute.run(own(recipe, "small_memory"))
+    said = capsys.readouterr().out
+    assert "out of memory with 16 crops per pass: going on with 8" in said and "going on with 4" in said
+    left, right = (LabelStore.open(out).slab(0).labels["own"] for out in (recipe.out, recipe.out + "-plain"))
+    assert (left[0] == right[0]).all() and np.allclose(left[1].astype(float), right[1].astype(float), atol=1e-3)
+
+
+def test_the_estimate_prints_and_writes_nothing(recipe, tmp_path, capsys):
+    before = sorted(tmp_path.iterdir())
+    figures = precompute.run(replace(recipe, estimate=True))
+    assert sorted(tmp_path.iterdir()) == before
+    assert figures["total_crops"] == 8 * 32 and figures["crops_per_second"] > 0
+    losses = [figures["teachers"]["five"][k]["kl"] for k in (4, 8)]
+    assert losses[0] >= losses[1] == 0.0  # Five classes: at k = 8 all of them are stored.
+    both = figures["encodings"]
+    assert both["gaps8"]["bytes"] < both["float16"]["bytes"] == figures["bytes"][recipe.k]
+    said = " ".join(capsys.readouterr().out.split())
+    assert "nothing was written" in said and "values = float16 (chosen): " in said and "values = gaps8: " in said
+
+
+@pytest.mark.parametrize(
+    "change, says",
+    [
+        ({"teachers": ()}, "none named"),
+        ({"crops": 0}, "crops: 0"),
+        ({"batch_size": -1}, "batch_size: -1"),
+        ({"k": 0}, "k: 0"),
+        ({"pack": "/no/such/pack"}, "no finished pack"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(recipe, change, says):
+    with pytest.raises(UserError, match=says):
+        precompute.run(replace(recipe, **change))
+
+
+def test_names_must_differ_and_the_output_folder_must_be_free(recipe, tmp_path):
+    with pytest.raises(UserError, match="a name of its own"):
+        precompute.run(replace(recipe, teachers=recipe.teachers * 2))
+    Path(recipe.out).mkdir()
+    (Path(recipe.out) / "thesis.txt").write_text("mine")
+    with pytest.raises(UserError, match="holds other files"):
+        precompute.run(recipe)
+    assert (Path(recipe.out) / "thesis.txt").read_text() == "mine"
+
+
+def test_the_batch_size_follows_from_the_models_and_is_the_same_again(recipe):
+    sizes = {precompute.set_up(replace(recipe, batch_size=0)).config.batch_size for _ in range(2)}
+    assert sizes == {32}
+
+
+def test_bf16_and_the_model_s_own_size(recipe):
+    teacher = replace(recipe.teachers[0], precision="bf16", size=0)
+    precompute.run(replace(recipe, teachers=(teacher,)))
+    section = LabelStore.open(recipe.out).heads["five"].section
+    assert section.precision == "bf16" and section.preprocessing["size"] == SIZE
+
+
+def test_ctrl_c_keeps_what_was_finished_and_says_how_to_go_on(recipe, tmp_path):
+    slow = replace(own(recipe, "slow"), batch_size=8)  # Units of more than a second: the signal must find one at work.
+    (tmp_path / "recipe.toml").write_text(config.dump(slow))
+    command = [sys.executable, "-m", "repcon.cli", "precompute", "--recipe", str(tmp_path / "recipe.toml")]
+    path = os.pathsep.join([str(FIXTURES), os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "PYTHONPATH": path}
+    # A shell's background jobs ignore SIGINT, and so would their children: the command must start without that.
+    heeding = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True, preexec_fn=heeding) as run:
+        done, limit = Path(slow.out, "done"), time.monotonic() + 120
+        while not (done.is_dir() and list(done.glob("*.json"))) and time.monotonic() < limit:
+            time.sleep(0.02)
+        run.send_signal(signal.SIGINT)
+        said = run.communicate(timeout=60)[0]
+    assert run.returncode == 130, said
+    assert "the same command goes on there" in said.replace("\n", " ")
+    assert not Path(lease_folder(slow.out)).exists()
+    left = LabelStore.open(slow.out).unfinished()
+    assert 1 <= len(left) < 4
+    assert precompute.run(slow)["images"] == sum(len(unit.rows) for unit in left)
+    fresh = replace(slow, out=slow.out + "-fresh")
+    precompute.run(fresh)
+    assert contents(slow.out) == contents(fresh.out)
+
+
+def test_an_append_does_not_wait_for_boxes_that_nobody_draws(recipe, teacher_folders, monkeypatch):
+    precompute.run(recipe)
+    markers = sorted(Path(recipe.out, "done").glob("*.json"))
+    for marker in markers[1:]:
+        marker.unlink()
+    monkeypatch.setattr(stall_detector, "PATIENCE_SECONDS", 0.0)
+    monkeypatch.setattr(engine, "WAIT_SECONDS", 0.01)
+    with pytest.raises(UserError, match=r"3 units that hold the boxes were never finished.* recipe of five first"):
+        precompute.run(with_teachers(recipe, teacher_folders, "nine"))
+    precompute.run(with_teachers(recipe, teacher_folders, "five"))
+    precompute.run(with_teachers(recipe, teacher_folders, "nine"))
+    assert LabelStore.open(recipe.out).unfinished() == []
+
+
+def test_a_resume_with_fewer_teachers_is_refused_by_name(recipe, teacher_folders):
+    precompute.run(with_teachers(recipe, teacher_folders, "five", "nine"))
+    next(iter(Path(recipe.out, "done").glob("*.json"))).unlink()
+    with pytest.raises(UserError, match="not finished need nine as well"):
+        precompute.run(recipe)
+
+
+def test_a_shard_that_is_cut_off_stops_the_run_and_marks_nothing(recipe, pack_path, tmp_path):
+    cut = Path(shutil.copytree(pack_path, tmp_path / "cut"))
+    for shard in cut.glob("*.tar"):
+        os.truncate(shard, shard.stat().st_size // 3)
+    with pytest.raises(UserError, match="is cut off"):
+        precompute.run(replace(recipe, pack=str(cut)))
+    assert len(LabelStore.open(recipe.out).missing) == 0
+    precompute.run(recipe)
+    assert LabelStore.open(recipe.out).unfinished() == []
+
+
+def test_the_record_of_the_work_outlives_a_run_that_finds_nothing_to_do(recipe, capsys):
+    precompute.run(recipe)
+    results = run_folder(recipe.out) / "results.json"
+    before = results.read_bytes()
+    precompute.run(recipe)
+    assert results.read_bytes() == before and "all labels are there already" in capsys.readouterr().out
+
+
+def test_an_answer_of_another_shape_names_the_teacher(recipe):
+    with pytest.raises(UserError, match=r"teacher own: its answer is \(15, 6\), and should be \(16, 6\)"):
+        precompute.run(own(recipe, "forgetful"))
+
+
+def test_paths_that_go_to_other_machines_are_from_the_root(recipe, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own").mkdir()
+    model = (TeacherConfig(name="a", model="own"), TeacherConfig(name="b", model="package:efficientnet_lite0"))
+    sent = absolute(replace(recipe, pack="packs/a", out="s3://bucket/x", teachers=model))
+    assert (sent.pack, sent.out) == (str(tmp_path / "packs/a"), "s3://bucket/x")
+    assert [teacher.model for teacher in sent.teachers] == [str(tmp_path / "own"), "package:efficientnet_lite0"]

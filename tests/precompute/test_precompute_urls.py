@@ -1,0 +1,122 @@
+"""The whole command with pack, store and claims in a bucket: the same bytes as on a disk, and no local copy."""
+
+import json
+import os
+import uuid
+from dataclasses import replace
+from pathlib import Path
+
+import fsspec
+import pytest
+from precompute_case import contents, pack_path, recipe, teacher_folders, with_teachers
+
+from repcon import cli, config
+from repcon.commands import precompute
+from repcon.images.pack import Pack
+from repcon.labels.store import LabelStore
+from repcon.precompute.output_store import lease_folder
+
+moto_server = pytest.importorskip("moto.server")
+pytest.importorskip("s3fs")
+FIXTURES = Path(__file__).parents[1] / "fixtures"
+__all__ = ["pack_path", "recipe", "teacher_folders"]
+
+
+@pytest.fixture(scope="module")
+def server():
+    """moto's S3 server, named to this and to further processes as a user would: by the environment."""
+    served = moto_server.ThreadedMotoServer(ip_address="127.0.0.1", port=0)
+    served.start()
+    host, port = served.get_host_and_port()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+            patch.setenv(name, "moto")
+        fsspec.get_filesystem_class("s3").clear_instance_cache()
+        yield
+    fsspec.get_filesystem_class("s3").clear_instance_cache()
+    served.stop()
+
+
+@pytest.fixture
+def bucket(server, tmp_path, monkeypatch):
+    """A bucket of the test's own; what the command records of a run on a bucket goes to the working folder."""
+    name = f"bucket-{uuid.uuid4().hex}"
+    fsspec.filesystem("s3").mkdir(name)
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    return f"s3://{name}"
+
+
+@pytest.fixture
+def there(bucket, recipe, pack_path):
+    """The recipe with its pack and store in the bucket."""
+    fsspec.filesystem("s3").put(f"{pack_path}/", f"{bucket}/pack", recursive=True)
+    return replace(recipe, pack=f"{bucket}/pack", out=f"{bucket}/runs/labels.zarr", loader="torch")
+
+
+def command(settings, *words):
+    """`repcon precompute` on these settings; gives the exit code."""
+    Path("recipe.toml").write_text(config.dump(settings))
+    return cli.main(["precompute", "--recipe", "recipe.toml", "--json", "figures.json", *words])
+
+
+def downloaded(url: str) -> dict[str, str]:
+    fsspec.filesystem("s3").get(url, "copy", recursive=True)
+    return contents("copy")
+
+
+def test_pack_and_store_in_a_bucket_give_the_bytes_of_a_disk(there, recipe, pack_path, capsys):
+    assert command(there) == 0
+    figures = json.loads(Path("figures.json").read_text())
+    assert figures["crops"] == figures["total_crops"] == 8 * 32 and figures["written_bytes"] > 0
+    assert "crops labelled" in capsys.readouterr().out
+    precompute.run(replace(recipe, loader="torch"))
+    assert downloaded(there.out) == contents(recipe.out)
+    assert not fsspec.filesystem("s3").exists(lease_folder(there.out))  # No claim is left behind.
+    kept = sorted(path.name for path in Path("labels.zarr.run").iterdir())
+    assert kept == ["command", "config.toml", "env.json", "metrics.jsonl", "results.json"]
+    assert not list(Path.cwd().rglob("*.tar"))
+
+
+def test_several_processes_share_a_bucket_and_a_further_run_extends_it(there, recipe, teacher_folders, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(FIXTURES), os.environ.get("PYTHONPATH", "")]))
+    assert command(there, "--processes", "2") == 0
+    assert command(there) == 0 and json.loads(Path("figures.json").read_text())["crops"] == 0
+    assert command(with_teachers(there, teacher_folders, "nine")) == 0
+    local = with_teachers(replace(recipe, loader="torch"), teacher_folders, "nine")
+    precompute.run(replace(recipe, loader="torch"))
+    precompute.run(local)
+    assert downloaded(there.out) == contents(recipe.out)
+
+
+def test_the_store_in_the_bucket_is_read_from_there(there, pack_path):
+    assert command(there) == 0
+    store, pack = LabelStore.open(there.out), Pack.open(there.pack)
+    assert store.unfinished() == [] and len(pack) == 32
+    assert store.manifest.pack_fingerprint == pack.fingerprint == Pack.open(pack_path).fingerprint
+
+
+def test_a_pack_that_is_not_there_is_one_clear_line(there, capsys):
+    assert command(replace(there, pack=f"{there.pack}-gone")) == 1
+    assert "no finished pack there" in capsys.readouterr().err.replace("\n", " ")
+
+
+def test_a_misspelt_bucket_is_named_and_not_made(there, capsys):
+    other = f"s3://other-{uuid.uuid4().hex}"
+    assert command(replace(there, out=f"{other}/labels.zarr")) == 1
+    said = capsys.readouterr().err.replace("\n", " ")
+    assert other in said and "there is no such bucket" in said
+    assert not fsspec.filesystem("s3").exists(other.removeprefix("s3://"))
+
+
+def test_no_network_is_one_line(there, capsys, monkeypatch):
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    fsspec.get_filesystem_class("s3").clear_instance_cache()
+    try:
+        assert command(there) == 1
+    finally:
+        fsspec.get_filesystem_class("s3").clear_instance_cache()
+    said = capsys.readouterr().err
+    assert "Traceback" not in said and "EndpointConnectionError" in said

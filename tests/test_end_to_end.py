@@ -46,9 +46,21 @@ def repcon(*words: object) -> None:
 def way(photographs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Everything that the commands leave, from pack to evaluate."""
     out = tmp_path_factory.mktemp("way")
-    small = ("--size", SIZE, "--device", "cpu", "--freeze-blocks", 11, "--freeze-norm")
+    small = ("--size", SIZE, "--device", "cpu", "--freeze-blocks", 11)
     repcon("pack", photographs, out / "pack")
-    repcon("teach", "--data", out / "pack", "--out", out / "teacher", "--epochs", 2, "--classes.stop", 0.5, *small)
+    repcon(
+        "teach",
+        "--data",
+        out / "pack",
+        "--out",
+        out / "teacher",
+        "--epochs",
+        2,
+        "--classes.stop",
+        0.5,
+        "--freeze-norm",
+        *small,
+    )
     (out / "labels.toml").write_text(
         f'pack = "{out}/pack"\nout = "{out}/labels.zarr"\ncrops = 3\nk = 16\n'
         'temperatures = [1.0, 2.0]\nloader = "reference"\ndevice = "cpu"\n'
@@ -58,7 +70,8 @@ def way(photographs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     repcon("precompute", "--recipe", out / "labels.toml")
     repcon(
         "train", "--pack", out / "pack", "--store", out / "labels.zarr", "--out", out / "student",
-        "--trunk", GENERALIST, "--no-start-heads", "--epochs", 6, "--batch-size", 16, "--holdout", 0.1, *small,
+        "--trunk", GENERALIST, "--init", "backbone", "--no-start-heads", "--head-warmup-steps", 0, "--epochs", 6,
+        "--batch-size", 16, "--holdout", 0.1, *small,
     )  # fmt: skip
     trunks = (f"generalist={GENERALIST}", f"teacher={out}/teacher", f"student={out}/student")
     repcon(

@@ -13,7 +13,8 @@ from typing import Any
 from rich.markup import escape
 
 from repcon import config
-from repcon.config import HeadConfig, TrainConfig
+from repcon.config import TrainConfig
+from repcon.distill import defaults, start
 from repcon.distill.checkpoint import Checkpoints, decisive
 from repcon.distill.distributed import Stop, Team, join
 from repcon.distill.loader import Feed
@@ -29,14 +30,25 @@ from repcon.runtime.run_dir import RESULTS, Run
 from repcon.runtime.system import environment
 
 # What may change between the parts of a run: where things are, how fast, and what is shown.
-FREE = ("pack", "store", "out", "workers", "device", "knn", "keep_checkpoints", "checkpoint_minutes", "tensorboard")
+FREE = (
+    "pack",
+    "store",
+    "out",
+    "models",
+    "workers",
+    "device",
+    "knn",
+    "keep_checkpoints",
+    "checkpoint_minutes",
+    "tensorboard",
+)
 
 
 def run(settings: TrainConfig) -> dict[str, Any]:
     """Trains, validates, writes `out/student`; gives the final figures. KeyboardInterrupt once a stop is saved."""
     _check(settings)
     pack, store = Pack.open(settings.pack), LabelStore.open(settings.store)
-    settings = dataclasses.replace(settings, heads=_heads(settings.heads, store))
+    settings = defaults.resolve(settings, store)
     with join(settings.device) as team, Stop() as stop:
         settings = dataclasses.replace(settings, precision=resolve(settings.precision, team.device))
         checkpoints = Checkpoints(
@@ -55,7 +67,7 @@ def run(settings: TrainConfig) -> dict[str, Any]:
                 _run_folder(settings, state, team), _totals(feed, settings), team, settings.tensorboard,
                 start=0 if state is None else state["step"],
             )  # fmt: skip
-            trainer = Trainer(settings, store, feed, team)
+            trainer = Trainer(settings, store, feed, team, resumed=state is not None)
             with log:
                 trainer.run(state, checkpoints, log, stop, Path(settings.out))
             return _finish(settings, pack, store, trainer, log)
@@ -65,8 +77,9 @@ def run(settings: TrainConfig) -> dict[str, Any]:
 
 def _check(settings: TrainConfig) -> None:
     config.require_least(
-        settings, size=1, epochs=1, batch_size=1, crops_per_decode=1, accumulate=1, mix_window=0, label_memory=0,
+        settings, size=0, epochs=1, batch_size=0, crops_per_decode=1, accumulate=1, mix_window=0, label_memory=0,
         projection=0, freeze_blocks=0, workers=0, seed=0, keep_checkpoints=1, checkpoint_minutes=0, holdout=0,
+        head_warmup_steps=0,
     )  # fmt: skip
     config.require_sane(settings.optim)
     if settings.holdout >= 1:
@@ -75,16 +88,12 @@ def _check(settings: TrainConfig) -> None:
         raise UserError(f"mix_window: {settings.mix_window} has nothing to spread where crops_per_decode is 1")
     if settings.freeze_blocks and not settings.pretrained:
         raise UserError(f"freeze_blocks: {settings.freeze_blocks} would keep random weights where pretrained is false")
+    start.check(settings)
     for head in settings.heads:
         if not head.weight >= 0:
             raise UserError(f"heads: {head.name}: weight {head.weight} makes no sense; it must be 0 or more")
     if settings.heads and not any(head.weight for head in settings.heads):
         raise UserError("heads: all weights are 0, so that nothing would be learnt")
-
-
-def _heads(heads: tuple[HeadConfig, ...], store: LabelStore) -> tuple[HeadConfig, ...]:
-    """The recipe's heads; all of the store's where it names none."""
-    return heads or tuple(HeadConfig(name=name) for name in store.heads)
 
 
 def _identity(settings: TrainConfig, pack: Pack, store: LabelStore) -> dict[str, Any]:
@@ -148,6 +157,7 @@ def _finish(settings: TrainConfig, pack: Pack, store: LabelStore, trainer: Train
             "teachers": [dataclasses.asdict(section) for section in sections],
             "classes": {section.name: list(section.classes) for section in sections},
             "metrics": results["validation"].get("heads", {}),
+            "start": trainer.start,
             "held_out": len(trainer.feed.held),
             "versions": environment()["versions"],
             "recipe": config.dump(settings),
@@ -155,6 +165,6 @@ def _finish(settings: TrainConfig, pack: Pack, store: LabelStore, trainer: Train
         student.save(trainer.kept, folder, preprocessing=trainer.preprocessing, card=card)
         console.print(f"student: [bold]{escape(str(folder))}[/]", soft_wrap=True)
         made_of = {"store_fingerprint": store.fingerprint, "pack_fingerprint": pack.fingerprint}
-        results = log.finish(results | made_of | {"student": str(folder)})
+        results = log.finish(results | made_of | {"student": str(folder), "init": trainer.start})
     trainer.team.wait()
     return results

@@ -3,6 +3,7 @@
 A recipe is a TOML file whose keys are the fields below; an unknown key or a wrong type is an error that names it.
 """
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -18,6 +19,8 @@ LossKind = Literal["auto", "torch", "triton"]
 Codec = Literal["zstd", "lz4"]
 Values = Literal["float16", "gaps8"]
 Device = Literal["auto", "cpu", "cuda"]
+Init = Literal["auto", "average", "backbone"]
+AutoBool = bool | Literal["auto"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -158,7 +161,8 @@ class HeadConfig:
 
     name: str
     weight: float = 1.0
-    temperature: float = 1.0
+    temperature: float = 0.0
+    """0 takes the highest temperature of at most 2 whose tail is stored."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -188,16 +192,28 @@ class TrainConfig:
     """A timm name, a folder, or a weights package."""
     pretrained: bool = True
     """Start from the trunk's weights, not from random ones."""
+    init: Init = "auto"
+    """Where the trunk's weights start: the weighted mean of its teachers' (`average`), or its own (`backbone`). `auto`
+    averages where all teachers of the heads have the trunk's architecture, unless the trunk is an earlier student."""
+    init_weights: dict[str, float] = dataclasses.field(default_factory=dict)
+    """Each teacher's share of the mean, summing to 1; empty lets the stored labels of some crops choose."""
+    models: tuple[str, ...] = ()
+    """Where teachers' weights are here, as NAME=MODEL, in place of the store's word for it."""
     heads: tuple[HeadConfig, ...] = ()
-    """Heads to train on; empty takes all of the store's, weight 1, temperature 1."""
+    """Heads to train on; empty takes all of the store's, weight 1."""
     start_heads: bool = True
-    """Start a head from the trunk's own classifier where the teacher has the trunk's weights, and, where the trunk is
-    an earlier student, from the head that it had for the same teacher."""
+    """Start a head from its teacher's own classifier where that is linear and the teacher has the trunk's architecture,
+    and, where the trunk is an earlier student, from the head that it had for the same teacher."""
+    head_warmup_steps: int = 300
+    """Updates that heads with random weights take on the features of the pretrained trunk, before it moves; 0 for
+    none."""
     projection: int = 0
     """Width of a per-head hidden projection before the head; 0 for none."""
-    size: int = 224
+    size: int = 0
+    """Input side in pixels; 0 takes that of the teachers."""
     epochs: int = 10
-    batch_size: int = 256
+    batch_size: int = 0
+    """Crops per step over all processes; 0 takes 64 to 256 by the number of images."""
     crops_per_decode: int = 1
     """Crops cut from one decoded image."""
     mix_window: int = 0
@@ -205,13 +221,13 @@ class TrainConfig:
     label_memory: float = 0.0
     """GiB for stored labels in each process: where two passes' labels take more, they are read, and images shuffled, in
     windows. 0 holds them whole, one copy for all processes of a machine."""
-    optim: OptimConfig = OptimConfig()
+    optim: OptimConfig = OptimConfig(lr=6e-4)
     accumulate: int = 1
     """Batches whose gradients are summed into one step."""
     freeze_blocks: int = 0
     """How many of the trunk's first blocks (with its stem) keep their weights."""
-    freeze_norm: bool = False
-    """Keep batch-norm statistics as the start has them."""
+    freeze_norm: AutoBool = "auto"
+    """Keep batch-norm statistics as the start has them; `auto` keeps those of pretrained weights."""
     precision: TrainingPrecision = "auto"
     """`auto` takes bf16 where the device computes in it, and fp32 elsewhere."""
     compile: bool = False

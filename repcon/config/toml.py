@@ -2,7 +2,7 @@
 
 import tomllib
 from collections.abc import Mapping
-from dataclasses import is_dataclass
+from dataclasses import MISSING, fields, is_dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin
@@ -11,6 +11,7 @@ import cattrs
 import tomli_w
 from cattrs.v import format_exception, transform_error
 
+from repcon.config.schema import AutoBool
 from repcon.runtime.errors import UserError
 
 Config = TypeVar("Config")
@@ -33,7 +34,7 @@ def parse(kind: type[Config], values: Mapping[str, Any], origin: str) -> Config:
     Raises UserError naming it and each unknown key, missing key or wrong type.
     """
     try:
-        return _converter().structure(values, kind)
+        return _converter().structure(_completed(values, kind), kind)
     except cattrs.BaseValidationError as error:
         problems = "; ".join(transform_error(error, format_exception=_describe))
         problems = problems.replace("$.", "").replace(" @ $", "")
@@ -43,6 +44,16 @@ def parse(kind: type[Config], values: Mapping[str, Any], origin: str) -> Config:
 def dump(config: Any) -> str:
     """The configuration as TOML, which `load` reads back equal."""
     return tomli_w.dumps(_converter().unstructure(config))
+
+
+def _completed(values: Mapping[str, Any], kind: type) -> dict[str, Any]:
+    """A table that is given in part keeps the rest of its field's default, which may differ from its type's."""
+    result = dict(values)
+    for each in fields(kind):
+        given = result.get(each.name)
+        if isinstance(given, Mapping) and each.default is not MISSING and is_dataclass(each.default):
+            result[each.name] = _converter().unstructure(each.default) | dict(given)
+    return result
 
 
 @cache
@@ -68,6 +79,7 @@ def _converter() -> cattrs.Converter:
         return value if isinstance(value, str) else listed(value, tuple[str, ...])
 
     converter.register_structure_hook_func(lambda kind: kind == one_or_several, texts)
+    converter.register_structure_hook_func(lambda kind: kind == AutoBool, _bool_or_auto)
     return converter
 
 
@@ -77,6 +89,12 @@ def _exact(value: Any, kind: type) -> Any:
         return float(value)
     if type(value) is not kind:
         raise TypeError(f"expected {kind.__name__}, not {value!r}")
+    return value
+
+
+def _bool_or_auto(value: Any, kind: Any) -> bool | str:
+    if value != "auto" and not isinstance(value, bool):
+        raise TypeError(f"expected true, false or 'auto', not {value!r}")
     return value
 
 

@@ -55,6 +55,12 @@ class Team:
             for buffer in model.buffers():
                 dist.broadcast(buffer, 0)
 
+    def share_weights(self, model: nn.Module) -> None:
+        """Gives all processes the leader's parameters and buffers."""
+        if self.world > 1:
+            for tensor in model.state_dict().values():
+                dist.broadcast(tensor, 0)
+
     def any(self, flag: bool) -> bool:
         """Whether the flag is set in any process; all must ask."""
         return flag if self.world == 1 else bool(self.total(torch.tensor(float(flag))) > 0)

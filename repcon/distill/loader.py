@@ -80,7 +80,8 @@ class Feed:
         if label_memory < 0:
             raise UserError(f"label_memory {label_memory}: give the GiB for labels, or 0 to hold them whole")
         self._size, self._device = size, indexed(device)
-        self._batch_size, self._mix_window, self._seed = batch_size, mix_window, seed
+        self._batch_size, self._mix_window = batch_size, mix_window
+        self.seed = seed
         self._rank, self._world = rank, world
         self.passes = passes(epochs, crops_per_decode, store.crops)
         train, held = split(pack.hashes, holdout, seed)
@@ -164,7 +165,7 @@ class Feed:
         return bool(self._label_bytes) and 2 * len(crops) * self._store.slab_bytes(self._names) > self._label_bytes
 
     def _through_windows(self, passed: Pass, start: int) -> Iterator[Batch]:
-        seed = [self._seed, passed.epoch]
+        seed = [self.seed, passed.epoch]
         labels = Windows(self._store, self._names, passed.crops, seed=seed, memory_bytes=self._label_bytes)
         with closing(labels):
             yield from self._ordered(self._order(passed, labels.numbers[self.rows]), labels, start)
@@ -176,7 +177,7 @@ class Feed:
 
     def _order(self, part: Pass, windows: np.ndarray | None = None) -> Order:
         return Order(
-            self.rows, part, seed=self._seed, batch_size=self._batch_size, mix_window=self._mix_window,
+            self.rows, part, seed=self.seed, batch_size=self._batch_size, mix_window=self._mix_window,
             windows=windows, rank=self._rank, world=self._world,
         )  # fmt: skip
 
@@ -189,18 +190,29 @@ class Feed:
     def _held_out(self) -> Iterator[Batch]:
         if not len(self.held):
             return
-        if self._in_windows((0,)):
-            windows = Windows(self._store, self._names, (0,), seed=[self._seed, 0], memory_bytes=self._label_bytes)
-            with closing(windows):
-                yield from self._held(windows, self.held[np.argsort(windows.numbers[self.held], kind="stable")])
-            return
-        if self._held_labels is None:
+        if not self._in_windows((0,)) and self._held_labels is None:
             self._held_labels = self._shelf.read((0,)).only(self.held)
-        yield from self._held(self._held_labels, self.held)
+        yield from self._first_crops(self.held, self._held_labels, self._rank, self._world)
 
-    def _held(self, labels: Labels | Windows, images: np.ndarray) -> Iterator[Batch]:
-        size = max(1, self._batch_size // self._world)
-        mine = images[self._rank :: self._world]
+    def first_crops(self, images: np.ndarray) -> Generator[Batch]:
+        """Crop 0 of these rising rows of the pack, for this process alone; the thread that prepares them ends with the
+        loop over them."""
+        with Ahead(_marked(self._first_crops(images, None, 0, 1), self._stream), AHEAD) as items:
+            yield from self._handed(iter(items))
+
+    def _first_crops(self, images: np.ndarray, labels: Labels | None, rank: int, world: int) -> Iterator[Batch]:
+        """This process's share of them, with these labels or, without any, with what is read for them."""
+        if labels is None and self._in_windows((0,)):
+            windows = Windows(self._store, self._names, (0,), seed=[self.seed, 0], memory_bytes=self._label_bytes)
+            with closing(windows):
+                ordered = images[np.argsort(windows.numbers[images], kind="stable")]
+                yield from self._cropped(windows, ordered, rank, world)
+            return
+        yield from self._cropped(labels or self._shelf.read((0,)).only(images), images, rank, world)
+
+    def _cropped(self, labels: Labels | Windows, images: np.ndarray, rank: int, world: int) -> Iterator[Batch]:
+        size = max(1, self._batch_size // world)
+        mine = images[rank::world]
         shares = [mine[first : first + size] for first in range(0, len(mine), size)]
 
         def requests() -> Iterator[Request]:

@@ -1,5 +1,6 @@
 """The training loss: which stored labels, temperatures and weights each head's KL takes, and what computes it."""
 
+import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
@@ -13,6 +14,9 @@ from repcon.config import HeadConfig, LossKind, Tail
 from repcon.labels.store import HeadInfo
 from repcon.runtime.console import console
 from repcon.runtime.errors import UserError
+
+HIGHEST_DEFAULT = 2.0
+"""No higher temperature is taken where a head names none."""
 
 _announced: set[str] = set()
 
@@ -115,6 +119,8 @@ def _specs(store_heads: Mapping[str, HeadInfo], heads: Sequence[HeadConfig], tai
         if not (math.isfinite(head.weight) and head.weight >= 0):
             raise UserError(f"head {head.name!r}: weight must be a number of at least 0, not {head.weight}")
         stored = store_heads[head.name]
+        if head.temperature == 0:
+            head = dataclasses.replace(head, temperature=default_temperature(stored.temperatures))
         specs.append(
             HeadSpec(
                 start=specs[-1].stop if specs else 0,
@@ -125,6 +131,11 @@ def _specs(store_heads: Mapping[str, HeadInfo], heads: Sequence[HeadConfig], tai
             )
         )
     return tuple(specs)
+
+
+def default_temperature(stored: Sequence[float]) -> float:
+    """The highest stored temperature of at most 2, else the lowest."""
+    return max((temperature for temperature in stored if temperature <= HIGHEST_DEFAULT), default=min(stored))
 
 
 def _tail_column(head: HeadConfig, stored: HeadInfo, tail: Tail) -> int:

@@ -17,6 +17,7 @@ from repcon.distill.loss import HeadsLoss
 from repcon.distill.loss_guard import LossGuard
 from repcon.distill.metrics import TrainingLog
 from repcon.distill.optim import Updates, autocast, keyed
+from repcon.distill.start import begin
 from repcon.distill.validation import Validation
 from repcon.labels.store import LabelStore
 from repcon.models import backbone, student
@@ -25,22 +26,16 @@ from repcon.models import backbone, student
 class Trainer:
     """A student in training. `step` counts batches from the start of the whole run, `images` the crops shown."""
 
-    def __init__(self, settings: TrainConfig, store: LabelStore, feed: Feed, team: Team) -> None:
+    def __init__(
+        self, settings: TrainConfig, store: LabelStore, feed: Feed, team: Team, *, resumed: bool = False
+    ) -> None:
         torch.manual_seed(settings.seed)
         self.settings, self.feed, self.team = settings, feed, team
         self.loss = HeadsLoss(
             store.heads, settings.heads, tail=settings.tail, implementation=settings.loss, device=team.device
         )
-        self.student = student.build(
-            settings.trunk,
-            {head.name: store.heads[head.name] for head in settings.heads},
-            size=settings.size,
-            pretrained=settings.pretrained,
-            start_heads=settings.start_heads,
-            projection=settings.projection,
-            freeze_blocks=settings.freeze_blocks,
-            freeze_norm=settings.freeze_norm,
-        ).to(device=team.device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        self.student, start = begin(settings, store, feed, team, resumed=resumed)
+        self.start = start.plain()
         self.preprocessing = backbone.preprocessing(self.student.trunk, settings.size)
         self.validation = Validation(settings, store, self.preprocessing, team)
         self.updates = Updates(
@@ -68,6 +63,8 @@ class Trainer:
         self, state: dict[str, Any] | None, checkpoints: Checkpoints, log: TrainingLog, stop: Stop, folder: Path
     ) -> None:
         """All that is left to do. Raises KeyboardInterrupt after a stop was asked for and its checkpoint written."""
+        if state is None:
+            log.validated(0, 0, self._measured())
         first, start = (0, 0) if state is None else self._restore(state, log)
         guard = LossGuard(self.loss.names, self.team, folder)
         clock = Clock()
@@ -155,14 +152,18 @@ class Trainer:
 
     def _end_pass(self, part: int, checkpoints: Checkpoints, log: TrainingLog) -> None:
         epoch = self.feed.passes[part].epoch + len(self.feed.passes[part].crops)
-        self.team.share_buffers(self.kept)
-        kept = self.kept.eval()
-        figures = self.validation.measure(kept, partial(self._answer, kept), self.feed)
+        figures = self._measured()
         log.validated(self.step, epoch, figures)
         kl = sum(values["kl"] for values in figures["heads"].values())
         best = kl < self._best or not figures["heads"]  # With nothing held out, the newest is taken for the best.
         self._best = min(self._best, kl)
         self._save(checkpoints, log, (part + 1, 0), best=best)
+
+    def _measured(self) -> dict[str, Any]:
+        """The figures on held-out images of the student that would be kept now."""
+        self.team.share_buffers(self.kept)
+        kept = self.kept.eval()
+        return self.validation.measure(kept, partial(self._answer, kept), self.feed)
 
     def _save(self, checkpoints: Checkpoints, log: TrainingLog, place: tuple[int, int], *, best: bool) -> None:
         self._saved = time.monotonic()
@@ -177,6 +178,7 @@ class Trainer:
             "student": self.student.state_dict(),
             "updates": self.updates.state_dict(),
             "log": logged,
+            "start": self.start,
         }
         checkpoints.save(state, self.step, best=best)
 
@@ -185,6 +187,7 @@ class Trainer:
         self.student.load_state_dict(state["student"])
         self.updates.load_state_dict(state["updates"])
         self.step, self.images, self._best = state["step"], state["images"], state["best"]
+        self.start = state["start"]
         log.resumed(self.step, self.images, state["log"])
         part, number = state["place"]
         return part, number

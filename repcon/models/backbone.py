@@ -89,7 +89,7 @@ def create(model: str, *, num_classes: int | None = None, pretrained: bool = Tru
     if fresh:
         network.reset_classifier(num_classes)  # pyright: ignore[reportCallIssue]
     if size:
-        _resize(network, model, size)
+        resize(network, model, size)
     return network
 
 
@@ -173,10 +173,13 @@ def _read(path: Path, model: str) -> dict[str, torch.Tensor]:
         raise UserError(f"model {model}: {path} cannot be read as weights; reinstall the package") from error
 
 
-def _resize(network: nn.Module, model: str, size: int) -> None:
-    """Fits a model of fixed input size (its position embeddings) to another one; others take any size as they are."""
+def resize(network: nn.Module, model: str, size: int, now: int = 0) -> None:
+    """Fits a model of fixed input size (its position embeddings) to another one; others take any size as they are.
+
+    now: the side in pixels that it takes now, where that is not the one of its configuration.
+    """
     config = _config(network)
-    if not config.get("fixed_input_size") or _side(config) == size:
+    if not config.get("fixed_input_size") or (now or _side(config)) == size:
         return
     if not hasattr(network, "set_input_size"):
         raise UserError(f"model {model}: takes {_side(config)} pixels only; leave its size at 0")

@@ -10,6 +10,9 @@ from repcon.models.backbone import Preprocessing
 
 TEACHER = {"architecture": "architecture", "weight_hash": "weights", "precision": "precision", "licence": "licence"}
 """What may be known of a teacher, and its column."""
+STARTS = {"average": "its teacher's weights", "backbone": "the backbone's own weights", "random": "random weights"}
+BEST = 12
+"""Rows of the table of starts."""
 FIGURES = {"agreement": "agreement (same top class as its teacher)", "kl": "KL from its teacher"}
 """What a figure is called."""
 
@@ -21,11 +24,12 @@ def model_card(
 
     `card` may hold: name (or the folder's), trunk, store (fingerprint), pack (fingerprint), images, epochs, teachers
     (mappings with name, architecture, weight_hash, licence, precision), metrics (figure by head by name), versions,
-    held_out (how many images the metrics are of), recipe (TOML).
+    held_out (how many images the metrics are of), start (`training.start.Start.plain`), recipe (TOML).
     """
     sections = [
         _head(card, Path(folder).name),
         _teachers(heads, card),
+        _start(card),
         _metrics(card),
         _use(preprocessing, folder),
         _recipe(card),
@@ -58,6 +62,38 @@ def _teachers(heads: Mapping[str, int], card: Mapping[str, Any]) -> str:
     ]
     table = _table(["head", "classes", *(TEACHER[key] for key in keys)], rows)
     return f"## Teachers\n\n{table}\n\nThe student's use is bound by the teachers' licences and those of the images."
+
+
+def _start(card: Mapping[str, Any]) -> str:
+    """Where the weights came from, and the best of the means that were tried."""
+    start: Mapping[str, Any] = card.get("start", {})
+    if not start:
+        return ""
+    shares = ", ".join(f"{share:.2f} of {name}" for name, share in start["shares"].items() if share)
+    lines = [f"- Backbone: {plain(f'the mean of weights, {shares}' if shares else STARTS[start['init']])}"]
+    for key, what in (
+        ("warm_heads", "their teachers' classifiers"),
+        ("warmed_up_heads", "a fit on the start's features"),
+    ):
+        if start[key]:
+            lines.append(f"- Heads from {what}: {plain(', '.join(start[key]))}")
+    parts = ["## Start", "\n".join(lines)]
+    if search := start.get("search"):
+        best = search["candidates"][:BEST]
+        columns = [*(f"share of {name}" for name in best[0]["shares"]), *(f"KL of {name}" for name in best[0]["kl"])]
+        rows = [
+            [
+                *(f"{x:.2f}" for x in each["shares"].values()),
+                *(f"{x:.3f}" for x in each["kl"].values()),
+                f"{each['score']:.3f}",
+            ]
+            for each in best
+        ]
+        parts.append(
+            f"The best of {len(search['candidates'])} means by the stored labels of {search['crops']:,} crops:"
+        )
+        parts.append(_table([*columns, "score"], rows))
+    return "\n\n".join(parts)
 
 
 def _stated(key: str, value: str | None) -> str:

@@ -12,6 +12,7 @@ from torch import nn
 
 from repcon.models import backbone
 from repcon.models.backbone import Preprocessing
+from repcon.models.merge import Member, average
 from repcon.models.model_card import model_card
 from repcon.runtime.errors import UserError
 
@@ -35,6 +36,8 @@ class Student(nn.Module):
         self.heads = dict(heads)
         self.projection = projection
         self.head_slices = _slices(self.heads)
+        self.warm_heads: frozenset[str] = frozenset()
+        """Heads that `start_head` was called for; the others start from random weights."""
         width, classes = int(trunk.num_features), sum(self.heads.values())  # pyright: ignore[reportArgumentType]
         width = int(getattr(trunk, "head_hidden_size", width) or width)
         if projection:
@@ -48,18 +51,22 @@ class Student(nn.Module):
         return self.trunk(images)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        features = self.trunk(images)
+        return self.head_logits(self.trunk(images))
+
+    def head_logits(self, features: torch.Tensor) -> torch.Tensor:
+        """(B, F) pooled features to all heads' logits."""
         if not self.projection:
             return self.answer(features)
         hidden = self.project(features).unflatten(1, (len(self.heads), self.projection))
         return torch.cat([answer(hidden[:, h]) for h, answer in enumerate(self.answers)], dim=1)
 
     @torch.no_grad()
-    def start_head(self, name: str, weight: torch.Tensor, bias: torch.Tensor) -> None:
-        """Gives a head the weight (C, F) and bias (C,) of a classifier on this trunk's features."""
+    def start_head(self, name: str, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
+        """Gives a head the weight (C, F) and bias (C,), None for zeros, of a classifier on this trunk's features."""
         rows = self.head_slices[name]
-        self.answer.weight[rows] = weight
-        self.answer.bias[rows] = bias
+        self.answer.weight[rows] = weight.to(self.answer.weight.device)
+        self.answer.bias[rows] = 0.0 if bias is None else bias.to(self.answer.bias.device)
+        self.warm_heads |= {name}
 
     def no_weight_decay(self) -> set[str]:
         """timm's optimiser factory asks for it: the trunk's own exceptions."""
@@ -77,13 +84,18 @@ def build(
     projection: int = 0,
     freeze_blocks: int = 0,
     freeze_norm: bool = False,
+    teachers: Mapping[str, Member] | None = None,
+    shares: Mapping[str, float] | None = None,
 ) -> Student:
     """A student of the heads (`LabelStore.heads`, or some of them) on the trunk that a recipe names, for inputs of
     `size` pixels (0: the trunk's own).
 
-    With `start_heads`, a head starts from the trunk's classifier where its teacher has the trunk's own weights, and
-    from its own earlier state where the trunk is a student that had a head for the same teacher's weights: the trunk
-    is not moved while a random head is learnt. Heads with projections start from random weights.
+    teachers: heads' teachers of the trunk's architecture, `merge.as_member` of each. shares: by teacher, how much its
+    weights count in the mean that the trunk starts from; None or empty for the trunk's own weights.
+
+    With `start_heads`, a head starts from its teacher's own classifier: that of `teachers`, that of the trunk where the
+    teacher has the trunk's weights, or, where the trunk is an earlier student that had a head for the same teacher's
+    weights, from that head. Heads with projections start from random weights.
     """
     start_heads = start_heads and pretrained and not projection
     model = backbone.create(trunk, pretrained=pretrained, size=size)
@@ -91,22 +103,36 @@ def build(
     classifier = getattr(model, "get_classifier", lambda: None)()
     backbone.freeze(model, freeze_blocks, freeze_norm)  # while its blocks are still counted as a teacher's
     model.reset_classifier(0)  # pyright: ignore[reportCallIssue]
+    if shares:
+        model.load_state_dict(average(teachers or {}, shares))
     student = Student(model, {name: head.classes for name, head in heads.items()}, projection)
-    earlier = _earlier_heads(trunk) if start_heads else {}
+    if not start_heads:
+        return student
+    earlier = {} if shares else _earlier_heads(trunk)
+    own = classifier if isinstance(classifier, nn.Linear) else None
     for name, head in heads.items():
-        if own_hash and head.section.weight_hash == own_hash and isinstance(classifier, nn.Linear):
-            student.start_head(name, classifier.weight, classifier.bias)
-        elif found := earlier.get((head.section.weight_hash, head.classes)):
+        member = (teachers or {}).get(name)
+        if found := earlier.get((head.section.weight_hash, head.classes)):
             student.start_head(name, *found)
+        elif member is not None:
+            if member.classifier is not None:
+                student.start_head(name, member.classifier.weight, member.classifier.bias)
+        elif own is not None and not shares and head.section.weight_hash == own_hash:
+            student.start_head(name, own.weight, own.bias)
     return student
+
+
+def is_student(trunk: str) -> bool:
+    """Whether the trunk that a recipe names is a folder of `save`, or the run's folder around it."""
+    return (backbone.model_folder(Path(trunk.removeprefix("local-dir:")).expanduser()) / HEADS_INDEX).is_file()
 
 
 def _earlier_heads(trunk: str) -> dict[tuple[str, int], tuple[torch.Tensor, torch.Tensor]]:
     """The heads of the student that the trunk is, by their teachers' weight hashes and classes; none for another kind
     of trunk."""
-    folder = backbone.model_folder(Path(trunk.removeprefix("local-dir:")).expanduser())
-    if not (folder / HEADS_INDEX).is_file():
+    if not is_student(trunk):
         return {}
+    folder = backbone.model_folder(Path(trunk.removeprefix("local-dir:")).expanduser())
     index, state = _read(folder)
     if index["projection"]:
         return {}

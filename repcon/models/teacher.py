@@ -94,14 +94,19 @@ def from_section(section: TeacherSection, device: str | torch.device, *, model: 
     except UserError as error:
         if model:
             raise
-        hint = f"if it lies elsewhere here, name that: repcon verify --models {section.name}=MODEL"
+        hint = f"if it lies elsewhere here, name that: --models {section.name}=MODEL"
         raise UserError(f"{error}; {hint}") from error
-    for field in ("architecture", "weight_hash", "num_classes", "classes", "preprocessing"):
-        held, found = getattr(section, field), getattr(teacher.section, field)
-        if held != found:
-            what = f"{field} is {str(found)[:80]} now and {str(held)[:80]} in the store"
-            raise UserError(f"teacher {section.name}: {config.model} is not the model that made the labels: {what}")
+    require_same(section, teacher.section, config.model)
     return teacher
+
+
+def require_same(section: TeacherSection, found: TeacherSection, model: str) -> None:
+    """Raises UserError naming the first field in which `model` is not the teacher that made the labels."""
+    for field in ("architecture", "weight_hash", "num_classes", "classes", "preprocessing"):
+        held, given = getattr(section, field), getattr(found, field)
+        if held != given:
+            what = f"{field} is {str(given)[:80]} now and {str(held)[:80]} in the store"
+            raise UserError(f"teacher {section.name}: {model} is not the model that made the labels: {what}")
 
 
 @torch.inference_mode()

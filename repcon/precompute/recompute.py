@@ -14,6 +14,7 @@ from repcon.labels.layout import HeadInfo
 from repcon.labels.store import LabelStore, Slab
 from repcon.labels.truncation import bucket_kl
 from repcon.models import teacher as teachers
+from repcon.models.teacher_weights import parse_models
 from repcon.runtime.console import console, progress
 from repcon.runtime.device import choose
 from repcon.runtime.errors import UserError
@@ -31,7 +32,7 @@ def rerun(store: LabelStore, pack: Pack, config: VerifyConfig) -> dict[str, dict
     Raises UserError when a teacher cannot be loaded as it was, or a loader that was named is missing.
     """
     device = choose(config.device)
-    models = _models(config, store)
+    models = parse_models(config.models, store.heads)
     request, stored = draw(store, config.sample, config.seed)
     sizes = sorted({int(head.section.preprocessing["size"]) for head in store.heads.values()})
     pixels = {}
@@ -76,17 +77,6 @@ def draw(store: LabelStore, count: int, seed: int) -> tuple[Request, Slab]:
     boxes, flips = np.stack([part.boxes for part in parts]), np.stack([part.flips for part in parts])
     request = Request(images=rows, crops=crops[:, None], boxes=boxes, flips=flips)
     return request, Slab(crop=-1, boxes=boxes[:, 0], flips=flips[:, 0], labels=labels)
-
-
-def _models(config: VerifyConfig, store: LabelStore) -> dict[str, str]:
-    """The NAME=MODEL entries; raises UserError for another form, or a teacher that the store does not have."""
-    models: dict[str, str] = {}
-    for entry in config.models:
-        name, _, model = entry.partition("=")
-        if name not in store.heads or not model:
-            raise UserError(f"models: {entry!r} must be NAME=MODEL, with a NAME of {', '.join(store.heads)}")
-        models[name] = model
-    return models
 
 
 def _kinds(config: VerifyConfig) -> list[str]:

@@ -41,7 +41,7 @@ def test_the_loss_falls_and_everything_is_written(case: Path, tmp_path: Path) ->
     )
     assert line["memory_bytes"] > 50e6  # torch alone takes more.
     validation = lines(out, "validation")
-    assert len(validation) == 12
+    assert [line["epoch"] for line in validation] == list(range(13))  # from the start on, before any step
     assert validation[-1]["heads"]["colours"]["kl"] < validation[0]["heads"]["colours"]["kl"]
     assert json.loads((out / "results.json").read_text())["steps"] == results["steps"]
     assert len(list((out / "checkpoints").glob("step-*.pt"))) == 2

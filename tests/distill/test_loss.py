@@ -91,7 +91,7 @@ def test_rows_choose_among_the_labels() -> None:
         ([], "bucket", "heads: none are left to train on; name some of the store's: birds, small"),
         ([HeadConfig(name="birds", temperature=3.0)], "bucket", "head 'birds': temperature 3 is not among those"),
         ([HeadConfig(name="birds", temperature=3.0)], "uniform", "the store holds (1, 2)"),
-        ([HeadConfig(name="birds", temperature=0.0)], "renormalise", "temperature must be a number above 0"),
+        ([HeadConfig(name="birds", temperature=-1.0)], "renormalise", "temperature must be a number above 0"),
         ([HeadConfig(name="birds", temperature=float("inf"))], "renormalise", "temperature must be a number above 0"),
         ([HeadConfig(name="birds", weight=-1.0)], "bucket", "weight must be a number of at least 0, not -1.0"),
         ([HeadConfig(name="birds", weight=float("nan"))], "bucket", "weight must be a number"),

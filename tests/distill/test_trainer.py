@@ -159,14 +159,14 @@ def test_what_is_written_is_the_moving_average(case: Path, tmp_path: Path) -> No
 
 
 def test_the_best_checkpoint_is_of_the_lowest_kl(case: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    told = iter([3.0, 1.0, 2.0, 1.5])
+    told = iter([0.5, 3.0, 1.0, 2.0, 1.5])  # the first is the start's, of which there is no checkpoint
     out = tmp_path / "run"
     with monkeypatch.context() as patch:
         patch.setattr(
             Validation, "measure", lambda *_: {"heads": {"tones": {"kl": next(told), "agreement": 0.5}}, "images": 2}
         )
         train.run(settings(case, out, heads=(HeadConfig(name="tones"),)))
-    wanted = lines(out, "validation")[1]["step"]
+    wanted = lines(out, "validation")[2]["step"]
     assert torch.load(out / "checkpoints" / "best.pt", weights_only=True)["step"] == wanted
 
     train.run(settings(case, tmp_path / "blind", epochs=2, holdout=0.0))

@@ -1,0 +1,125 @@
+"""Heads with random weights learn on the features of a trunk that stands still, before both move.
+
+A random head would pull the pretrained trunk about while it is learnt. One pass over the images gives the features,
+and some hundred steps of a linear model on them take seconds.
+"""
+
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
+from copy import deepcopy
+
+import torch
+from torch import nn
+
+from repcon.config import HeadConfig, Tail
+from repcon.distill.loader import Feed
+from repcon.distill.loss import HeadsLoss
+from repcon.distill.sample import Sample, collect, trained_on
+from repcon.labels.store import LabelStore
+from repcon.models import backbone
+from repcon.models.backbone import Preprocessing
+from repcon.models.student import Student
+
+IMAGES = 8192
+"""Images at most, one crop of each."""
+BATCH_SIZE = 512
+LEARNING_RATE = 1e-2
+WEIGHT_DECAY = 1e-2
+APART = 8
+"""One of so many crops is kept apart, to tell when to stop."""
+EVERY = 20
+"""Steps between two looks at them."""
+
+
+def warm_up(
+    student: Student,
+    store: LabelStore,
+    heads: Iterable[HeadConfig],
+    feed: Feed,
+    *,
+    tail: Tail,
+    steps: int,
+    preprocessing: Preprocessing,
+    autocast: Callable[[], AbstractContextManager[object]],
+) -> tuple[str, ...]:
+    """Fit the heads of `heads` that `Student.start_head` has not set; gives their names. Each counts alike."""
+    cold = [
+        HeadConfig(name=head.name, temperature=head.temperature)
+        for head in heads
+        if head.name not in student.warm_heads
+    ]
+    if not cold or not steps:
+        return ()
+    device = next(student.parameters()).device
+    student.eval()
+
+    @torch.no_grad()
+    def features(pixels: torch.Tensor) -> torch.Tensor:
+        with autocast():
+            return student.features(backbone.normalise(pixels, preprocessing, torch.float32)).float()
+
+    sample = collect(feed, trained_on(feed, IMAGES), device, features)
+    loss = HeadsLoss(store.heads, cold, tail=tail, implementation="torch", device=device, announced=False)
+    fitted = _fit(sample, loss, {head.name: student.heads[head.name] for head in cold}, student.projection, steps)
+    _give(fitted, student)
+    return tuple(loss.names)
+
+
+class _Given(nn.Module):
+    """Stands for the trunk of a student that is given features."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.num_features = width
+
+
+def _fit(sample: Sample, loss: HeadsLoss, classes: dict[str, int], projection: int, steps: int) -> Student:
+    """Heads for features as they are, learnt on features of mean 0 and deviation 1; of all steps those that do best on
+    crops that were kept apart."""
+    features = torch.cat(sample.parts)
+    mean, deviation = features.mean(0), features.std(0, correction=0).clamp_min(1e-5)
+    features = (features - mean) / deviation
+    model = Student(_Given(features.shape[1]), classes, projection).to(features.device)
+    if not projection:
+        nn.init.zeros_(model.answer.weight)
+        nn.init.zeros_(model.answer.bias)
+    _learn(model, features, sample, loss, steps)
+    first: nn.Linear = model.project[0] if projection else model.answer  # pyright: ignore[reportAssignmentType]
+    with torch.no_grad():
+        first.weight.div_(deviation)
+        first.bias.sub_(first.weight @ mean)
+    return model
+
+
+def _learn(model: Student, features: torch.Tensor, sample: Sample, loss: HeadsLoss, steps: int) -> None:
+    """Train the heads on features (n, F); the model ends with the state that did best on the crops kept apart."""
+    numbers = torch.arange(len(features))
+    apart = numbers % APART == APART - 1
+    learnt, kept = numbers[~apart], numbers[apart].to(features.device)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    generator = torch.Generator().manual_seed(0)
+    best, state = float("inf"), deepcopy(model.state_dict())
+    for step in range(1, steps + 1):
+        rows = learnt[torch.randint(len(learnt), (min(BATCH_SIZE, len(learnt)),), generator=generator)]
+        rows = rows.to(features.device)
+        loss(model.head_logits(features[rows]), sample.labels, rows).sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        schedule.step()
+        if step % EVERY == 0 or step == steps:
+            with torch.no_grad():
+                figure = float(loss(model.head_logits(features[kept]), sample.labels, kept).sum()) if len(kept) else 0.0
+            if figure <= best:
+                best, state = figure, deepcopy(model.state_dict())
+    model.load_state_dict(state)
+
+
+@torch.no_grad()
+def _give(fitted: Student, student: Student) -> None:
+    if student.projection:
+        student.project.load_state_dict(fitted.project.state_dict())
+        student.answers.load_state_dict(fitted.answers.state_dict())
+        return
+    for name, rows in fitted.head_slices.items():
+        student.start_head(name, fitted.answer.weight[rows], fitted.answer.bias[rows])

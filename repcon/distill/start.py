@@ -1,0 +1,195 @@
+"""The weights that a student starts from: its teachers' mean or its trunk's own, and heads that know their teachers."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from repcon.config import HeadConfig, TrainConfig
+from repcon.distill import mix
+from repcon.distill.distributed import Team
+from repcon.distill.head_warmup import warm_up
+from repcon.distill.loader import Feed
+from repcon.distill.loss import HeadsLoss
+from repcon.distill.mix import Mix
+from repcon.distill.optim import autocast
+from repcon.distill.sample import collect, held_out_first
+from repcon.labels.layout import HeadInfo
+from repcon.labels.store import LabelStore
+from repcon.models import backbone, student
+from repcon.models.merge import Member, as_member, check_shares, require_same_shapes
+from repcon.models.student import Student
+from repcon.models.teacher_weights import Found, find, parse_models
+from repcon.runtime.console import console
+from repcon.runtime.errors import UserError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Start:
+    """What a run began with; kept in its checkpoints, results and model card."""
+
+    init: str
+    """`average`, `backbone` or `random`."""
+    shares: dict[str, float] = field(default_factory=dict)
+    search: Mix | None = None
+    warm: tuple[str, ...] = ()
+    """Heads that started as a classifier of their teacher."""
+    warmed_up: tuple[str, ...] = ()
+    """Heads that were learnt on the features of the start."""
+
+    def plain(self) -> dict[str, Any]:
+        """JSON-able."""
+        found = {"init": self.init, "shares": self.shares, "warm_heads": list(self.warm)}
+        search = {} if self.search is None or not self.search.candidates else {"search": self.search.plain()}
+        return found | {"warmed_up_heads": list(self.warmed_up)} | search
+
+
+def check(settings: TrainConfig) -> None:
+    """Raises UserError for settings of the start that contradict each other."""
+    if settings.init == "average" and not settings.pretrained:
+        raise UserError("init: 'average' starts from the teachers' weights, and pretrained is false; set one of them")
+    if settings.init_weights and settings.init == "backbone":
+        raise UserError("init_weights: init = 'backbone' averages nothing; leave one of them out")
+    if settings.init_weights:
+        check_shares(settings.init_weights, [head.name for head in settings.heads] or settings.init_weights)
+
+
+def begin(settings: TrainConfig, store: LabelStore, feed: Feed, team: Team, *, resumed: bool) -> tuple[Student, Start]:
+    """The student as it starts, on the team's device, equal in all processes; the main process decides.
+
+    resumed: its weights will come from a checkpoint, so that nothing is searched, loaded or learnt.
+    """
+    heads = {head.name: store.heads[head.name] for head in settings.heads}
+    build = partial(
+        student.build,
+        settings.trunk,
+        heads,
+        size=settings.size,
+        pretrained=settings.pretrained,
+        start_heads=settings.start_heads,
+        projection=settings.projection,
+        freeze_blocks=settings.freeze_blocks,
+        freeze_norm=bool(settings.freeze_norm),
+    )
+    if resumed or not settings.pretrained or not team.leads:
+        model, start = build(), Start(init="random" if not settings.pretrained else "backbone")
+        model = model.to(team.device)
+    else:
+        model, start = _lead(settings, store, feed, team, heads, build)
+    team.share_weights(model)
+    return model.to(memory_format=torch.channels_last), start  # pyright: ignore[reportCallIssue]
+
+
+def _lead(
+    settings: TrainConfig, store: LabelStore, feed: Feed, team: Team, heads: Mapping[str, HeadInfo], build: Any
+) -> tuple[Student, Start]:
+    found, init, why = _decided(settings, store, heads)
+    shares, search = _shares(settings, store, feed, team, found.members) if init == "average" else ({}, None)
+    torch.manual_seed(settings.seed)
+    model: Student = build(teachers=found.members, shares=shares).to(team.device)
+    warm = tuple(name for name in heads if name in model.warm_heads)
+    precision = partial(autocast, team.device, settings.precision)
+    warmed_up = warm_up(
+        model, store, settings.heads, feed, tail=settings.tail, steps=settings.head_warmup_steps,
+        preprocessing=backbone.preprocessing(model.trunk, settings.size), autocast=precision,
+    )  # fmt: skip
+    if search is not None:
+        mix.show(search)
+    start = Start(init=init, shares=shares, search=search, warm=warm, warmed_up=warmed_up)
+    _tell(start, why, found, list(heads), settings)
+    return model, start
+
+
+def _decided(settings: TrainConfig, store: LabelStore, heads: Mapping[str, HeadInfo]) -> tuple[Found, str, str]:
+    """The teachers' weights at hand, `average` or `backbone`, and why."""
+    models = parse_models(settings.models, store.heads)
+    if settings.init == "backbone" and (settings.projection or not settings.start_heads):
+        return Found(members={}, other_architecture={}, not_found={}), "backbone", "as asked for"
+    folder = Path(store.url) if "://" not in store.url else None
+    trunk = backbone.create(settings.trunk, size=settings.size)
+    sections = [head.section for head in heads.values()]
+    found = find(sections, trunk, size=settings.size, models=models, folder=folder)
+    own = as_member(trunk, settings.size) if found.members else None
+    for name, member in list(found.members.items()):
+        try:
+            require_same_shapes({f"the trunk {settings.trunk}": own, name: member})  # pyright: ignore[reportArgumentType]
+        except UserError as error:
+            if _asked(settings):
+                raise
+            found.other_architecture[name] = str(error)
+            del found.members[name]
+    return found, *_init(settings, found)
+
+
+def _asked(settings: TrainConfig) -> bool:
+    """Whether the recipe itself wants the mean."""
+    return settings.init == "average" or bool(settings.init_weights)
+
+
+def _init(settings: TrainConfig, found: Found) -> tuple[str, str]:
+    """`average` or `backbone`, and why. Raises UserError where the mean is asked for and weights are missing."""
+    if settings.init == "backbone":
+        return "backbone", "as asked for"
+    others = [f"{name} is of another architecture, {kind}" for name, kind in found.other_architecture.items()]
+    missing = [f"{name}: {why}" for name, why in found.not_found.items()]
+    if _asked(settings):
+        wanted = settings.init_weights or [*found.other_architecture, *found.not_found]
+        absent = [name for name in wanted if name not in found.members]
+        if absent:
+            reasons = "; ".join([*others, *missing])
+            raise UserError(f"init: no weights of {', '.join(absent)} to average ({reasons}); use init = 'backbone'")
+        return "average", "as asked for"
+    if others:
+        return "backbone", "; ".join(others)
+    if student.is_student(settings.trunk):
+        return "backbone", "an earlier student"
+    if not found.members or (missing and len(found.members) == 1):
+        return "backbone", "; ".join(missing)
+    return "average", "; ".join(["all that are here have the trunk's architecture", *missing])
+
+
+def _shares(
+    settings: TrainConfig, store: LabelStore, feed: Feed, team: Team, members: Mapping[str, Member]
+) -> tuple[dict[str, float], Mix | None]:
+    if settings.init_weights:
+        return check_shares(settings.init_weights, members), None
+    if len(members) == 1:
+        return dict.fromkeys(members, 1.0), None
+    linear = [HeadConfig(name=name) for name, member in members.items() if member.classifier is not None]
+    if not linear:
+        return dict.fromkeys(members, 1 / len(members)), None
+    heads = [
+        HeadConfig(name=head.name, temperature=1.0 if 1.0 in store.heads[head.name].temperatures else 0.0)
+        for head in linear
+    ]
+    loss = HeadsLoss(
+        store.heads, heads, tail=settings.tail, implementation="torch", device=team.device, announced=False
+    )
+    sample = collect(feed, held_out_first(feed, mix.CROPS), team.device, torch.clone)
+    found = mix.search(members, loss, sample, autocast=partial(autocast, team.device, settings.precision))
+    return found.shares, found
+
+
+def _tell(start: Start, why: str, found: Found, heads: list[str], settings: TrainConfig) -> None:
+    """One line on the trunk, one on the heads."""
+    if start.init == "average":
+        parts = " + ".join(f"{share:.2f} {name}" for name, share in start.shares.items() if share)
+        chosen = "chosen by their stored labels" if start.search is not None else why
+        line = f"start: mean of weights, {parts} ({chosen})"
+    else:
+        line = f"start: the weights of {settings.trunk} ({why})"
+    console.print(line, highlight=False, markup=False, soft_wrap=True)
+    cold = [name for name in heads if name not in start.warm and name not in start.warmed_up]
+    nonlinear = [name for name, member in found.members.items() if member.classifier is None]
+    parts = {
+        "from their teachers' classifiers": start.warm,
+        "learnt on the features of the start": start.warmed_up,
+        "random": cold,
+    }
+    told = "; ".join(f"{what}: {', '.join(names)}" for what, names in parts.items() if names)
+    odd = f"; not linear, so no start for a head: {', '.join(nonlinear)}" if nonlinear else ""
+    projected = "; a projection has no classifier to start from" if settings.projection else ""
+    console.print(f"heads: {told}{odd}{projected}", highlight=False, markup=False, soft_wrap=True)

@@ -1,0 +1,141 @@
+"""Weighted mean of the weights of several models of one architecture.
+
+    members = {name: as_member(model, size=128) for name, model in teachers.items()}
+    state = average(members, {"birds": 0.4, "generalist": 0.6})
+
+Parameters and floating-point buffers (batch-norm means and variances) are averaged with the same shares; integer
+buffers (batch counts, index tables) are those of the first model.
+"""
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from repcon.models import backbone
+from repcon.models.backbone import Preprocessing
+from repcon.runtime.errors import UserError
+
+SUM_TOLERANCE = 2e-3
+"""How far shares may be from one in sum: thirds are written as 0.333."""
+LINEAR_TOLERANCE = 1e-3
+"""Largest difference, relative to the largest logit, between a model and its linear classifier on its features."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Member:
+    """A classifier in two parts, float32 and in evaluation mode."""
+
+    backbone: nn.Module
+    """Gives pooled features (B, F)."""
+    classifier: nn.Linear | None
+    """Features to logits (B, C); None where what follows the features is not one linear layer."""
+    preprocessing: Preprocessing
+
+
+def as_member(model: nn.Module, size: int = 0) -> Member:
+    """Take a timm classifier apart (the model itself is changed). `size`: input side in pixels, 0 for its own.
+
+    The linear classifier counts only if it gives the model's own logits on a random input.
+    """
+    model = model.eval().float()
+    preprocessing = backbone.preprocessing(model, size)
+    found = getattr(model, "get_classifier", lambda: None)()
+    side = preprocessing.size
+    noise = torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        logits = model(noise)
+        model.reset_classifier(0)  # pyright: ignore[reportCallIssue]
+        features = model(noise)
+    linear = found if isinstance(found, nn.Linear) and _is_linear(found, features, logits) else None
+    return Member(backbone=model, classifier=linear, preprocessing=preprocessing)
+
+
+@torch.no_grad()
+def _is_linear(classifier: nn.Linear, features: torch.Tensor, logits: torch.Tensor) -> bool:
+    if features.ndim != 2 or features.shape[1] != classifier.in_features:
+        return False
+    bias = classifier.bias if classifier.bias is not None else torch.zeros(classifier.out_features)
+    difference = (functional.linear(features, classifier.weight, bias) - logits).abs().max()
+    return bool(difference <= LINEAR_TOLERANCE * logits.abs().max() + 1e-6)
+
+
+def check_shares(shares: Mapping[str, float], names: Iterable[str], field: str = "init_weights") -> dict[str, float]:
+    """The share of every name, 0 where none is given, divided by their sum.
+
+    Raises UserError naming `field` for an unknown name, a share that is negative or not finite, or a sum other than 1.
+    """
+    known = list(names)
+    unknown = [name for name in shares if name not in known]
+    if unknown:
+        raise UserError(
+            f"{field}: no weights of {', '.join(unknown)} to average; there are {', '.join(known) or 'none'}"
+        )
+    for name, share in shares.items():
+        if not (math.isfinite(share) and share >= 0):
+            raise UserError(f"{field}: {name} = {share}: a share must be a number of 0 or more")
+    total = sum(shares.values())
+    if abs(total - 1) > SUM_TOLERANCE:
+        raise UserError(f"{field}: the shares sum to {total:g}, not to 1; divide each of them by {total:g}")
+    return {name: shares.get(name, 0.0) / total for name in known}
+
+
+def require_same_shapes(members: Mapping[str, Member]) -> None:
+    """Raises UserError naming the first difference in architecture, tensors or input normalisation."""
+    (first, reference), *others = members.items()
+    held = reference.backbone.state_dict()
+    kind, pixels = backbone.architecture(reference.backbone), reference.preprocessing
+    for name, member in others:
+        where = f"init: the weights of {name} and {first} cannot be averaged"
+        if (other := backbone.architecture(member.backbone)) != kind:
+            raise UserError(f"{where}: {other} is another architecture than {kind}; use init = 'backbone'")
+        state = member.backbone.state_dict()
+        odd = next((key for key in (*held, *state) if _shape(held, key) != _shape(state, key)), None)
+        if odd is not None:
+            shapes = f"{odd} is {_shape(state, odd)} and {_shape(held, odd)}"
+            raise UserError(f"{where}: {shapes}, a tensor of another shape; use init = 'backbone'")
+        given = member.preprocessing
+        if not _close(given.mean, pixels.mean) or not _close(given.std, pixels.std):
+            what = f"their inputs are normalised by mean {given.mean}, std {given.std} and {pixels.mean}, {pixels.std}"
+            raise UserError(f"{where}: {what}; use init = 'backbone'")
+
+
+def _shape(state: Mapping[str, torch.Tensor], key: str) -> str:
+    return " x ".join(map(str, state[key].shape)) or "a number" if key in state else "not there"
+
+
+def _close(first: Iterable[float], second: Iterable[float]) -> bool:
+    return all(math.isclose(a, b, abs_tol=1e-4) for a, b in zip(first, second, strict=True))
+
+
+def require_finite(name: str, model: nn.Module) -> None:
+    """Raises UserError naming the first parameter that is not finite, or buffer that holds NaN."""
+    parameters = dict(model.named_parameters())
+    for key, tensor in model.state_dict().items():
+        wrong = tensor.isfinite().logical_not() if key in parameters else tensor.isnan()
+        if bool(wrong.any()):
+            raise UserError(
+                f"init: the weights of {name} hold NaN or infinity ({key}); leave it out, or train it again"
+            )
+
+
+def average(members: Mapping[str, Member], shares: Mapping[str, float]) -> dict[str, torch.Tensor]:
+    """The state of a backbone whose every floating-point tensor is the mean of the members', weighted by `shares`.
+
+    shares: as `check_shares` gives them. The members have equal shapes (`require_same_shapes`). A member of share 1
+    is given back to the bit.
+    """
+    used = [(member.backbone.state_dict(), shares[name]) for name, member in members.items() if shares[name] > 0]
+    state = {}
+    for key, first in next(iter(members.values())).backbone.state_dict().items():
+        if not first.is_floating_point():
+            state[key] = first.clone()
+            continue
+        total = used[0][0][key].to(torch.float32) * used[0][1]
+        for tensors, share in used[1:]:
+            total.add_(tensors[key], alpha=share)
+        state[key] = total.to(first.dtype)
+    return state

@@ -1,0 +1,105 @@
+"""The weights of a store's teachers, where they can be found, for a student of the same architecture to start from."""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import nn
+
+from repcon.config import TeacherConfig
+from repcon.labels.manifest import TeacherSection
+from repcon.models import backbone, custom
+from repcon.models import teacher as teachers
+from repcon.models.merge import Member, as_member, require_finite
+from repcon.runtime.errors import UserError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Found:
+    """Teachers of one architecture, loaded, and why the others were not."""
+
+    members: dict[str, Member]
+    other_architecture: dict[str, str]
+    """Teachers of another architecture, and which."""
+    not_found: dict[str, str]
+    """Teachers of the same architecture whose weights are not here, and why."""
+
+
+def find(
+    sections: Sequence[TeacherSection],
+    trunk: nn.Module,
+    *,
+    size: int,
+    models: Mapping[str, str],
+    folder: Path | None,
+) -> Found:
+    """Load the teachers of the trunk's architecture, apart from their classifiers, for inputs of `size` pixels.
+
+    A teacher is looked for where `models` says, else under its name in the store: as it stands, and relative to
+    `folder`, which holds the store. Raises UserError where what is found has other weights than those that made the
+    labels, or holds NaN, or where a place that `models` names holds no model.
+    """
+    kind = backbone.architecture(trunk)
+    found = Found(members={}, other_architecture={}, not_found={})
+    for section in sections:
+        if section.architecture != kind:
+            found.other_architecture[section.name] = section.architecture
+            continue
+        try:
+            model = _load(section, models.get(section.name, ""), folder)
+        except _NotFoundError as error:
+            found.not_found[section.name] = str(error)
+            continue
+        require_finite(section.name, model)
+        backbone.resize(model, section.model, size, now=int(section.preprocessing["size"]))
+        found.members[section.name] = as_member(model, size)
+    return found
+
+
+class _NotFoundError(Exception):
+    """A teacher's weights are in none of the places."""
+
+
+def _load(section: TeacherSection, named: str, folder: Path | None) -> nn.Module:
+    """The teacher in float32, from the first place whose weights are those that made the labels."""
+    if custom.is_factory(section.model) and not named:
+        raise _NotFoundError(f"its model is a function; --models {section.name}={section.model} runs it")
+    refused: UserError | None = None
+    missing = ""
+    for place in [named] if named else _places(section.model, folder):
+        size = int(section.preprocessing.get("size", 0))
+        config = TeacherConfig(name=section.name, model=place, size=size, licence=section.licence)
+        try:
+            teacher = teachers.load(config, "cpu")
+        except UserError as error:
+            if named:
+                raise
+            missing = missing or str(error)
+            continue
+        try:
+            teachers.require_same(section, teacher.section, place)
+        except UserError as error:
+            refused = refused or error
+            continue
+        return teacher.module
+    if refused is not None:
+        hint = f"--models {section.name}=MODEL names the right one, init = 'backbone' does without"
+        raise UserError(f"{refused}; {hint}")
+    raise _NotFoundError(missing)
+
+
+def _places(model: str, folder: Path | None) -> list[str]:
+    """The model as the store names it, then relative to the store's folder."""
+    beside = [] if folder is None else [folder / model, folder.parent / model]
+    return [model, *(str(place) for place in beside if not Path(model).is_absolute() and place.is_dir())]
+
+
+def parse_models(models: Sequence[str], names: Collection[str]) -> dict[str, str]:
+    """["NAME=MODEL"] as {name: model}. Raises UserError for another form, or a name that is not among `names`."""
+    found: dict[str, str] = {}
+    for entry in models:
+        name, _, model = entry.partition("=")
+        if name not in names or not model:
+            raise UserError(f"models: {entry!r} must be NAME=MODEL, with a NAME of {', '.join(names)}")
+        found[name] = model
+    return found

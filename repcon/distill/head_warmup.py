@@ -23,7 +23,8 @@ from repcon.models.student import Student
 IMAGES = 8192
 """Images at most, one crop of each."""
 BATCH_SIZE = 512
-LEARNING_RATE = 1e-2
+LOGIT_STEP = 0.2
+"""Most that the first update moves a logit of an average crop."""
 WEIGHT_DECAY = 1e-2
 APART = 8
 """One of so many crops is kept apart, to tell when to stop."""
@@ -74,10 +75,11 @@ class _Given(nn.Module):
 
 
 def _fit(sample: Sample, loss: HeadsLoss, classes: dict[str, int], projection: int, steps: int) -> Student:
-    """Heads for features as they are, learnt on features of mean 0 and deviation 1; of all steps those that do best on
-    crops that were kept apart."""
+    """Heads for features as they are, learnt on features of mean 0 and, for each crop, a norm of about 1."""
     features = torch.cat(sample.parts)
-    mean, deviation = features.mean(0), features.std(0, correction=0).clamp_min(1e-5)
+    mean, deviation = features.mean(0), features.std(0, correction=0)
+    # A feature that hardly varies would be all noise.
+    deviation = deviation.clamp_min(1e-2 * float(deviation.mean()) + 1e-12) * features.shape[1] ** 0.5
     features = (features - mean) / deviation
     model = Student(_Given(features.shape[1]), classes, projection).to(features.device)
     if not projection:
@@ -96,22 +98,24 @@ def _learn(model: Student, features: torch.Tensor, sample: Sample, loss: HeadsLo
     numbers = torch.arange(len(features))
     apart = numbers % APART == APART - 1
     learnt, kept = numbers[~apart], numbers[apart].to(features.device)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=LOGIT_STEP / features.shape[1] ** 0.5, weight_decay=WEIGHT_DECAY
+    )
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     generator = torch.Generator().manual_seed(0)
-    best, state = float("inf"), deepcopy(model.state_dict())
-    for step in range(1, steps + 1):
+    best, state = float("inf"), model.state_dict()
+    for step in range(steps + 1):
+        if step % EVERY == 0 or step == steps:
+            with torch.no_grad():
+                figure = float(loss(model.head_logits(features[kept]), sample.labels, kept).sum()) if len(kept) else 0.0
+            if figure <= best:
+                best, state = figure, deepcopy(model.state_dict())
         rows = learnt[torch.randint(len(learnt), (min(BATCH_SIZE, len(learnt)),), generator=generator)]
         rows = rows.to(features.device)
         loss(model.head_logits(features[rows]), sample.labels, rows).sum().backward()
         optimizer.step()
         optimizer.zero_grad()
         schedule.step()
-        if step % EVERY == 0 or step == steps:
-            with torch.no_grad():
-                figure = float(loss(model.head_logits(features[kept]), sample.labels, kept).sum()) if len(kept) else 0.0
-            if figure <= best:
-                best, state = figure, deepcopy(model.state_dict())
     model.load_state_dict(state)
 
 

@@ -72,7 +72,7 @@ def begin(settings: TrainConfig, store: LabelStore, feed: Feed, team: Team, *, r
         start_heads=settings.start_heads,
         projection=settings.projection,
         freeze_blocks=settings.freeze_blocks,
-        freeze_norm=bool(settings.freeze_norm),
+        freeze_norm=settings.pretrained if settings.freeze_norm == "auto" else settings.freeze_norm,
     )
     if resumed or not settings.pretrained or not team.leads:
         model, start = build(), Start(init="random" if not settings.pretrained else "backbone")

@@ -20,6 +20,7 @@ from repcon.reports.sections.training import teachers, training
 from repcon.reports.sections.transfer import evaluation, transfer, verdicts
 from repcon.reports.sources import Source
 from repcon.reports.tables import differing, flat, settings, side_by_side, table, words
+from repcon.runtime.terminal import printable
 
 RUN = ("command", "started", "commit")
 """What of an environment is a run's own, and not its machine's."""
@@ -170,12 +171,13 @@ def _templates(*, escaped: bool) -> Any:
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
+        finalize=lambda value: printable(value) if type(value) is str else value,
     )
     environment.filters |= {
         "plain": plain,
         "share": lambda part: "<1 %" if 0 < part < 0.005 else f"{100 * part:.0f} %",
         "variables": lambda theme: Markup(variables(theme)),
-        "breakable": lambda text: escape(text).replace("_", Markup("_<wbr>")).replace("/", Markup("/<wbr>")),
+        "breakable": lambda text: escape(printable(text)).replace("_", Markup("_<wbr>")).replace("/", Markup("/<wbr>")),
         "picture": lambda plot: Markup(plot.svg),
     }
     return environment

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from repcon.reports.plot_style import DASHES, GRID, INK, MARKERS, MUTED, SERIES, styled, svg
+from repcon.runtime.terminal import printable
 
 WIDTH = 4.4
 """Inches; a plot is shown at the width of its column."""
@@ -17,6 +18,9 @@ BINS = 160
 
 LEAST = 1e-9
 """What a logarithmic axis shows; below it lies the rounding of sums."""
+
+MOST_LINES, MOST_ROWS, MOST_SERIES = 40, 60, 16
+"""Lines, rows, and points in a row, that one plot shows; of more, the first."""
 
 COUNTS = ("epoch", "step", "k")
 """Axes on which there is nothing between two whole numbers."""
@@ -65,6 +69,7 @@ def lines(
     `reaching` at least, so that noise about nothing looks like nothing; a `log` axis shows what is more than rounding;
     `spreads` are whiskers' lengths to both sides, of the series that have any.
     """
+    series, title = first(series, MOST_LINES, title)
     rows = -(-len(series) // _columns([_short(label) for label in series], 3))
     figure, axes = _figure(2.4 + 0.17 * max(rows, 2))
     with styled():
@@ -114,6 +119,8 @@ def intervals(
 ) -> Plot:  # fmt: skip
     """Points with whiskers: a row per group, in it a point per series. `labels` are the series in the order of their
     colours; one that no group has is not drawn, so that a series keeps its colour from plot to plot."""
+    labels = labels[:MOST_SERIES]
+    groups, title = first(groups, MOST_ROWS, title)
     figure, axes = _figure(1.0 + 0.17 * len(groups) * (len(labels) + 1) + 0.17 * len(labels))
     with styled():
         for number, label in enumerate(labels):
@@ -148,6 +155,7 @@ def _whiskers(value: Interval) -> tuple[float, float]:
 
 def bars(name: str, title: str, rows: Sequence[Bar], x: str) -> Plot:
     """Horizontal bars with their values beside them, whiskers where known, and each one's limit as a line across."""
+    rows = [row for row in rows if math.isfinite(row.value)][:MOST_ROWS]
     figure, axes = _figure(0.75 + 0.22 * len(rows))
     with styled():
         values = [row.value for row in rows]
@@ -168,6 +176,13 @@ def bars(name: str, title: str, rows: Sequence[Bar], x: str) -> Plot:
         axes.set(ylim=(len(rows) - 0.45, -0.55), xlim=(min(reached), 1.04 * max(reached) or 1.0), xlabel=x)
         _finish(figure, axes, title, 1)
         return _plot(figure, name, title, f"{x}, " + ", ".join(f"{row.label} {row.value:.3g}" for row in rows))
+
+
+def first(held: Mapping[str, Any], most: int, title: str) -> tuple[Mapping[str, Any], str]:
+    """The first `most` entries, and a title that says so where there are more."""
+    if len(held) <= most:
+        return held, title
+    return dict(list(held.items())[:most]), f"{title} (the first {most} of {len(held):,})"
 
 
 def _figure(height: float) -> tuple[Any, Any]:
@@ -191,7 +206,7 @@ def _finish(figure: Any, axes: Any, title: str, series: int, columns: int = 3) -
 
 
 def _plot(figure: Any, name: str, title: str, description: str) -> Plot:
-    return Plot(name=name, title=title, svg=svg(figure, name, f"{title}: {description}"))
+    return Plot(name=name, title=title, svg=svg(figure, name, printable(f"{title}: {description}")))
 
 
 def _columns(labels: Sequence[str], most: int) -> int:
@@ -202,5 +217,5 @@ def _columns(labels: Sequence[str], most: int) -> int:
 
 def _short(label: str, longest: int = 34) -> str:
     """Long names keep their beginning and their end."""
-    label = " ".join(label.split())
+    label = " ".join(printable(label).split())
     return label if len(label) <= longest else f"{label[: longest // 2]}…{label[-(longest // 2 - 1) :]}"

@@ -1,25 +1,34 @@
 """What a report is made of: run folders, benchmark records, stores, and files that `--json` wrote."""
 
-import json
-import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from rich.text import Text
+
+from repcon.runtime.console import console
 from repcon.runtime.errors import UserError
 from repcon.runtime.run_dir import MARKER, RESULTS
+from repcon.runtime.terminal import printable
+from repcon.runtime.untrusted import UnreadableError, parse_json, parse_toml, read_text, showable
 
 ENVIRONMENT = "env.json"
 METRICS = "metrics.jsonl"
 STORE = ("manifest.json", "zarr.json")
 INSPECTED = {"heads", "bytes_per_crop", "sampled_crops"}
 """What tells the figures of `repcon inspect --json` from others."""
+MOST_SOURCES = 1000
+MOST_METRICS = 512 * 2**20
+"""Bytes of a metrics.jsonl; a run writes about one."""
+MOST_LINE = 2**20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Source:
-    """One run or record, read whole. Everything in it is somebody else's text: it is escaped where it is shown."""
+    """One run or record, read whole. Everything in it is somebody else's text: bounded and without control characters
+    here, escaped where it is shown."""
 
     path: Path
     name: str
@@ -32,6 +41,8 @@ class Source:
     figures: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     """What a reader must know: no results yet, lines that could not be read."""
+    places: Mapping[str, str] = field(default_factory=dict)
+    """`store`, `pack` and `out` of the recipe as they were written: all other texts are made showable."""
 
     def of(self, event: str) -> list[Mapping[str, Any]]:
         """The events of one name, in order."""
@@ -41,7 +52,8 @@ class Source:
 def read(paths: Sequence[str]) -> list[Source]:
     """Reads every path, folders of folders one level down, each once; names are made unique.
 
-    Raises UserError naming a path that is not there or holds nothing to report on.
+    Read are the named paths and what lies below them; a link that leads elsewhere is not followed. Raises UserError
+    naming a path that is not there, holds nothing to report on, or a file that cannot be read.
     """
     if not paths:
         raise UserError("PATH: name at least one run folder, benchmark record or store")
@@ -55,6 +67,8 @@ def read(paths: Sequence[str]) -> list[Source]:
             )
         for source in sources:
             found.setdefault(source.path.resolve(), source)
+    if len(found) > MOST_SOURCES:
+        raise UserError(f"PATH: {len(found):,} runs and records; name {MOST_SOURCES:,} at most")
     return _named(list(found.values()))
 
 
@@ -68,46 +82,63 @@ def _sources(path: Path) -> Iterator[Source]:
         if source is not None:
             yield source
         if source is None or source.kind == "demo":  # The demo keeps the runs that it is made of inside its own.
-            inner = (_folder(folder) for folder in sorted(path.iterdir()) if folder.is_dir())
+            inside = (folder for folder in sorted(path.iterdir()) if folder.is_dir() and _is_below(folder, path))
+            inner = (_folder(folder) for folder in itertools.islice(inside, MOST_SOURCES + 1))
             left_out = ("report", "figures", "benchmark") if source is not None else ("report",)
             yield from (found for found in inner if found is not None and found.kind not in left_out)
 
 
+def _is_below(path: Path, folder: Path) -> bool:
+    """Whether the path is no link that leads out of the folder; of one that does, a line is printed."""
+    below = path.resolve().is_relative_to(folder.resolve())
+    if not below:
+        console.print(Text(f"note {path} is a link that leads out of {folder}: not followed"), soft_wrap=True)
+    return below
+
+
+def _file(path: Path) -> bool:
+    """Whether it is a file of its folder."""
+    return path.is_file() and _is_below(path, path.parent)
+
+
 def _folder(path: Path) -> Source | None:
-    if (path / MARKER).is_file():
+    if _file(path / MARKER):
         return _run(path)
     if all((path / name).is_file() for name in STORE):
-        return Source(path=path, name=path.name, kind="store")
-    files = sorted(path.glob("*.json"))
+        return Source(path=path, name=printable(path.name), kind="store")
+    files = [file for file in sorted(path.glob("*.json"))[: MOST_SOURCES + 1] if _file(file)]
     if not files:
         return None
     # A record: one file of figures, or several (the forms of one benchmark), then each under its file's name.
     read_files = {file.stem: _json(file) for file in files if file.name != ENVIRONMENT}
     figures = next(iter(read_files.values())) if len(read_files) == 1 else read_files
-    if (path / ENVIRONMENT).is_file():
+    if _file(path / ENVIRONMENT):
         figures = {**figures, "environment": _json(path / ENVIRONMENT)}
     return _benchmark(path, figures)
 
 
 def _run(path: Path) -> Source:
     events, unread = _events(path / METRICS)
-    notes = [] if (path / RESULTS).is_file() else ["no results yet: the run is going on, or was stopped"]
+    ended = _file(path / RESULTS)
+    notes = [] if ended else ["no results yet: the run is going on, or was stopped"]
     if unread:
         notes.append(f"{unread} of {len(events) + unread} lines of {METRICS} could not be read: left out")
+    config = _taken(path / "config.toml", parse_toml) if _file(path / "config.toml") else {}
     return Source(
         path=path,
-        name=path.name,
-        kind=(path / MARKER).read_text().strip(),
-        config=_toml(path / "config.toml"),
-        environment=_json(path / ENVIRONMENT) if (path / ENVIRONMENT).is_file() else {},
+        name=printable(path.name),
+        kind=printable(_text(path / MARKER, 2**16).strip())[:40],
+        config=_shown(path / "config.toml", config),
+        environment=_json(path / ENVIRONMENT) if _file(path / ENVIRONMENT) else {},
         events=events,
-        figures=_json(path / RESULTS) if (path / RESULTS).is_file() else {},
+        figures=_json(path / RESULTS) if ended else {},
         notes=tuple(notes),
+        places={key: value for key in ("store", "pack", "out") if isinstance(value := config.get(key), str)},
     )
 
 
 def _json_file(path: Path) -> Source:
-    return replace(_benchmark(path, _json(path)), name=path.stem)
+    return replace(_benchmark(path, _json(path)), name=printable(path.stem))
 
 
 def _benchmark(path: Path, figures: Mapping[str, Any]) -> Source:
@@ -117,7 +148,7 @@ def _benchmark(path: Path, figures: Mapping[str, Any]) -> Source:
     note = facts.pop("note", None)
     return Source(
         path=path,
-        name=path.name,
+        name=printable(path.name),
         kind=kind,
         environment=facts,
         figures={name: value for name, value in figures.items() if name != "environment"},
@@ -126,30 +157,42 @@ def _benchmark(path: Path, figures: Mapping[str, Any]) -> Source:
 
 
 def _json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read as JSON ({error})") from error
+    value = _taken(path, parse_json)
     if not isinstance(value, dict):
         raise UserError(f"{path}: expected one JSON object of figures")
-    return value
+    return _shown(path, value)
 
 
-def _toml(path: Path) -> dict[str, Any]:
+def _text(path: Path, *most: int) -> str:
     try:
-        return tomllib.loads(path.read_text()) if path.is_file() else {}
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read as TOML ({error})") from error
+        return read_text(path, *most)
+    except UnreadableError as error:
+        raise UserError(f"{path}: cannot be read ({error})") from error
+
+
+def _taken(path: Path, parse: Callable[[str], Any]) -> Any:
+    try:
+        return parse(_text(path))
+    except UnreadableError as error:
+        raise UserError(f"{path}: cannot be read ({error})") from error
+
+
+def _shown(path: Path, value: Any) -> Any:
+    try:
+        return showable(value)
+    except UnreadableError as error:
+        raise UserError(f"{path}: cannot be reported ({error})") from error
 
 
 def _events(path: Path) -> tuple[list[dict[str, Any]], int]:
     """The lines that are whole; a run that was killed may leave the last one torn."""
     events: list[dict[str, Any]] = []
-    lines = path.read_text(errors="replace").splitlines() if path.is_file() else []
+    lines = _text(path, MOST_METRICS).rstrip("\n").split("\n") if _file(path) else []
+    lines = lines if lines != [""] else []
     for line in lines:
         try:
-            value = json.loads(line)
-        except ValueError:
+            value = showable(parse_json(line)) if len(line) <= MOST_LINE else None
+        except UnreadableError:
             continue
         if isinstance(value, dict):
             events.append(value)
@@ -166,7 +209,7 @@ def _named(sources: list[Source]) -> list[Source]:
         while any(_tail(other, depth) == _tail(source, depth) for other in others) and depth < len(parts):
             depth += 1
             name = "/".join(_tail(source, depth))
-        named.append(replace(source, name=name))
+        named.append(replace(source, name=printable(name)))
     return named
 
 

@@ -31,6 +31,8 @@ ROWS = 24
 """Bars in one plot; a benchmark of more shapes gets several plots."""
 FAMILY = 3
 """Ratios to the same peer from which on they get a plot of their own."""
+MOST_PLOTS = 20
+"""Plots of one kind that a record gets."""
 LEAST_POINTS = 3
 """Points that make a line."""
 
@@ -58,9 +60,9 @@ def _section(source: Source, number: int) -> Section:
         (title, bars[start : start + ROWS])
         for title, bars in _families(figures, targets).items()
         for start in range(0, len(bars), ROWS)
-    ]
+    ][:MOST_PLOTS]
     drawn = [plots.bars(f"bench{number}-{part}", heading, rows, "ratio") for part, (heading, rows) in enumerate(parts)]
-    drawn += [found.plot(f"bench{number}-line{part}") for part, found in enumerate(_scaling(figures))]
+    drawn += [found.plot(f"bench{number}-line{part}") for part, found in enumerate(_scaling(figures)[:MOST_PLOTS])]
     drawn += _gains(figures, number)
     ratios = (
         "Ratios measured in one run; the line across a bar is what it should reach, or its limit or peer. Ranges in "

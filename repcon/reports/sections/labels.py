@@ -14,6 +14,7 @@ from repcon.reports.sections.training import over_time
 from repcon.reports.sources import Source
 from repcon.reports.tables import is_number, side_by_side
 from repcon.runtime.errors import UserError
+from repcon.runtime.terminal import printable
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,7 +31,7 @@ def places(sources: Sequence[Source]) -> list[Place]:
     """The stores of the sources, each once."""
     found: dict[str, Place] = {}
     for place in (place for source in sources for place in _places(source)):
-        key = place.store if "://" in place.store else str(Path(place.store).resolve())
+        key = str(Path(place.store).resolve())
         if key not in found or not found[key].pack:
             found[key] = place
     return list(found.values())
@@ -46,14 +47,35 @@ def _places(source: Source) -> Iterator[Place]:
 
 
 def _located(source: Source, key: str) -> str:
-    """The configured path as seen from a folder above the run, or from here; empty where nothing is there."""
-    value = source.config.get(key)
-    if not isinstance(value, str) or not value:
+    """The configured local path as seen from a folder above the run, or from here; empty where nothing is there.
+
+    What a run names by a URL is not looked for: a report of somebody else's run must not send requests.
+    """
+    value = source.places.get(key, "")
+    if not value or "://" in value:
         return ""
-    if "://" in value:
-        return value
     above = (folder / value for folder in source.path.resolve().parents)
-    return next((str(path) for path in (*above, Path(value)) if path.exists()), "")
+    return next((str(path) for path in (*above, Path(value)) if _exists(path)), "")
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except (OSError, ValueError):  # a name that no file can have
+        return False
+
+
+def _not_shown(source: Source) -> Iterator[str]:
+    """What the run learnt from and the report cannot show, with the reason."""
+    for key, value in source.places.items() if source.kind == "train" else ():
+        if key == "out" or not value or _located(source, key):
+            continue
+        reason = (
+            "is behind a URL, which a report does not open: not shown; copy it here and name the copy as well"
+            if "://" in value
+            else "is not there any more, and not shown"
+        )
+        yield f"{source.name}: its {key} {value} {reason}"
 
 
 def labels(sources: Sequence[Source]) -> tuple[list[Section], list[str]]:
@@ -62,10 +84,7 @@ def labels(sources: Sequence[Source]) -> tuple[list[Section], list[str]]:
     notes: list[str] = []
     if runs := {source.name: source for source in sources if source.kind == "precompute"}:
         sections.append(_precompute(runs))
-    for source in sources:
-        for key in ("store", "pack") if source.kind == "train" else ():
-            if source.config.get(key) and not _located(source, key):
-                notes.append(f"{source.name}: its {key} {source.config[key]} is not there any more, and not shown")
+    notes += [printable(note) for source in sources for note in _not_shown(source)]
     found = places(sources)
     for place in found:
         name = f": {_called(place, found)}" if len(found) > 1 else ""
@@ -75,12 +94,13 @@ def labels(sources: Sequence[Source]) -> tuple[list[Section], list[str]]:
         for part in (_sheet, _store):
             try:
                 sections += part(place, name)
-            except UserError as error:
-                notes.append(f"{part.__doc__} could not be shown: {error}")
+            except Exception as error:  # Whatever is wrong with a store of unknown origin, the rest is reported.
+                reason = str(error) if isinstance(error, UserError) else repr(error)
+                notes.append(printable(f"{part.__doc__} of {place.store} could not be shown: {reason}"))
     for source in (source for source in sources if source.kind == "inspect"):
         try:
             sections += _titled(stores.sections(source.figures), f": {source.name}")
-        except (LookupError, TypeError, ValueError, AttributeError) as error:
+        except (ArithmeticError, LookupError, TypeError, ValueError, AttributeError) as error:
             notes.append(f"{source.name}: not the figures of this version's `repcon inspect` ({error!r})")
     return sections, notes
 
@@ -118,7 +138,7 @@ def _is_the_run_s(place: Place) -> bool:
     """Whether the store that lies there now is the one that the run told of; what cannot be opened says so itself."""
     try:
         return LabelStore.open(place.store).fingerprint == place.fingerprint
-    except UserError:
+    except Exception:  # told by what reads it next
         return True
 
 

@@ -58,7 +58,7 @@ def _losses(runs: Mapping[str, Source]) -> list[plots.Plot]:
         return [plots.lines("loss", "Loss per head", lines, "step", "loss (nat)")] if lines else []
     return [
         plots.lines(f"loss{number}", f"Loss of head {head}", held, "step", "loss (nat)", places=places)
-        for number, (head, held) in enumerate(by_head.items())
+        for number, (head, held) in enumerate(list(by_head.items())[: plots.MOST_LINES])
     ]
 
 

@@ -1,7 +1,9 @@
 """The command line: `repcon COMMAND [--recipe FILE] [--json FILE] [flags]`; a command is imported when asked for."""
 
 import dataclasses
+import errno
 import importlib
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -9,17 +11,18 @@ from pathlib import Path
 from typing import Any, get_args, get_origin
 
 import tyro
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from repcon import config
 from repcon.runtime.console import console
 from repcon.runtime.errors import UserError
 from repcon.runtime.memory import keep_freed_memory
 from repcon.runtime.run_dir import json_text
+from repcon.runtime.terminal import Terminal, one_line
 
-errors = Console(stderr=True)
+errors = Terminal(stderr=True)
 STARTS_AGAIN = ("verify", "inspect", "report")
 """Commands that keep nothing to go on from."""
 
@@ -39,6 +42,9 @@ COMMANDS: dict[str, tuple[type, str]] = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command. Gives 0 when all that was asked for was done, 1 for the user's mistakes, 130 on Ctrl-C."""
     words = list(sys.argv[1:] if arguments is None else arguments)
+    for stream in (sys.stdout, sys.stderr):  # also for what others print
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     if not words or words[0] in ("-h", "--help"):
         _help()
         return 0
@@ -57,7 +63,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
         again = "the same command starts it again"
         errors.print(f"[yellow]interrupted[/]; {again if words[0] in STARTS_AGAIN else goes_on}")
         return 130
-    return 0 if _written(json_path, figures) else 1
+    except Exception as error:
+        if reason := _foreseen(error):
+            return _failed(reason, json_path, {})
+        raise
+    return 0 if _written(json_path, figures) and _shown(words[0]) else 1
+
+
+def _foreseen(error: Exception) -> str:
+    """What the user can do about an exception of the interpreter's or torch's; empty for any other."""
+    line = next(iter(str(error).splitlines()), "")
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "allocate memory" in line:
+        return f"out of memory ({line or 'of this machine'}); make batch_size, size or workers smaller"
+    if type(error).__module__.startswith(("torch._inductor", "torch._dynamo")):
+        return f"compile: torch cannot compile the model here ({line}); set compile = false"
+    if "can't start new thread" in line:
+        return "no further threads can be started here; make workers smaller"
+    return ""
+
+
+def _shown(command: str) -> bool:
+    """Says where the standard output was lost; False for a command that has no other."""
+    if console.lost is None or console.lost.errno == errno.EPIPE:  # a pipe's reader has seen enough
+        return True
+    reason = console.lost.strerror
+    errors.print(f"[yellow]careful[/]: the standard output could not be written ({reason}); it is not whole")
+    return command != "inspect"
 
 
 def _json_path(words: list[str]) -> str | None:
@@ -65,6 +96,7 @@ def _json_path(words: list[str]) -> str | None:
     path = _take(words, "--json")
     if path is None:
         return None
+    path = config.at_home(path)
     place = Path(path).absolute()
     if not place.parent.is_dir():
         raise UserError(f"--json {path}: there is no such folder; make it first")
@@ -78,8 +110,9 @@ def _json_path(words: list[str]) -> str | None:
 def _failed(message: str, json_path: str | None, figures: dict[str, Any]) -> int:
     """One line on the standard error, and beside the figures; of several processes, each says which it is."""
     _written(json_path, {**figures, "error": message})
-    rank = f" (process {os.environ.get('RANK', '?')})" if int(os.environ.get("WORLD_SIZE", 1)) > 1 else ""
-    errors.print(f"[bold red]error[/]{rank} {escape(message)}", highlight=False, soft_wrap=True)
+    alone = os.environ.get("WORLD_SIZE", "") in ("", "0", "1")
+    rank = "" if alone else f" (process {os.environ.get('RANK', '?')})"
+    errors.print(Text.assemble(("error", "bold red"), f"{rank} {one_line(message)}"), highlight=False, soft_wrap=True)
     return 1
 
 
@@ -151,7 +184,7 @@ def _written(path: str | None, figures: dict[str, Any]) -> bool:
     """Writes the figures where they were asked for; says so and gives False where that fails."""
     try:
         if path is not None:
-            Path(path).write_text(json_text(figures))  # not by a rename: it may be /dev/stdout
+            Path(path).write_text(json_text(figures), encoding="utf-8")  # not by a rename: it may be /dev/stdout
     except OSError as error:
         errors.print(f"[bold red]error[/] --json {escape(str(path))}: {error.strerror}", highlight=False)
         return False

@@ -1,6 +1,5 @@
 """Fine-tunes a generalist on labelled images into a task teacher: a folder that timm and `precompute` open."""
 
-import json
 import math
 import shutil
 import tomllib
@@ -26,7 +25,8 @@ from repcon.models import backbone
 from repcon.runtime.console import console, progress
 from repcon.runtime.device import choose
 from repcon.runtime.errors import UserError
-from repcon.runtime.run_dir import RESULTS, Run, finite
+from repcon.runtime.run_dir import Run, finite, read_results
+from repcon.runtime.untrusted import UnreadableError, parse_toml, read_text
 
 FREE = {"data", "out", "workers", "device"}
 """What may differ where a teacher is asked for again: where it is, and how fast it is made."""
@@ -102,7 +102,7 @@ def _teach(
 
 def _kept(config: TeachConfig) -> dict[str, Any]:
     """The figures of the finished teacher. Raises UserError where it learnt from other images."""
-    earlier = json.loads(Path(config.out, RESULTS).read_text())
+    earlier = read_results(config.out)
     pack = open_or_pack(config.data, Path(config.out) / "pack")
     if earlier.get("data_fingerprint") != pack.fingerprint:
         raise UserError(f"{config.out}: holds a teacher of other images; name another folder, or remove it")
@@ -112,10 +112,13 @@ def _kept(config: TeachConfig) -> dict[str, Any]:
 
 def _finished(config: TeachConfig) -> bool:
     """Whether `config.out` holds a finished teacher. Raises UserError for one of another recipe."""
-    recipe, teacher, results = (Path(config.out, name) for name in ("config.toml", backbone.WEIGHTS, RESULTS))
-    finished = teacher.is_file() and results.is_file()
+    recipe, teacher = (Path(config.out, name) for name in ("config.toml", backbone.WEIGHTS))
+    finished = teacher.is_file() and bool(read_results(config.out))
     if finished:
-        held, asked = tomllib.loads(recipe.read_text()), tomllib.loads(dump(config))
+        try:
+            held, asked = parse_toml(read_text(recipe)), tomllib.loads(dump(config))
+        except UnreadableError as error:
+            raise UserError(f"{recipe}: cannot be read ({error}); name another folder, or remove it") from error
         if other := sorted(name for name in (held.keys() | asked.keys()) - FREE if held.get(name) != asked.get(name)):
             what = f"a teacher of another recipe ({', '.join(other)})"
             raise UserError(f"{config.out}: holds {what}; name another folder, or remove it")

@@ -5,7 +5,6 @@ the same command is given again: same batches, and on the CPU the same losses to
 """
 
 import dataclasses
-import json
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,7 @@ from repcon.labels.store import LabelStore
 from repcon.models import student
 from repcon.runtime.console import console
 from repcon.runtime.errors import UserError
-from repcon.runtime.run_dir import RESULTS, Run
+from repcon.runtime.run_dir import Run, read_results
 from repcon.runtime.system import environment
 
 # What may change between the parts of a run: where things are, how fast, and what is shown.
@@ -55,14 +54,15 @@ def run(settings: TrainConfig) -> dict[str, Any]:
             Path(settings.out) / "checkpoints", _identity(settings, pack, store), settings.keep_checkpoints
         )
         state = checkpoints.newest()
-        if state is None and _results(settings).is_file():
+        results = read_results(settings.out)
+        if state is None and results:
             what = "holds a finished run, whose checkpoints are gone"
             raise UserError(f"{settings.out}: {what}; name another `out`, or remove it")
         feed = _feed(settings, pack, store, team)
         try:
-            if state is not None and state["place"][0] == len(feed.passes) and _results(settings).is_file():
+            if state is not None and state["place"][0] == len(feed.passes) and results:
                 console.print(f"{escape(settings.out)}: this run is finished", soft_wrap=True)
-                return json.loads(_results(settings).read_text())
+                return results
             log = TrainingLog(
                 _run_folder(settings, state, team), _totals(feed, settings), team, settings.tensorboard,
                 start=0 if state is None else state["step"],
@@ -122,10 +122,6 @@ def _feed(settings: TrainConfig, pack: Pack, store: LabelStore, team: Team) -> F
         rank=team.rank,
         world=team.world,
     )
-
-
-def _results(settings: TrainConfig) -> Path:
-    return Path(settings.out) / RESULTS
 
 
 def _totals(feed: Feed, settings: TrainConfig) -> Totals:

@@ -1,5 +1,6 @@
 """Settings of every command, and the TOML files that hold them."""
 
+from repcon.config.checks import at_home
 from repcon.config.schema import (
     ClassSubset,
     Codec,
@@ -53,6 +54,7 @@ __all__ = [
     "TrainingPrecision",
     "Values",
     "VerifyConfig",
+    "at_home",
     "dump",
     "parse",
     "read_toml",

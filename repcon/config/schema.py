@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
+from repcon.config.checks import Checked
 from repcon.runtime.errors import UserError
 
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -24,7 +25,7 @@ AutoBool = bool | Literal["auto"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ClassSubset:
+class ClassSubset(Checked):
     """A seeded part of a data set's classes: they are shuffled by `seed` and the slice [start, stop) is kept."""
 
     seed: int = 0
@@ -35,7 +36,7 @@ class ClassSubset:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PackConfig:
+class PackConfig(Checked):
     """Pack images into tar shards that teachers and students read."""
 
     source: Annotated[Positional[str], arg(metavar="SOURCE")]
@@ -54,7 +55,7 @@ class PackConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CropConfig:
+class CropConfig(Checked):
     """How crop boxes are drawn: torchvision's RandomResizedCrop, from a counter-based generator."""
 
     seed: int = 0
@@ -67,7 +68,7 @@ class CropConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TeacherConfig:
+class TeacherConfig(Checked):
     """One teacher: a classifier whose answers are stored."""
 
     name: str
@@ -83,7 +84,7 @@ class TeacherConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PrecomputeConfig:
+class PrecomputeConfig(Checked):
     """Run every teacher once over the planned crops and store the top-k soft labels."""
 
     pack: str
@@ -123,7 +124,7 @@ class PrecomputeConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class InspectConfig:
+class InspectConfig(Checked):
     """Show what a store holds and what its truncation costs."""
 
     store: Annotated[Positional[str], arg(metavar="STORE")]
@@ -133,7 +134,7 @@ class InspectConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class VerifyConfig:
+class VerifyConfig(Checked):
     """Check a store: structure, checksums, poison, normalisation, and a sample re-run through the teachers."""
 
     store: Annotated[Positional[str], arg(metavar="STORE")]
@@ -156,7 +157,7 @@ class VerifyConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class HeadConfig:
+class HeadConfig(Checked):
     """What one teacher's head counts for in the loss."""
 
     name: str
@@ -166,7 +167,7 @@ class HeadConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class OptimConfig:
+class OptimConfig(Checked):
     """Optimiser and schedule, by timm's names."""
 
     name: str = "adamw"
@@ -182,7 +183,7 @@ class OptimConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TrainConfig:
+class TrainConfig(Checked):
     """Distil the stored teachers into one student."""
 
     pack: str
@@ -251,7 +252,7 @@ class TrainConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TeachConfig:
+class TeachConfig(Checked):
     """Fine-tune a generalist on labelled images into a task teacher."""
 
     data: str
@@ -281,7 +282,7 @@ class TeachConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DatasetConfig:
+class DatasetConfig(Checked):
     """One labelled data set of an evaluation, with a class subset of its own."""
 
     name: str
@@ -292,7 +293,7 @@ class DatasetConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class EvaluateConfig:
+class EvaluateConfig(Checked):
     """Measure how well trunks' features transfer to labelled data."""
 
     data: str | tuple[str, ...] = ""
@@ -333,7 +334,7 @@ class EvaluateConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ReportConfig:
+class ReportConfig(Checked):
     """Turn run folders and benchmark records into Markdown and one self-contained HTML file."""
 
     paths: Annotated[Positional[tuple[str, ...]], arg(metavar="PATH")]
@@ -343,7 +344,7 @@ class ReportConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DemoConfig:
+class DemoConfig(Checked):
     """The whole way on real pictures, on the CPU, in a few minutes."""
 
     out: str = "demo-run"

@@ -1,6 +1,6 @@
 """Recipes: read from TOML, checked against a configuration, written back."""
 
-import tomllib
+import math
 from collections.abc import Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from functools import cache
@@ -11,21 +11,40 @@ import cattrs
 import tomli_w
 from cattrs.v import format_exception, transform_error
 
+from repcon.config.checks import at_home
 from repcon.config.schema import AutoBool
 from repcon.runtime.errors import UserError
+from repcon.runtime.untrusted import UnreadableError, parse_toml
 
 Config = TypeVar("Config")
 
 
+MOST_BYTES = 16 * 2**20
+"""Of a recipe."""
+
+
 def read_toml(path: str | Path) -> dict[str, Any]:
-    """The recipe's plain values, before they are checked against a configuration."""
+    """The recipe's plain values, before they are checked against a configuration.
+
+    UTF-8, also with a byte order mark, or UTF-16 with one, as some editors of Windows write. Raises UserError.
+    """
+    place = at_home(str(path))
     try:
-        return tomllib.loads(Path(path).read_text())
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not text"
+        with open(place, "rb") as file:
+            held = file.read(MOST_BYTES + 1)
+        if len(held) > MOST_BYTES:
+            raise UserError(f"{path}: cannot read the recipe (larger than {MOST_BYTES // 2**20} MiB)")
+        marked = held.startswith((b"\xff\xfe", b"\xfe\xff"))
+        text = held.decode("utf-16" if marked else "utf-8-sig")
+    except (OSError, UnicodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not text in UTF-8"
         raise UserError(f"{path}: cannot read the recipe ({reason})") from error
-    except tomllib.TOMLDecodeError as error:
-        raise UserError(f"{path}: not valid TOML: {error}") from error
+    except ValueError as error:  # a zero byte in the name
+        raise UserError(f"{path}: cannot read the recipe ({error})") from error
+    try:
+        return parse_toml(text)
+    except UnreadableError as error:
+        raise UserError(f"{path}: {error}") from error
 
 
 def parse(kind: type[Config], values: Mapping[str, Any], origin: str) -> Config:
@@ -35,6 +54,8 @@ def parse(kind: type[Config], values: Mapping[str, Any], origin: str) -> Config:
     """
     try:
         return _converter().structure(_completed(values, kind), kind)
+    except RecursionError as error:
+        raise UserError(f"{origin}: nested too deeply") from error
     except cattrs.BaseValidationError as error:
         problems = "; ".join(transform_error(error, format_exception=_describe))
         problems = problems.replace("$.", "").replace(" @ $", "")
@@ -69,7 +90,7 @@ def _converter() -> cattrs.Converter:
         if isinstance(value, Mapping):
             raise TypeError("a list of tables is written with double brackets, as in [[teachers]] and [[heads]]")
         if not isinstance(value, list | tuple):
-            raise TypeError(f"expected a list, not {value!r}")
+            raise TypeError(f"expected a list, not {_short(value)}")
         return inside(value, kind)
 
     converter.register_structure_hook_func(lambda kind: get_origin(kind) is tuple, listed)
@@ -86,16 +107,22 @@ def _converter() -> cattrs.Converter:
 def _exact(value: Any, kind: type) -> Any:
     """No coercion: `epochs = "3"` is a mistake to report, not a three."""
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        return float(value) if abs(value) < 2**1000 else math.copysign(math.inf, value)
     if type(value) is not kind:
-        raise TypeError(f"expected {kind.__name__}, not {value!r}")
+        raise TypeError(f"expected {kind.__name__}, not {_short(value)}")
     return value
 
 
 def _bool_or_auto(value: Any, kind: Any) -> bool | str:
     if value != "auto" and not isinstance(value, bool):
-        raise TypeError(f"expected true, false or 'auto', not {value!r}")
+        raise TypeError(f"expected true, false or 'auto', not {_short(value)}")
     return value
+
+
+def _short(value: Any) -> str:
+    """What was found, for a message."""
+    text = repr(value)
+    return text if len(text) <= 200 else f"{text[:199]}…"
 
 
 def _describe(error: BaseException, kind: type | None) -> str:
@@ -105,7 +132,7 @@ def _describe(error: BaseException, kind: type | None) -> str:
         return f"unknown key {keys} (known: {known})"
     if isinstance(error, KeyError):
         return f"missing key {error}"
-    if isinstance(error, TypeError):
+    if isinstance(error, TypeError | UserError):
         return str(error)
     if get_origin(kind) is Literal:
         return f"expected one of {', '.join(map(str, get_args(kind)))}"

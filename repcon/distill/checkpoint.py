@@ -52,6 +52,8 @@ class Checkpoints:
             state = torch.load(paths[-1], map_location="cpu", weights_only=True)
         except Exception as error:  # torch raises many kinds here; all mean that the file is not whole.
             raise UserError(f"{paths[-1]}: unreadable ({error}); delete it to go on from the one before") from error
+        if not isinstance(state, dict) or not isinstance(state.get("identity"), dict):
+            raise UserError(f"{paths[-1]}: not a checkpoint of repcon's; delete it to go on from the one before")
         self._compare(state["identity"])
         return state
 

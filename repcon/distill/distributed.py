@@ -4,7 +4,7 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from types import FrameType
@@ -18,6 +18,10 @@ from repcon.config import Device
 from repcon.runtime.console import console
 from repcon.runtime.device import choose
 from repcon.runtime.errors import UserError
+
+LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Timed out waiting", "gloo/transport",
+        "Connection refused", "Socket Timeout", "remote process has exited")  # fmt: skip
+"""What torch's errors say where a process of the team is gone."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,28 +81,63 @@ def join(device: Device) -> Iterator[Team]:
 
     Raises UserError where only a part of that environment is there.
     """
-    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    if world > 1 and "RANK" not in os.environ:
-        raise UserError("WORLD_SIZE is set and RANK is not: start several processes with torchrun, or unset it for one")
+    rank, world = _of_environment("RANK", 0), _of_environment("WORLD_SIZE", 1)
+    if world > 1:
+        for name in ("RANK", "MASTER_ADDR", "MASTER_PORT"):
+            if not os.environ.get(name):
+                how = "start several processes with torchrun, or unset it for one"
+                raise UserError(f"WORLD_SIZE is set and {name} is not: {how}")
     place = _place(device)
     if world == 1:
         yield Team(rank=0, world=1, device=place, words=None)
         return
     patience = timedelta(hours=1)  # of a process that waits, while the leader measures kNN for example
-    dist.init_process_group("nccl" if place.type == "cuda" else "gloo", timeout=patience)
-    words = dist.new_group(backend="gloo", timeout=patience)
+    try:
+        dist.init_process_group("nccl" if place.type == "cuda" else "gloo", timeout=patience)
+        words = dist.new_group(backend="gloo", timeout=patience)
+    except (RuntimeError, ValueError) as error:
+        where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+        raise UserError(
+            f"the {world} processes of WORLD_SIZE do not find each other at {where} ({_first_line(error)}); start them "
+            "with torchrun, or unset WORLD_SIZE for one"
+        ) from error
     console.quiet = rank > 0
     try:
         yield Team(rank=rank, world=world, device=place, words=words)
+    except RuntimeError as error:
+        if not _is_of_another_process(error):
+            raise
+        raise UserError(
+            f"another process of this run has ended or does not answer ({_first_line(error)}); see its own message, "
+            "and give the same command again: it goes on from the last checkpoint"
+        ) from error
     finally:
         console.quiet = False
-        dist.destroy_process_group()
+        with suppress(RuntimeError):  # of processes that are gone
+            dist.destroy_process_group()
+
+
+def _of_environment(name: str, otherwise: int) -> int:
+    """A number that torchrun sets; an empty one counts as none. Raises UserError for what is no such number."""
+    given = os.environ.get(name, "").strip()
+    if given and not given.isdecimal():
+        raise UserError(f"{name}: {given!r} is no number of a process; start with torchrun, or unset it")
+    return int(given) if given else otherwise
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
+
+
+def _is_of_another_process(error: RuntimeError) -> bool:
+    """Whether it tells of a lost connection within the team, as gloo and NCCL word it."""
+    return isinstance(error, dist.DistError) or any(words in str(error) for words in LOST)
 
 
 def _place(device: Device) -> torch.device:
     place = choose(device)
     if place.type == "cuda":
-        place = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+        place = torch.device("cuda", _of_environment("LOCAL_RANK", 0))
         torch.cuda.set_device(place)
     return place
 

@@ -1,6 +1,7 @@
 """What a training run tells: progress on screen, lines in metrics.jsonl, TensorBoard if asked, results."""
 
-import json
+import contextlib
+import math
 import resource
 import sys
 import time
@@ -16,6 +17,7 @@ from repcon.distill.loader import Clock
 from repcon.runtime.console import console, progress
 from repcon.runtime.errors import UserError
 from repcon.runtime.run_dir import Run, write_text
+from repcon.runtime.untrusted import UnreadableError, parse_json
 
 MOST_LINES = 2000
 """Lines of steps that a run may log; a longer run logs means over several steps."""
@@ -26,16 +28,14 @@ def trim_metrics(path: Path, **last: int) -> None:
     if not path.is_file():
         return
     ((name, number),) = last.items()
-    lines = [line for line in path.read_text().splitlines() if _whole(line) and json.loads(line).get(name, 0) <= number]
-    write_text(path, "".join(line + "\n" for line in lines))
-
-
-def _whole(line: str) -> bool:
-    """A kill may leave the last line unfinished."""
-    try:
-        return isinstance(json.loads(line), dict)
-    except ValueError:
-        return False
+    kept: list[str] = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        with contextlib.suppress(UnreadableError):  # a kill may leave the last line unfinished
+            event = parse_json(line)
+            at = event.get(name, 0) if isinstance(event, dict) else math.inf
+            if isinstance(at, int | float) and at <= number:
+                kept.append(line)
+    write_text(path, "".join(line + "\n" for line in kept))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,6 +1,5 @@
 """A pack from a folder or from WebDataset tars, with the record of how it was made."""
 
-import json
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +15,7 @@ from repcon.images.format import LEFT_OUT, MANIFEST, Manifest
 from repcon.images.pack import Pack
 from repcon.runtime.console import console, few
 from repcon.runtime.errors import UserError
-from repcon.runtime.run_dir import MARKER, RESULTS, Run
+from repcon.runtime.run_dir import MARKER, Run, read_results
 
 
 def write_pack(config: PackConfig, then: Callable[[Path], None] | None = None) -> dict[str, Any]:
@@ -24,13 +23,14 @@ def write_pack(config: PackConfig, then: Callable[[Path], None] | None = None) -
     started = time.perf_counter()
     plan, out = writer.plan(config), Path(config.out)
     # The record stays that of the run that did the work.
-    finished = (out / MANIFEST).is_file() and (out / RESULTS).is_file()
+    earlier = read_results(out) if (out / MANIFEST).is_file() else {}
+    finished = bool(earlier)
     record = None if finished else Run(out, "pack", configuration.dump(config))
     manifest = writer.write(plan)
     seconds = time.perf_counter() - started
     if then is not None:
         then(out)
-    figures = json.loads((out / RESULTS).read_text()) if finished else _figures(manifest, seconds)
+    figures = earlier if finished else _figures(manifest, seconds)
     _show(config, figures, manifest.classes)
     return figures if record is None else record.finish(figures)
 

@@ -1,6 +1,7 @@
 """The terminal: one console for all, and progress displays that fit its width."""
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
@@ -10,7 +11,12 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
-console = Console()
+from repcon.runtime.terminal import Terminal
+
+console = Terminal()
+
+FIRST_LINE, LAST_LINE = 5.0, 60.0
+"""Seconds to the first line of progress where the output is no terminal, and between lines at most."""
 LEAST_BAR, MOST_BAR = 10, 30
 """Columns that a progress bar takes."""
 SPINNER = Spinner("dots")
@@ -58,8 +64,38 @@ def _line(text: str, style: str = "") -> Text:
 
 
 class _Display(Progress):
+    """A display that moves on a terminal; into a file or a pipe, a line now and then."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__(console=console)
+        self._moves = console.is_terminal and not console.is_dumb_terminal
+        self._wait, self._said = FIRST_LINE, self.get_time()
+
     def get_renderables(self) -> Iterable[RenderableType]:
         yield Lines(self.tasks)
+
+    def update(self, *arguments: Any, **fields: Any) -> None:
+        """As Progress has it."""
+        super().update(*arguments, **fields)
+        self._say()
+
+    def advance(self, *arguments: Any, **fields: Any) -> None:
+        """As Progress has it."""
+        super().advance(*arguments, **fields)
+        self._say()
+
+    def _say(self) -> None:
+        """A line per task that goes on, ever more seldom."""
+        with self._lock:
+            now = self.get_time()
+            if self._moves or not self.live.is_started or now - self._said < self._wait:
+                return
+            self._said, self._wait = now, min(2 * self._wait, LAST_LINE)
+            going = [task for task in self.tasks if task.visible and not task.finished]
+        for task in going:
+            note = f"  {task.fields['note']}" if task.fields.get("note") else ""
+            text = Text(f"{task.description}  {_facts(task)}{note}")
+            self.console.print(text, highlight=False, soft_wrap=True)
 
 
 def _facts(task: Task) -> str:

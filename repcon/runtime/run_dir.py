@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from repcon.runtime.errors import UserError
+from repcon.runtime.open_files import sync_folder
 from repcon.runtime.system import environment
+from repcon.runtime.untrusted import UnreadableError, parse_json, read_text
 
 MARKER = "command"
 """The file of an output folder that says which command made it."""
@@ -20,10 +22,32 @@ RESULTS = "results.json"
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes UTF-8 so that a reader sees the old file or the new one, never half of it."""
+    """Writes UTF-8 so that a reader, also after a power cut, sees the old file or the new one, never half of it.
+
+    Bytes of a file name that are not UTF-8 (lone surrogates in Python) become those bytes again; `untrusted.read_text`
+    gives the same text back.
+    """
+    data = text.encode("utf-8", "surrogateescape")
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise OSError(error.errno or errno.EIO, error.strerror or str(error), str(path)) from error
+    sync_folder(path.parent)
+
+
+def read_results(folder: str | Path) -> dict[str, Any]:
+    """The results of the run that ended in this folder; {} where none did, or its file did not outlive a power cut."""
+    try:
+        held = parse_json(read_text(Path(folder, RESULTS)))
+    except UnreadableError:
+        return {}
+    return held if isinstance(held, dict) else {}
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
@@ -80,34 +104,37 @@ class Run:
         if self.path.exists() and not self.path.is_dir():
             raise UserError(f"{self.path} is a file; name a folder for the output of `repcon {command}`")
         if self.path.exists() and any(self.path.iterdir()):
-            held = marker.read_text().strip() if marker.is_file() else None
+            held = marker.read_text(encoding="utf-8", errors="replace").strip() if marker.is_file() else None
             if held != command:
-                what = f"the output of `repcon {held}`" if held else "other files"
+                what = f"the output of `repcon {held[:20]}`" if held else "other files"
                 raise UserError(f"{self.path} holds {what}; name an empty or new folder for `repcon {command}`")
         self.path.mkdir(parents=True, exist_ok=True)
         self._lock = (self.path / ".lock").open("w") if alone else None
         if self._lock is not None and _is_locked(self._lock):
             raise UserError(f"{self.path}: another process is at work there; wait for it, or name another folder")
-        marker.write_text(command + "\n")
-        (self.path / "config.toml").write_text(config_toml)
+        write_text(marker, command + "\n")
+        write_text(self.path / "config.toml", config_toml)
         write_json(self.path / "env.json", environment())
         metrics = self.path / "metrics.jsonl"
         if trim is not None:
             trim(metrics)
-        self._metrics: TextIO = metrics.open("w" if afresh else "a", buffering=1)
+        self._metrics: TextIO = metrics.open("w" if afresh else "a", buffering=1, encoding="utf-8")
         self._started = time.monotonic()
 
     def earlier(self) -> dict[str, Any]:
         """The results of a run that ended here; {} where none did."""
-        try:
-            return json.loads((self.path / RESULTS).read_text())
-        except (OSError, ValueError):
-            return {}
+        return read_results(self.path)
 
     def log(self, event: str, **figures: Any) -> None:
         """Appends one line to `metrics.jsonl`: the event, seconds since the start, and its figures."""
         line = {"event": event, "seconds": round(time.monotonic() - self._started, 3), **figures}
-        self._metrics.write(json.dumps(finite(line), default=_plain, allow_nan=False) + "\n")
+        try:
+            self._metrics.write(json.dumps(finite(line), default=_plain, allow_nan=False) + "\n")
+        except OSError as error:
+            raise UserError(
+                f"{self._metrics.name}: cannot write ({error.strerror}); make room: what was finished is kept, "
+                "the same command goes on from there"
+            ) from error
 
     def finish(self, results: Mapping[str, Any]) -> dict[str, Any]:
         """Writes `results.json` and closes the metrics; gives the results back."""

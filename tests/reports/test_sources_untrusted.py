@@ -9,10 +9,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from repcon import report
+from repcon.commands import report
 from repcon.config import ReportConfig
-from repcon.errors import UserError
-from repcon.reporting import labels, sources
+from repcon.reports import page, sources
+from repcon.reports.sections import labels
+from repcon.runtime.errors import UserError
 
 LARGE = "1" * 400
 FILES = {"command": "train\n", "config.toml": "", "env.json": "{}", "metrics.jsonl": "", "results.json": "{}"}
@@ -50,9 +51,9 @@ HOSTILE = {
 
 @pytest.mark.parametrize("files", HOSTILE.values(), ids=HOSTILE)
 def test_what_can_be_shown_of_a_damaged_run_is_shown(files: dict[str, str | bytes], tmp_path: Path) -> None:
-    page = made(run_folder(tmp_path / "run", **files), tmp_path / "out")
-    assert page.startswith("<!doctype html>")
-    assert "\x1b" not in page
+    text = made(run_folder(tmp_path / "run", **files), tmp_path / "out")
+    assert text.startswith("<!doctype html>")
+    assert "\x1b" not in text
 
 
 @pytest.mark.parametrize(
@@ -73,7 +74,7 @@ def test_a_report_asks_nobody_and_says_what_it_left_out(tmp_path: Path, monkeypa
     monkeypatch.setattr(socket.socket, "connect", lambda *_: pytest.fail("connected"))
     for url in ("http://127.0.0.1:9/x", "s3://bucket/labels.zarr", "reference::http://127.0.0.1:9/x.json", "ftp://a/b"):
         folder = run_folder(tmp_path / "run", config__toml=f'store="{url}"\npack="{url}"\nout="{url}"\n')
-        notes = report.build(sources.read([str(folder)]), "title").notes
+        notes = page.build(sources.read([str(folder)]), "title").notes
         assert [note for note in notes if url in note and "does not open" in note]
         run_folder(tmp_path / "run", command="precompute", config__toml=f'store="{url}"\npack="{url}"\nout="{url}"\n')
         assert labels.places(sources.read([str(folder)])) == []
@@ -111,8 +112,8 @@ JSON = st.recursive(
 )  # fmt: skip
 NAMES = st.sampled_from(
     ["step", "seconds", "loss", "validation", "heads", "a", "probe_over_knn", "metrics", "trunks", "mean", "low",
-     "high", "x_low", "x_high", "x", "k4_kl", "k8_kl", "k16_kl", "licences", "baseline", "differences", "targets", "bytes",
-     "protocol", "domains", "datasets", "verdict", "class_names", "environment", "versions", "models", "tests"]
+     "high", "x_low", "x_high", "x", "k4_kl", "k8_kl", "k16_kl", "licences", "baseline", "differences", "targets",
+     "bytes", "protocol", "domains", "datasets", "verdict", "class_names", "environment", "versions", "models", "tests"]
 )  # fmt: skip
 FIGURES = st.recursive(
     JSON, lambda inner: st.dictionaries(NAMES, inner, max_size=5) | st.lists(inner, max_size=3), max_leaves=20
@@ -140,11 +141,11 @@ def test_any_run_folder_is_a_report_or_one_line(
     record.write_text(json.dumps(results))
     for path in (folder, record):
         try:
-            built = report.build(sources.read([str(path)]), "title")
+            built = page.build(sources.read([str(path)]), "title")
         except UserError:
             continue
-        report.html(built).encode()
-        report.markdown(built).encode()
+        page.html(built).encode()
+        page.markdown(built).encode()
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
@@ -153,6 +154,6 @@ def test_any_bytes_in_a_run_folder_are_a_report_or_one_line(name: str, data: byt
     folder = run_folder(tmp_path / "run")
     (folder / name).write_bytes(data)
     try:
-        report.html(report.build(sources.read([str(folder)]), "title")).encode()
+        page.html(page.build(sources.read([str(folder)]), "title")).encode()
     except UserError as error:
         assert str(folder) in str(error)

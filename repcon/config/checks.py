@@ -1,0 +1,57 @@
+"""Checks that every setting goes through, from a recipe, from flags or from Python."""
+
+import dataclasses
+import math
+import os
+import re
+from typing import Any
+
+from repcon.runtime.errors import UserError
+
+PATHS = {
+    "source", "out", "pack", "store", "records", "html", "data", "proxy", "knn", "cache", "trunk", "trunks", "model",
+    "models", "paths", "teachers",
+}  # fmt: skip
+"""Fields that name files and folders, also as `NAME=PATH` or several joined by ` + `."""
+_HOME = re.compile(r"(^|=|local-dir:|\+ )(~[^/]*)(?=/|$)")
+LARGEST = {
+    "seed": 2**63 - 1, "size": 16_384, "max_side": 65_535, "epochs": 100_000, "teacher_epochs": 100_000,
+    "batch_size": 2**20, "crops": 65_535, "workers": 1024, "processes": 1024, "projection": 2**16, "draws": 100_000,
+    "max_kl": math.inf, "checkpoint_minutes": math.inf,
+}  # fmt: skip
+"""By field; whole numbers that are not listed may reach `MOST`, others `MOST_REAL`."""
+MOST, MOST_REAL = 2**31 - 1, 1e100
+
+
+class Checked:
+    """Base of the configurations: expands `~` in paths, and refuses numbers that nothing can be done with."""
+
+    __slots__ = ()
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):  # pyright: ignore[reportArgumentType]
+            value = getattr(self, field.name)
+            if field.name in PATHS:
+                object.__setattr__(self, field.name, at_home(value))
+            parts = value.values() if isinstance(value, dict) else value if isinstance(value, tuple) else (value,)
+            for part in parts:
+                if isinstance(part, int | float) and not isinstance(part, bool):
+                    _require_possible(field.name, part)
+
+
+def at_home(value: Any) -> Any:
+    """The path, or a tuple of them, with `~` and `~user` as the shell would have it; anything else as it is."""
+    if isinstance(value, tuple):
+        return tuple(at_home(part) for part in value)
+    if not isinstance(value, str) or "~" not in value:
+        return value
+    return _HOME.sub(lambda found: found[1] + os.path.expanduser(found[2]), value)
+
+
+def _require_possible(field: str, value: float) -> None:
+    most = LARGEST.get(field, MOST if isinstance(value, int) else MOST_REAL)
+    if isinstance(value, float) and (math.isnan(value) or math.isinf(value) > math.isinf(most)):
+        raise UserError(f"{field}: {value} is no number to reckon with; give a finite one")
+    if abs(value) > most:
+        shown = value if abs(value) < 2**128 else "so large a number"
+        raise UserError(f"{field}: {shown} makes no sense; it must be {most} or less")

@@ -19,7 +19,7 @@ from repcon.runtime.errors import UserError
 KINDS = [kind for _, kind in inspect.getmembers(schema, dataclasses.is_dataclass)]
 NO_PATHS = {
     "name", "licence", "schedule", "ray", "baseline", "student", "title", "temperatures", "loaders", "metrics",
-    "datasets", "domains", "heads", "scale", "ratio",
+    "datasets", "domains", "heads", "scale", "ratio", "init_weights",
 }  # fmt: skip
 
 

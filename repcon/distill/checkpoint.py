@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import tomllib
 from collections.abc import Container, Mapping
 from pathlib import Path
@@ -14,6 +15,8 @@ from repcon.runtime.errors import UserError
 from repcon.runtime.open_files import sync_folder
 
 BEST = "best.pt"
+_STEP = re.compile(r"step-\d{9,}\.pt")
+_LEFT = re.compile(r"\.(best|step-\d{9,})\.pt\.\d+\.tmp")
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -62,15 +65,16 @@ class Checkpoints:
         self.folder.mkdir(parents=True, exist_ok=True)
         # The best first: a resume repeats what led to it unless the other is there too.
         names = ([BEST] if best else []) + [f"step-{step:09d}.pt"]
-        for left in self.folder.glob(".*.tmp"):  # Of a process that was killed while it wrote.
-            left.unlink()
+        for left in self.folder.iterdir():  # Of a process that was killed while it wrote.
+            if _LEFT.fullmatch(left.name):
+                left.unlink()
         for name in names:
             self._write(dict(state) | {"identity": self.identity}, self.folder / name)
         for old in self._paths()[: -self.keep]:
             old.unlink()
 
     def _paths(self) -> list[Path]:
-        return sorted(self.folder.glob("step-*.pt"))
+        return sorted(path for path in self.folder.glob("step-*.pt") if _STEP.fullmatch(path.name))
 
     def _write(self, state: Mapping[str, Any], path: Path) -> None:
         """File, then folder reach the disk before the name is there: a crash leaves the checkpoint before."""

@@ -30,6 +30,7 @@ from repcon.images.shards import Part, Shard, assemble, write_file
 from repcon.images.sources import Item, Listing
 from repcon.runtime.console import console, progress
 from repcon.runtime.errors import UserError
+from repcon.runtime.open_files import lock
 from repcon.runtime.system import cores
 
 PARTS = "parts"
@@ -110,12 +111,13 @@ def _compare(out: Path, settings: dict[str, Any]) -> None:
 
 @contextmanager
 def alone(out: Path) -> Iterator[None]:
-    """Waits while another process writes into the pack; once the block is through, `parts/` is gone. Raises OSError."""
+    """Waits while another process writes into the pack; once the block is through, `parts/` is gone. Raises OSError.
+
+    On a file system without locks it does not wait: there two processes must not be started at once.
+    """
     parts = out / PARTS
     with _lock_file(parts) as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if lock(file.fileno()) is False:
             console.print(f"waiting for another process that packs into {escape(str(parts.parent))}")
             fcntl.flock(file, fcntl.LOCK_EX)
         with suppress(FileExistsError):  # it is being removed: the other process has finished, nothing will be written

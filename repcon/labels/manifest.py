@@ -7,13 +7,15 @@ Every JSON file of repcon's own in a store is sealed with the sha256 of itself.
 import dataclasses
 import hashlib
 import json
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from repcon import config
-from repcon.config import Codec, Values
+from repcon.config import Codec, CropConfig, Precision, Values
+from repcon.crops import plan as crop_plan
 from repcon.runtime.errors import UserError
 
 FORMAT, VERSION = "repcon labels", 1
@@ -23,8 +25,9 @@ MOST_BYTES = 64 * 2**20
 """A longer manifest is refused, and no more of it is read."""
 _HEAD_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 _LARGEST = {"images": 2**36, "crops": 2**16, "k": 2**16, "rows_per_shard": 2**20, "crops_per_shard": CROPS_PER_SHARD}
-_MOST_UNITS = 10**7
+_MOST_UNITS = 2**21
 _MOST_UNIT_BYTES, _MOST_CHUNK_BYTES = 2**28, 2**30
+_MOST_CLASSES, _MOST_SIDE = 2**26, 2**14
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,7 +43,7 @@ class TeacherSection:
     num_classes: int
     classes: tuple[str, ...] = ()
     """Class names by id; empty where they are not known."""
-    precision: str = "fp32"
+    precision: Precision = "fp32"
     versions: dict[str, str] = field(default_factory=dict)
     licence: str = ""
 
@@ -132,10 +135,12 @@ def check(manifest: Manifest, origin: str) -> None:
     """Refuses what no honest store holds, before anything is allocated for it."""
     for name, largest in _LARGEST.items():
         if not 1 <= getattr(manifest, name) <= largest:
-            raise UserError(f"{origin}: {name} is {getattr(manifest, name)}; it must lie in 1 to {largest}")
+            raise UserError(f"{origin}: {name} is {_short(getattr(manifest, name))}; it must lie in 1 to {largest}")
     units = -(-manifest.images // manifest.rows_per_shard) * -(-manifest.crops // manifest.crops_per_shard)
-    if units > _MOST_UNITS:
+    if units * max(len(manifest.parts), 1) > _MOST_UNITS:
         raise UserError(f"{origin}: {units} shards per array; rows_per_shard is too small for so many images and crops")
+    _check_values(dataclasses.asdict(manifest), origin)
+    crop_plan.check(config.parse(CropConfig, manifest.crop_recipe, f"{origin}: crop_recipe"))
     temperatures = manifest.temperatures
     if len(set(temperatures)) < len(temperatures) or not temperatures or len(temperatures) > 64:
         raise UserError(f"{origin}: temperatures {list(temperatures)} must be 1 to 64 different ones")
@@ -143,7 +148,8 @@ def check(manifest: Manifest, origin: str) -> None:
         raise UserError(f"{origin}: temperatures {list(temperatures)} must lie in 0.01 to 1000")
     names = [teacher.name for teacher in manifest.teachers]
     if not names or len({name.lower() for name in names}) < len(names):
-        raise UserError(f"{origin}: teachers {names} must be one or more, with names that differ in more than case")
+        what = f"teachers {_short(names)} must be one or more, with names that differ in more than case"
+        raise UserError(f"{origin}: {what}")
     for teacher in manifest.teachers:
         _check_teacher(teacher, origin)
         width = min(manifest.k, teacher.num_classes) + len(temperatures)
@@ -155,8 +161,13 @@ def check(manifest: Manifest, origin: str) -> None:
 def _check_teacher(teacher: TeacherSection, origin: str) -> None:
     if not _HEAD_NAME.fullmatch(teacher.name):
         raise UserError(f"{origin}: teacher name {teacher.name!r} may hold letters, digits, - and _, at most 64")
-    if not 2 <= teacher.num_classes < 2**31:
-        raise UserError(f"{origin}: teacher {teacher.name}: num_classes {teacher.num_classes} must be 2 or more")
+    if not 2 <= teacher.num_classes <= _MOST_CLASSES:
+        what = f"num_classes {_short(teacher.num_classes)} must be 2 or more, at most {_MOST_CLASSES}"
+        raise UserError(f"{origin}: teacher {teacher.name}: {what}")
+    side = teacher.preprocessing.get("size", 1)
+    if type(side) is not int or not 1 <= side <= _MOST_SIDE:
+        what = f"preprocessing.size {_short(side)} must be a whole number of pixels, 1 to {_MOST_SIDE}"
+        raise UserError(f"{origin}: teacher {teacher.name}: {what}")
     if len(teacher.classes) not in (0, teacher.num_classes):
         named = f"{len(teacher.classes)} class names for {teacher.num_classes} classes"
         raise UserError(f"{origin}: teacher {teacher.name}: {named}")
@@ -164,15 +175,35 @@ def _check_teacher(teacher: TeacherSection, origin: str) -> None:
 
 def _check_parts(manifest: Manifest, names: list[str], origin: str) -> None:
     """Every head has each crop exactly once, and every crop's boxes are written exactly once."""
-    for head in (*names, None):
-        parts = [part for part in manifest.parts if (part.boxes if head is None else head in part.heads)]
-        edges = sorted(part.crops for part in parts)
-        joined = [0, *(edge for pair in edges for edge in pair), manifest.crops]
+    covered: dict[str | None, list[tuple[int, int]]] = {name: [] for name in (*names, None)}
+    for part in manifest.parts:
+        for head in (*part.heads, *((None,) if part.boxes else ())):
+            if head not in covered:
+                raise UserError(f"{origin}: parts name the head {_short(head)}, which has no teacher section")
+            covered[head].append(part.crops)
+    for head, spans in covered.items():
+        joined = [0, *(edge for pair in sorted(spans) for edge in pair), manifest.crops]
         aligned = all(edge % manifest.crops_per_shard == 0 for edge in joined)
-        if not aligned or joined[::2] != joined[1::2]:
+        if not aligned or joined[::2] != joined[1::2] or joined != sorted(joined):
             raise UserError(f"{origin}: parts do not cover the crops of {head or 'the boxes'} exactly once")
-    if strangers := {head for part in manifest.parts for head in part.heads} - set(names):
-        raise UserError(f"{origin}: parts name heads {sorted(strangers)} that have no teacher section")
+
+
+def _check_values(value: Any, origin: str, place: str = "") -> None:
+    """Refuses numbers that JSON does not have, and text that no file or terminal can show."""
+    if isinstance(value, float) and not math.isfinite(value):
+        raise UserError(f"{origin}: {place} is {value}, which is no finite number")
+    if isinstance(value, str):
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:
+            raise UserError(f"{origin}: {place} holds text that is not Unicode ({_short(value)}); rename it") from error
+    elif isinstance(value, Mapping):
+        for key, held in value.items():
+            _check_values(key, origin, f"a name in {place}")
+            _check_values(held, origin, f"{place}.{key}" if place else str(key))
+    elif isinstance(value, list | tuple):
+        for held in value:
+            _check_values(held, origin, place)
 
 
 def plain(record: Any) -> dict[str, Any]:
@@ -222,13 +253,16 @@ def read_manifest(data: bytes, origin: str) -> Manifest:
     except (ValueError, RecursionError):
         loose = None
     if isinstance(loose, dict) and loose.get("format") == FORMAT and loose.get("version") != VERSION:
-        versions = f"made in format version {loose.get('version')}; this repcon reads version {VERSION}"
+        versions = f"made in format version {_short(loose.get('version'))}; this repcon reads version {VERSION}"
         raise UserError(f"{origin}: {versions}: use the repcon that made it, or make the store again")
     values = unseal(data, origin)
     if values.get("format") != FORMAT:
         raise UserError(f"{origin}: not the manifest of a label store")
-    manifest = config.parse(Manifest, values, origin)
-    check(manifest, origin)
+    try:
+        manifest = config.parse(Manifest, values, origin)
+        check(manifest, origin)
+    except RecursionError as error:
+        raise UserError(f"{origin}: its values are nested too deeply for a manifest") from error
     return manifest
 
 

@@ -34,7 +34,7 @@ _REMEDY = "restore the file from a copy, or delete the unit's marker in done/ an
 
 def chunk_crcs(shard: bytes, chunks: int) -> tuple[int, ...]:
     """The crc32c of each of the shard's chunks, as its index finds them."""
-    index = _parse_index(shard[-(_INDEX_ENTRY_BYTES * chunks + _CRC_BYTES) :], "new shard")
+    index = _parse_index(shard[-(_INDEX_ENTRY_BYTES * chunks + _CRC_BYTES) :], chunks, "new shard")
     starts_and_ends = [(int(offset), int(offset + length) - _CRC_BYTES) for offset, length in index]
     return tuple(google_crc32c.value(shard[start:end]) for start, end in starts_and_ends)
 
@@ -188,7 +188,8 @@ class ShardReader:
             state = "it is missing" if size is None else f"it has {size} bytes instead of {shard.bytes}"
             raise self._damaged(name, state)
         length = _INDEX_ENTRY_BYTES * self._manifest.crops_per_shard + _CRC_BYTES
-        index = _parse_index(self._read(name, max(0, shard.bytes - length), length), f"{self._files.root}/{name}")
+        data = self._read(name, max(0, shard.bytes - length), length)
+        index = _parse_index(data, self._manifest.crops_per_shard, f"{self._files.root}/{name}")
         with self._lock:
             if len(self._indexes) > 100_000:
                 self._indexes.clear()
@@ -205,7 +206,10 @@ class ShardReader:
         return UserError(f"{self._files.root}/{name}: {reason}; {_REMEDY}")
 
 
-def _parse_index(data: bytes, origin: str) -> np.ndarray:
+def _parse_index(data: bytes, chunks: int, origin: str) -> np.ndarray:
+    """(chunks, 2) uint64 offsets and lengths. Raises UserError."""
+    if len(data) != _INDEX_ENTRY_BYTES * chunks + _CRC_BYTES:
+        raise UserError(f"{origin}: too short for the shard's index; {_REMEDY}")
     if google_crc32c.value(data[:-_CRC_BYTES]) != int.from_bytes(data[-_CRC_BYTES:], "little"):
         raise UserError(f"{origin}: the checksum of the shard's index is wrong; {_REMEDY}")
     index = np.frombuffer(data[:-_CRC_BYTES], "<u8").reshape(-1, 2)

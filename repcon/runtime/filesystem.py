@@ -1,21 +1,24 @@
 """Where a store's bytes live: a local folder, or any file system that fsspec opens by URL.
 
 Local writes are durable and whole: temporary file, fsync, rename, fsync of the folder. What a killed writer left
-is known by its lock, which died with it, so that `sweep` never takes a living writer's file.
+is known by its name and by its lock, which died with it: `sweep` takes no living writer's file, and none of others.
 """
 
 import contextlib
 import errno
-import fcntl
 import os
 import re
+import time
 import uuid
 from pathlib import Path
 from typing import Any, Protocol
 
 from repcon.runtime.errors import UserError
-from repcon.runtime.open_files import OpenFile, OpenFiles, behind, sync_folder
+from repcon.runtime.open_files import OpenFile, OpenFiles, behind, lock, sync_folder
 
+_TEMPORARY = re.compile(r"\.[A-Za-z0-9_][A-Za-z0-9_.\-]*\.[0-9a-f]{32}\.repcon\.tmp")
+"""How a file that is being written is called: nothing else is ever swept away."""
+_DAY_SECONDS = 86_400.0
 _SAFE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]*(/[A-Za-z0-9_][A-Za-z0-9_.\-]*)*")
 
 
@@ -50,7 +53,7 @@ class Files(Protocol):
         ...
 
     def sweep(self) -> None:
-        """Removes what killed writers left behind."""
+        """Removes what killed writers left behind, and no other file."""
         ...
 
 
@@ -115,14 +118,16 @@ class LocalFiles:
 
     def delete(self, name: str) -> None:
         path = self._inside(name)
-        path.unlink(missing_ok=True)
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            path.unlink()
+            sync_folder(path.parent)
         self._open.forget(str(path))
 
     def sweep(self) -> None:
-        for left in self._root.rglob(".*.tmp"):
-            with contextlib.suppress(OSError), left.open("rb") as file:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                left.unlink()
+        for folder, _, names in os.walk(self._root):
+            for name in filter(_TEMPORARY.fullmatch, names):
+                with contextlib.suppress(OSError):
+                    _remove_abandoned(Path(folder, name))
 
     def _inside(self, name: str) -> Path:
         """Where the file lies. A name is checked once: `realpath` costs more than a read."""
@@ -145,10 +150,11 @@ def _make_folders(folder: Path) -> None:
 
 def _replace(path: Path, data: bytes) -> bool:
     """One durable write; False when the temporary file was swept away before it was locked."""
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.repcon.tmp")
     try:
-        with temporary.open("wb") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
+        with temporary.open("xb") as file:
+            if lock(file.fileno()) is False:
+                return False
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
@@ -161,6 +167,17 @@ def _replace(path: Path, data: bytes) -> bool:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def _remove_abandoned(temporary: Path) -> None:
+    """Removes the file unless its writer lives; where locks do not tell, once it has not changed for a day."""
+    descriptor = os.open(temporary, os.O_RDWR | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        free = lock(descriptor)
+        if free or (free is None and time.time() - os.fstat(descriptor).st_mtime > _DAY_SECONDS):
+            temporary.unlink()
+    finally:
+        os.close(descriptor)
 
 
 class UrlFiles:

@@ -5,15 +5,23 @@ thread, which the caller then has to wait for. And folders on disk, and the file
 """
 
 import errno
+import fcntl
 import os
 import resource
+import stat
+import threading
+import weakref
 from functools import partial
 from typing import Any
 
 from repcon.runtime.errors import UserError
 
-MOST = min(4096, max(128, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4))
-"""Files that stay open at most, per `OpenFiles`; of further ones each reading opens the file again."""
+MOST = min(4096, max(16, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4))
+"""Files that stay open at most, over all `OpenFiles` of the process; further ones are opened again at each reading."""
+_NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOLCK, errno.EBADF)
+"""What `flock` says on a file system that has no locks: Lustre without its option, some NFS and FUSE mounts."""
+_NO_SYNC = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EBADF, errno.EACCES, errno.EPERM)
+"""What opening or `fsync` of a folder says where folders cannot be synced: VirtualBox shares, some SMB and FUSE."""
 _BUCKETS = ("s3", "s3a", "gs", "gcs", "abfs", "abfss", "az")
 """Schemes without folders, whose first name is a bucket's."""
 SCHEMES = ("file", "local", "memory", "http", "https", *_BUCKETS)
@@ -24,10 +32,13 @@ class OpenFile:
     """A file that is closed once nobody holds it, so never under a thread that reads it."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        """Raises OSError."""
+        """Raises OSError, also for what is no regular file: opening a pipe would wait for its other end."""
         self._path = str(path)
-        self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        self.bytes = os.fstat(self._descriptor).st_size
+        self._descriptor = _opened(self._path)
+        found = os.fstat(self._descriptor)
+        if not stat.S_ISREG(found.st_mode):
+            raise OSError(errno.EINVAL, "not a regular file", self._path)
+        self.bytes = found.st_size
         """The file's length when it was opened."""
 
     def __del__(self) -> None:
@@ -53,28 +64,91 @@ class OpenFiles:
 
     def __init__(self) -> None:
         self._held: dict[str, OpenFile] = {}
+        with _lock:
+            _caches.add(self)
+
+    def __len__(self) -> int:
+        return len(self._held)
 
     def read(self, path: str, start: int, length: int) -> bytes:
         """As `OpenFile.read`. Raises OSError."""
         file = self._held.get(path)
         if file is None:
             file = OpenFile(path)
-            if len(self._held) < MOST:
-                self._held[path] = file
+            with _lock:
+                if sum(map(len, _caches)) < MOST:
+                    self._held[path] = file
         return file.read(start, length)
 
     def forget(self, path: str) -> None:
         """Opens the file anew at its next reading: another has taken its place."""
         self._held.pop(path, None)
 
+    def clear(self) -> None:
+        """Closes all that nobody is reading."""
+        self._held.clear()
+
+
+_caches: "weakref.WeakSet[OpenFiles]" = weakref.WeakSet()
+_lock = threading.Lock()
+
+
+def _opened(path: str) -> int:
+    """A descriptor for reading. Where the process has no more of them, the files that are only kept open give way."""
+    flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
+    try:
+        return os.open(path, flags)
+    except OSError as error:
+        if error.errno not in (errno.EMFILE, errno.ENFILE):
+            raise
+    with _lock:
+        for cache in _caches:
+            cache.clear()
+    try:
+        return os.open(path, flags)
+    except OSError as error:
+        if error.errno in (errno.EMFILE, errno.ENFILE):
+            error.strerror = f"{error.strerror}; allow more with `ulimit -n`"
+        raise
+
+
+def read_file(path: str | os.PathLike[str], most_bytes: int | None = None) -> bytes:
+    """The whole of a regular file, or its first `most_bytes`. Raises OSError with the file's name."""
+    file = OpenFile(path)
+    return file.read(0, file.bytes if most_bytes is None else most_bytes)
+
 
 def sync_folder(folder: str | os.PathLike[str]) -> None:
-    """Puts a folder's names on disk: only then does a file that was renamed there outlive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    """Puts a folder's names on disk: only then does a file that was renamed there outlive a power cut.
+
+    Does nothing on a file system that cannot do it for folders.
+    """
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        if error.errno not in _NO_SYNC:
+            error.filename = os.fspath(folder)
+            raise
+
+
+def lock(descriptor: int, kind: int = fcntl.LOCK_EX) -> bool | None:
+    """Asks for a lock (`fcntl.LOCK_EX` or `LOCK_SH`) on an open file, without waiting; it ends with the descriptor.
+
+    True where it was given, False where another process's is in the way, None on a file system that has no locks.
+    """
+    try:
+        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+            return False
+        if error.errno not in _NO_LOCKS:
+            raise
+        return None
+    return True
 
 
 def behind(url: str) -> tuple[Any, str]:

@@ -1,6 +1,9 @@
 import errno
+import fcntl
 import os
+import stat
 import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -8,6 +11,7 @@ import pytest
 from repcon.images.files import files_below
 from repcon.runtime.errors import UserError
 from repcon.runtime.filesystem import open_files
+from repcon.runtime.open_files import OpenFiles, sync_folder
 
 
 @pytest.fixture(params=["path", "file", "local", "memory"])
@@ -120,20 +124,124 @@ def test_writers_of_the_same_file_leave_one_of_the_contents(tmp_path):
     assert os.listdir(tmp_path / "root" / "a") == ["b"]
 
 
+HOLDER = "import fcntl,sys; f=open(sys.argv[1],'wb'); fcntl.flock(f, 2); print(flush=True); sys.stdin.read()"
+LEFT, ALIVE = (f".left.{digit * 32}.repcon.tmp" for digit in "ab")
+
+
 def test_sweep_takes_what_the_dead_left_and_nothing_of_the_living(tmp_path):
     files = open_files(str(tmp_path))
     (tmp_path / "a").mkdir()
-    (tmp_path / "a" / ".left.0.tmp").write_bytes(b"half")
-    holder = "import fcntl,sys; f=open(sys.argv[1],'wb'); fcntl.flock(f, 2); print(flush=True); sys.stdin.read()"
-    command = ["python3", "-c", holder, str(tmp_path / "a" / ".alive.0.tmp")]
+    (tmp_path / "a" / LEFT).write_bytes(b"half")
+    command = [sys.executable, "-c", HOLDER, str(tmp_path / "a" / ALIVE)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as living:
         assert living.stdout is not None
         living.stdout.readline()
         files.sweep()
-        assert os.listdir(tmp_path / "a") == [".alive.0.tmp"]
+        assert os.listdir(tmp_path / "a") == [ALIVE]
         living.kill()
     files.sweep()
     assert os.listdir(tmp_path / "a") == []
+
+
+@pytest.mark.parametrize(
+    "name",
+    [".notes.tmp", ".cache/.draft.tmp", f".0.{'a' * 32}.tmp", f"0.{'a' * 32}.repcon.tmp", ".repcon.tmp", "x.tmp"],
+)
+def test_sweep_takes_no_file_that_another_program_made(tmp_path, name):
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text("precious")
+    open_files(str(tmp_path)).sweep()
+    assert (tmp_path / name).read_text() == "precious"
+
+
+def test_sweep_follows_no_link_and_waits_for_no_pipe(tmp_path):
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "outside" / LEFT).write_text("precious")
+    root = tmp_path / "root"
+    root.mkdir()
+    (root / "folder").symlink_to(tmp_path / "outside")
+    (root / ALIVE).symlink_to(tmp_path / "outside" / LEFT)
+    os.mkfifo(root / LEFT)
+    open_files(str(root)).sweep()
+    assert (tmp_path / "outside" / LEFT).read_text() == "precious"
+
+
+@pytest.mark.parametrize("code", [errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK])
+def test_a_file_system_without_locks_is_written_to_and_swept_a_day_later(tmp_path, monkeypatch, code):
+    def no_locks(*arguments):
+        raise OSError(code, "no locks here")
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    files = open_files(str(tmp_path))
+    files.write("a/b", b"1")
+    assert files.read("a/b") == b"1"
+    (tmp_path / LEFT).write_bytes(b"of another writer, perhaps")
+    files.sweep()
+    assert (tmp_path / LEFT).exists()
+    os.utime(tmp_path / LEFT, (0, 0))
+    files.sweep()
+    assert not (tmp_path / LEFT).exists()
+
+
+@pytest.mark.parametrize("code", [errno.EINVAL, errno.ENOTSUP, errno.EACCES])
+def test_folders_that_cannot_be_synced_are_passed_over(tmp_path, monkeypatch, code):
+    def fsync(descriptor: int, really=os.fsync) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(code, "not for folders")
+        really(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    files = open_files(str(tmp_path))
+    files.write("a/b", b"1")
+    assert files.read("a/b") == b"1"
+
+
+def test_a_disk_that_fails_to_sync_a_folder_is_named(tmp_path, monkeypatch):
+    def fsync(descriptor: int, really=os.fsync) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EIO, "Input/output error")
+        really(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with pytest.raises(OSError) as caught:
+        sync_folder(tmp_path)
+    assert caught.value.filename == str(tmp_path)
+    with pytest.raises(UserError, match=f"{tmp_path}/a/b: cannot write"):
+        open_files(str(tmp_path)).write("a/b", b"1")
+
+
+@pytest.mark.timeout(20)
+def test_a_pipe_in_a_files_place_is_an_error_and_no_wait(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "folder").mkdir()
+    files = open_files(str(tmp_path))
+    for name in ("pipe", "folder"):
+        for act in (files.read, lambda name: files.part(name, 0, 1)):
+            with pytest.raises(OSError, match="not a regular file") as caught:
+                act(name)
+            assert caught.value.filename == str(tmp_path / name)
+
+
+def test_caches_share_one_budget_and_give_way_when_descriptors_run_out(tmp_path, monkeypatch):
+    monkeypatch.setattr("repcon.open_files.MOST", 4)
+    one, other = OpenFiles(), OpenFiles()
+    for number in range(6):
+        (tmp_path / str(number)).write_bytes(b"x")
+        for files in (one, other):
+            assert files.read(str(tmp_path / str(number)), 0, 1) == b"x"
+    assert len(one) + len(other) == 4
+    refused, really = [OSError(errno.EMFILE, "Too many open files")], os.open
+
+    def crowded(path, flags, *rest):
+        if refused:
+            raise refused.pop()
+        return really(path, flags, *rest)
+
+    monkeypatch.setattr(os, "open", crowded)
+    assert other.read(str(tmp_path / "5"), 0, 1) == b"x" and len(one) == 0
+    refused[:] = [OSError(errno.EMFILE, "Too many open files") for _ in range(2)]
+    with pytest.raises(OSError, match="ulimit -n"):
+        one.read(str(tmp_path / "5"), 0, 1)
 
 
 def test_a_full_disk_is_told_and_leaves_the_old_file(tmp_path, monkeypatch):

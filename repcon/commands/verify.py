@@ -10,7 +10,8 @@ import numpy as np
 from rich.markup import escape
 from rich.table import Table
 
-from repcon.config import VerifyConfig
+from repcon.config import CropConfig, VerifyConfig, parse
+from repcon.crops.plan import plan
 from repcon.images.pack import Pack
 from repcon.labels.layout import HeadInfo
 from repcon.labels.store import LabelStore, Slab, Unit
@@ -19,6 +20,8 @@ from repcon.runtime.console import console, progress
 from repcon.runtime.errors import UserError
 
 _SHOWN = 20
+_MOST_PROBLEMS = 1000
+"""More are not looked for."""
 _HALF_ULP = 2.0**-11
 """Largest relative rounding error of float16."""
 _GAPS_LEVEL = 0.002
@@ -35,19 +38,29 @@ def run(config: VerifyConfig) -> dict[str, Any]:
     store = LabelStore.open(config.store)
     pack = Pack.open(config.pack) if config.pack else None
     if pack is not None:
-        store.require_pack(pack.fingerprint)
-    problems: list[str] = []
-    missing = store.missing
-    figures: dict[str, Any] = {"units": len(store.units()), "rows_checked": 0, "missing": len(missing)}
+        store.require_pack(pack.fingerprint, len(pack))
+    problems = store.disagreements()
+    units, marked = store.units(), store.marked()
+    if unmarked := [unit for unit in units if unit.name not in marked]:
+        hint = "run `repcon precompute` again to complete the store"
+        problems.append(f"{store.url}: {len(unmarked):,} units were never finished, {unmarked[0].name} first; {hint}")
+    begun = [unit for unit in units if unit.name in marked]
+    missing = store.missing_of_units(begun)
+    figures: dict[str, Any] = {"units": len(units), "rows_checked": 0, "missing": len(missing)}
     with progress() as bar:
-        task = bar.add_task("verify", total=figures["units"], unit="units", note="")
-        for unit in store.units():
+        task = bar.add_task("verify", total=len(units), completed=len(unmarked), unit="units", note="")
+        for unit in begun:
             found = store.damage(unit)
             if not found:
                 figures["rows_checked"] += len(unit.crops) * len(unit.rows)
                 found = list(label_problems(store, unit, pack, missing))
+                if pack is not None and not found:
+                    found = list(plan_problems(store, unit, pack))
             problems += found
             bar.advance(task)
+            if len(problems) > _MOST_PROBLEMS:
+                problems.append(f"{store.url}: after so many problems no further units were looked at")
+                break
     figures |= {"problems": problems, "reruns": {}}
     if pack is not None and config.sample and not problems:
         try:
@@ -82,9 +95,8 @@ def label_problems(store: LabelStore, unit: Unit, pack: Pack | None, missing: np
             continue
         place = f"{store.url}: crop {crop} of rows {unit.rows.start} to {unit.rows.stop - 1}"
         if unit.writes_boxes and pack is not None:
-            yield from (
-                f"{place}: {what}" for what in _box_problems(slab, pack.sizes[unit.rows.start : unit.rows.stop])
-            )
+            rows = slice(unit.rows.start, unit.rows.stop)
+            yield from (f"{place}: {what}" for what in _box_problems(slab, pack.sizes[rows]))
         for name in unit.heads:
             ids, logp = (array[present] for array in slab.labels[name])
             tolerance = _GAPS_LEVEL if store.manifest.values == "gaps8" else 0.0
@@ -96,6 +108,19 @@ def _box_problems(slab: Slab, sizes: np.ndarray) -> Iterator[str]:
     outside = (ends > sizes).any(1) | (slab.boxes[:, 2:] == 0).any(1)
     if outside.any():
         yield f"{outside.sum()} boxes reach out of their image or are empty"
+
+
+def plan_problems(store: LabelStore, unit: Unit, pack: Pack) -> Iterator[str]:
+    """Boxes that are not those which the manifest's crop recipe draws for the pack's images."""
+    if not unit.writes_boxes:
+        return
+    rows = slice(unit.rows.start, unit.rows.stop)
+    recipe = parse(CropConfig, store.manifest.crop_recipe, store.url)
+    planned = plan(recipe, pack.hashes[rows], pack.sizes[rows], unit.crops)
+    boxes, flips = store.boxes(unit.crops, unit.rows)
+    if not (np.array_equal(planned.boxes, boxes) and np.array_equal(planned.flips, flips)):
+        place = f"crops {unit.crops.start} to {unit.crops.stop - 1} of rows {rows.start} to {rows.stop - 1}"
+        yield f"{store.url}: {place}: their boxes are not those that the manifest's crop_recipe draws"
 
 
 def _head_problems(head: HeadInfo, ids: np.ndarray, logp: np.ndarray, tolerance: float) -> Iterator[str]:

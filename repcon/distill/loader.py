@@ -76,7 +76,7 @@ class Feed:
         rank: int = 0,
         world: int = 1,
     ) -> None:
-        store.require_pack(pack.fingerprint)
+        store.require_pack(pack.fingerprint, len(pack))
         if label_memory < 0:
             raise UserError(f"label_memory {label_memory}: give the GiB for labels, or 0 to hold them whole")
         self._size, self._device = size, indexed(device)

@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 from repcon.labels.layout import layouts_of
@@ -29,9 +30,20 @@ from repcon.labels.zarr_encoding import metadata_of
 from repcon.runtime.errors import UserError
 from repcon.runtime.filesystem import Files
 
+IsHeld = Callable[[], bool]
+"""Whether this process may still change the store: nobody has taken over its claim."""
 
-def commit(files: Files, manifest: Manifest) -> bytes:
-    """Makes this the store's manifest, together with the metadata of its arrays; gives the manifest's bytes."""
+
+def always() -> bool:
+    """For a process that is known to be alone with the store."""
+    return True
+
+
+def commit(files: Files, manifest: Manifest, is_held: IsHeld = always) -> bytes:
+    """Makes this the store's manifest, together with the metadata of its arrays; gives the manifest's bytes.
+
+    Raises UserError where `is_held` says that another process may change the store by now.
+    """
     metadata = dict(metadata_of(manifest))
     for name, wanted in metadata.items():
         held = files.read(name) if files.size(name) is not None else b""
@@ -41,12 +53,18 @@ def commit(files: Files, manifest: Manifest) -> bytes:
     hashes = {name: hashlib.sha256(data).hexdigest() for name, data in metadata.items()}
     data = write_manifest(dataclasses.replace(manifest, metadata=hashes))
     read_manifest(data, f"{files.root}/{MANIFEST}")  # one that could not be read back must not be written
-    files.write(JOURNAL, data)
-    for name, content in metadata.items():
+    for name, content in ((JOURNAL, data), *metadata.items(), (MANIFEST, data)):
+        _require_held(files, is_held)
         files.write(name, content)
-    files.write(MANIFEST, data)
+    _require_held(files, is_held)
     files.delete(JOURNAL)
     return data
+
+
+def _require_held(files: Files, is_held: IsHeld) -> None:
+    if not is_held():
+        what = "another process took over the change of this store while this one stood still"
+        raise UserError(f"{files.root}: {what}; run the command again")
 
 
 def _same_json(held: bytes, wanted: bytes) -> bool:
@@ -56,13 +74,14 @@ def _same_json(held: bytes, wanted: bytes) -> bool:
         return False
 
 
-def complete(files: Files) -> None:
+def complete(files: Files, is_held: IsHeld = always) -> None:
     """Completes a change that was cut short, if there is one."""
     if files.size(JOURNAL) is not None:
-        commit(files, _coming(files))
+        commit(files, coming(files), is_held)
 
 
-def _coming(files: Files) -> Manifest:
+def coming(files: Files) -> Manifest:
+    """The manifest of a change that is under way. Raises UserError where the journal is none of this program's."""
     return read_manifest(files.read(JOURNAL, 0, MOST_BYTES + 1), f"{files.root}/{JOURNAL}")
 
 
@@ -70,7 +89,7 @@ def check_metadata(files: Files, manifest: Manifest) -> None:
     """Compares every `zarr.json` with its hash; while a change is under way the coming one is right too."""
     accepted = [manifest.metadata]
     with contextlib.suppress(FileNotFoundError):  # no journal, or not any more
-        accepted.append(_coming(files).metadata)
+        accepted.append(coming(files).metadata)
 
     def problem(name: str) -> str | None:
         try:

@@ -7,9 +7,12 @@ from dataclasses import asdict, dataclass
 
 from repcon import config
 from repcon.labels.layout import Unit, shards_of
-from repcon.labels.manifest import MARKERS, Manifest, answers_of, seal, unseal
+from repcon.labels.manifest import MARKERS, Manifest, answers_of, check_values, seal, unseal
 from repcon.runtime.errors import UserError
 from repcon.runtime.filesystem import Files
+
+_MOST_BYTES, _MOST_ROW_BYTES = 2**22, 2**12
+_MOST_REASON = 1000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +48,11 @@ def shard_file(data: bytes, crc32c: tuple[int, ...]) -> ShardFile:
     return ShardFile(bytes=len(data), sha256=hashlib.sha256(data).hexdigest(), crc32c=crc32c)
 
 
+def _shown(reason: str) -> str:
+    """As it can be written anywhere: file names need not be Unicode."""
+    return reason[:_MOST_REASON].encode("utf-8", "backslashreplace").decode()
+
+
 def source_of(manifest: Manifest, unit: Unit) -> str:
     """SHA-256 in hex of all that decides what a unit's files hold but its place: pack, crops, teachers, encoding.
 
@@ -70,14 +78,24 @@ class Markers:
         if unit.name not in self._known:
             place = f"{self._files.root}/{marker_name(unit)}"
             try:
-                data = self._files.read(marker_name(unit), 0, 2**28)
+                # Of so many rows: a stranger's marker must not take all memory.
+                data = self._files.read(marker_name(unit), 0, _MOST_BYTES + _MOST_ROW_BYTES * len(unit.rows))
             except FileNotFoundError:
                 reason = "no such marker: this unit was never finished"
                 raise UserError(f"{place}: {reason}; run `repcon precompute` again to complete the store") from None
-            marker = config.parse(Marker, unseal(data, place), place)
+            try:
+                marker = config.parse(Marker, unseal(data, place), place)
+            except RecursionError as error:
+                raise UserError(f"{place}: its values are nested too deeply for a marker") from error
+            check_values(asdict(marker), place)
             self._check(marker, unit, place)
             self._known[unit.name] = marker
         return self._known[unit.name]
+
+    def get_anew(self, unit: Unit) -> Marker:
+        """As `get`, as the file says now."""
+        self._known.pop(unit.name, None)
+        return self.get(unit)
 
     def _check(self, marker: Marker, unit: Unit, place: str) -> None:
         if marker.unit != unit.name:
@@ -103,11 +121,17 @@ class Markers:
             self._files.size(name) == shard.bytes for name, shard in marker.files.items()
         )
 
+    def remove(self, unit: Unit) -> None:
+        """Declares the unit unfinished, if it was not."""
+        self._known.pop(unit.name, None)
+        if self._files.size(marker_name(unit)) is not None:
+            self._files.delete(marker_name(unit))
+
     def put(self, unit: Unit, missing: Mapping[int, str], files: Mapping[str, ShardFile]) -> None:
         """Declares the unit finished; its shards must be on disk by now. missing: the reason by row."""
         rows = tuple(sorted(missing))
         marker = Marker(
-            unit=unit.name, missing=rows, reasons=tuple(missing[row] for row in rows), files=dict(files),
+            unit=unit.name, missing=rows, reasons=tuple(map(_shown, map(missing.__getitem__, rows))), files=dict(files),
             source=self._source(unit),
         )  # fmt: skip
         self._files.write(marker_name(unit), seal(asdict(marker)))

@@ -58,6 +58,11 @@ class Layout:
     def bytes_per_row(self) -> int:
         return max(self.width, 1) * self.dtype.itemsize
 
+    def most_bytes(self, crops: int, images: int) -> int:
+        """What a shard of so many crops and images takes at most: what does not compress grows a little."""
+        raw = self.bytes_per_row * images
+        return crops * (raw + raw // 16 + 1024) + 1024
+
 
 def heads_of(manifest: Manifest) -> dict[str, HeadInfo]:
     """The heads in the order of their sections."""
@@ -87,11 +92,13 @@ def head_layouts(head: HeadInfo, values: Values) -> tuple[Layout, Layout]:
     return ids_layout, Layout(f"{folder}/logp", width, np.dtype("<f2"), float("nan"), "shuffle")
 
 
-def layouts_of(manifest: Manifest) -> Iterator[Layout]:
-    """Every array of the store."""
-    yield from (BOX, FLIP)
+def layouts_of(manifest: Manifest, unit: Unit | None = None) -> Iterator[Layout]:
+    """Every array of the store, or those that a unit writes to."""
+    if unit is None or unit.writes_boxes:
+        yield from (BOX, FLIP)
     for head in heads_of(manifest).values():
-        yield from head_layouts(head, manifest.values)
+        if unit is None or head.name in unit.heads:
+            yield from head_layouts(head, manifest.values)
 
 
 def units_of(manifest: Manifest) -> Iterator[Unit]:
@@ -134,7 +141,4 @@ def shard_name(manifest: Manifest, layout: Layout, crop: int, row: int) -> str:
 
 def shards_of(manifest: Manifest, unit: Unit) -> list[str]:
     """The files that a unit writes."""
-    heads = heads_of(manifest)
-    arrays = [layout for name in unit.heads for layout in head_layouts(heads[name], manifest.values)]
-    arrays += [BOX, FLIP] if unit.writes_boxes else []
-    return [shard_name(manifest, layout, unit.crops.start, unit.rows.start) for layout in arrays]
+    return [shard_name(manifest, layout, unit.crops.start, unit.rows.start) for layout in layouts_of(manifest, unit)]

@@ -27,7 +27,7 @@ _HEAD_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 _LARGEST = {"images": 2**36, "crops": 2**16, "k": 2**16, "rows_per_shard": 2**20, "crops_per_shard": CROPS_PER_SHARD}
 _MOST_UNITS = 2**21
 _MOST_UNIT_BYTES, _MOST_CHUNK_BYTES = 2**28, 2**30
-_MOST_CLASSES, _MOST_SIDE = 2**26, 2**14
+_MOST_CLASSES, _MOST_SIDE, _MOST_TEACHERS = 2**26, 2**14, 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,7 +139,7 @@ def check(manifest: Manifest, origin: str) -> None:
     units = -(-manifest.images // manifest.rows_per_shard) * -(-manifest.crops // manifest.crops_per_shard)
     if units * max(len(manifest.parts), 1) > _MOST_UNITS:
         raise UserError(f"{origin}: {units} shards per array; rows_per_shard is too small for so many images and crops")
-    _check_values(dataclasses.asdict(manifest), origin)
+    check_values(dataclasses.asdict(manifest), origin)
     crop_plan.check(config.parse(CropConfig, manifest.crop_recipe, f"{origin}: crop_recipe"))
     temperatures = manifest.temperatures
     if len(set(temperatures)) < len(temperatures) or not temperatures or len(temperatures) > 64:
@@ -150,6 +150,8 @@ def check(manifest: Manifest, origin: str) -> None:
     if not names or len({name.lower() for name in names}) < len(names):
         what = f"teachers {_short(names)} must be one or more, with names that differ in more than case"
         raise UserError(f"{origin}: {what}")
+    if len(names) > _MOST_TEACHERS:
+        raise UserError(f"{origin}: {len(names)} teachers are too many; a store holds {_MOST_TEACHERS}")
     for teacher in manifest.teachers:
         _check_teacher(teacher, origin)
         width = min(manifest.k, teacher.num_classes) + len(temperatures)
@@ -188,7 +190,7 @@ def _check_parts(manifest: Manifest, names: list[str], origin: str) -> None:
             raise UserError(f"{origin}: parts do not cover the crops of {head or 'the boxes'} exactly once")
 
 
-def _check_values(value: Any, origin: str, place: str = "") -> None:
+def check_values(value: Any, origin: str, place: str = "") -> None:
     """Refuses numbers that JSON does not have, and text that no file or terminal can show."""
     if isinstance(value, float) and not math.isfinite(value):
         raise UserError(f"{origin}: {place} is {value}, which is no finite number")
@@ -199,11 +201,11 @@ def _check_values(value: Any, origin: str, place: str = "") -> None:
             raise UserError(f"{origin}: {place} holds text that is not Unicode ({_short(value)}); rename it") from error
     elif isinstance(value, Mapping):
         for key, held in value.items():
-            _check_values(key, origin, f"a name in {place}")
-            _check_values(held, origin, f"{place}.{key}" if place else str(key))
+            check_values(key, origin, f"a name in {place}")
+            check_values(held, origin, f"{place}.{key}" if place else str(key))
     elif isinstance(value, list | tuple):
         for held in value:
-            _check_values(held, origin, place)
+            check_values(held, origin, place)
 
 
 def plain(record: Any) -> dict[str, Any]:

@@ -1,14 +1,20 @@
 """Label tables that the processes of a node share: the first to ask decodes into shared memory, the others map it.
 
-A file in /dev/shm holds the tables. Whoever uses it holds a shared lock on it; the last to let go deletes it. Locks
-die with their process, so what killed processes left is deleted by the next to come.
+A file in a private folder of /dev/shm holds the tables. Whoever uses it holds a shared lock on it; the last to let go
+deletes it. Locks die with their process, so what killed processes left is deleted by the next to come.
+
+Any user of the machine may make files in /dev/shm. So the folder is used only where it is this user's and closed to all
+others, a table only where its file is, and its name and its seal depend on a secret that lies in the folder.
 """
 
 import contextlib
 import fcntl
-import hashlib
+import hmac
 import mmap
 import os
+import secrets
+import stat
+import time
 import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -20,8 +26,12 @@ from repcon.labels.tables import Tables, arrays_of, check_memory, tables_of
 from repcon.runtime.errors import UserError
 
 FOLDER = Path("/dev/shm")
+WAIT_SECONDS, _POLL_SECONDS = 600.0, 0.05
+"""So long a process waits for another one that decodes the same tables; then it has its own."""
 _HEADER_BYTES, _ALIGNMENT = 64, 64
+_SECRET, _SECRET_BYTES = "secret", 32
 _READY = b"repcon tables are complete\n"
+_FOLDERS = 8
 
 
 def shared_tables(
@@ -36,13 +46,15 @@ def shared_tables(
     `identity` tells stores apart. The memory is given back when no process refers to its tables any more.
     Raises UserError when shared memory has no room.
     """
-    sweep()
-    key = hashlib.sha256(f"{identity} {[head.name for head in heads]} {tuple(crops)}".encode()).hexdigest()[:24]
-    path = FOLDER / f"{_prefix()}{key}"
+    folder, secret = private_folder()
+    sweep(folder)
+    names = f"{identity} {[head.name for head in heads]} {tuple(crops)} {images}"
+    key = hmac.digest(secret, names.encode(), "sha256")
+    path, ready = folder / key.hex(), _READY + hmac.digest(secret, b"complete" + key, "sha256")
     shapes = arrays_of(heads, images * len(crops))
     places = np.cumsum([0] + [_padded(int(np.prod(shape)) * dtype.itemsize) for shape, dtype in shapes]) + _HEADER_BYTES
     check_memory(int(places[-1]))
-    descriptor = _opened(path)
+    descriptor = _opened(path, ready)
     try:
         memory = _mapped(descriptor, int(places[-1]))
         arrays = [
@@ -50,9 +62,9 @@ def shared_tables(
             for (shape, dtype), place in zip(shapes, places[:-1], strict=True)
         ]
         tables = tables_of(crops, heads, arrays)
-        if memory[: len(_READY)] != _READY:
+        if memory[: len(ready)] != ready:
             decode(tables)
-            memory[: len(_READY)] = _READY
+            memory[: len(ready)] = ready
         fcntl.flock(descriptor, fcntl.LOCK_SH)
     except BaseException:
         path.unlink(missing_ok=True)
@@ -62,34 +74,104 @@ def shared_tables(
     return tables
 
 
-def sweep() -> None:
+def private_folder() -> tuple[Path, bytes]:
+    """This user's folder in shared memory, closed to all others, and the secret that lies in it.
+
+    Raises UserError where others have taken every name for it.
+    """
+    for number in range(_FOLDERS):
+        folder = FOLDER / f"repcon-labels-{os.getuid()}-{number}"
+        with contextlib.suppress(FileExistsError):
+            folder.mkdir(mode=0o700)
+        found = folder.lstat()
+        if stat.S_ISDIR(found.st_mode) and _is_private(found):
+            return folder, _secret(folder)
+    raise UserError(f"{FOLDER}: the folders repcon-labels-{os.getuid()}-* there are not this user's alone; remove them")
+
+
+def _is_private(found: os.stat_result) -> bool:
+    """Whether it is this user's, and nobody else may look into it."""
+    return found.st_uid == os.getuid() and not stat.S_IMODE(found.st_mode) & 0o077
+
+
+def _secret(folder: Path) -> bytes:
+    """Made by the first process to ask, whole at once."""
+    path = folder / _SECRET
+    while True:
+        with contextlib.suppress(FileNotFoundError):
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+            try:
+                held = os.read(descriptor, _SECRET_BYTES)
+                if not _is_private_file(os.fstat(descriptor)) or len(held) < _SECRET_BYTES:
+                    raise UserError(f"{path}: not a secret of this user's; remove the folder")
+                return held
+            finally:
+                os.close(descriptor)
+        temporary = folder / f".{secrets.token_hex(16)}"
+        with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "wb") as file:
+            file.write(secrets.token_bytes(_SECRET_BYTES))
+        with contextlib.suppress(FileExistsError):
+            os.link(temporary, path)
+        temporary.unlink()
+
+
+def _is_private_file(found: os.stat_result) -> bool:
+    """A regular file of this user's, without another name by which it could have come here."""
+    return stat.S_ISREG(found.st_mode) and _is_private(found) and found.st_nlink <= 1
+
+
+def tables_in(folder: Path) -> list[Path]:
+    """The files of tables in a private folder."""
+    return [path for path in folder.iterdir() if len(path.name) == 64]
+
+
+def sweep(folder: Path) -> None:
     """Deletes tables that nobody uses any more."""
-    for path in FOLDER.glob(f"{_prefix()}*"):
-        with contextlib.suppress(OSError), path.open("rb") as file:
-            _delete_if_unused(path, file.fileno())
-
-
-def _prefix() -> str:
-    return f"repcon-labels-{os.getuid()}-"
+    for path in tables_in(folder):
+        with contextlib.suppress(OSError):
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+            try:
+                _delete_if_unused(path, descriptor)
+            finally:
+                os.close(descriptor)
 
 
 def _padded(size: int) -> int:
     return -(-size // _ALIGNMENT) * _ALIGNMENT
 
 
-def _opened(path: Path) -> int:
+def _opened(path: Path, ready: bytes) -> int:
     """The file under a shared lock where its tables are complete, or else locked for us alone to complete it."""
+    limit = time.monotonic() + WAIT_SECONDS
     while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-        fcntl.flock(descriptor, fcntl.LOCK_SH)
-        with contextlib.suppress(FileNotFoundError, BlockingIOError):
-            if os.pread(descriptor, len(_READY), 0) != _READY:
-                # Never waiting: who else saw it incomplete may complete it, and then keeps it as long as it trains.
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if path.stat().st_ino == os.fstat(descriptor).st_ino:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600)
+        try:
+            if _locked(path, descriptor, ready):
                 return descriptor
-        # Between our opening and our lock its last user deleted it, or another came to complete it.
+        except BaseException:
+            os.close(descriptor)
+            raise
+        # It is being completed by another, or its last user deleted it between our opening and our lock.
         os.close(descriptor)
+        if time.monotonic() > limit:
+            raise UserError(f"{path}: another process has been decoding these labels for {WAIT_SECONDS:.0f} s")
+        time.sleep(_POLL_SECONDS)
+
+
+def _locked(path: Path, descriptor: int, ready: bytes) -> bool:
+    """Whether the file is ours to use or to complete; it then is locked. Raises UserError where it is another's."""
+    with contextlib.suppress(FileNotFoundError, BlockingIOError):
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        if os.pread(descriptor, len(ready), 0) != ready:
+            # Never waiting: who else saw it incomplete may complete it, and then keeps it as long as it trains.
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        here, there = os.fstat(descriptor), path.lstat()
+        if (here.st_ino, here.st_dev) != (there.st_ino, there.st_dev):
+            return False
+        if not _is_private_file(here):
+            raise UserError(f"{path}: is not a file of this user's alone; remove it")
+        return True
+    return False
 
 
 def _mapped(descriptor: int, size: int) -> mmap.mmap:

@@ -138,9 +138,9 @@ def _labels(store: LabelStore, head: HeadInfo, parts: list[tuple[np.ndarray, np.
     first = ids[:, 0]
     top, rest = probabilities(head, logp)
     mass, lost = stored_losses(top, rest, head.classes)
-    counts = np.bincount(first, minlength=head.classes)
+    classes, counts = np.unique(first, return_counts=True)  # by what is there: there may be millions of classes
     most = np.argsort(-counts, kind="stable")[:_MOST_SHOWN]
-    names = head.section.classes or tuple(str(number) for number in range(head.classes))
+    names = head.section.classes or {int(number): str(number) for number in classes[most]}
     return {
         "top1_probability": float(top[:, 0].mean()),
         "mass": float(mass[-1]),
@@ -149,9 +149,9 @@ def _labels(store: LabelStore, head: HeadInfo, parts: list[tuple[np.ndarray, np.
         "entropy_nat": float(entropy(top, rest, head.classes).mean()),
         "encodings": _encodings(store, head, ids[:_ENCODED], logp[:_ENCODED]),
         "bytes_by_k": _bytes_by_k(store, head, ids[:_ENCODED], logp[:_ENCODED]),
-        "classes_on_top": int((counts > 0).sum()),
-        "most_on_top": [[names[place], float(counts[place] / len(first))] for place in most if counts[place]],
-        "top1_counts": counts.tolist() if head.classes <= _COUNTS_UP_TO else [],
+        "classes_on_top": len(classes),
+        "most_on_top": [[names[int(classes[place])], float(counts[place] / len(first))] for place in most],
+        "top1_counts": np.bincount(first, minlength=head.classes).tolist() if head.classes <= _COUNTS_UP_TO else [],
     }
 
 

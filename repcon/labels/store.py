@@ -4,6 +4,7 @@ A unit is one shard of every array: its shards are on disk before its marker is,
 are there. Readers decode slabs (one crop of all images) and serve nothing that a marker does not vouch for.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -14,12 +15,22 @@ from itertools import zip_longest
 import numpy as np
 
 from repcon.labels.blocks import box_blocks, label_blocks
-from repcon.labels.commit import check_metadata, commit, complete, require_same, require_same_section
+from repcon.labels.commit import (
+    IsHeld,
+    always,
+    check_metadata,
+    coming,
+    commit,
+    complete,
+    require_same,
+    require_same_section,
+)
 from repcon.labels.completion import Markers, shard_file
-from repcon.labels.layout import HeadInfo, Unit, heads_of, shard_name, shards_of, units_of
+from repcon.labels.layout import HeadInfo, Unit, heads_of, layouts_of, shard_name, units_of
 from repcon.labels.manifest import (
     JOURNAL,
     MANIFEST,
+    MARKERS,
     MOST_BYTES,
     Manifest,
     Part,
@@ -31,7 +42,7 @@ from repcon.labels.manifest import (
     plain,
     read_manifest,
 )
-from repcon.labels.reader import ShardReader, chunk_crcs
+from repcon.labels.reader import ShardReader
 from repcon.labels.shared_memory import shared_tables
 from repcon.labels.tables import (
     Slab,
@@ -44,14 +55,27 @@ from repcon.labels.tables import (
     table_bytes,
     window_plan,
 )
-from repcon.labels.zarr_encoding import encode_shard
+from repcon.labels.writer import LostClaimError, UnitClaim, UnitWriter
+from repcon.labels.zarr_encoding import encode_shard, metadata_problems
 from repcon.runtime.errors import UserError
-from repcon.runtime.filesystem import Files, open_files
+from repcon.runtime.filesystem import Files, is_safe, open_files
 
+_OWN_NAMES = ("crops", "heads", "zarr.json", JOURNAL)
+"""What a store may hold before its manifest is there."""
 _SCAN_THREADS = 32
 """Requests at a time while the units of a store behind a URL are looked at."""
 
-__all__ = ["HeadInfo", "LabelStore", "Slab", "StoreSpec", "Tables", "TeacherSection", "Unit", "Window"]
+__all__ = [
+    "HeadInfo",
+    "LabelStore",
+    "LostClaimError",
+    "Slab",
+    "StoreSpec",
+    "Tables",
+    "TeacherSection",
+    "Unit",
+    "Window",
+]
 
 
 class LabelStore:
@@ -76,23 +100,24 @@ class LabelStore:
         return LabelStore.open, (self.url,)
 
     @classmethod
-    def create(cls, url: str, spec: StoreSpec) -> "LabelStore":
+    def create(cls, url: str, spec: StoreSpec, is_held: IsHeld = always) -> "LabelStore":
         """A new store, or the one that is there if it was made for the same spec.
 
         A store to which teachers or crops were added since is opened too. Raises UserError naming the field in
-        which an existing store differs; versions and licences may.
+        which an existing store differs; versions and licences may. `is_held`: see `storage.commit`.
         """
         files = open_files(str(url))
         if files.size(MANIFEST) is None:
-            others = files.names("") and files.size(JOURNAL) is None
+            manifest = manifest_of(spec, files.root)
+            others = _others(files)
             if files.size(MANIFEST) is None:  # else another process has just finished making it
                 if others:
                     raise UserError(f"{files.root} holds other files; name an empty or new folder for the store")
-                commit(files, manifest_of(spec, files.root))
-        files.sweep()
-        complete(files)
+                commit(files, manifest, is_held)
+        complete(files, is_held)
         store = cls.open(url)
         require_same(store.manifest, spec, store.url)
+        files.sweep()
         return store
 
     @classmethod
@@ -110,7 +135,7 @@ class LabelStore:
             else:
                 return store  # Else another process changed the store between the two looks.
 
-    def append_teachers(self, sections: Sequence[TeacherSection]) -> None:
+    def append_teachers(self, sections: Sequence[TeacherSection], is_held: IsHeld = always) -> None:
         """Adds heads, to be computed on the stored boxes; those of a name that is there must be equal to it."""
         for section in sections:
             if section.name in self.heads:
@@ -119,31 +144,35 @@ class LabelStore:
         if new:
             part = Part(heads=tuple(section.name for section in new), crops=(0, self.crops), boxes=False)
             teachers, parts = (*self.manifest.teachers, *new), (*self.manifest.parts, part)
-            self._change(dataclasses.replace(self.manifest, teachers=teachers, parts=parts))
+            self._change(dataclasses.replace(self.manifest, teachers=teachers, parts=parts), is_held)
 
-    def replace_teacher(self, section: TeacherSection) -> None:
+    def replace_teacher(self, section: TeacherSection, is_held: IsHeld = always) -> None:
         """Puts another teacher under a head's name. Raises UserError where a unit of it is finished."""
         if any(section.name in unit.heads and self.is_done(unit) for unit in units_of(self.manifest)):
             raise UserError(f"{self.url}: {section.name} has labels already; give the other teacher another name")
         teachers = tuple(section if held.name == section.name else held for held in self.manifest.teachers)
-        self._change(dataclasses.replace(self.manifest, teachers=teachers))
+        self._change(dataclasses.replace(self.manifest, teachers=teachers), is_held)
 
-    def append_crops(self, crops: int) -> None:
-        """Extends every head to `crops` crops per image IN ALL; asking for what is there changes nothing."""
+    def require_growth(self, crops: int) -> None:
+        """Raises UserError where the store cannot grow to `crops` crops per image in all."""
         depth = self.manifest.crops_per_shard
         if crops < self.crops or crops % depth:
             steps = f"crops can grow from {self.crops} in steps of {depth}, the crops of a shard"
             raise UserError(f"{self.url}: {steps}; {crops} is not one of these")
+
+    def append_crops(self, crops: int, is_held: IsHeld = always) -> None:
+        """Extends every head to `crops` crops per image IN ALL; asking for what is there changes nothing."""
+        self.require_growth(crops)
         if crops > self.crops:
             part = Part(heads=tuple(self.heads), crops=(self.crops, crops), boxes=True)
-            self._change(dataclasses.replace(self.manifest, crops=crops, parts=(*self.manifest.parts, part)))
+            self._change(dataclasses.replace(self.manifest, crops=crops, parts=(*self.manifest.parts, part)), is_held)
 
-    def _change(self, manifest: Manifest) -> None:
+    def _change(self, manifest: Manifest, is_held: IsHeld) -> None:
         check(manifest, self.url)
-        complete(self._files)
+        complete(self._files, is_held)
         if self._files.read(MANIFEST) != self._manifest_bytes:
             raise UserError(f"{self.url}: another process changed the store meanwhile; run the command again")
-        self._load(commit(self._files, manifest))
+        self._load(commit(self._files, manifest, is_held))
 
     def _require_teachers(self, unit: Unit) -> None:
         """Raises UserError where another run has put another teacher under the name of one of the unit's heads."""
@@ -177,10 +206,14 @@ class LabelStore:
         with ThreadPoolExecutor(_SCAN_THREADS if "://" in self.url else 1) as pool:
             return [unit for unit, done in zip(units, pool.map(markers.is_done, units), strict=True) if done]
 
-    def require_pack(self, fingerprint: str) -> None:
-        """Raises UserError where the labels are not those of the images of the pack of this fingerprint."""
+    def require_pack(self, fingerprint: str, images: int | None = None) -> None:
+        """Raises UserError where the labels are not those of the images of the pack of this fingerprint, and of so
+        many images."""
         if fingerprint != self.manifest.pack_fingerprint:
             raise UserError(f"{self.url}: its labels belong to another pack's images; name the pack it was made from")
+        if images not in (None, self.images):
+            what = f"its manifest counts {self.images:,} images and the pack has {images:,}"
+            raise UserError(f"{self.url}: {what}; restore the manifest from a copy, or make the store again")
 
     @property
     def missing(self) -> np.ndarray:
@@ -203,6 +236,18 @@ class LabelStore:
         pairs = [pair for marker in markers for pair in zip_longest(marker.missing, marker.reasons, fillvalue="")]
         return {int(row): reason for row, reason in sorted(pairs)}
 
+    def marked(self) -> set[str]:
+        """The names of the units for which there is a marker, whatever it says."""
+        return {name.removesuffix(".json") for name in self._files.names(MARKERS)}
+
+    def missing_of_units(self, units: Iterable[Unit]) -> np.ndarray:
+        """Rows (int64, sorted) that the markers of these units list as missing; a damaged marker lists none."""
+        rows: set[int] = set()
+        for unit in units:
+            with contextlib.suppress(UserError, OSError):
+                rows.update(self._markers.get(unit).missing)
+        return np.array(sorted(rows), np.int64)
+
     def write(
         self,
         unit: Unit,
@@ -210,12 +255,13 @@ class LabelStore:
         flips: np.ndarray,
         labels: Mapping[str, tuple[np.ndarray, np.ndarray]],
         missing: Mapping[int, str] | None = None,
+        claim: UnitClaim | None = None,
     ) -> int:
         """Writes a unit of m crops by r images: shards, fsync, then the marker; gives the shards' bytes.
 
         boxes (m, r, 4) uint16, flips (m, r) uint8, labels per head: ids (m, r, k) integers and logp (m, r, k + T)
         float16. `missing` are rows of the store whose image could not be decoded, with the reason: their labels become
-        poison.
+        poison. With a `claim`, nothing is put in place once another process has taken it over: raises LostClaimError.
         Raises UserError on labels that no reader could trust (NaN, ids out of range, wrong shapes or dtypes) and on a
         full disk.
         """
@@ -229,15 +275,12 @@ class LabelStore:
         blocks = box_blocks(unit, boxes, flips) if unit.writes_boxes else []
         for name in unit.heads:
             blocks += label_blocks(self.manifest, unit, self.heads[name], *labels[name], absent)
-        written = {}
+        shards = []
         for layout, block in blocks:
             place = shard_name(self.manifest, layout, unit.crops.start, unit.rows.start)
-            data = encode_shard(self.manifest, layout, place, unit.crops.start, unit.rows.start, block)
-            self._files.write(place, data)
-            written[place] = shard_file(data, chunk_crcs(data, self.manifest.crops_per_shard))
-        self._require_teachers(unit)
-        self._markers.put(unit, missing, written)
-        return sum(shard.bytes for shard in written.values())
+            shards.append((place, encode_shard(self.manifest, layout, place, unit.crops.start, unit.rows.start, block)))
+        writer = UnitWriter(self._files, self.manifest, self._markers, unit, claim)
+        return writer.write(shards, missing, lambda: self._require_teachers(unit))
 
     def boxes(self, crops: range, rows: range) -> tuple[np.ndarray, np.ndarray]:
         """Stored boxes (m, r, 4) uint16 and flips (m, r) uint8."""
@@ -268,15 +311,41 @@ class LabelStore:
         sections = [answers_of(head.section) for head in self._chosen(heads)]
         return hashlib.sha256(json.dumps([shared, sections], sort_keys=True).encode()).hexdigest()
 
+    def disagreements(self) -> list[str]:
+        """Where plain zarr would read something else than this store's readers do, or find arrays that they do not."""
+        found = [f"{self.url}/{what}" for what in metadata_problems(self.manifest, self._files.read)]
+        if self._files.size(JOURNAL) is not None:
+            hint = "run `repcon precompute` with its recipe, which completes it"
+            found.append(f"{self.url}/{JOURNAL}: a change of this store is under way, or was cut short; {hint}")
+        known = {name.removesuffix("/zarr.json") for name in self.manifest.metadata}
+        for folder in ("", "crops", "heads", *(f"heads/{name}" for name in self.heads)):
+            for name in filter(is_safe, self._files.names(folder)):
+                place = f"{folder}/{name}".lstrip("/")
+                if place not in known and self._files.size(f"{place}/zarr.json") is not None:
+                    found.append(f"{self.url}/{place}: an array or group that the manifest does not know; remove it")
+        return found
+
     def damage(self, unit: Unit) -> list[str]:
         """What is wrong with the unit's marker and files, each by its sha256; empty for a finished, intact unit."""
         try:
             marker = self._markers.get(unit)
         except UserError as error:
             return [str(error)]
-        listed = set(marker.files) ^ set(shards_of(self.manifest, unit))
-        wrong = [f"{self.url}/{name}: the marker of {unit.name} and the layout do not agree on it" for name in listed]
-        for name, shard in marker.files.items():
+        except OSError as error:
+            return [f"{error.filename or self.url}: cannot be read ({error.strerror or error})"]
+        wanted = {
+            shard_name(self.manifest, layout, unit.crops.start, unit.rows.start): layout
+            for layout in layouts_of(self.manifest, unit)
+        }
+        wrong = [
+            f"{self.url}/{ascii(name)[1:-1][:200]}: the marker of {unit.name} and the layout do not agree on it"
+            for name in sorted(set(marker.files) ^ set(wanted))
+        ]
+        for name in sorted(set(marker.files) & set(wanted)):
+            shard = marker.files[name]
+            if shard.bytes > wanted[name].most_bytes(self.manifest.crops_per_shard, self.manifest.rows_per_shard):
+                wrong.append(f"{self.url}/{name}: the marker of {unit.name} says {shard.bytes} bytes, too many for it")
+                continue
             try:
                 data = self._files.read(name) if self._files.size(name) == shard.bytes else b""
             except OSError:
@@ -371,6 +440,15 @@ class LabelStore:
         return [self.heads[name] for name in names]
 
 
+def _others(files: Files) -> list[str]:
+    """Files that are not of a store whose making was cut short. Raises UserError where the journal is no store's."""
+    names = files.names("")
+    if files.size(JOURNAL) is None:
+        return names
+    coming(files)
+    return [name for name in names if name not in _OWN_NAMES]
+
+
 def _manifest(files: Files) -> bytes:
     """The manifest's bytes. Raises UserError where there is no store."""
     try:
@@ -378,3 +456,6 @@ def _manifest(files: Files) -> bytes:
     except (FileNotFoundError, NotADirectoryError):
         hint = f"no label store here (it has no {MANIFEST}); `repcon precompute` makes one"
         raise UserError(f"{files.root}: {hint}") from None
+    except OSError as error:
+        reason = error.strerror or error
+        raise UserError(f"{files.root}/{MANIFEST}: cannot be read ({reason}); mend that and try again") from error

@@ -5,13 +5,15 @@ hashes then cost no second reading. Same input, same bytes.
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import numcodecs.blosc
 import numpy as np
 import zarr
 from zarr.codecs import BloscCodec, Crc32cCodec
 from zarr.core.buffer import Buffer
+from zarr.core.metadata.v3 import ArrayV3Metadata
 from zarr.storage import MemoryStore
 
 from repcon.config import Codec
@@ -45,6 +47,80 @@ def array_metadata(manifest: Manifest, layout: Layout) -> bytes:
     held: dict[str, Buffer] = {}
     _create(manifest, layout, held)
     return held["zarr.json"].to_bytes()
+
+
+_CODECS = {"sharding_indexed", "bytes", "blosc", "crc32c"}
+"""What a store's arrays are encoded with; `bytes` has an order of its own, which is compared too."""
+_WITHOUT_MEANING = {"attributes": {}, "storage_transformers": [], "consolidated_metadata": None}
+"""Fields that some versions of zarr write and others leave out."""
+
+
+def metadata_problems(manifest: Manifest, read: Callable[[str], bytes]) -> Iterator[str]:
+    """Every `zarr.json` from which plain zarr would read something else than what the manifest says.
+
+    `read` gives a file's bytes by its name, and raises OSError.
+    """
+    wanted = dict(metadata_of(manifest))
+    for name in sorted(manifest.metadata.keys() - wanted.keys()):
+        yield f"{name}: the manifest lists it, and has no such array or group"
+    for name in sorted(wanted.keys() - manifest.metadata.keys()):
+        yield f"{name}: the manifest lists no hash for it"
+    for name, content in wanted.items():
+        try:
+            held = json.loads(read(name))
+        except (OSError, ValueError, RecursionError) as error:
+            yield f"{name}: cannot be read ({getattr(error, 'strerror', None) or 'not JSON'})"
+            continue
+        if not _reads_alike(held, json.loads(content)):
+            yield f"{name}: plain zarr would read it otherwise than the manifest says ({_unlike(held, content)})"
+
+
+def _reads_alike(held: Any, wanted: Mapping[str, Any]) -> bool:
+    if not isinstance(held, Mapping):
+        return False
+    bare = [
+        {
+            key: value
+            for key, value in each.items()
+            if _WITHOUT_MEANING.get(key, value) != value or key not in _WITHOUT_MEANING
+        }
+        for each in (held, wanted)
+    ]
+    if _same(*bare):
+        return True
+    if held.get("node_type") != "array" or wanted["node_type"] != "array" or not _codecs_of(held) <= _CODECS:
+        return False
+    try:  # as another version of zarr prints it
+        return _same(*(ArrayV3Metadata.from_dict(dict(each)).to_dict() for each in bare))
+    except Exception:  # zarr raises many things for what is no metadata
+        return False
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Equal, and of the same types: to Python 1, 1.0 and true are equal."""
+    return json.dumps(one, sort_keys=True, default=str) == json.dumps(other, sort_keys=True, default=str)
+
+
+def _codecs_of(value: Any) -> set[str]:
+    """The names of all codecs in an array's metadata, nested ones too."""
+    found: set[str] = set()
+    for key, held in value.items() if isinstance(value, Mapping) else ():
+        if key in ("codecs", "index_codecs") and isinstance(held, list):
+            for codec in held:
+                found.add(str(codec.get("name")) if isinstance(codec, Mapping) else str(codec))
+                found |= _codecs_of(codec.get("configuration")) if isinstance(codec, Mapping) else set()
+    return found
+
+
+def _unlike(held: Any, content: bytes) -> str:
+    """The fields that differ."""
+    wanted = json.loads(content)
+    if not isinstance(held, Mapping):
+        return "it is no object"
+    return (
+        ", ".join(ascii(key)[1:-1][:80] for key in sorted({*held, *wanted}) if held.get(key) != wanted.get(key))
+        or "types"
+    )
 
 
 def encode_shard(manifest: Manifest, layout: Layout, name: str, crop: int, row: int, block: np.ndarray) -> bytes:

@@ -7,7 +7,7 @@ import uuid
 from pathlib import Path
 from typing import Protocol
 
-from repcon.runtime.open_files import behind
+from repcon.runtime.open_files import behind, read_file
 
 
 class Claims(Protocol):
@@ -78,13 +78,13 @@ class LocalClaims:
 
     def read(self, name: str) -> bytes | None:
         try:
-            return (self._folder / name).read_bytes()
+            return read_file(self._folder / name)
         except FileNotFoundError:
             return None
         except OSError as error:
             if error.errno != errno.ESTALE:
                 raise
-            return (self._folder / name).read_bytes()  # NFS: its owner replaced it just now; the new one is there
+            return read_file(self._folder / name)  # NFS: its owner replaced it just now; the new one is there
 
     def write(self, name: str, data: bytes) -> None:
         temporary = self._temporary(name)
@@ -98,7 +98,7 @@ class LocalClaims:
             os.rename(self._folder / name, aside)
         except FileNotFoundError:
             return False
-        if aside.read_bytes() != dead:  # Another heir was faster, and this is its living claim: back with it.
+        if read_file(aside) != dead:  # Another heir was faster, and this is its living claim: back with it.
             with contextlib.suppress(FileExistsError):
                 os.link(aside, self._folder / name)
             aside.unlink()

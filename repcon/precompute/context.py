@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 
 from repcon.config import PrecomputeConfig, require_least
+from repcon.crops import plan as crop_plan
 from repcon.images.pack import Pack
 from repcon.images.read_ahead import NearbyPack
 from repcon.labels.layout import part_of, unit_at
@@ -73,6 +74,7 @@ def check(config: PrecomputeConfig) -> None:
         raise UserError("teachers: none named; a recipe needs at least one [[teachers]] with name and model")
     if len(set(names)) < len(names):
         raise UserError(f"teachers: {', '.join(names)}: each needs a name of its own")
+    crop_plan.check(config.crop)
     require_least(config, crops=1, k=1, batch_size=0, workers=0, rows_per_shard=0, processes=0)
     for teacher in config.teachers:
         if teacher.size < 0:
@@ -100,8 +102,9 @@ def set_up(config: PrecomputeConfig, device: str = "") -> Bench:
     """Pack, teachers and store; the store is made, or compared with the recipe and extended."""
     nearby = NearbyPack if "://" in config.pack else Pack
     pack, loaded, place = load(config, device, pack_type=nearby)
-    store = open_target(config, pack, [teacher.section for teacher in loaded])
     size = config.batch_size or find_batch_size(loaded, place)
+    # Last: what fails before it leaves no store behind.
+    store = open_target(config, pack, [teacher.section for teacher in loaded])
     return Bench(config=replace(config, batch_size=size), pack=pack, store=store, teachers=loaded, device=place)
 
 

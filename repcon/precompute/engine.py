@@ -13,7 +13,7 @@ import torch
 
 from repcon.config import PrecomputeConfig
 from repcon.decode.factory import decoders, open_loader
-from repcon.labels.store import Unit
+from repcon.labels.store import LostClaimError, Unit
 from repcon.precompute import launch_local
 from repcon.precompute.context import Bench, crops_of, set_up
 from repcon.precompute.decoding import Decoding, Step
@@ -31,6 +31,8 @@ from repcon.runtime.prefetch import Ahead, Behind
 AHEAD_BATCHES, UNITS_BEHIND = 2, 1
 """Decoded batches that wait for the teachers, and finished units that wait to be written: memory stays flat."""
 WAIT_SECONDS = 1.0
+TOLD_AFTER_SECONDS = 3.0
+"""A process that can do nothing for so long says whom it waits for; then ever more rarely."""
 Report = Callable[[Event], None]
 
 
@@ -40,12 +42,13 @@ def work(bench: Bench, report: Report) -> None:
     if not left:
         return
     with Leases(lease_folder(bench.config.out)) as leases, Labeller(bench, report, left) as labeller:
-        patience = Patience(bench, leases)
+        patience, waiting = Patience(bench, leases), Waiting(leases, report)
         while left:
-            done = labeller.label(claimed(bench, left, leases), lambda unit: leases.release(unit.name))
+            done = labeller.label(claimed(bench, left, leases), leases)
             if not done:
                 time.sleep(WAIT_SECONDS)  # All that is left is in other processes' hands.
             left = bench.left(left)
+            waiting.note(done > 0, left)
             patience.note(done > 0, partial(bench.left, left))
             report(Event(remaining_crops=sum(map(crops_of, left))))
 
@@ -54,6 +57,25 @@ def serve(config: PrecomputeConfig, post: launch_local.Post, report: Report) -> 
     """What a further process on this machine does."""
     keep_freed_memory()
     work(set_up(replace(config, workers=config.workers or decoders(post.threads, post.device)), post.device), report)
+
+
+class Waiting:
+    """Tells whom a process waits for, once a while has passed in which it could do nothing."""
+
+    def __init__(self, leases: Leases, report: Report) -> None:
+        self._leases, self._report = leases, report
+        self._since, self._pause = time.monotonic(), TOLD_AFTER_SECONDS
+
+    def note(self, progress: bool, left: list[Unit]) -> None:
+        """To be told after each round, with the units that are left."""
+        now = time.monotonic()
+        if progress or not left:
+            self._since, self._pause = now, TOLD_AFTER_SECONDS
+        elif now - self._since > self._pause:
+            self._pause *= 4
+            first = left[0].name
+            what = f"waiting for {len(left)} units that others have claimed"
+            self._report(Event(note=f"{what}; {first}: {self._leases.holder(first)}"))
 
 
 class UnitWorker:
@@ -80,7 +102,7 @@ class UnitWorker:
             labeller = self._labellers[unit.heads] = Labeller(self._bench, self._events.append, [unit])
         self._events.clear()
         claim = claimed(self._bench, [unit], self._leases)
-        done = labeller.label(claim, lambda unit: self._leases.release(unit.name))
+        done = labeller.label(claim, self._leases)
         self._patience.note(done > 0, self._bench.todo)
         return merged(self._events) if done else None
 
@@ -121,8 +143,8 @@ class Labeller:
     def __exit__(self, *exception: object) -> None:
         self._loader.close()
 
-    def label(self, units: Iterator[Unit], finished: Callable[[Unit], None]) -> int:
-        """The main path. Gives the number of units; `finished` is called when a unit is in the store."""
+    def label(self, units: Iterator[Unit], leases: Leases) -> int:
+        """The main path. Gives the number of units; the claim on each is given back when it is in the store."""
         bench, done = self._bench, 0
         works = (UnitWork(unit, bench.store, bench.pack, bench.config.crop) for unit in units)
         decoding = Decoding(self._loader, bench.pack, bench.config.batch_size)
@@ -136,18 +158,25 @@ class Labeller:
                     earlier, answers = on_their_way.popleft()
                     earlier.work.keep(earlier.images, answers.wait())
                 if step.completes:
-                    writer.put(partial(self._write, step.work, finished))  # > store: encoded in a thread
+                    writer.put(partial(self._write, step.work, leases))  # > store: encoded in a thread
                     done += 1
                 watch.note(step)
         return done
 
-    def _write(self, work: UnitWork, finished: Callable[[Unit], None]) -> None:
-        # Whoever was taken for dead, and is not, finds the unit done: two that write it at once might mix their shards.
-        written_bytes = 0 if self._bench.store.is_done(work.unit) else work.write()
-        finished(work.unit)
+    def _write(self, work: UnitWork, leases: Leases) -> None:
+        name = work.unit.name
+        # Whoever was taken for dead, and is not, finds the unit done or in another's hands.
+        try:
+            written_bytes = 0 if self._bench.store.is_done(work.unit) else work.write(leases.get(name))
+        except LostClaimError:
+            what = "another process took it over while this one stood still; what this one made of it is dropped"
+            self._report(Event(note=f"unit {name}: {what}"))
+            return
+        finally:
+            leases.release(name)
         keys = self._bench.pack.keys
         missing = tuple((keys[row], reason) for row, reason in sorted(work.missing.items()))
-        self._report(Event(unit=work.unit.name, missing=missing, written_bytes=written_bytes))
+        self._report(Event(unit=name, missing=missing, written_bytes=written_bytes))
 
     def _say(self, message: str) -> None:
         self._report(Event(note=message))

@@ -9,7 +9,8 @@ from repcon.images.pack import Pack
 from repcon.labels.commit import complete
 from repcon.labels.manifest import MANIFEST, answers_of
 from repcon.labels.store import LabelStore, StoreSpec, TeacherSection
-from repcon.precompute.work_queue import Leases
+from repcon.precompute.work_queue import Claim, Leases
+from repcon.runtime.console import console
 from repcon.runtime.errors import UserError
 from repcon.runtime.filesystem import open_files
 
@@ -32,10 +33,14 @@ def open_target(config: PrecomputeConfig, pack: Pack, sections: Sequence[Teacher
     """
     if "://" not in config.out and Path(config.out).is_file():
         raise UserError(f"{config.out} is a file; name a folder for the store")
-    with Leases(lease_folder(config.out)) as leases, leases.hold("store"):
+    with Leases(lease_folder(config.out), on_wait=_say) as leases, leases.hold("store") as claim:
         if open_files(config.out).size(MANIFEST) is None:
-            return LabelStore.create(config.out, spec_of(config, pack, sections))
-        return _grown(config, pack, sections, leases)
+            return LabelStore.create(config.out, spec_of(config, pack, sections), claim.is_held)
+        return _grown(config, pack, sections, leases, claim)
+
+
+def _say(message: str) -> None:
+    console.print(message, style="yellow", markup=False, highlight=False, soft_wrap=True)
 
 
 def spec_of(config: PrecomputeConfig, pack: Pack, sections: Sequence[TeacherSection]) -> StoreSpec:
@@ -54,36 +59,41 @@ def spec_of(config: PrecomputeConfig, pack: Pack, sections: Sequence[TeacherSect
     )
 
 
-def _grown(config: PrecomputeConfig, pack: Pack, sections: Sequence[TeacherSection], leases: Leases) -> LabelStore:
+def _grown(
+    config: PrecomputeConfig, pack: Pack, sections: Sequence[TeacherSection], leases: Leases, claim: Claim
+) -> LabelStore:
     """The store that is there, compared in all that both have, with the recipe's further teachers and crops added."""
-    complete(open_files(config.out))  # a change that was cut short: what the store holds is known after it only
+    # A change that was cut short: what the store holds is known after it only.
+    complete(open_files(config.out), claim.is_held)
     held = LabelStore.open(config.out)
-    held.require_pack(pack.fingerprint)
+    held.require_pack(pack.fingerprint, len(pack))
     for section in sections:
-        _replace(held, section, leases)
+        _replace(held, section, leases, claim)
     named = {section.name: section for section in sections}
     more_crops = config.crops > held.crops
     spec = dataclasses.replace(
         spec_of(config, pack, [named.get(name, head.section) for name, head in held.heads.items()]),
         crops=held.crops if more_crops else config.crops,
     )
-    store = LabelStore.create(config.out, spec)
+    store = LabelStore.create(config.out, spec, claim.is_held)
     absent = [name for name in store.heads if name not in named]
     if more_crops and absent:
         grown = f"it has {held.crops} crops of each image, the recipe asks for {config.crops}"
         hint = f"name them all, or crops = {held.crops}"
         raise UserError(f"{config.out}: {grown}; that takes every teacher, also {', '.join(absent)}; {hint}")
-    store.append_teachers(sections)
     if more_crops:
-        store.append_crops(config.crops)
+        store.require_growth(config.crops)
+    store.append_teachers(sections, claim.is_held)
+    if more_crops:
+        store.append_crops(config.crops, claim.is_held)
     return store
 
 
-def _replace(store: LabelStore, section: TeacherSection, leases: Leases) -> None:
+def _replace(store: LabelStore, section: TeacherSection, leases: Leases, claim: Claim) -> None:
     """A teacher whose first run failed before it finished anything gives its name to the mended one."""
     head = store.heads.get(section.name)
     if head is None or answers_of(head.section) == answers_of(section):
         return
     units = [unit for unit in store.units() if section.name in unit.heads]
     if len(store.unfinished(units)) == len(units) and all(leases.is_free(unit.name) for unit in units):
-        store.replace_teacher(section)
+        store.replace_teacher(section, claim.is_held)

@@ -2,8 +2,8 @@
 
 A claim is a small file that appears for one claimant only, and that its owner rewrites every few seconds. An owner
 is dead when its process is gone (seen from the same machine) or when its file has not changed for a while, by the
-observer's own clock. Claims save double work; they are not what keeps a store right: a unit that is done twice is
-written twice with the same bytes.
+observer's own clock. An owner that only stood still finds its claims taken over: before it commits anything it asks
+`Claim.is_held`, and a claim that was lost once is not held again.
 """
 
 import contextlib
@@ -18,22 +18,36 @@ from pathlib import Path
 from typing import Any
 
 from repcon.precompute.claim_files import open_claims
+from repcon.runtime.errors import UserError
 
 BEAT_SECONDS = 5.0
 STALE_SECONDS = 45.0
 _POLL_SECONDS = 0.5
+_QUIET_SECONDS = 2.0
+"""A wait is told once it has taken so long."""
 
 
 class Leases:
     """This process's claims below one folder or URL, with their heartbeat; leaving the block releases them."""
 
     def __init__(
-        self, folder: str, *, beat_seconds: float = BEAT_SECONDS, stale_seconds: float = STALE_SECONDS
+        self,
+        folder: str,
+        *,
+        beat_seconds: float = BEAT_SECONDS,
+        stale_seconds: float = STALE_SECONDS,
+        on_wait: Callable[[str], None] | None = None,
     ) -> None:
+        """`on_wait` is given a line for the user when `hold` has to wait."""
+        self.folder = folder
         self._files = open_claims(folder)
+        self._on_wait = on_wait
         self._beat_seconds, self._stale_seconds = beat_seconds, stale_seconds
         self._owner = {"place": _place(), "pid": os.getpid(), "born": _born(os.getpid()), "token": uuid.uuid4().hex}
-        self._held: set[str] = set()
+        self._held: dict[str, float] = {}
+        """When the claim was last known to be this process's, by its own clock."""
+        self._inherited: set[str] = set()
+        self._beats = 0
         self._seen: dict[str, tuple[bytes, float]] = {}
         self._lock = threading.Lock()
         self._stop = threading.Event()
@@ -52,12 +66,61 @@ class Leases:
 
     def claim(self, name: str) -> bool:
         """Takes `name` if nobody has it or its owner is dead; False while a living owner has it."""
-        data = self._data(0)
-        taken = self._files.create(name, data) or self._take_over(name, data)
+        data, asked = self._data(0), _now()
+        try:
+            taken, inherited = self._files.create(name, data), False
+            if not taken:
+                taken = inherited = self._take_over(name, data)
+        except OSError as error:
+            what = f"the claim cannot be written ({error.strerror or error})"
+            hint = "mend that; what was finished is kept, the same command goes on from there"
+            raise UserError(f"{self.folder}/{name}: {what}; {hint}") from error
         if taken:
             with self._lock:
-                self._held.add(name)
+                self._held[name] = asked
+                (self._inherited.add if inherited else self._inherited.discard)(name)
         return taken
+
+    def get(self, name: str) -> "Claim":
+        """The claim on `name` that this process has, to be shown where something is committed under it."""
+        return Claim(self, name, inherited=name in self._inherited)
+
+    def is_held(self, name: str) -> bool:
+        """Whether nobody has taken the claim over; one that has been silent for long gives a sign of life first.
+
+        Raises UserError where that cannot be known.
+        """
+        with self._lock:
+            known = self._held.get(name)
+        if known is not None and _now() - known > self._stale_seconds / 2:
+            with contextlib.suppress(OSError):
+                self._renew(name)
+        with self._lock:
+            known = self._held.get(name)
+        if known is None:
+            return False
+        try:
+            held = self._is_mine(name)
+        except OSError as error:
+            what = f"whether this process still has its claim cannot be read ({error.strerror or error})"
+            hint = "what was finished is kept, the same command goes on from there"
+            raise UserError(f"{self.folder}/{name}: {what}; {hint}") from error
+        if not held:
+            with self._lock:
+                self._held.pop(name, None)
+        return held
+
+    def holder(self, name: str) -> str:
+        """Who has `name`, in words, and when it would be taken over."""
+        held = self._files.read(name)
+        try:
+            owner = json.loads(held or b"")
+            who = f"process {int(owner['pid'])} on {str(owner['place']).split()[0]}"
+        except (ValueError, KeyError, TypeError, IndexError):
+            who = "another process"
+        _, since = self._seen.get(name, (b"", time.monotonic()))
+        silent = time.monotonic() - since
+        return f"{who}, silent for {silent:.0f} s, taken for dead after {self._stale_seconds:.0f} s"
 
     def is_free(self, name: str) -> bool:
         """Whether no living process has it."""
@@ -69,18 +132,23 @@ class Leases:
     def release(self, name: str) -> None:
         """Gives `name` back."""
         with self._lock:
-            held = name in self._held
-            self._held.discard(name)
-        if held and self._is_mine(name):
-            self._files.remove(name)
+            held = self._held.pop(name, None) is not None
+        with contextlib.suppress(OSError):  # a claim that stays behind is taken for dead after a while
+            if held and self._is_mine(name):
+                self._files.remove(name)
 
     @contextlib.contextmanager
-    def hold(self, name: str) -> Iterator[None]:
+    def hold(self, name: str) -> "Iterator[Claim]":
         """Waits for `name` and keeps it for the block."""
+        started, told = time.monotonic(), self._on_wait is None
         while not self.claim(name):
+            if not told and time.monotonic() - started > _QUIET_SECONDS:
+                told = True
+                assert self._on_wait is not None
+                self._on_wait(f"waiting for {self.folder}/{name}, which is held by {self.holder(name)}")
             time.sleep(_POLL_SECONDS)
         try:
-            yield
+            yield self.get(name)
         finally:
             self.release(name)
 
@@ -102,21 +170,51 @@ class Leases:
         return json.dumps({**self._owner, "beat": beat}).encode()
 
     def _beat(self) -> None:
-        beat = 0
         while not self._stop.wait(self._beat_seconds):
-            beat += 1
-            with self._lock:
-                for name in self._held:
-                    # A file that cannot be reached now is tried again at the next beat, whatever the file system's
-                    # library raised; one that another process took over (this one slept for long) is left to it.
-                    with contextlib.suppress(Exception):
-                        if self._is_mine(name):
-                            self._files.write(name, self._data(beat))
+            for name in list(self._held):
+                # A file that cannot be reached now is tried again at the next beat, whatever the file system's
+                # library raised; one that another process took over (this one slept for long) is left to it.
+                with contextlib.suppress(Exception):
+                    self._renew(name)
+
+    def _renew(self, name: str) -> None:
+        with self._lock:
+            asked = _now()
+            if name not in self._held:  # released meanwhile
+                return
+            if not self._is_mine(name):
+                del self._held[name]
+                return
+            self._beats += 1
+            self._files.write(name, self._data(self._beats))
+            # Where this process stood still since it looked, the claim that it wrote over may have been another's.
+            if _now() - asked > self._stale_seconds / 2:
+                del self._held[name]
+            else:
+                self._held[name] = asked
 
     def _is_mine(self, name: str) -> bool:
         """By its token: whether the last beat was written is not known where writing it failed."""
         held = self._files.read(name)
         return held is not None and self._owner["token"].encode() in held
+
+
+class Claim:
+    """A claim that a process has, or had."""
+
+    def __init__(self, leases: Leases, name: str, *, inherited: bool) -> None:
+        self._leases, self._name = leases, name
+        self.inherited = inherited
+        """Whether it was taken over from a process that may come to life again."""
+
+    def is_held(self) -> bool:
+        """See `Leases.is_held`."""
+        return self._leases.is_held(self._name)
+
+
+def _now() -> float:
+    """Seconds by a clock that also runs while the machine sleeps."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic()
 
 
 def _place() -> str:

@@ -8,7 +8,7 @@ from repcon.config import CropConfig
 from repcon.crops.plan import plan
 from repcon.decode.base import Request
 from repcon.images.pack import Pack
-from repcon.labels.store import LabelStore, Unit
+from repcon.labels.store import LabelStore, Unit, UnitClaim
 from repcon.runtime.errors import UserError
 
 
@@ -68,6 +68,6 @@ class UnitWork:
             remedy = "try precision fp32, or look at its weights; log-probabilities below -65,504 do not fit the store"
             raise UserError(f"teacher {name}: its answer is not a number (NaN or infinite) for {where}; {remedy}")
 
-    def write(self) -> int:
-        """Writes the finished unit into the store; gives its bytes."""
-        return self._store.write(self.unit, self.boxes, self.flips, self._labels, self.missing)
+    def write(self, claim: UnitClaim) -> int:
+        """Writes the finished unit into the store; gives its bytes. Raises LostClaimError, as `LabelStore.write`."""
+        return self._store.write(self.unit, self.boxes, self.flips, self._labels, self.missing, claim)

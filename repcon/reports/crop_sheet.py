@@ -56,7 +56,7 @@ def sheet(pack_url: str, store_url: str) -> list[Pictured]:
     Shown is what is stored: nothing is recomputed, so a mix-up would be seen here.
     """
     pack, store = Pack.open(pack_url), LabelStore.open(store_url)
-    store.require_pack(pack.fingerprint)
+    store.require_pack(pack.fingerprint, len(pack))
     usable = np.setdiff1d(np.arange(store.images), store.missing)
     places = np.linspace(0, len(usable) - 1, IMAGES + 2)[1:-1].astype(int) if len(usable) else []
     numbers = sorted({0, store.crops - 1})

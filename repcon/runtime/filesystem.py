@@ -67,9 +67,14 @@ def open_files(url: str) -> Files:
     return UrlFiles(url, *behind(url))
 
 
+def is_safe(name: str) -> bool:
+    """Whether the name cannot leave the root: no `..`, nothing absolute, no odd characters."""
+    return bool(_SAFE_NAME.fullmatch(name)) and ".." not in name
+
+
 def safe(name: str) -> str:
-    """The name, if it cannot leave the root: no `..`, nothing absolute, no odd characters."""
-    if not _SAFE_NAME.fullmatch(name) or ".." in name:
+    """The name, if `is_safe`. Raises UserError."""
+    if not is_safe(name):
         raise UserError(f"file name {name!r} is not one that a store may use")
     return name
 

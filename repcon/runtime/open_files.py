@@ -12,33 +12,64 @@ import stat
 import threading
 import weakref
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 from repcon.runtime.errors import UserError
 
-MOST = min(4096, max(16, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4))
-"""Files that stay open at most, over all `OpenFiles` of the process; further ones are opened again at each reading."""
-_NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOLCK, errno.EBADF)
-"""What `flock` says on a file system that has no locks: Lustre without its option, some NFS and FUSE mounts."""
-_NO_SYNC = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EBADF, errno.EACCES, errno.EPERM)
-"""What opening or `fsync` of a folder says where folders cannot be synced: VirtualBox shares, some SMB and FUSE."""
+MOST = 4096
+"""Files that stay open at most, per `OpenFiles`; of further ones each read opens the file again."""
+SHARE = 4
+"""All `OpenFiles` of a process together keep one part in so many of the descriptors that it may have."""
+_LASTING = frozenset(
+    getattr(errno, name)
+    for name in "ENOENT EACCES EPERM ELOOP ENOTDIR EISDIR EINVAL ENAMETOOLONG EILSEQ EOVERFLOW EFBIG".split()  # noqa: SIM905
+)
 _BUCKETS = ("s3", "s3a", "gs", "gcs", "abfs", "abfss", "az")
 """Schemes without folders, whose first name is a bucket's."""
 SCHEMES = ("file", "local", "memory", "http", "https", *_BUCKETS)
 """The schemes that are opened. fsspec knows others that read further URLs, or run code, that a file names."""
+_SPECIAL = {
+    stat.S_IFIFO: "a named pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+    stat.S_IFDIR: "a folder",
+}
+
+
+def is_passing(error: OSError) -> bool:
+    """Whether the error may be gone at the next try and says nothing of the file: memory, descriptors, disk, network.
+
+    Only a missing file, one without permission and one that is no file are properties of what was named.
+    """
+    return error.errno is not None and error.errno not in _LASTING
+
+
+def reason_of(error: OSError) -> str:
+    """The system's words for the error, with what to do where it has nothing to do with the file."""
+    words = error.strerror or str(error) or type(error).__name__
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        return f"{words}: raise the limit with `ulimit -n`"
+    return words
+
+
+def require_plain(mode: int, path: str) -> None:
+    """Raises OSError where `mode` (`st_mode`) is not that of a plain file, which alone can be read by range."""
+    if not stat.S_ISREG(mode):
+        kind = _SPECIAL.get(stat.S_IFMT(mode), "something else")
+        raise OSError(errno.EISDIR if stat.S_ISDIR(mode) else errno.EINVAL, f"{kind}, not a plain file", path)
 
 
 class OpenFile:
     """A file that is closed once nobody holds it, so never under a thread that reads it."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        """Raises OSError, also for what is no regular file: opening a pipe would wait for its other end."""
+        """Raises OSError, also for a pipe or a device: opening one must not wait for its other end."""
         self._path = str(path)
-        self._descriptor = _opened(self._path)
-        found = os.fstat(self._descriptor)
-        if not stat.S_ISREG(found.st_mode):
-            raise OSError(errno.EINVAL, "not a regular file", self._path)
-        self.bytes = found.st_size
+        self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        status = os.fstat(self._descriptor)
+        require_plain(status.st_mode, self._path)
+        self.bytes = status.st_size
         """The file's length when it was opened."""
 
     def __del__(self) -> None:
@@ -60,23 +91,28 @@ class OpenFile:
 
 
 class OpenFiles:
-    """Files by their paths, each opened at its first reading."""
+    """Files by their paths, each opened at its first reading.
+
+    A pack and a store are read side by side, so the limit is that of the process (`SHARE`). Where descriptors run out
+    all the same, all that is held is closed and the file opened again.
+    """
+
+    _all: ClassVar["weakref.WeakSet[OpenFiles]"] = weakref.WeakSet()
+    _lock = threading.Lock()
 
     def __init__(self) -> None:
         self._held: dict[str, OpenFile] = {}
-        with _lock:
-            _caches.add(self)
-
-    def __len__(self) -> int:
-        return len(self._held)
+        with OpenFiles._lock:
+            OpenFiles._all.add(self)
 
     def read(self, path: str, start: int, length: int) -> bytes:
         """As `OpenFile.read`. Raises OSError."""
         file = self._held.get(path)
         if file is None:
-            file = OpenFile(path)
-            with _lock:
-                if sum(map(len, _caches)) < MOST:
+            file = _opened(path)
+            with OpenFiles._lock:
+                held = sum(len(files._held) for files in OpenFiles._all)
+                if len(self._held) < MOST and held < _limit():
                     self._held[path] = file
         return file.read(start, length)
 
@@ -84,36 +120,37 @@ class OpenFiles:
         """Opens the file anew at its next reading: another has taken its place."""
         self._held.pop(path, None)
 
-    def clear(self) -> None:
-        """Closes all that nobody is reading."""
-        self._held.clear()
+    @classmethod
+    def forget_all(cls) -> None:
+        """Closes what is held and not being read just now."""
+        with cls._lock:
+            for files in cls._all:
+                files._held.clear()
 
 
-_caches: "weakref.WeakSet[OpenFiles]" = weakref.WeakSet()
-_lock = threading.Lock()
+def _limit() -> int:
+    soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return MOST if soft == resource.RLIM_INFINITY else max(16, soft // SHARE)
 
 
-def _opened(path: str) -> int:
-    """A descriptor for reading. Where the process has no more of them, the files that are only kept open give way."""
-    flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
+def _opened(path: str) -> OpenFile:
     try:
-        return os.open(path, flags)
+        return OpenFile(path)
     except OSError as error:
         if error.errno not in (errno.EMFILE, errno.ENFILE):
             raise
-    with _lock:
-        for cache in _caches:
-            cache.clear()
-    try:
-        return os.open(path, flags)
-    except OSError as error:
-        if error.errno in (errno.EMFILE, errno.ENFILE):
-            error.strerror = f"{error.strerror}; allow more with `ulimit -n`"
-        raise
+        OpenFiles.forget_all()
+        return OpenFile(path)
+
+
+_NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOLCK, errno.EBADF)
+"""What `flock` says on a file system that has no locks: Lustre without its option, some NFS and FUSE mounts."""
+_NO_SYNC = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EBADF, errno.EACCES, errno.EPERM)
+"""What opening or `fsync` of a folder says where folders cannot be synced: VirtualBox shares, some SMB and FUSE."""
 
 
 def read_file(path: str | os.PathLike[str], most_bytes: int | None = None) -> bytes:
-    """The whole of a regular file, or its first `most_bytes`. Raises OSError with the file's name."""
+    """The whole of a plain file, or its first `most_bytes`. Raises OSError with the file's name."""
     file = OpenFile(path)
     return file.read(0, file.bytes if most_bytes is None else most_bytes)
 

@@ -14,9 +14,13 @@ from pathlib import Path
 
 import pytest
 
+from repcon.precompute import claim_files, work_queue
 from repcon.precompute.claim_files import open_claims
 from repcon.precompute.work_queue import Leases
+from repcon.runtime.errors import UserError
 
+SLOW = {"beat_seconds": 100.0, "stale_seconds": 0.5}
+"""It does not beat in the time of a test, as if the process had been stopped."""
 FAST = {"beat_seconds": 0.05, "stale_seconds": 0.5}
 HOLDER = """
 import sys, time
@@ -168,14 +172,14 @@ def test_a_beat_that_could_not_be_written_costs_nothing(tmp_path, monkeypatch):
 def test_a_claim_that_is_replaced_while_it_is_read_is_read_again(tmp_path, monkeypatch):
     with Leases(str(tmp_path / "leases"), **FAST) as owner, Leases(str(tmp_path / "leases"), **FAST) as other:
         assert owner.claim("unit")
-        stale, plain = [OSError(errno.ESTALE, "stale file handle")], Path.read_bytes
+        stale, plain = [OSError(errno.ESTALE, "stale file handle")], claim_files.read_file
 
         def once(path: Path) -> bytes:
             if stale:
                 raise stale.pop()
             return plain(path)
 
-        monkeypatch.setattr(Path, "read_bytes", once)
+        monkeypatch.setattr(claim_files, "read_file", once)
         assert not other.claim("unit")
         assert not stale
 
@@ -189,3 +193,79 @@ def test_claims_need_no_hard_links(tmp_path, monkeypatch):
         assert ours.claim("unit") and not theirs.claim("unit")
         ours.release("unit")
         assert theirs.claim("unit")
+
+
+def test_whoever_was_taken_for_dead_does_not_hold_its_claim(folder):
+    with Leases(folder, **SLOW) as ours, Leases(folder, **SLOW) as theirs:
+        assert ours.claim("unit")
+        claim = ours.get("unit")
+        assert claim.is_held() and not claim.inherited and not theirs.get("unit").is_held()
+        limit = time.monotonic() + 10
+        while not theirs.claim("unit") and time.monotonic() < limit:  # it does not beat: it stands still
+            time.sleep(0.02)
+        assert theirs.get("unit").is_held() and theirs.get("unit").inherited
+        assert not claim.is_held()
+        ours.release("unit")
+        theirs.release("unit")
+        assert not claim.is_held() and ours.claim("unit") and claim.is_held()
+
+
+def test_a_silent_owner_gives_a_sign_of_life_before_it_goes_on(folder):
+    with Leases(folder, **SLOW) as ours, Leases(folder, **SLOW) as theirs:
+        assert ours.claim("unit") and not theirs.claim("unit")
+        for _ in range(6):
+            time.sleep(0.2)
+            assert ours.is_held("unit") and not theirs.claim("unit")
+
+
+def test_a_beat_during_which_the_process_stood_still_counts_for_nothing(folder, monkeypatch):
+    """Between its look and its writing another may have taken the claim over: then it is over."""
+    with Leases(folder, **SLOW) as ours:
+        assert ours.claim("unit")
+        plain = ours._files.write
+        monkeypatch.setattr(ours._files, "write", lambda *given: (time.sleep(0.3), plain(*given)))
+        time.sleep(0.3)
+        assert not ours.is_held("unit")
+
+
+def test_a_claim_that_cannot_be_read_is_not_taken_for_held(tmp_path, monkeypatch):
+    with Leases(str(tmp_path / "leases"), **SLOW) as ours:
+        assert ours.claim("unit")
+
+        def broken(path):
+            raise OSError(errno.EIO, "Input/output error")
+
+        monkeypatch.setattr(claim_files, "read_file", broken)
+        with pytest.raises(UserError, match="leases/unit: whether this process still has its claim cannot be read"):
+            ours.is_held("unit")
+        monkeypatch.undo()
+
+
+def test_a_claim_on_a_full_disk_names_its_file(tmp_path, monkeypatch):
+    def full(self, data):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with Leases(str(tmp_path / "leases"), **FAST) as ours:
+        monkeypatch.setattr(Path, "write_bytes", full)
+        with pytest.raises(UserError, match=r"leases/unit: the claim cannot be written \(No space left"):
+            ours.claim("unit")
+        monkeypatch.undo()
+
+
+def test_a_long_wait_says_for_whom(tmp_path, monkeypatch):
+    monkeypatch.setattr(work_queue, "_QUIET_SECONDS", 0.1)
+    folder, told = str(tmp_path / "leases"), []
+    foreign = {"place": "node7 boot ns", "pid": 4711, "born": "1", "token": "x", "beat": 0}
+    open_claims(folder).create("store", json.dumps(foreign).encode())
+    with Leases(folder, beat_seconds=0.05, stale_seconds=1.0, on_wait=told.append) as leases, leases.hold("store"):
+        pass
+    (line,) = told
+    assert f"waiting for {folder}/store, which is held by process 4711 on node7" in line and "after 1 s" in line
+
+
+@pytest.mark.timeout(30)
+def test_a_pipe_in_a_claims_place_is_an_error_and_no_wait(tmp_path):
+    (tmp_path / "leases").mkdir()
+    os.mkfifo(tmp_path / "leases" / "unit")
+    with Leases(str(tmp_path / "leases"), **FAST) as leases, pytest.raises(UserError, match="not a plain file"):
+        leases.claim("unit")

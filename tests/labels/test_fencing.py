@@ -1,0 +1,124 @@
+"""A writer that stands still for longer than its claim lives changes nothing of what its successor has written."""
+
+import contextlib
+import uuid
+
+import numpy as np
+import pytest
+from store_builder import boxes_of, expected, labels_of, section, spec
+
+from repcon.labels.store import LabelStore, LostClaimError, Unit
+from repcon.runtime.errors import UserError
+from repcon.runtime.filesystem import LocalFiles, UrlFiles
+
+
+class Claim:
+    """A claim that goes from its first holder to the second."""
+
+    def __init__(self, holders: list[str], name: str, inherited: bool) -> None:
+        self._holders, self._name, self.inherited = holders, name, inherited
+
+    def is_held(self) -> bool:
+        return self._holders[-1] == self._name
+
+
+@pytest.fixture(params=["disk", "url"])
+def url(request, tmp_path) -> str:
+    return str(tmp_path / "labels.zarr") if request.param == "disk" else f"memory://fencing-{uuid.uuid4().hex}"
+
+
+def small(url: str) -> LabelStore:
+    return LabelStore.create(url, spec(images=6, crops=1, rows_per_shard=6, teachers=(section("wide", 30),)))
+
+
+def other_labels(store: LabelStore, unit: Unit) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """What another processor's arithmetic might give: other bytes, of the same lengths."""
+    return {name: (ids, logp + np.float16(2**-9) * (logp < -1)) for name, (ids, logp) in labels_of(store, unit).items()}
+
+
+@pytest.mark.parametrize("after", [False, True])
+@pytest.mark.parametrize("left_by_successor", ["all", "nothing", "shards without a marker"])
+def test_wherever_it_stops_the_store_is_its_successors_or_unfinished(url, monkeypatch, after, left_by_successor):
+    kind = UrlFiles if "://" in url else LocalFiles
+    plain = kind.write
+    for stop in range(5):  # boxes, flips, ids, values, marker
+        place = f"{url}-{stop}"
+        store, successor = small(place), small(place)
+        (unit,) = store.units()
+        holders, written = ["first"], []
+
+        def take_over(successor=successor, unit=unit, holders=holders):
+            holders.append("second")
+            if left_by_successor == "nothing":
+                return
+            claim = Claim(holders, "second", inherited=True)
+            with monkeypatch.context() as patch:
+                patch.setattr(kind, "write", plain)
+                if left_by_successor != "all":
+                    patch.setattr(type(successor._markers), "put", lambda *given: 1 / 0)
+                with contextlib.suppress(ZeroDivisionError):
+                    successor.write(unit, *boxes_of(unit), other_labels(successor, unit), claim=claim)
+
+        def write(self, name, data, stop=stop, written=written, take_over=take_over):
+            now = len(written) == stop
+            written.append(name)
+            if now and not after:
+                take_over()
+            plain(self, name, data)
+            if now and after:
+                take_over()
+
+        monkeypatch.setattr(kind, "write", write)
+        with pytest.raises(LostClaimError):
+            store.write(unit, *boxes_of(unit), labels_of(store, unit), claim=Claim(holders, "first", inherited=False))
+        monkeypatch.setattr(kind, "write", plain)
+        assert len(written) == stop + 1
+        now = LabelStore.open(place)
+        if now.is_done(unit):
+            assert now.damage(unit) == []
+            wanted = other_labels(store, unit) if left_by_successor == "all" else labels_of(store, unit)
+            np.testing.assert_array_equal(now.slab(0).labels["wide"][1], wanted["wide"][1][0])
+        elif left_by_successor == "all":
+            assert not after  # its file lay over the successor's for a moment, and was taken back
+        successor.write(unit, *boxes_of(unit), labels_of(store, unit), claim=Claim(holders, "second", inherited=True))
+        now = LabelStore.open(place)
+        assert now.is_done(unit) and now.damage(unit) == []
+        np.testing.assert_array_equal(now.slab(0).labels["wide"][1], expected(store, 0, "wide")[1])
+
+
+def test_a_stopped_writers_late_file_is_found_by_its_successor(url, monkeypatch):
+    """The successor's shards are read back: what the first put over one of them in between is written again."""
+    store, successor = small(url), small(url)
+    (unit,) = store.units()
+    kind = UrlFiles if "://" in url else LocalFiles
+    plain, late = kind.write, []
+
+    def write(self, name, data):
+        plain(self, name, data)
+        if name.startswith("done/") and not late:
+            late.append(name)
+            with monkeypatch.context() as patch:
+                patch.setattr(kind, "write", plain)
+                store._files.write("heads/wide/logp/c/0/0/0", b"x" * store._files.size("heads/wide/logp/c/0/0/0"))
+
+    monkeypatch.setattr(kind, "write", write)
+    successor.write(unit, *boxes_of(unit), labels_of(store, unit), claim=Claim(["second"], "second", inherited=True))
+    assert late and LabelStore.open(url).damage(unit) == []
+
+
+def test_a_change_of_the_store_stops_where_another_took_it_over(url, monkeypatch):
+    whole = small(f"{url}-whole")
+    whole.append_teachers([section("third", 10)])
+    for allowed in range(12):
+        place = f"{url}-{allowed}"
+        store, answers = small(place), [True] * allowed + [False] * 99
+        before = LabelStore.open(place).manifest
+        try:
+            store.append_teachers([section("third", 10)], lambda answers=answers: answers.pop(0))
+            break
+        except UserError as error:
+            assert "another process took over the change" in str(error)
+        assert len(LabelStore.open(place).heads) in (1, 2)
+        now = small(place)  # which completes it
+        assert now.manifest in (before, whole.manifest)
+    assert 3 < allowed < 11

@@ -87,6 +87,7 @@ def run(config: VerifyConfig) -> dict[str, Any]:
 def label_problems(store: LabelStore, unit: Unit, pack: Pack | None, missing: np.ndarray) -> Iterator[str]:
     """What no teacher could have said, in a unit whose files are as they were written; `missing` rows are skipped."""
     present = ~np.isin(np.arange(unit.rows.start, unit.rows.stop), missing)
+    absent = store.missing_of_units([unit]) - unit.rows.start
     for crop in unit.crops:
         try:
             slab = store.part(crop, unit.rows, unit.heads)
@@ -98,6 +99,8 @@ def label_problems(store: LabelStore, unit: Unit, pack: Pack | None, missing: np
             rows = slice(unit.rows.start, unit.rows.stop)
             yield from (f"{place}: {what}" for what in _box_problems(slab, pack.sizes[rows]))
         for name in unit.heads:
+            if not np.isnan(slab.labels[name][1][absent]).all():
+                yield f"{place}, {name}: rows that are marked as missing have labels"
             ids, logp = (array[present] for array in slab.labels[name])
             tolerance = _GAPS_LEVEL if store.manifest.values == "gaps8" else 0.0
             yield from (f"{place}, {name}: {what}" for what in _head_problems(store.heads[name], ids, logp, tolerance))

@@ -82,7 +82,14 @@ def complete(files: Files, is_held: IsHeld = always) -> None:
 
 def coming(files: Files) -> Manifest:
     """The manifest of a change that is under way. Raises UserError where the journal is none of this program's."""
-    return read_manifest(files.read(JOURNAL, 0, MOST_BYTES + 1), f"{files.root}/{JOURNAL}")
+    try:
+        data = files.read(JOURNAL, 0, MOST_BYTES + 1)
+    except (FileNotFoundError, NotADirectoryError):
+        raise
+    except OSError as error:
+        reason = error.strerror or error
+        raise UserError(f"{files.root}/{JOURNAL}: cannot be read ({reason}); mend that and try again") from error
+    return read_manifest(data, f"{files.root}/{JOURNAL}")
 
 
 def check_metadata(files: Files, manifest: Manifest) -> None:

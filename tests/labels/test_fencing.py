@@ -109,7 +109,7 @@ def test_a_stopped_writers_late_file_is_found_by_its_successor(url, monkeypatch)
 def test_a_change_of_the_store_stops_where_another_took_it_over(url, monkeypatch):
     whole = small(f"{url}-whole")
     whole.append_teachers([section("third", 10)])
-    for allowed in range(12):
+    for allowed in range(30):
         place = f"{url}-{allowed}"
         store, answers = small(place), [True] * allowed + [False] * 99
         before = LabelStore.open(place).manifest
@@ -121,4 +121,4 @@ def test_a_change_of_the_store_stops_where_another_took_it_over(url, monkeypatch
         assert len(LabelStore.open(place).heads) in (1, 2)
         now = small(place)  # which completes it
         assert now.manifest in (before, whole.manifest)
-    assert 3 < allowed < 11
+    assert 3 < allowed < 29

@@ -74,6 +74,18 @@ def bounded() -> Iterator[None]:
         signal.signal(signal.SIGALRM, handler)
 
 
+@contextlib.contextmanager
+def told() -> Iterator[None]:
+    """Errors that the command line shows in one line: ours, and the system's where they name their file."""
+    try:
+        yield
+    except UserError as error:
+        assert str(error).encode(errors="strict")
+    except OSError as error:
+        if not error.errno or not error.filename:
+            raise
+
+
 def use(url: Path, honest: Path) -> bool:
     """Reads, inspects and verifies the store; True where `verify` calls it sound.
 
@@ -81,13 +93,13 @@ def use(url: Path, honest: Path) -> bool:
     """
     truth = LabelStore.open(str(honest))
     try:
-        with bounded(), contextlib.suppress(UserError):
+        with bounded(), told():
             store = LabelStore.open(str(url))
             for crop in range(min(store.crops, 2)):
                 slab = store.slab(crop)
                 for name in set(store.heads) & set(truth.heads):
                     np.testing.assert_array_equal(slab.labels[name][0], expected(truth, crop, name)[0])
-        with bounded(), contextlib.suppress(UserError):
+        with bounded(), told():
             inspect.run(InspectConfig(store=str(url)))
         with bounded():
             verify.run(VerifyConfig(store=str(url)))

@@ -14,7 +14,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from repcon.commands import pack as packing
-from repcon.config import CropConfig, PackConfig, Precision, PrecomputeConfig, TeacherConfig
+from repcon.config import CropConfig, LoaderKind, PackConfig, Precision, PrecomputeConfig, TeacherConfig
 from repcon.images.pack import Pack
 from repcon.models import backbone
 from repcon.models import teacher as teachers
@@ -80,7 +80,7 @@ class Took:
     event: Event = field(default_factory=Event)
 
 
-def ours(job: Job, rows_per_shard: int = 0) -> Took:
+def ours(job: Job, rows_per_shard: int = 0, loader: LoaderKind = "auto") -> Took:
     """The work of `repcon precompute` in this process: from the pack to a finished store."""
     config = PrecomputeConfig(
         pack=job.pack.url,
@@ -90,6 +90,7 @@ def ours(job: Job, rows_per_shard: int = 0) -> Took:
         k=K,
         batch_size=job.batch_size,
         rows_per_shard=rows_per_shard,
+        loader=loader,
     )
     store = open_target(config, job.pack, [teacher.section for teacher in job.teachers])
     bench = Bench(config=config, pack=job.pack, store=store, teachers=job.teachers, device=job.device)

@@ -21,7 +21,7 @@ def test_equal_shapes_share_their_code() -> None:
     layout = laid_out(heads((200, 16), (1000, 16), (200, 16), (150, 16)))
     assert [group[:4] for group in layout.groups] == [(0, 1, 1, 1024), (1, 4, 4, 256)]
     assert [number for number, *_ in layout.heads] == [1, 0, 2, 3]
-    assert layout.programs(9) == 9 + 3 * 3
+    assert layout.items(9) == 9 + 3 * 3
     assert not layout.chunked
 
 

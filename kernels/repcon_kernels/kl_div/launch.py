@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -39,12 +40,16 @@ def multi_head_kl(
         columns,
         tuple(head_logp.shape[1] for head_logp in logp),
         tuple((head_ids.dtype, head_logp.dtype) for head_ids, head_logp in zip(ids, logp, strict=True)),
+        tiling.WIDE_ROWS,
+        _vector(logits, gradient),
     )
     in_place = gradient is not None and gradient.data_ptr() == logits.data_ptr()
     target = torch.empty_like(logits) if in_place and layout.chunked else gradient
     losses = torch.empty(len(heads), dtype=torch.float32, device=logits.device)
-    programs = layout.programs(batch)
-    partials = torch.empty(programs, dtype=torch.float32, device=logits.device)
+    items = layout.items(batch)
+    persistent = layout.programs_per_processor > 0
+    programs = min(items, layout.programs_per_processor * _processors(logits.device)) if persistent else items
+    partials = torch.empty(items, dtype=torch.float32, device=logits.device)
     order = [number for number, *_ in layout.heads]
     with _on(logits.device):
         _kernel(triton_kernel.multi_head_kl, programs)(
@@ -69,8 +74,10 @@ def multi_head_kl(
             TAIL=TAILS.index(tail),
             GRADIENT=gradient is not None,
             IN_PLACE=in_place,
+            PERSISTENT=persistent,
+            PREFETCH=layout.prefetch and not interpreted(),
             num_warps=layout.warps,
-            **({"maxnreg": tiling.REGISTERS} if torch.version.cuda else {}),
+            **({"maxnreg": layout.registers} if torch.version.cuda else {}),
         )
     if gradient is not None and target is not None:
         if target is not gradient:
@@ -109,6 +116,19 @@ def cut_crops(images: Sequence[Tensor], boxes: Tensor, flips: Tensor, out: Tenso
             *(_there(part, out.device) for part in (addresses, widths, table)), out, per_image, SIDE=side,
             BLOCK=CROP_BLOCK,
         )  # fmt: skip
+
+
+def _vector(logits: Tensor, gradient: Tensor | None) -> int:
+    """Logits in 16 bytes, where the logits' rows and the gradient's lie alike to a multiple of these, else 1."""
+    size = logits.element_size()
+    apart = 0 if gradient is None else (logits.data_ptr() - gradient.data_ptr()) % 16
+    return 16 // size if apart == 0 and logits.data_ptr() % size == 0 else 1
+
+
+@lru_cache
+def _processors(device: torch.device) -> int:
+    """Multiprocessors of a GPU; Triton's interpreter is taken for two."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 2
 
 
 def _there(tensor: Tensor, device: torch.device) -> Tensor:

@@ -14,36 +14,95 @@ REGISTERS = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Variant:
+    """How heads wider than a tile are computed."""
+
+    warps: int
+    registers: int
+    """Per thread, at most."""
+    block: int
+    """Columns of a tensor of `held`."""
+    programs_per_processor: int = 0
+    """Programs that take one item after another on each multiprocessor; 0: a program for each item."""
+    prefetch: bool = False
+    """Whether a program asks for its next row in the second-level cache before it computes this one."""
+    aligned: bool = True
+    """Whether rows are read and written 16 bytes at a time."""
+
+
+VARIANTS = {
+    "held": Variant(warps=8, registers=128, block=2048),
+    "held_persistent": Variant(warps=8, registers=128, block=2048, programs_per_processor=2),
+    "held_prefetch": Variant(warps=8, registers=128, block=2048, programs_per_processor=2, prefetch=True),
+    "held_16_warps": Variant(warps=16, registers=64, block=2048, programs_per_processor=2, prefetch=True),
+    "held_unaligned": Variant(warps=8, registers=128, block=2048, programs_per_processor=2, aligned=False),
+}
+"""Rows of wide heads that stay in registers: one read and one exponential per logit, where "streamed" takes two of each.
+None has run on a GPU yet, so `WIDE_ROWS` chooses none."""
+WIDE_ROWS = "streamed"
+"""What launches use for heads wider than a tile: "streamed", or one of VARIANTS."""
+WIDEST_HELD = 11 * 2048
+"""Columns: 88 registers of 256 threads."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
     """The kernel's compile-time arguments; one compilation for each."""
 
     heads: tuple[tuple[int, ...], ...]
     """In the order of the groups: (number, start, classes, width, k, columns of logp, column of the tail)."""
     groups: tuple[tuple[int, ...], ...]
-    """(first head, head after the last, ROWS, BLOCK, K_BLOCK, STREAMED, CHUNKED), widest first."""
+    """(first head, head after the last, ROWS, BLOCK, K_BLOCK, STREAMED, CHUNKED, CHUNKS, FULL, VECTOR), widest first."""
     warps: int
+    registers: int = REGISTERS
+    programs_per_processor: int = 0
+    """As in `Variant`."""
+    prefetch: bool = False
 
     @property
     def chunked(self) -> bool:
         """Whether some head's k does not fit in a tile; its gradient cannot be written over the logits."""
         return any(group[6] for group in self.groups)
 
-    def programs(self, batch: int) -> int:
-        """How many programs a launch has."""
+    def items(self, batch: int) -> int:
+        """Tiles of rows of all heads: how many programs a launch has, unless each takes several."""
         return sum((high - low) * -(-batch // rows) for low, high, rows, *_ in self.groups)
 
 
 @lru_cache(maxsize=64)
 def plan(
-    heads: tuple[HeadSpec, ...], columns: int, logp_columns: tuple[int, ...], label_types: tuple[Hashable, ...]
+    heads: tuple[HeadSpec, ...],
+    columns: int,
+    logp_columns: tuple[int, ...],
+    label_types: tuple[Hashable, ...],
+    wide_rows: str = "streamed",
+    vector: int = 1,
 ) -> Plan:
     """Groups heads by their padded shapes; a tile holds as many rows as fill it.
 
     label_types: per head, what its labels are stored as; a group picks its pointers among those of one type.
+    wide_rows: "streamed" or a name of VARIANTS; of no effect unless some head is wider than a tile and can be held.
+    vector: logits in 16 bytes where rows may be read so, else 1.
     """
     spans = widths(heads, columns)
     _, tile, warps = next((row for row in TILES if max(spans) <= row[0]), TILES[-1])
-    shapes = [_shape(span, head.k, tile, warps) for head, span in zip(heads, spans, strict=True)]
+    shapes: list[tuple] = [(*_shape(span, head.k, tile, warps), *NOT_HELD) for head, span in zip(heads, spans, strict=True)]
+    options = {}
+    held = [shape[3] and head.classes <= WIDEST_HELD for head, shape in zip(heads, shapes, strict=True)]
+    if wide_rows != "streamed" and any(held):
+        variant = VARIANTS[wide_rows]
+        tile, warps = 256 * variant.warps, variant.warps
+        shapes = [
+            _held_shape(head, variant.block, vector if variant.aligned else 1)
+            if hold
+            else (*_shape(span, head.k, tile, warps), *NOT_HELD)
+            for head, span, hold in zip(heads, spans, held, strict=True)
+        ]
+        options = {
+            "registers": variant.registers,
+            "programs_per_processor": variant.programs_per_processor,
+            "prefetch": variant.prefetch,
+        }
     kinds = [(*shape, label_types.index(label_types[number])) for number, shape in enumerate(shapes)]
     order = sorted(range(len(heads)), key=lambda number: (-shapes[number][1], not shapes[number][3], kinds[number]))
     table = tuple(
@@ -58,7 +117,10 @@ def plan(
         )
         for number in order
     )
-    return Plan(heads=table, groups=_groups([kinds[number] for number in order]), warps=warps)
+    return Plan(heads=table, groups=_groups([kinds[number] for number in order]), warps=warps, **options)
+
+
+NOT_HELD = (0, 0, 1)
 
 
 def _shape(width: int, k: int, tile: int, warps: int) -> tuple[int, int, int, bool, bool]:
@@ -66,6 +128,13 @@ def _shape(width: int, k: int, tile: int, warps: int) -> tuple[int, int, int, bo
     block = min(_power_of_two(max(width, 16)), tile)
     k_block = min(_power_of_two(k), block)
     return min(tile // block, warps), block, k_block, width > block, k > k_block
+
+
+def _held_shape(head: HeadSpec, block: int, vector: int) -> tuple:
+    """`_shape`, and (chunks, how many of them lie inside the row whatever its address, VECTOR)."""
+    k_block = min(_power_of_two(head.k), block)
+    chunks, full = -(-head.classes // block), (head.classes - vector + 1) // block
+    return 1, block, k_block, True, head.k > k_block, chunks, full, vector
 
 
 def _groups(kinds: Sequence[tuple[int, ...]]) -> tuple[tuple[int, ...], ...]:

@@ -14,6 +14,7 @@ import triton
 import triton.language as tl
 
 from repcon_kernels.kl_div.heads import LOG_TAIL_FLOOR, TAILS
+from repcon_kernels.kl_div.triton_held import load_row, prefetch_row, row_statistics, write_row
 from repcon_kernels.kl_div.triton_labels import compare_all, finite_labels, load_labels, scatter_all, teacher_mass
 from repcon_kernels.kl_div.triton_rows import (
     LOG2_E,
@@ -55,67 +56,133 @@ def multi_head_kl(
     loss_scale,
     gradient_scale,
     HEADS: tl.constexpr,  # H tuples (number, start, classes, width, k, columns of logp, column of the tail)
-    GROUPS: tl.constexpr,  # tuples (first head, head after the last, ROWS, BLOCK, K_BLOCK, STREAMED, CHUNKED)
+    GROUPS: tl.constexpr,  # tuples (first head, head after the last, ROWS, BLOCK, K_BLOCK, STREAMED, CHUNKED, *HELD)
     COLUMNS: tl.constexpr,
     HAS_ROWS: tl.constexpr,
     TAIL: tl.constexpr,
     GRADIENT: tl.constexpr,
     IN_PLACE: tl.constexpr,
+    PERSISTENT: tl.constexpr = False,
+    PREFETCH: tl.constexpr = False,
 ):
     """The losses of all heads and, where asked for, the gradient of their weighted sum; see the module.
 
-    One program per tile of rows of a group of heads; the last of a head's to finish adds up its rows' losses.
+    An item is a tile of rows of one head. Without PERSISTENT there is a program for each, and the last of a head's to
+    finish adds up its rows' losses. With it a program takes one item after another, and the last program of all adds up
+    everything. HELD is CHUNKS, FULL and VECTOR of `held`, or 0 chunks.
     """
-    program = tl.program_id(0)
+    arguments = (logits, gradient, partials, rows, weights, ids, logp, temperatures, batch, label_rows)
     first = 0
     for g in tl.static_range(len(GROUPS)):
         tiles = tl.cdiv(batch, GROUPS[g][2])
         after = first + tiles * (GROUPS[g][1] - GROUPS[g][0])
-        if (program >= first) & (program < after):
-            head = GROUPS[g][0] + (program - first) // tiles
-            number = _constant(HEADS, 0, head, GROUPS[g][0], GROUPS[g][1])
-            start = _constant(HEADS, 1, head, GROUPS[g][0], GROUPS[g][1])
-            classes = _constant(HEADS, 2, head, GROUPS[g][0], GROUPS[g][1])
-            width = _constant(HEADS, 3, head, GROUPS[g][0], GROUPS[g][1])
-            k = _constant(HEADS, 4, head, GROUPS[g][0], GROUPS[g][1])
-            logp_columns = _constant(HEADS, 5, head, GROUPS[g][0], GROUPS[g][1])
-            tail_column = _constant(HEADS, 6, head, GROUPS[g][0], GROUPS[g][1])
-            temperature = _pick(temperatures, head, GROUPS[g][0], GROUPS[g][1])
-            weight = tl.load(weights + number)
-
-            row = (program - first) % tiles * GROUPS[g][2] + tl.arange(0, GROUPS[g][2])
-            live = row < batch
-            label = row.to(tl.int64)
-            if HAS_ROWS:
-                label = tl.load(rows + row, mask=live, other=-1)
-            labelled = live & (label >= 0) & (label < label_rows)
-            offset = row.to(tl.int64) * COLUMNS + start
-            id_rows = _pick(ids, head, GROUPS[g][0], GROUPS[g][1]) + label * k
-            logp_rows = _pick(logp, head, GROUPS[g][0], GROUPS[g][1]) + label * logp_columns
-            tile = (logits + offset, live, classes, width, 1.0 / temperature * LOG2_E)
-            stored = (logits + offset, id_rows, logp_rows, labelled, classes, k, 1.0 / temperature)
-            # A row of labels that does not exist costs the loss and not the process.
-            row_scale = tl.where(labelled, weight * temperature * gradient_scale, float("nan"))
-            loss = _tile(
-                tile,
-                stored,
-                gradient + offset,
-                tail_column,
-                row_scale,
-                GROUPS[g][3],
-                GROUPS[g][4],
-                GROUPS[g][5],
-                GROUPS[g][6],
-                TAIL,
-                GRADIENT,
-                IN_PLACE,
-            )
-            loss = tl.where(labelled, loss, float("nan"))
-            tl.store(partials + program, tl.sum(tl.where(live, loss, 0.0), axis=0))
-            mine = partials + first + (head - GROUPS[g][0]) * tiles
-            scale = weight * temperature * temperature * loss_scale
-            _finish(losses + number, mine, tickets + number, tiles, scale)
+        if PERSISTENT:
+            step = tl.num_programs(0)
+            for item in range(first + (tl.program_id(0) + step - first % step) % step, after, step):
+                _item(
+                    item, first, arguments, gradient_scale, HEADS, GROUPS, g, COLUMNS, HAS_ROWS, TAIL, GRADIENT,
+                    IN_PLACE, PREFETCH,
+                )  # fmt: skip
+        else:
+            item = tl.program_id(0)
+            if (item >= first) & (item < after):
+                head = _item(
+                    item, first, arguments, gradient_scale, HEADS, GROUPS, g, COLUMNS, HAS_ROWS, TAIL, GRADIENT,
+                    IN_PLACE, False,
+                )  # fmt: skip
+                number = _constant(HEADS, 0, head, GROUPS[g][0], GROUPS[g][1])
+                tl.debug_barrier()
+                if tl.atomic_add(tickets + number, 1, sem="acq_rel") == tiles - 1:
+                    mine = partials + first + (head - GROUPS[g][0]) * tiles
+                    temperature = _pick(temperatures, head, GROUPS[g][0], GROUPS[g][1])
+                    scale = tl.load(weights + number) * temperature * temperature * loss_scale
+                    _add_up(losses + number, mine, tiles, scale)
+                    tl.store(tickets + number, 0)
         first = after
+    if PERSISTENT:
+        tl.debug_barrier()
+        if tl.atomic_add(tickets, 1, sem="acq_rel") == tl.num_programs(0) - 1:
+            first = 0
+            for g in tl.static_range(len(GROUPS)):
+                tiles = tl.cdiv(batch, GROUPS[g][2])
+                for head in range(GROUPS[g][0], GROUPS[g][1]):
+                    number = _constant(HEADS, 0, head, GROUPS[g][0], GROUPS[g][1])
+                    temperature = _pick(temperatures, head, GROUPS[g][0], GROUPS[g][1])
+                    scale = tl.load(weights + number) * temperature * temperature * loss_scale
+                    _add_up(losses + number, partials + first + (head - GROUPS[g][0]) * tiles, tiles, scale)
+                first += tiles * (GROUPS[g][1] - GROUPS[g][0])
+            tl.store(tickets, 0)
+
+
+@triton.jit
+def _item(
+    item,
+    first,  # the group's first item
+    arguments,
+    gradient_scale,
+    HEADS: tl.constexpr,
+    GROUPS: tl.constexpr,
+    g: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    HAS_ROWS: tl.constexpr,
+    TAIL: tl.constexpr,
+    GRADIENT: tl.constexpr,
+    IN_PLACE: tl.constexpr,
+    PREFETCH: tl.constexpr,
+):
+    """Writes the gradient of a tile of rows of one head and their losses' sum; gives the head's place in HEADS."""
+    logits, gradient, partials, rows, weights, ids, logp, temperatures, batch, label_rows = arguments
+    tiles = tl.cdiv(batch, GROUPS[g][2])
+    head = GROUPS[g][0] + (item - first) // tiles
+    number = _constant(HEADS, 0, head, GROUPS[g][0], GROUPS[g][1])
+    start = _constant(HEADS, 1, head, GROUPS[g][0], GROUPS[g][1])
+    classes = _constant(HEADS, 2, head, GROUPS[g][0], GROUPS[g][1])
+    width = _constant(HEADS, 3, head, GROUPS[g][0], GROUPS[g][1])
+    k = _constant(HEADS, 4, head, GROUPS[g][0], GROUPS[g][1])
+    logp_columns = _constant(HEADS, 5, head, GROUPS[g][0], GROUPS[g][1])
+    tail_column = _constant(HEADS, 6, head, GROUPS[g][0], GROUPS[g][1])
+    temperature = _pick(temperatures, head, GROUPS[g][0], GROUPS[g][1])
+    weight = tl.load(weights + number)
+
+    first_row = (item - first) % tiles * GROUPS[g][2]
+    row = first_row + tl.arange(0, GROUPS[g][2])
+    live = row < batch
+    label = row.to(tl.int64)
+    if HAS_ROWS:
+        label = tl.load(rows + row, mask=live, other=-1)
+    labelled = live & (label >= 0) & (label < label_rows)
+    offset = row.to(tl.int64) * COLUMNS + start
+    id_rows = _pick(ids, head, GROUPS[g][0], GROUPS[g][1]) + label * k
+    logp_rows = _pick(logp, head, GROUPS[g][0], GROUPS[g][1]) + label * logp_columns
+    tile = (logits + offset, live, classes, width, 1.0 / temperature * LOG2_E)
+    stored = (logits + offset, id_rows, logp_rows, labelled, classes, k, 1.0 / temperature)
+    line = tl.cast(first_row, tl.int64) * COLUMNS + start
+    if PREFETCH and GROUPS[g][7] > 0:
+        if first_row + tl.num_programs(0) < batch:
+            prefetch_row(logits + line + tl.cast(tl.num_programs(0), tl.int64) * COLUMNS, classes)
+    # A row of labels that does not exist costs the loss and not the process.
+    row_scale = tl.where(labelled, weight * temperature * gradient_scale, float("nan"))
+    loss = _tile(
+        tile,
+        stored,
+        (logits + line, gradient + line),
+        gradient + offset,
+        tail_column,
+        row_scale,
+        GROUPS[g][3],
+        GROUPS[g][4],
+        GROUPS[g][5],
+        GROUPS[g][6],
+        GROUPS[g][7],
+        GROUPS[g][8],
+        GROUPS[g][9],
+        TAIL,
+        GRADIENT,
+        IN_PLACE,
+    )
+    loss = tl.where(labelled, loss, float("nan"))
+    tl.store(partials + item, tl.sum(tl.where(live, loss, 0.0), axis=0))
+    return head
 
 
 @triton.jit
@@ -140,6 +207,7 @@ def _constant(HEADS: tl.constexpr, field: tl.constexpr, head, LOW: tl.constexpr,
 def _tile(
     tile,  # of `rows`
     stored,  # of `labels`
+    lines,  # of `held`: the row's first logit and gradient
     g_rows,
     tail_column,
     scale,
@@ -147,6 +215,9 @@ def _tile(
     K_BLOCK: tl.constexpr,
     STREAMED: tl.constexpr,
     CHUNKED: tl.constexpr,
+    CHUNKS: tl.constexpr,
+    FULL: tl.constexpr,
+    VECTOR: tl.constexpr,
     TAIL: tl.constexpr,
     GRADIENT: tl.constexpr,
     IN_PLACE: tl.constexpr,
@@ -158,8 +229,15 @@ def _tile(
     if TAIL != RENORMALISE:
         log_tail = tl.load(stored[2] + tail_column, mask=stored[3], other=0.0).to(tl.float32)
         log_tail = tl.where((log_tail < LOWEST) | (stored[5] == stored[4]), LOWEST, log_tail)
-    z = clean(load_columns(tile, tl.arange(0, BLOCK)), tile, tl.arange(0, BLOCK))
-    top, mass, total = statistics(z, tile, BLOCK, STREAMED, TAIL == UNIFORM)
+    if CHUNKS > 0:
+        held = load_row(lines[0], tile[2], BLOCK, CHUNKS, FULL, VECTOR)
+        top, mass, total, powers = row_statistics(
+            held, lines[0], tile[2], tile[4], BLOCK, CHUNKS, FULL, VECTOR, TAIL == UNIFORM
+        )
+        top, mass, total = tl.full([1], top, tl.float32), tl.full([1], mass, tl.float32), tl.full([1], total, tl.float32)
+    else:
+        z = clean(load_columns(tile, tl.arange(0, BLOCK)), tile, tl.arange(0, BLOCK))
+        top, mass, total = statistics(z, tile, BLOCK, STREAMED, TAIL == UNIFORM)
     student = (top, tl.log(mass))
     log_mass = teacher_mass(labels[1], log_tail, stored, K_BLOCK, CHUNKED)
     p, q, loss, share, label_total = compare_all(labels, stored, log_mass, student, K_BLOCK, CHUNKED)
@@ -169,11 +247,15 @@ def _tile(
     factor = 1.0 / mass
     matched = tl.full(scale.shape, 1.0, tl.float32)
     shift = tl.zeros(scale.shape, tl.float32)
+    again = False
     if TAIL == BUCKET:
         rest = mass - share
         p_tail = tl.exp(log_p_tail)
         doubtful = (p_tail > 0.0) & (p_tail * mass > rest * TRUSTED)
-        if tl.max(doubtful.to(tl.int32), axis=0) > 0:
+        again = tl.max(doubtful.to(tl.int32), axis=0) > 0
+        if again:
+            if CHUNKS > 0:
+                z = clean(load_columns(tile, tl.arange(0, BLOCK)), tile, tl.arange(0, BLOCK))
             reference, rest = outside(z, tile, stored[1], stored[3], stored[5], BLOCK, STREAMED)
         part, matched, factor = _bucket(log_p_tail, reference, rest, student, mass, stored[6])
         loss += part
@@ -181,6 +263,8 @@ def _tile(
         lost = tl.zeros(scale.shape, tl.float32)
         # Logits of -inf would drown the others in the sum: then a second look at the row, for the rows that need it.
         if tl.max((total < 0.5 * LOWEST).to(tl.int32), axis=0) > 0:
+            if CHUNKS > 0:
+                z = clean(load_columns(tile, tl.arange(0, BLOCK)), tile, tl.arange(0, BLOCK))
             total, lost = finite_total(z, tile, BLOCK, STREAMED)
             label_total, label_lost = finite_labels(labels, stored, K_BLOCK, CHUNKED)
             lost -= label_lost
@@ -191,7 +275,18 @@ def _tile(
     if GRADIENT:
         if IN_PLACE:
             tl.debug_barrier()  # every logit of S has been read before any is overwritten
-        write_rows(z, tile, g_rows, reference, factor * scale, shift, BLOCK, STREAMED)
+        if CHUNKS > 0:
+            if again:
+                z = clean(load_columns(tile, tl.arange(0, BLOCK)), tile, tl.arange(0, BLOCK))
+                write_rows(z, tile, g_rows, reference, factor * scale, shift, BLOCK, True)
+            else:
+                one = tl.sum(factor * scale, axis=0)
+                other = tl.sum(factor * scale * shift, axis=0)
+                write_row(
+                    powers, lines[1], lines[0], tile[2], tile[3], one, other, BLOCK, CHUNKS, FULL, VECTOR
+                )
+        else:
+            write_rows(z, tile, g_rows, reference, factor * scale, shift, BLOCK, STREAMED)
         tl.debug_barrier()  # the columns of S are written twice, in this order
         scatter_all(labels, p, q, stored, log_mass, student, g_rows, matched, scale, K_BLOCK, CHUNKED)
     return loss
@@ -226,14 +321,11 @@ def _uniform(log_p_tail, z_sum, lost, student, stored):
 
 
 @triton.jit
-def _finish(loss, partials, ticket, tiles, scale):
-    """The last of a head's programs adds all their partial losses, in their order whichever is last."""
-    tl.debug_barrier()
-    if tl.atomic_add(ticket, 1, sem="acq_rel") == tiles - 1:
-        total = tl.zeros([REDUCE], tl.float32)
-        for start in range(0, tiles, REDUCE):
-            index = start + tl.arange(0, REDUCE)
-            # .cg: other multiprocessors' stores are in the second-level cache, not in this one's first.
-            total += tl.load(partials + index, mask=index < tiles, other=0.0, cache_modifier=".cg")
-        tl.store(loss, tl.sum(total, axis=0) * scale)
-        tl.store(ticket, 0)
+def _add_up(loss, partials, tiles, scale):
+    """Stores the sum of a head's partial losses, added in their order whichever program is the last to finish."""
+    total = tl.zeros([REDUCE], tl.float32)
+    for start in range(0, tiles, REDUCE):
+        index = start + tl.arange(0, REDUCE)
+        # .cg: other multiprocessors' stores are in the second-level cache, not in this one's first.
+        total += tl.load(partials + index, mask=index < tiles, other=0.0, cache_modifier=".cg")
+    tl.store(loss, tl.sum(total, axis=0) * scale)

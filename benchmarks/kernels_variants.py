@@ -1,4 +1,4 @@
-"""The loss kernel's ways through heads wider than a tile (`repcon_kernels.kl_div.tiling.VARIANTS`), and what small heads pay for.
+"""The loss kernel's ways through wide heads (`repcon_kernels.kl_div.tiling.VARIANTS`), and what small heads pay for.
 
     PYTHONPATH=.:kernels python benchmarks/kernels_variants.py [--batch 4096]
 

@@ -13,7 +13,8 @@ PANEL_teachers_crops_per_second, PANEL_batch_size   of the teachers alone
 
 Everything is in bf16 at 224 pixels. All teachers have random weights: speed does not know the difference. Images are
 generated JPEGs of 500 x 375 pixels (loaders_pictures.py). Every line is printed as soon as it is known; nothing new is
-started once --budget seconds have passed. Packs are made in --packs, or found there: --prepare makes them and ends. --dry is a tiny form for a CPU, whose figures mean nothing.
+started once --budget seconds have passed. Packs are made in --packs, or found there; --prepare makes them and ends.
+--dry is a tiny form for a CPU, whose figures mean nothing.
 """
 
 import tempfile
@@ -70,9 +71,7 @@ class Setting:
 
 
 FULL = Setting(images={4: 8192, 1: 16384}, shares={"resnet50": 1, "four": 2, "lite0": 1})
-DRY = Setting(
-    images={4: 8, 1: 16}, shares={"resnet50": 1}, precision="fp32", size=64, loaders=("torch",), batch_size=8
-)
+DRY = Setting(images={4: 8, 1: 16}, shares={"resnet50": 1}, precision="fp32", size=64, loaders=("torch",), batch_size=8)
 
 
 def _model(architecture: str, size: int) -> tuple[torch.nn.Module, dict[str, Any]]:
@@ -107,7 +106,9 @@ def main() -> None:
     stop = time.perf_counter() + arguments.budget
     setting = DRY if arguments.dry else FULL
     with tempfile.TemporaryDirectory() as folder:
-        packs = Packs(generated(DIFFERENT, PICTURE), Path(arguments.packs or folder))
+        place = Path(arguments.packs or folder)
+        place.mkdir(parents=True, exist_ok=True)
+        packs = Packs(generated(DIFFERENT, PICTURE), place)
         for count in sorted(setting.counts()):
             packs.of(count)
         if arguments.prepare:
@@ -160,7 +161,7 @@ class Race:
     def _guarded(self, key: str, path: Callable, small: Job, large: Job, rate: float) -> None:
         try:
             self._measure(key, path, small, large, rate)
-        except Exception as error:  # noqa: BLE001 (the rest of a session on a lent machine is worth more)
+        except Exception as error:
             _say(f"{key}: failed: {type(error).__name__}: {str(error)[:300]}")
             self._figures[f"{key}_failed"] = str(error)[:300]
 
@@ -177,9 +178,9 @@ class Race:
         }
         self._figures |= {f"{key}_{what}": round(value, 4) for what, value in figures.items()}
         _say(
-            f"{key}: {figures['over_teachers']:.3f} of the teachers alone ({figures['steady_over_teachers']:.3f} steady), "
-            f"{figures['crops_per_second']:,.0f} crops/s ({steady:,.0f} steady), waited "
-            f"{100 * figures['waited_share']:.1f} %, {whole.seconds:.1f} s"
+            f"{key}: {figures['over_teachers']:.3f} of the teachers alone, "
+            f"{figures['steady_over_teachers']:.3f} steady, {figures['crops_per_second']:,.0f} crops/s, "
+            f"{steady:,.0f} steady, waited {100 * figures['waited_share']:.1f} %, {whole.seconds:.1f} s"
         )
 
     def _late(self) -> bool:

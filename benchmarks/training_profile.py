@@ -1,16 +1,16 @@
 """What the launches of a training step wait for while a loader works on the same GPU. One minute.
 
-    python benchmarks/training_profile.py [--loaders dali,torch] [--data FOLDER [--prepare]] [--out FOLDER] [--dry]
+    python benchmarks/training_profile.py [--loaders dali,torch] [--data FOLDER] [--prepare] [--out FOLDER] [--dry]
 
-For one batch in memory again and again (`synthetic`) and for each loader: the rate over WARM to WARM + TIMED steps, then
-a profile of PROFILED steps by torch.profiler, from which is printed
+For one batch in memory again and again (`synthetic`) and for each loader: the rate over TIMED steps after WARM ones,
+then a profile of PROFILED steps by torch.profiler, from which is printed
 
 busy            share of the time that the stream of the training step has a kernel running, and how long its kernels
                 run per step: longer than with `synthetic` where a loader's kernels share the processors and the memory
-gaps            time per step in which that stream has nothing to run, by what the next kernel waited for: `late launch`
-                (the launch was called in the gap), `slow launch` (called before it, returned in it: the driver held the
+gaps            time per step in which that stream has nothing to run, by what the next kernel waited for: `late
+                launch` (it was called in the gap), `slow launch` (called before it, returned in it: the driver held the
                 call), `queued` (launched before the gap: an event of another stream, or no room on the GPU)
-late because    what the launching thread did in the gaps of `late launch`: the longest call that has no longer one inside
+late because    what the launching thread did in the gaps of `late launch`: the innermost call
 launches        duration of the launch calls of the training thread; other threads' calls into the driver, by time
 other streams   kernels and copies that are not the training step's, by time per step
 """
@@ -178,7 +178,8 @@ class _Thread:
 
     def at(self, moment: float) -> str:
         """The innermost call that covers the moment."""
-        for event in reversed(self._events[max(0, bisect_right(self._starts, moment) - 200) : bisect_right(self._starts, moment)]):
+        place = bisect_right(self._starts, moment)
+        for event in reversed(self._events[max(0, place - 200) : place]):
             if event["ts"] + event["dur"] >= moment:
                 return event["name"][:70]
         return "(Python, or nothing that the profiler sees)"

@@ -16,7 +16,7 @@ import triton
 from repcon_kernels import HeadSpec, crop_resize_kernel
 from repcon_kernels.kl_div import triton_kernel, triton_scale
 from repcon_kernels.kl_div.launch import CROP_BLOCK
-from repcon_kernels.kl_div.tiling import REGISTERS, plan
+from repcon_kernels.kl_div.tiling import plan
 from triton.backends.compiler import GPUTarget
 
 TOOL = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
@@ -50,13 +50,15 @@ def build(
     ids: torch.dtype = torch.uint16,
     logp: torch.dtype = torch.float16,
     unaligned: int = 0,
+    wide_rows: str = "streamed",
+    vector: int = 1,
 ) -> None:
     """One variant of the loss. unaligned: elements by which the logits' memory begins too late for wide loads."""
     heads, column = [], 0
     for classes, k in shapes:
         heads.append(HeadSpec(start=column, classes=classes, k=k))
         column += classes
-    layout = plan(tuple(heads), column, tuple(head.k + 1 for head in heads), (0,) * len(heads))
+    layout = plan(tuple(heads), column, tuple(head.k + 1 for head in heads), (0,) * len(heads), wide_rows, vector)
     logits = torch.zeros(2 * column + unaligned, dtype=dtype)[unaligned:].view(2, column)
     floats, numbers = torch.zeros(64), torch.zeros(64, dtype=torch.int32)
     rows = torch.zeros(2, dtype=torch.int64) if gathered else floats
@@ -66,7 +68,8 @@ def build(
         tuple(torch.zeros(2, head.k + 1, dtype=logp) for head in heads),
         tuple(1.5 for _ in heads), 2, 2, 0.5, 0.5,
         HEADS=layout.heads, GROUPS=layout.groups, COLUMNS=column, HAS_ROWS=gathered, TAIL=tail, GRADIENT=gradient,
-        IN_PLACE=in_place, num_warps=layout.warps, maxnreg=REGISTERS, grid=(1,), warmup=True,
+        IN_PLACE=in_place, PERSISTENT=layout.programs_per_processor > 0, PREFETCH=layout.prefetch,
+        num_warps=layout.warps, maxnreg=layout.registers, grid=(1,), warmup=True,
     )  # fmt: skip
     tell(name, built)
 
@@ -109,6 +112,7 @@ build("heads of three shapes", DEMO, BF16, BUCKET)
 build("ten heads, one shape, over the logits", MANY, BF16, BUCKET, in_place=True)
 build("loss alone, rows in order", DEMO, FP32, BUCKET, gradient=False, gathered=False)
 build("streamed", ((21841, 16), (1000, 7)), BF16, BUCKET)
+build("held", ((21841, 16), (1000, 7)), BF16, UNIFORM, wide_rows="held_prefetch", vector=8)
 build("streamed, over the logits", ((21841, 16), (1000, 7)), FP16, UNIFORM, in_place=True)
 build("uniform", DEMO, BF16, UNIFORM)
 build("renormalise", DEMO, FP16, RENORMALISE, in_place=True)

@@ -23,8 +23,9 @@ def test_for_a_gpu_of_compute_capability_9(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, str(WORKER)], env=environment, capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stderr[-3000:]
     variants = [json.loads(line) for line in done.stdout.splitlines()]
-    assert len(variants) == 16
+    assert len(variants) == 17
     for variant in variants:
         assert variant["bytes"] > 0, variant
-        assert variant["registers"] <= 64 and variant["spilled_bytes"] <= 192, variant
+        most = 128 if variant["name"] == "held" else 64
+        assert variant["registers"] <= most and variant["spilled_bytes"] <= 192, variant
         assert variant["wide_shared_stores"] <= 16, variant

@@ -34,11 +34,10 @@ VARIANTS = {
     "held": Variant(warps=8, registers=128, block=2048),
     "held_persistent": Variant(warps=8, registers=128, block=2048, programs_per_processor=2),
     "held_prefetch": Variant(warps=8, registers=128, block=2048, programs_per_processor=2, prefetch=True),
-    "held_16_warps": Variant(warps=16, registers=64, block=2048, programs_per_processor=2, prefetch=True),
     "held_unaligned": Variant(warps=8, registers=128, block=2048, programs_per_processor=2, aligned=False),
 }
-"""Rows of wide heads that stay in registers: one read and one exponential per logit, where "streamed" takes two of each.
-None has run on a GPU yet, so `WIDE_ROWS` chooses none."""
+"""Rows of wide heads that stay in registers: one read and one exponential per logit, where "streamed" takes two of
+each. None has run on a GPU yet, so `WIDE_ROWS` chooses none."""
 WIDE_ROWS = "streamed"
 """What launches use for heads wider than a tile: "streamed", or one of VARIANTS."""
 WIDEST_HELD = 11 * 2048
@@ -52,7 +51,7 @@ class Plan:
     heads: tuple[tuple[int, ...], ...]
     """In the order of the groups: (number, start, classes, width, k, columns of logp, column of the tail)."""
     groups: tuple[tuple[int, ...], ...]
-    """(first head, head after the last, ROWS, BLOCK, K_BLOCK, STREAMED, CHUNKED, CHUNKS, FULL, VECTOR), widest first."""
+    """(first head, head after the last, ROWS, BLOCK, K_BLOCK, STREAMED, CHUNKED, CHUNKS, FULL, VECTOR), widest."""
     warps: int
     registers: int = REGISTERS
     programs_per_processor: int = 0
@@ -86,7 +85,9 @@ def plan(
     """
     spans = widths(heads, columns)
     _, tile, warps = next((row for row in TILES if max(spans) <= row[0]), TILES[-1])
-    shapes: list[tuple] = [(*_shape(span, head.k, tile, warps), *NOT_HELD) for head, span in zip(heads, spans, strict=True)]
+    shapes: list[tuple] = [
+        (*_shape(span, head.k, tile, warps), *NOT_HELD) for head, span in zip(heads, spans, strict=True)
+    ]
     options = {}
     held = [shape[3] and head.classes <= WIDEST_HELD for head, shape in zip(heads, shapes, strict=True)]
     if wide_rows != "streamed" and any(held):

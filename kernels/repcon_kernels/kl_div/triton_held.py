@@ -1,9 +1,9 @@
 """Triton functions for one row of a wide head that stays in registers between its softmax and its gradient.
 
 The row is cut into CHUNKS tensors of BLOCK columns, so that combining chunks is arithmetic within a thread and a row
-costs one reduction over the threads for its maximum, one for its sum. Each logit is read once and costs one exponential.
-With VECTOR > 1 the chunks begin at the row's first address that is a multiple of 16 bytes and are read and written 16
-bytes at a time; the at most VECTOR - 1 columns before and after them are the `edge`. The first FULL chunks lie inside
+costs one reduction over the threads for its maximum, one for its sum. Each logit is read once, in one exponential.
+With VECTOR > 1 the chunks begin at the row's first address that is a multiple of 16 bytes, and are read and written
+16 bytes at a time; the at most VECTOR - 1 columns before and after them are the `edge`. The first FULL chunks lie in
 the row whatever its address and need no mask. No address outside the row is read.
 
 `line` is the pointer to the row's first logit; LOWEST stands for what a masked slot holds.

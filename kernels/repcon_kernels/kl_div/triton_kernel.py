@@ -157,7 +157,7 @@ def _item(
     tile = (logits + offset, live, classes, width, 1.0 / temperature * LOG2_E)
     stored = (logits + offset, id_rows, logp_rows, labelled, classes, k, 1.0 / temperature)
     line = tl.cast(first_row, tl.int64) * COLUMNS + start
-    if PREFETCH and GROUPS[g][7] > 0:
+    if PREFETCH and GROUPS[g][7] > 0:  # noqa: SIM102 (one is known to the compiler, the other is not)
         if first_row + tl.num_programs(0) < batch:
             prefetch_row(logits + line + tl.cast(tl.num_programs(0), tl.int64) * COLUMNS, classes)
     # A row of labels that does not exist costs the loss and not the process.
@@ -234,7 +234,11 @@ def _tile(
         top, mass, total, powers = row_statistics(
             held, lines[0], tile[2], tile[4], BLOCK, CHUNKS, FULL, VECTOR, TAIL == UNIFORM
         )
-        top, mass, total = tl.full([1], top, tl.float32), tl.full([1], mass, tl.float32), tl.full([1], total, tl.float32)
+        top, mass, total = (
+            tl.full([1], top, tl.float32),
+            tl.full([1], mass, tl.float32),
+            tl.full([1], total, tl.float32),
+        )
     else:
         z = clean(load_columns(tile, tl.arange(0, BLOCK)), tile, tl.arange(0, BLOCK))
         top, mass, total = statistics(z, tile, BLOCK, STREAMED, TAIL == UNIFORM)
@@ -282,9 +286,7 @@ def _tile(
             else:
                 one = tl.sum(factor * scale, axis=0)
                 other = tl.sum(factor * scale * shift, axis=0)
-                write_row(
-                    powers, lines[1], lines[0], tile[2], tile[3], one, other, BLOCK, CHUNKS, FULL, VECTOR
-                )
+                write_row(powers, lines[1], lines[0], tile[2], tile[3], one, other, BLOCK, CHUNKS, FULL, VECTOR)
         else:
             write_rows(z, tile, g_rows, reference, factor * scale, shift, BLOCK, STREAMED)
         tl.debug_barrier()  # the columns of S are written twice, in this order

@@ -71,7 +71,7 @@ class Setting:
 
 
 FULL = Setting(images={4: 8192, 1: 16384}, shares={"resnet50": 1, "four": 2, "lite0": 1})
-DRY = Setting(images={4: 8, 1: 16}, shares={"resnet50": 1}, precision="fp32", size=64, loaders=("torch",), batch_size=8)
+DRY = Setting(images={4: 8, 1: 16}, shares={"lite0": 1}, precision="fp32", size=32, loaders=("torch",), batch_size=4)
 
 
 def _model(architecture: str, size: int) -> tuple[torch.nn.Module, dict[str, Any]]:

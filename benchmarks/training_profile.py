@@ -21,7 +21,7 @@ import tempfile
 import time
 from bisect import bisect_right
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -81,9 +81,9 @@ def profile(trainer: Trainer, name: str, device: str, folder: Path) -> list[dict
 
     def steps(count: int) -> int:
         crops = 0
-        for number in range(count):
-            batch = next(batches)
-            trainer.train_batch(batch, 0, number, guard)
+        for _ in range(count):
+            part, number, batch = next(batches)
+            trainer.train_batch(batch, part, number, guard)
             crops += batch.total
         if device == "cuda":
             torch.cuda.synchronize()
@@ -104,17 +104,23 @@ def profile(trainer: Trainer, name: str, device: str, folder: Path) -> list[dict
     return json.loads(file.read_text())["traceEvents"]
 
 
-def _synthetic(trainer: Trainer) -> Iterator[Batch]:
+Step = tuple[int, int, Batch]
+"""Number of the pass, of the step in it, and its batch."""
+
+
+def _synthetic(trainer: Trainer) -> Generator[Step, None, None]:
     batches = trainer.feed.batches(0)
     first = next(batches)
     batches.close()
-    while True:
-        yield first
+    for part, steps in enumerate(trainer.feed.lengths):
+        for number in range(steps):
+            yield part, number, first
 
 
-def _batches(trainer: Trainer) -> Iterator[Batch]:
-    for _, batches in trainer.feed.run():
-        yield from batches
+def _batches(trainer: Trainer) -> Generator[Step, None, None]:
+    for part, batches in trainer.feed.run():
+        for number, batch in enumerate(batches):
+            yield part, number, batch
 
 
 def summary(trace: list[dict[str, Any]]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 from repcon_kernels.kl_div.heads import HeadSpec, widths
 
@@ -53,7 +54,7 @@ class Plan:
     groups: tuple[tuple[int, ...], ...]
     """(first head, head after the last, ROWS, BLOCK, K_BLOCK, STREAMED, CHUNKED, CHUNKS, FULL, VECTOR), widest."""
     warps: int
-    registers: int = REGISTERS
+    registers: int
     programs_per_processor: int = 0
     """As in `Variant`."""
     prefetch: bool = False
@@ -88,7 +89,7 @@ def plan(
     shapes: list[tuple] = [
         (*_shape(span, head.k, tile, warps), *NOT_HELD) for head, span in zip(heads, spans, strict=True)
     ]
-    options = {}
+    options: dict[str, Any] = {"registers": REGISTERS}
     held = [shape[3] and head.classes <= WIDEST_HELD for head, shape in zip(heads, shapes, strict=True)]
     if wide_rows != "streamed" and any(held):
         variant = VARIANTS[wide_rows]

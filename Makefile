@@ -22,7 +22,7 @@ lint: $(VENV)/.test
 # make bench ARGS="--long --record --data FOLDER"
 bench: $(VENV)/.test
 	@if tools/install-ffcv --possible; then tools/install-ffcv $(BIN)/python; fi
-	$(BIN)/python benchmarks/run.py $(ARGS)
+	$(BIN)/python -m benchmarks $(ARGS)
 
 ffcv: $(VENV)/.demo
 	tools/install-ffcv $(BIN)/python

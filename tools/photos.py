@@ -1,4 +1,4 @@
-"""Builds the five photograph sets of benchmarks/consolidation.py from their public homes.
+"""Builds the five photograph sets of the consolidation benchmark from their public homes.
 
     python tools/photos.py FOLDER
 

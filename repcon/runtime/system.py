@@ -40,10 +40,16 @@ def environment() -> dict[str, Any]:
         "device": torch.cuda.get_device_name() if on_gpu else "cpu",
         "cuda": torch.version.cuda,
         "power_limit_watts": _power_limit_watts(str(torch.cuda.get_device_properties(0).uuid)) if on_gpu else None,
-        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": " ".join([_program(), *sys.argv[1:]]),
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
     return {name: value for name, value in facts.items() if value is not None}
+
+
+def _program() -> str:
+    """The script's name; of `python -m PACKAGE`, the package's."""
+    path = Path(sys.argv[0])
+    return path.parent.name if path.name == "__main__.py" else path.name
 
 
 def cores() -> int:

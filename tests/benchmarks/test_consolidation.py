@@ -18,22 +18,16 @@ import simplejpeg
 import torch
 from pictures import photograph
 
+from benchmarks.experiments.consolidation import ablation, beyond, data, study, summary
+from benchmarks.experiments.consolidation import protocol as protocols
+from benchmarks.experiments.consolidation.steps import Step
+from benchmarks.experiments.consolidation.variants import VARIANTS
 from repcon.config import ClassSubset, TrainConfig, dump
 from repcon.images.pack import Pack, class_rows
 from repcon.labels.store import LabelStore
 from repcon.models import backbone
 from repcon.reports.sections.consolidation import METHODS
 from repcon.runtime.errors import UserError
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-import consolidation_ablation as ablation
-import consolidation_beyond as beyond
-import consolidation_data as data
-import consolidation_protocol as protocols
-import consolidation_study as study
-import consolidation_summary as summary
-from consolidation_steps import Step
-from consolidation_variants import VARIANTS
 
 AERIAL = ("airplane", "beach", "forest", "harbor", "river", "runway", "freeway", "chaparral")
 
@@ -337,7 +331,7 @@ def test_side_by_side_commands_end_with_the_study_that_is_killed(tmp_path: Path)
         "import os, time\n"
         "from concurrent.futures import ProcessPoolExecutor\n"
         "from multiprocessing import get_context\n"
-        "from consolidation_steps import end_with_parent\n"
+        "from benchmarks.experiments.consolidation.steps import end_with_parent\n"
         "if __name__ == '__main__':\n"
         "    pool = ProcessPoolExecutor(1, get_context('spawn'), initializer=end_with_parent)\n"
         "    print(pool.submit(os.getpid).result(), flush=True)\n"

@@ -1,15 +1,10 @@
 """Records of benchmarks: figures with their spread, folders that are never overwritten."""
 
 import json
-import sys
-from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-import records
-import targets
-
+from benchmarks.harness import records, targets
 from repcon.runtime.system import environment
 
 

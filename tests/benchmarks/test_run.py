@@ -6,9 +6,7 @@ from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-import run as bench
-
+from benchmarks.harness import run
 from repcon.runtime.console import console
 from repcon.runtime.errors import UserError
 from repcon.runtime.system import environment
@@ -30,7 +28,8 @@ def scripts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     figures = {"bytes_per_crop_zstd": 118.0, "slab_over_memmap_zstd": 0.1, "environment": facts}
     (here / "store.py").write_text(SCRIPT.format(figures=figures))
     (here / "loaders.py").write_text("raise SystemExit('no [such] picture')")
-    monkeypatch.setattr(bench, "HERE", here)
+    monkeypatch.setattr(run, "PACKAGE", "scripts")
+    monkeypatch.setattr(run, "ROOT", tmp_path)
     monkeypatch.delenv("REPCON_DATA", raising=False)
     return tmp_path / "out"
 
@@ -42,7 +41,7 @@ def arguments(monkeypatch: pytest.MonkeyPatch, *words: str) -> None:
 def test_a_failure_does_not_stop_the_rest_and_is_told_at_the_end(scripts, monkeypatch):
     arguments(monkeypatch, "--record", "--only", "loaders,topk_quality,store", "--out", str(scripts))
     with console.capture() as shown, pytest.raises(UserError, match="failed: loaders"):
-        bench.main()
+        run.main()
     text = " ".join(shown.get().split())
     assert "no [such] picture" in text
     assert "topk_quality: left out: needs photographs" in text
@@ -55,4 +54,4 @@ def test_a_failure_does_not_stop_the_rest_and_is_told_at_the_end(scripts, monkey
 def test_an_unknown_name_is_told(monkeypatch, scripts):
     arguments(monkeypatch, "--only", "stores", "--out", str(scripts))
     with pytest.raises(UserError, match="stores unknown; there are kernels, store"):
-        bench.main()
+        run.main()

@@ -1,4 +1,4 @@
-"""SIGKILL at random moments of a run, with a fixed seed. `benchmarks/store.py --long` has a hundred of them."""
+"""SIGKILL at random moments of a run, with a fixed seed. `python -m benchmarks.store --long` has a hundred of them."""
 
 import multiprocessing
 import os

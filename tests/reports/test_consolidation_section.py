@@ -1,14 +1,11 @@
 """Records of the consolidation benchmark in a report: in the benchmark's words."""
 
-import sys
 from pathlib import Path
 
 from report_case import make, write_record
 
+from benchmarks.experiments.consolidation import summary
 from repcon.reports.sections import consolidation
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-import consolidation_summary as summary
 
 RECORDS = Path(__file__).parents[2] / "benchmarks" / "records"
 

@@ -1,0 +1,1 @@
+"""The benchmarks: one package per claim, what they share in `harness`, longer studies in `experiments`."""

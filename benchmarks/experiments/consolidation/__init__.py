@@ -1,0 +1,1 @@
+"""The consolidation study: findings, ablations, and what kept labels allow beyond."""

@@ -1,0 +1,58 @@
+"""What the benchmarks' scripts share: options, how a run ends, and a user's mistakes as one line."""
+
+import argparse
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.markup import escape
+
+from benchmarks.harness.records import write_record
+from benchmarks.harness.tables import Grid
+from repcon.runtime.console import console
+from repcon.runtime.errors import UserError
+from repcon.runtime.run_dir import write_json
+
+
+def parser(description: str, data: str = "") -> argparse.ArgumentParser:
+    """With `--json` and `--record`; with `data`, its help, also `--data`, which REPCON_DATA stands in for."""
+    made = argparse.ArgumentParser(description=description)
+    if data:
+        made.add_argument("--data", default=os.environ.get("REPCON_DATA", ""), help=data)
+    made.add_argument("--json", help="write the figures here")
+    made.add_argument("--record", action="store_true", help="add a folder to benchmarks/records")
+    return made
+
+
+def photographs(arguments: argparse.Namespace) -> Path:
+    """The folder of `--data`. Raises UserError where none was given."""
+    if not arguments.data:
+        raise UserError("no photographs: give --data FOLDER or set REPCON_DATA (tools/photos.py builds the folder)")
+    return Path(arguments.data)
+
+
+def finish(what: str, figures: dict[str, Any], grids: Sequence[Grid], arguments: argparse.Namespace) -> None:
+    """Shows the tables, and keeps figures and tables as `--json` and `--record` ask."""
+    for grid in grids:
+        console.print(grid.table())
+    keep(what, figures, "\n".join(grid.markdown() for grid in grids), arguments)
+
+
+def keep(
+    what: str, figures: dict[str, Any], markdown: str, arguments: argparse.Namespace, files: Sequence[Path] = ()
+) -> None:
+    """Writes the figures into the file of `--json`, and with `--record` a record with the table and `files`."""
+    if arguments.json:
+        write_json(Path(arguments.json), figures)
+    if arguments.record:
+        console.print(f"recorded in {write_record(what, figures, markdown, files)}")
+
+
+def run(main: Callable[[], None]) -> None:
+    """Runs a script; a user's mistake is one line and exit code 1."""
+    try:
+        main()
+    except UserError as error:
+        console.print(f"[bold red]error[/] {escape(str(error))}")
+        raise SystemExit(1) from None

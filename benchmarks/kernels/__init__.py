@@ -1,0 +1,1 @@
+"""The loss kernels against other ways to compute the same."""

@@ -1,0 +1,1 @@
+"""Loaders against bare decoding and against their peers."""

@@ -1,0 +1,1 @@
+"""Precomputing labels against its limit."""

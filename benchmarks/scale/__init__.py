@@ -1,0 +1,1 @@
+"""What grows with a store, and what does not."""

@@ -1,0 +1,1 @@
+"""The label store against raw files and its peers."""

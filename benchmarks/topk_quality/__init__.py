@@ -1,0 +1,1 @@
+"""Stored top-k labels against teachers in every step."""

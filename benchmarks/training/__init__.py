@@ -1,0 +1,1 @@
+"""Training from stored labels against what it replaces."""

@@ -9,6 +9,7 @@ one field, so that a file made from another pack is refused.
 
 import ctypes
 import os
+import shlex
 import weakref
 from collections.abc import Callable, Sequence
 from functools import cache
@@ -230,7 +231,8 @@ def _compiled() -> Callable[..., int]:
 
 def _open(pack: Pack, path: Path) -> tuple[Reader, _MappedFile]:
     """FFCV's reader and memory map. Raises UserError where the file is not this pack's, or is damaged."""
-    make = f"`repcon pack {pack.url} {pack.url} --ffcv`"
+    place = shlex.quote(pack.url)
+    make = f"`repcon pack {place} {place} --ffcv`"
     again = f"delete it and run {make}"
     if not path.is_file():
         raise UserError(f"{path}: not there; to make it, run {make}")

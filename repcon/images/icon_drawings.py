@@ -61,7 +61,7 @@ def _finished(out: Path, record: Path, asked: Mapping[str, Any]) -> dict[str, An
     if out.is_dir() and not any(out.iterdir()):
         return None
     try:
-        summary = json.loads(record.read_text())
+        summary = json.loads(record.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         summary = {}
     if any(summary.get(key) != value for key, value in asked.items()):

@@ -55,7 +55,7 @@ def open_or_pack(source: str, cache: Path) -> Pack:
     if "://" in source or Path(source, MANIFEST).is_file():
         return Pack.open(source)
     if Path(source, MARKER).is_file():  # a run's output folder, whose tars are no images of the user's
-        held = Path(source, MARKER).read_text().strip()
+        held = Path(source, MARKER).read_text(encoding="utf-8", errors="replace").strip()[:20]
         what = f"the output of `repcon {held}`, no images"
         if held == "pack":
             what = "a pack that was begun and not finished; give the same `repcon pack` again"

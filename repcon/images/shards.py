@@ -40,7 +40,7 @@ class Part:
     @classmethod
     def load(cls, folder: Path, number: int) -> "Part":
         """Reads what `save` wrote; FileNotFoundError where the shard is not finished."""
-        record = json.loads((folder / f"{number:05d}.json").read_text())
+        record = json.loads((folder / f"{number:05d}.json").read_text(encoding="utf-8"))
         columns = load_index((folder / f"{number:05d}.npz").read_bytes(), str(folder))
         left_out = [(name, reason) for name, reason in record["left_out"]]
         changes = Counter(record["changes"])

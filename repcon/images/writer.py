@@ -100,7 +100,7 @@ def _compare(out: Path, settings: dict[str, Any]) -> None:
     if manifest.is_file():
         held = pack_format.load_manifest(manifest.read_bytes(), str(out)).settings
     elif started.is_file():
-        held = json.loads(started.read_text())
+        held = json.loads(started.read_text(encoding="utf-8"))
     else:
         return
     for name, value in settings.items():
@@ -131,7 +131,7 @@ def _lock_file(parts: Path) -> TextIO:
     while True:
         try:
             parts.mkdir(parents=True, exist_ok=True)
-            return (parts / "lock").open("w")
+            return (parts / "lock").open("w", encoding="ascii")
         except (FileExistsError, FileNotFoundError):
             if any(os.path.lexists(path) and not path.is_dir() for path in (parts, parts.parent)):
                 raise

@@ -95,7 +95,7 @@ def check_memory(needed: int) -> None:
 
 def memory_available() -> int:
     """Bytes that could be taken now without swapping."""
-    with contextlib.suppress(OSError), open("/proc/meminfo") as lines:
+    with contextlib.suppress(OSError), open("/proc/meminfo", encoding="ascii") as lines:
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
     return memory_total() // 2
 

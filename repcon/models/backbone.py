@@ -316,7 +316,7 @@ def saved_classes(folder: str | Path) -> tuple[str, ...]:
 
 def _saved(folder: str | Path) -> dict[str, Any]:
     try:
-        return json.loads(Path(folder, CONFIG).read_text())
+        return json.loads(Path(folder, CONFIG).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"{folder}/{CONFIG}: cannot be read ({error})") from error
 

@@ -15,6 +15,7 @@ from repcon.models.backbone import Preprocessing
 from repcon.models.merge import Member, average
 from repcon.models.model_card import model_card
 from repcon.runtime.errors import UserError
+from repcon.runtime.run_dir import write_text
 
 HEADS = "heads.safetensors"
 HEADS_INDEX = "heads.json"
@@ -160,8 +161,8 @@ def save(student: Student, folder: str | Path, *, preprocessing: Preprocessing, 
         "classes": card.get("classes", {}),
         "teachers": {teacher["name"]: teacher.get("weight_hash", "") for teacher in card.get("teachers", ())},
     }
-    (folder / HEADS_INDEX).write_text(json.dumps(index, indent=1) + "\n")
-    (folder / "README.md").write_text(model_card(student.heads, preprocessing, card, folder))
+    (folder / HEADS_INDEX).write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
+    write_text(folder / "README.md", model_card(student.heads, preprocessing, card, folder))
 
 
 def load(folder: str | Path) -> Student:
@@ -197,7 +198,7 @@ def _index(model: str) -> dict[str, Any]:
 def _read(folder: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     """The index of a student's heads and their tensors."""
     try:
-        return json.loads((folder / HEADS_INDEX).read_text()), load_file(folder / HEADS)
+        return json.loads((folder / HEADS_INDEX).read_text(encoding="utf-8")), load_file(folder / HEADS)
     except (OSError, ValueError) as error:
         raise UserError(f"{folder}: holds no student of `repcon train` ({error})") from error
 

@@ -223,7 +223,7 @@ def _place() -> str:
 
 
 def _boot() -> str:
-    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
 
 
 def _said(ask: Callable[[], str]) -> str:
@@ -235,7 +235,7 @@ def _said(ask: Callable[[], str]) -> str:
 
 def _born(pid: int) -> str:
     """When the process started, in the kernel's ticks; empty where that is not to be had (no /proc, no process)."""
-    return _said(lambda: Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
+    return _said(lambda: Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[19].decode())
 
 
 def _process_is_gone(held: bytes) -> bool:

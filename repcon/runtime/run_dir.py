@@ -109,7 +109,7 @@ class Run:
                 what = f"the output of `repcon {held[:20]}`" if held else "other files"
                 raise UserError(f"{self.path} holds {what}; name an empty or new folder for `repcon {command}`")
         self.path.mkdir(parents=True, exist_ok=True)
-        self._lock = (self.path / ".lock").open("w") if alone else None
+        self._lock = (self.path / ".lock").open("w", encoding="ascii") if alone else None
         if self._lock is not None and _is_locked(self._lock):
             raise UserError(f"{self.path}: another process is at work there; wait for it, or name another folder")
         write_text(marker, command + "\n")

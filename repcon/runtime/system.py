@@ -6,6 +6,7 @@ installed.
 
 import os
 import platform
+import shlex
 import subprocess
 import sys
 import time
@@ -40,7 +41,7 @@ def environment() -> dict[str, Any]:
         "device": torch.cuda.get_device_name() if on_gpu else "cpu",
         "cuda": torch.version.cuda,
         "power_limit_watts": _power_limit_watts(str(torch.cuda.get_device_properties(0).uuid)) if on_gpu else None,
-        "command": " ".join([_program(), *sys.argv[1:]]),
+        "command": shlex.join([*_program().split(" "), *sys.argv[1:]]),
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
     return {name: value for name, value in facts.items() if value is not None}
@@ -94,7 +95,7 @@ def _said(*command: str) -> str | None:
 def processor() -> str:
     """The processor's name."""
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return platform.processor()
     return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "unknown")

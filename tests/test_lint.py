@@ -29,7 +29,9 @@ def test_every_text_file_is_opened_in_a_named_encoding() -> None:
             name = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
             given = [part.value for part in call.args[:2] if isinstance(part, ast.Constant)]
             modes = [word for word in given if isinstance(word, str) and set(word) <= set("rwaxbt+")]
-            opened = name == "open" and (modes or isinstance(call.func, ast.Name)) and not any("b" in mode for mode in modes)
+            opened = (
+                name == "open" and (modes or isinstance(call.func, ast.Name)) and not any("b" in mode for mode in modes)
+            )
             named = any(keyword.arg == "encoding" for keyword in call.keywords)
             if not named and (opened or (method and name in ("read_text", "write_text"))):
                 found.append(f"{path.relative_to(ROOT)}:{call.lineno}")

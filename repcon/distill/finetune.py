@@ -15,6 +15,7 @@ from repcon.config import TeachConfig
 from repcon.crops.plan import plan
 from repcon.decode.base import Loader
 from repcon.decode.factory import open_loader
+from repcon.distill.loss_guard import batch_norm_explained
 from repcon.distill.optim import Updates, autocast, keyed
 from repcon.distill.sampler import Order, Pass, cut_of
 from repcon.evaluation.features import whole_images
@@ -155,7 +156,7 @@ class _Trainer:
 
     def _step(self, pixels: torch.Tensor, labels: torch.Tensor) -> tuple[float, torch.Tensor]:
         inputs = backbone.normalise(pixels.to(self.device), self.preprocessing, torch.float32)
-        with autocast(self.device, self.config.precision):
+        with batch_norm_explained(), autocast(self.device, self.config.precision):
             logits = self.model(inputs)
         loss = functional.cross_entropy(logits.float(), labels, label_smoothing=self.config.label_smoothing)
         self.updates.step(loss)

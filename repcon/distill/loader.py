@@ -89,7 +89,9 @@ class Feed:
         missing = store.missing_of(names)
         self.rows = np.setdiff1d(train, missing)
         self.held = np.setdiff1d(held, missing)
-        self.lengths = [self._order(part).steps for part in self.passes]
+        alike = {len(part.crops): part for part in self.passes}
+        steps = {crops: self._order(part).steps for crops, part in alike.items()}
+        self.lengths = [steps[len(part.crops)] for part in self.passes]
         """Batches of each pass."""
         self._store, self._names, self._label_bytes = store, names, int(label_memory * 2**30)
         self._shelf = Shelf(store, names, self._device, shared=world > 1)

@@ -1,5 +1,7 @@
 """Stops a run whose loss is no number any more, and keeps what led there."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +12,20 @@ from repcon.distill.loader import Batch
 from repcon.runtime.errors import UserError
 
 REMEDY = "Start again under another `out` with a lower optim.lr, with optim.clip_norm, or with precision = 'fp32'"
+
+
+@contextmanager
+def batch_norm_explained() -> Iterator[None]:
+    """Explains, around a training forward pass, that batch norm refuses a batch of one value per channel."""
+    try:
+        yield
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise UserError(
+            "batch_size: batch norm needs more than one value per channel, and this batch has one; enlarge batch_size "
+            "or size, or set freeze_norm = true"
+        ) from error
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,13 +14,14 @@ from repcon.distill.checkpoint import Checkpoints
 from repcon.distill.distributed import Stop, Team
 from repcon.distill.loader import Batch, Clock, Feed
 from repcon.distill.loss import HeadsLoss
-from repcon.distill.loss_guard import LossGuard
+from repcon.distill.loss_guard import LossGuard, batch_norm_explained
 from repcon.distill.metrics import TrainingLog
 from repcon.distill.optim import Updates, autocast, keyed
 from repcon.distill.start import begin
 from repcon.distill.validation import Validation
 from repcon.labels.store import LabelStore
 from repcon.models import backbone, student
+from repcon.runtime.device import require_compiler
 
 
 class Trainer:
@@ -46,6 +47,8 @@ class Trainer:
             device=team.device,
             precision=settings.precision,
         )
+        if settings.compile:
+            require_compiler(team.device)
         self._wrapped = team.wrap(self.student)
         self._model: Any = torch.compile(self._wrapped) if settings.compile else self._wrapped
         self.step = self.images = 0
@@ -97,7 +100,8 @@ class Trainer:
         torch.manual_seed(keyed(self.settings.seed, self.step * self.team.world + self.team.rank))
         last = self._closes(part, number)
         with self._apart(last):
-            logits = self.answer(batch.pixels)
+            with batch_norm_explained():
+                logits = self.answer(batch.pixels)
             guard.check()  # Of the step before. Here, so that the CPU runs ahead of a GPU, but by one step at most.
             losses = self.loss(logits, batch.labels, batch.rows)
             self.step += 1

@@ -10,7 +10,7 @@ from repcon.config import TeacherConfig
 from repcon.labels.store import TeacherSection
 from repcon.models import backbone, custom
 from repcon.models.backbone import Preprocessing
-from repcon.runtime.device import DTYPES
+from repcon.runtime.device import DTYPES, require_compiler
 from repcon.runtime.errors import UserError
 
 
@@ -68,6 +68,7 @@ def load(config: TeacherConfig, device: str | torch.device) -> Teacher:
     dtype = DTYPES[config.precision]
     module = module.to(device, dtype, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue, reportArgumentType]
     if config.compile:
+        require_compiler(device)
         # On a CPU weights become constants: batch norms go into convolutions, which compiling alone leaves apart.
         module.compile(options={"freezing": torch.device(device).type == "cpu"})
     return Teacher(name=config.name, module=module, preprocessing=preprocessing, section=section)

@@ -1,6 +1,7 @@
 """Which device a command computes on, and in which numbers."""
 
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Literal
@@ -33,6 +34,21 @@ def choose(device: Literal["auto", "cpu", "cuda"]) -> torch.device:
     if not torch.cuda.is_available():
         raise UserError("device cuda: torch sees no CUDA device here; use device = 'cpu' or 'auto'")
     return torch.device("cuda")
+
+
+def require_compiler(device: torch.device | str) -> None:
+    """Raises UserError where `torch.compile` has no compiler for the device: a C++ one for a CPU, a C one for CUDA."""
+    if torch.device(device).type == "cuda":
+        found = os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang") or shutil.which("cc")
+    else:
+        from torch._inductor.cpp_builder import get_cpp_compiler
+
+        try:
+            found = get_cpp_compiler()
+        except Exception:  # torch's kind of it differs from version to version
+            found = ""
+    if not found:
+        raise UserError("compile: no C++ compiler here; install one (apt install g++), or set compile = false")
 
 
 @contextmanager

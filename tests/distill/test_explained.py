@@ -1,0 +1,28 @@
+"""Faults of torch that a user can mend, in one line."""
+
+import pytest
+import torch
+from torch import nn
+
+from repcon.distill.loss_guard import batch_norm_explained
+from repcon.runtime import device
+from repcon.runtime.errors import UserError
+
+
+def test_a_batch_of_one_value_is_explained():
+    with pytest.raises(UserError, match="enlarge batch_size"), batch_norm_explained():
+        nn.BatchNorm2d(3)(torch.ones(1, 3, 1, 1))
+    with pytest.raises(ValueError, match="something else"), batch_norm_explained():
+        raise ValueError("something else")
+
+
+@pytest.mark.parametrize("place", ["cpu", "cuda"])
+def test_a_missing_compiler_is_told_before_anything_runs(place: str, monkeypatch: pytest.MonkeyPatch):
+    from torch._inductor import cpp_builder
+
+    for name in ("CC", "CXX"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("PATH", "/nonexistent")
+    monkeypatch.setattr(cpp_builder, "get_cpp_compiler", lambda: "")
+    with pytest.raises(UserError, match="no C\\+\\+ compiler here"):
+        device.require_compiler(place)

@@ -41,7 +41,7 @@ def environment() -> dict[str, Any]:
         "device": torch.cuda.get_device_name() if on_gpu else "cpu",
         "cuda": torch.version.cuda,
         "power_limit_watts": _power_limit_watts(str(torch.cuda.get_device_properties(0).uuid)) if on_gpu else None,
-        "command": shlex.join([*_program().split(" "), *sys.argv[1:]]),
+        "command": f"{_program()} {shlex.join(sys.argv[1:])}".rstrip(),
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
     return {name: value for name, value in facts.items() if value is not None}

@@ -1,6 +1,6 @@
 """The loss kernel's ways through wide heads (`repcon_kernels.kl_div.tiling.VARIANTS`), and what small heads pay for.
 
-    PYTHONPATH=.:kernels python benchmarks/kernels_variants.py [--batch 4096]
+    PYTHONPATH=.:kernels python -m benchmarks.kernels.variants [--batch 4096]
 
 Each variant is compiled in a process of its own, all at once, checked against the specification in float64, and timed:
 device time of loss and gradient at 4,096 rows of 21,841 and 1,000 classes in bf16, `floor/time` as in kernels.py. The
@@ -13,15 +13,15 @@ import argparse
 import subprocess
 import sys
 
-import kernels_contenders as contenders
-import kernels_timing as timing
 import torch
 import triton
 import triton.language as tl
-from kernels_contenders import Problem
 from repcon_kernels import multi_head_kl
 from repcon_kernels.kl_div import launch, tiling
 from torch import Tensor
+
+from benchmarks.kernels import contenders, timing
+from benchmarks.kernels.contenders import Problem
 
 CLASSES, SMALL = (21841, 1000), (1000, 196, 45)
 CHECKED = 37
@@ -38,7 +38,9 @@ def main() -> None:
         print(f"{arguments.warm}: off by {check():.2g} of the tolerance", flush=True)
         return
     names = ["streamed", *tiling.VARIANTS]
-    warming = [subprocess.Popen([sys.executable, __file__, "--warm", name]) for name in names]
+    warming = [
+        subprocess.Popen([sys.executable, "-m", "benchmarks.kernels.variants", "--warm", name]) for name in names
+    ]
     good = [name for name, process in zip(names, warming, strict=True) if process.wait() == 0]
     task = contenders.problem(arguments.batch, CLASSES, "cuda")
     logits = (3 * torch.randn(arguments.batch, task.columns, device="cuda")).bfloat16().requires_grad_()
@@ -131,5 +133,5 @@ def small_heads(batch: int) -> None:
 
 if __name__ == "__main__":
     if launch.interpreted() or not torch.cuda.is_available():
-        raise SystemExit("kernels_variants.py needs a GPU")
+        raise SystemExit("benchmarks.kernels.variants needs a GPU")
     main()

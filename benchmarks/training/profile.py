@@ -1,6 +1,6 @@
 """What the launches of a training step wait for while a loader works on the same GPU. One minute.
 
-    python benchmarks/training_profile.py [--loaders dali,torch] [--data FOLDER] [--prepare] [--out FOLDER] [--dry]
+    python -m benchmarks.training.profile [--loaders dali,torch] [--data FOLDER] [--prepare] [--out FOLDER] [--dry]
 
 For one batch in memory again and again (`synthetic`) and for each loader: the rate over TIMED steps after WARM ones,
 then a profile of PROFILED steps by torch.profiler, from which is printed
@@ -27,10 +27,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from training import GPU, SHORT
-from training_contenders import _trainer
-from training_data import CLASSES, make_data, open_data
 
+from benchmarks.training.benchmark import GPU, SHORT
+from benchmarks.training.contenders import _trainer
+from benchmarks.training.data import CLASSES, make_data, open_data
 from repcon.distill.loader import Batch
 from repcon.distill.loss_guard import LossGuard
 from repcon.distill.trainer import Trainer

@@ -1,6 +1,6 @@
 """Precomputing labels on a GPU: every loader, one crop per image and four, beside the teachers alone. Two minutes.
 
-    python benchmarks/precompute_gpu.py [--packs FOLDER [--prepare]] [--budget 150] [--dry] [--json FILE] [--record]
+    python -m benchmarks.precompute.gpu [--packs FOLDER [--prepare]] [--budget 150] [--dry] [--json FILE] [--record]
 
 For each PANEL (teachers that label in one pass), LOADER and number of crops:
 
@@ -12,7 +12,7 @@ PANEL_LOADER_CROPS_crops_per_second, _steady_crops_per_second, _waited_share   a
 PANEL_teachers_crops_per_second, PANEL_batch_size   of the teachers alone
 
 Everything is in bf16 at 224 pixels. All teachers have random weights: speed does not know the difference. Images are
-generated JPEGs of 500 x 375 pixels (loaders_pictures.py). Every line is printed as soon as it is known; nothing new is
+generated JPEGs of 500 x 375 pixels. Every line is printed as soon as it is known; nothing new is
 started once --budget seconds have passed. Packs are made in --packs, or found there; --prepare makes them and ends.
 --dry is a tiny form for a CPU, whose figures mean nothing.
 """
@@ -25,13 +25,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import script
-import tables
 import torch
-from loaders_pictures import DIFFERENT, generated
-from precompute_contenders import Job, Packs, alone, ours
-from targets import targets
 
+from benchmarks.harness import script, tables
+from benchmarks.harness.targets import targets
+from benchmarks.loaders.sample_images import DIFFERENT, generated
+from benchmarks.precompute.contenders import Job, Packs, alone, ours
 from repcon.config import LoaderKind, Precision, TeacherConfig
 from repcon.models import teacher as teachers
 from repcon.models.backbone import timm

@@ -104,7 +104,8 @@ class UnitWorker:
         claim = claimed(self._bench, [unit], self._leases)
         done = labeller.label(claim, self._leases)
         self._patience.note(done > 0, self._bench.todo)
-        return merged(self._events) if done else None
+        # Not where another process took it over while this one stood still.
+        return merged(self._events) if done and self._bench.store.is_done(unit) else None
 
 
 def claimed(bench: Bench, units: list[Unit], leases: Leases) -> Iterator[Unit]:

@@ -1,4 +1,5 @@
 import dataclasses
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -276,3 +277,123 @@ def test_a_bigger_sample_than_images_takes_all(real):
 def test_what_would_check_nothing_is_refused(store, change):
     with pytest.raises(UserError, match="sample and seed must be"):
         verify.run(VerifyConfig(store=store.url, **change))
+
+
+def pin(url: str, name: str, change) -> None:
+    """Changes a `zarr.json`, and its hash in the manifest."""
+    root = Path(url)
+    data = json.dumps(change(json.loads((root / name).read_text()))).encode()
+    (root / name).write_bytes(data)
+    values = unseal((root / "manifest.json").read_bytes(), "m")
+    values["metadata"][name] = hashlib.sha256(data).hexdigest()
+    (root / "manifest.json").write_bytes(seal(values))
+
+
+def inner(metadata: dict) -> list:
+    return metadata["codecs"][0]["configuration"]["codecs"]
+
+
+def big_endian(metadata: dict) -> dict:
+    inner(metadata)[0]["configuration"]["endian"] = "big"
+    return metadata
+
+
+def pickled(metadata: dict) -> dict:
+    inner(metadata)[:] = [{"name": "numcodecs.pickle", "configuration": {}}]
+    return metadata
+
+
+def index_first(metadata: dict) -> dict:
+    metadata["codecs"][0]["configuration"]["index_location"] = "start"
+    return metadata
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        big_endian,
+        pickled,
+        index_first,
+        lambda metadata: metadata | {"fill_value": 0},
+        lambda metadata: metadata | {"shape": [4, 99, 5]},
+        lambda metadata: metadata | {"data_type": "int16"},
+        lambda metadata: metadata | {"chunk_key_encoding": {"name": "default", "configuration": {"separator": "."}}},
+        lambda metadata: metadata | {"storage_transformers": [{"name": "other"}]},
+        lambda metadata: metadata | {"attributes": {"scale_factor": 2}},
+        lambda metadata: metadata | {"zarr_format": True},
+        lambda metadata: [metadata],
+    ],
+)
+def test_an_array_that_plain_zarr_would_read_otherwise_is_unsound(store, change):
+    pin(store.url, "heads/wide/ids/zarr.json", change)
+    assert "heads/wide/ids/zarr.json: plain zarr would read it otherwise" in str(failure(store.url))
+
+
+def test_metadata_that_the_group_holds_for_its_arrays_is_unsound(store):
+    """Consolidated metadata in the root is what plain zarr opens arrays by."""
+    held = json.loads((Path(store.url) / "heads/wide/ids/zarr.json").read_text())
+    inside = {"kind": "inline", "must_understand": False, "metadata": {"heads/wide/ids": big_endian(held)}}
+    pin(store.url, "zarr.json", lambda group: group | {"consolidated_metadata": inside})
+    assert "zarr.json: plain zarr would read it otherwise" in str(failure(store.url))
+
+
+def test_fields_without_a_meaning_may_be_there(store):
+    nothing = {"attributes": {}, "storage_transformers": []}
+    pin(store.url, "heads/wide/ids/zarr.json", lambda metadata: metadata | nothing)
+    pin(store.url, "zarr.json", lambda group: group | {"consolidated_metadata": None})
+    assert verify.run(VerifyConfig(store=store.url))["passed"]
+
+
+def test_an_array_that_the_manifest_does_not_know_is_unsound(store):
+    shutil.copytree(Path(store.url) / "heads/wide", Path(store.url) / "heads/stray")
+    assert "heads/stray: an array or group that the manifest does not know" in str(failure(store.url))
+    (Path(store.url) / "notes").mkdir()  # no part of the store, and none for zarr
+    shutil.rmtree(Path(store.url) / "heads/stray")
+    assert verify.run(VerifyConfig(store=store.url))["passed"]
+
+
+def test_a_change_that_was_cut_short_is_told(store):
+    root = Path(store.url)
+    shutil.copy(root / "manifest.json", root / "manifest.next.json")
+    assert "manifest.next.json: a change of this store is under way, or was cut short" in str(failure(store.url))
+
+
+def test_labels_of_rows_that_are_marked_as_missing_are_told(store):
+    path = Path(store.url) / "done/part-0-crop-0-row-0.json"
+    path.write_bytes(seal(unseal(path.read_bytes(), "m") | {"missing": [3], "reasons": ["no JPEG"]}))
+    assert "rows that are marked as missing have labels" in str(failure(store.url))
+
+
+def restated(real: Path, folder: Path, **changes) -> str:
+    """A copy of the store whose manifest says something else; its completion records do not say of what they are."""
+    shutil.copytree(real / "labels.zarr", folder)
+    values = unseal((folder / "manifest.json").read_bytes(), "m")
+    (folder / "manifest.json").write_bytes(seal(values | changes))
+    for path in (folder / "done").iterdir():
+        path.write_bytes(seal(unseal(path.read_bytes(), "m") | {"source": ""}))
+    return str(folder)
+
+
+def test_a_manifest_of_fewer_images_than_the_pack_is_refused(real, tmp_path):
+    store = restated(real, tmp_path / "s", images=31)
+    with pytest.raises(UserError, match="its manifest counts 31 images and the pack has 32"):
+        verify.run(config(real, store, sample=0))
+    assert "plain zarr would read it otherwise" in str(failure(store))
+
+
+def test_boxes_that_the_recipe_does_not_draw_are_told(real, tmp_path):
+    values = unseal((real / "labels.zarr/manifest.json").read_bytes(), "m")
+    store = restated(real, tmp_path / "s", crop_recipe=values["crop_recipe"] | {"seed": 7})
+    assert "their boxes are not those that the manifest's crop_recipe draws" in str(failure(store, **of(real)))
+
+
+def of(real: Path) -> dict:
+    return {"pack": (real / "pack").read_text(), "sample": 0}
+
+
+def test_a_teacher_without_an_input_size_cannot_be_asked_again(real, tmp_path):
+    values = unseal((real / "labels.zarr/manifest.json").read_bytes(), "m")
+    teachers = [teacher | {"preprocessing": {}} for teacher in values["teachers"]]
+    store = restated(real, tmp_path / "s", teachers=teachers)
+    with pytest.raises(UserError, match="its preprocessing names no input size"):
+        verify.run(config(real, store))

@@ -301,3 +301,40 @@ def test_a_teacher_of_which_nothing_is_finished_gives_its_name_to_another(tmp_pa
     store.append_teachers([section("most", 6)])
     fill(other)
     assert [unit.heads for unit in LabelStore.open(url).unfinished()] == [("most",)] * 3
+
+
+def test_a_new_store_leaves_other_files_where_they_are(tmp_path):
+    (tmp_path / "mine/.cache").mkdir(parents=True)
+    for name in (".notes.tmp", ".cache/.draft.tmp"):
+        (tmp_path / "mine" / name).write_text("precious")
+    LabelStore.create(str(tmp_path / "mine"), spec())
+    assert (tmp_path / "mine/.notes.tmp").read_text() == (tmp_path / "mine/.cache/.draft.tmp").read_text() == "precious"
+
+
+@pytest.mark.parametrize(
+    "names", [("notes.txt",), ("zarr.json",), ("manifest.next.json",), ("crops", "manifest.next.json")]
+)
+def test_a_folder_of_others_is_refused_and_left_as_it_is(tmp_path, names):
+    for name in names:
+        (tmp_path / name).write_text("precious")
+    with pytest.raises(UserError, match=f"{tmp_path}.*(holds other files|damaged)"):
+        LabelStore.create(str(tmp_path), spec())
+    assert all((tmp_path / name).read_text() == "precious" for name in names)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(names)
+
+
+def test_a_refused_spec_leaves_nothing(tmp_path):
+    for changes in (
+        {"crop_recipe": {"flip": 1.5}},
+        {"crop_recipe": {"seed": -1}},
+        {"crop_recipe": {"colour": 1}},
+        {"crop_recipe": {"ratio": [float("nan"), 1.0]}},
+        {"temperatures": (float("nan"),)},
+        {"teachers": (section("a", 3, preprocessing={"size": 0}),)},
+        {"teachers": (section("a", 3, preprocessing={"size": 32, "mean": [float("inf")]}),)},
+        {"teachers": (section("a", 2, classes=("x", "\udcff")),)},
+        {"teachers": (section("a", 3, precision="fp8"),)},
+    ):
+        with pytest.raises(UserError):
+            LabelStore.create(str(tmp_path / "s"), spec(**changes))
+        assert not (tmp_path / "s").exists()

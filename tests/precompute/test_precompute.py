@@ -423,3 +423,27 @@ def test_paths_that_go_to_other_machines_are_from_the_root(recipe, tmp_path, mon
     sent = absolute(replace(recipe, pack="packs/a", out="s3://bucket/x", teachers=model))
     assert (sent.pack, sent.out) == (str(tmp_path / "packs/a"), "s3://bucket/x")
     assert [teacher.model for teacher in sent.teachers] == [str(tmp_path / "own"), "package:efficientnet_lite0"]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"crop": CropConfig(flip=1.5)},
+        {"crop": CropConfig(seed=-1)},
+        {"temperatures": (0.0,)},
+        {"codec": "zstd", "k": 10**6},
+    ],
+)
+def test_a_refused_recipe_leaves_no_store_that_refuses_the_mended_one(recipe, changes):
+    with pytest.raises(UserError):
+        precompute.run(replace(recipe, **changes))
+    assert not Path(recipe.out).exists() and not Path(recipe.out + ".leases").exists()
+    assert precompute.run(recipe)["crops"] == 32 * 8
+
+
+def test_growth_that_is_refused_adds_no_teacher(recipe, teacher_folders):
+    precompute.run(recipe)
+    before = contents(recipe.out)
+    with pytest.raises(UserError, match="crops can grow from 8 in steps of 8"):
+        precompute.run(replace(with_teachers(recipe, teacher_folders, "five", "nine"), crops=12))
+    assert contents(recipe.out) == before

@@ -66,7 +66,13 @@ class Protocol:
         return replace(self, **wanted)
 
 
-USUAL = Protocol(name="usual", domains=("birds", "grocery"))
+USUAL = Protocol(
+    name="usual", domains=("birds", "grocery"), seeds=tuple(range(6)),
+    methods=(
+        "generalist", "teacher", "average", "average_of_tasks", "task", "task_generalist", "tasks", "tasks_generalist",
+        "joint", "ceiling",
+    ),
+)  # fmt: skip
 EPOCHS_WITH_ALL = 3
 """With all images of the domains the proxy is three times as large; students see about twice as many in all."""
 SHORT = Protocol(

@@ -19,10 +19,35 @@ from typing import Any
 from repcon import config
 from repcon.commands import evaluate, pack, precompute, teach, train
 from repcon.config import EvaluateConfig, PackConfig, PrecomputeConfig, TeachConfig, TrainConfig
+from repcon.models import backbone
+from repcon.models.merge import as_member, average
 from repcon.runtime.console import console
 from repcon.runtime.errors import UserError
 from repcon.runtime.memory import keep_freed_memory
 from repcon.runtime.run_dir import write_json
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AverageConfig:
+    """A mean of weights as a model of its own: what a student starts from, without any training."""
+
+    models: dict[str, str]
+    """By the names of `shares`."""
+    shares: dict[str, float]
+    out: str
+    size: int
+
+
+def write_average(settings: AverageConfig) -> dict[str, Any]:
+    """Writes the mean as a folder that timm opens."""
+    created = {name: backbone.create(model, size=settings.size) for name, model in settings.models.items()}
+    members = {name: as_member(model, settings.size) for name, model in created.items()}
+    first = next(iter(members.values()))
+    state = average(members, settings.shares)
+    first.backbone.load_state_dict(state)
+    backbone.save(first.backbone, settings.out, classes=(), preprocessing=first.preprocessing, extra={})
+    return {"shares": settings.shares}
+
 
 COMMANDS = {
     PackConfig: pack.run,
@@ -30,6 +55,7 @@ COMMANDS = {
     PrecomputeConfig: precompute.run,
     TrainConfig: train.run,
     EvaluateConfig: evaluate.run,
+    AverageConfig: write_average,
 }
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 

@@ -17,7 +17,8 @@ from benchmarks.experiments.consolidation.protocol import (
     Protocol,
     recipe,
 )
-from benchmarks.experiments.consolidation.steps import Step
+from benchmarks.experiments.consolidation.steps import AverageConfig, Step
+
 from repcon.config import (
     ClassSubset,
     EvaluateConfig,
@@ -54,7 +55,9 @@ class Study:
         cells = [(seed, domain) for seed in self.protocol.seeds for domain in self.protocol.domains]
         students = {cell: self.students(*cell) for cell in cells}
         self.do([step for methods in students.values() for step in methods.values()])
-        trunks = {cell: self.trunks(*cell, teachers, students[cell]) for cell in cells}
+        averages = {cell: self.averages(cell[0], teachers, students[cell]) for cell in cells}
+        self.do([step for methods in averages.values() for step in methods.values()])
+        trunks = {cell: self.trunks(*cell, teachers, students[cell] | averages[cell]) for cell in cells}
         results = self.do([self.measure(*cell, trunks[cell]) for cell in cells])
         return dict(zip(cells, results, strict=True))
 
@@ -197,6 +200,20 @@ class Study:
         """{method: step}; a student of all domains stands under each of them."""
         methods = [method for method in STUDENTS if method in self.protocol.methods]
         return {method: self.student(seed, domain, method) for method in methods}
+
+    def averages(self, seed: int, teachers: Mapping[str, Step], students: Mapping[str, Step]) -> dict[str, Step]:
+        """{method: step}: the means of weights that students started from, by the shares that they chose."""
+        steps = {}
+        for method, student in {"average": "task_generalist", "average_of_tasks": "tasks_generalist"}.items():
+            held = students[student].held() if {method, student} <= set(self.protocol.methods) else None
+            if held is None or held["results"]["init"]["init"] != "average":
+                continue
+            shares = held["results"]["init"]["shares"]
+            models = {name: self.generalist if name == GENERALIST else str(teachers[name].out) for name in shares}
+            out = self.work / "averages" / students[student].out.name
+            settings = AverageConfig(models=models, shares=shares, out=str(out), size=self.protocol.size)
+            steps[method] = Step(settings=settings, out=out)
+        return steps
 
     def student(self, seed: int, domain: str, method: str) -> Step:
         """A method's student by its recipe; one whose heads another has already is that other."""

@@ -66,6 +66,8 @@ FINDINGS = {
     "side_by_side": ("task_generalist", ("ceiling",)),
     "side_by_side_of_tasks": ("tasks_generalist", ("ceiling",)),
     "over_joint": ("tasks_generalist", ("joint",)),
+    "training": ("task_generalist", ("average",)),
+    "training_of_tasks": ("tasks_generalist", ("average_of_tasks",)),
 }
 """Margins by name: the method, and the rivals of which the best in each run is subtracted."""
 

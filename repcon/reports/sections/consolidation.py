@@ -16,6 +16,8 @@ METHODS = {
     "teacher": "task teacher",
     "teacher_a": "teacher of a quarter",
     "teacher_b": "teacher of another quarter",
+    "average": "mean of both models' weights, no training",
+    "average_of_tasks": "mean of all models' weights, no training",
     "task": "student: task only",
     "generalist_only": "student: generalist only",
     "task_generalist": "student: task + generalist",
@@ -38,6 +40,8 @@ MARGINS = {
     "side_by_side": "the student of task teacher and generalist over both trunks side by side",
     "side_by_side_of_tasks": "ONE student of all domains over each domain's teacher and the generalist side by side",
     "over_joint": "ONE student of all domains over one network trained with all domains' labels",
+    "training": "what distilling adds to the mean of both models' weights that the student starts from",
+    "training_of_tasks": "the same for ONE student of all domains",
 }
 """What is compared in each margin."""
 LEAD = (

@@ -258,11 +258,14 @@ def test_a_finished_study_does_nothing_twice_and_refuses_another_recipe(finished
         study.Study(run.source, run.work, run.protocol.changed(epochs=2)).run()
 
 
-def test_the_students_recipes_differ_in_their_heads_only():
+def test_the_students_recipes_differ_in_their_heads_and_start_only():
     shipped = {
         name: protocols.recipe(TrainConfig, name, pack="", store="", out="") for name in protocols.STUDENTS.values()
     }
-    assert len({dump(replace(settings, heads=())) for settings in shipped.values()}) == 1
+    assert len({dump(replace(settings, heads=(), init="auto")) for settings in shipped.values()}) == 1
+    for settings in shipped.values():  # the paper's students of task teachers alone start from the generalist's weights
+        alone = "generalist" not in {head.name for head in settings.heads}
+        assert settings.init == ("backbone" if alone else "auto")
     assert len({settings.heads for settings in shipped.values()}) == len(shipped)
     assert {settings.optim for settings in shipped.values()} == {shipped["consolidate"].optim}
 

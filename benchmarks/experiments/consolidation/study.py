@@ -18,7 +18,6 @@ from benchmarks.experiments.consolidation.protocol import (
     recipe,
 )
 from benchmarks.experiments.consolidation.steps import AverageConfig, Step
-
 from repcon.config import (
     ClassSubset,
     EvaluateConfig,

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from repcon.models import student as student
     from repcon.runtime.errors import UserError as UserError
 
+__version__ = "0.1.0"
+
 _HOMES = {
     "Feed": "repcon.distill.loader",
     "HeadConfig": "repcon.config",
@@ -28,7 +30,7 @@ _HOMES = {
     "UserError": "repcon.runtime.errors",
 }
 
-__all__ = ["Feed", "HeadConfig", "HeadsLoss", "LabelStore", "Pack", "UserError", "backbones", "student"]
+__all__ = ["Feed", "HeadConfig", "HeadsLoss", "LabelStore", "Pack", "UserError", "__version__", "backbones", "student"]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,6 +1,7 @@
 """The command line: `repcon COMMAND [--recipe FILE] [--json FILE] [flags]`; a command is imported when asked for."""
 
 import dataclasses
+import difflib
 import errno
 import importlib
 import io
@@ -15,7 +16,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from repcon import config
+from repcon import __version__, config
 from repcon.runtime.console import console
 from repcon.runtime.errors import UserError
 from repcon.runtime.memory import keep_freed_memory
@@ -45,6 +46,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):  # also for what others print
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+    if words[:1] in (["--version"], ["version"]):
+        print(f"repcon {__version__}")
+        return 0
+    if words[:1] == ["help"]:  # `repcon help train` is `repcon train --help`
+        words = [*words[1:2], "--help"]
     if not words or words[0] in ("-h", "--help"):
         _help()
         return 0
@@ -96,6 +102,9 @@ def _json_path(words: list[str]) -> str | None:
     path = _take(words, "--json")
     if path is None:
         return None
+    if path == "-":  # the figures alone go to the standard output
+        console.stderr = True
+        return path
     path = config.at_home(path)
     place = Path(path).absolute()
     if not place.parent.is_dir():
@@ -119,28 +128,36 @@ def _failed(message: str, json_path: str | None, figures: dict[str, Any]) -> int
 def _command(name: str, words: list[str]) -> dict[str, Any]:
     """Gives the command's figures."""
     if name not in COMMANDS:
-        raise UserError(f"no command {name!r}; there are {', '.join(COMMANDS)}")
+        raise UserError(f"no command {name!r}; {_suggestion(name)}there are {', '.join(COMMANDS)}")
     kind, module = COMMANDS[name]
     settings = _settings(name, kind, words, _take(words, "--recipe"))
     keep_freed_memory()
     return importlib.import_module(module).run(settings)
 
 
+def _suggestion(name: str) -> str:
+    """The command that a misspelt one resembles most; empty where it resembles none."""
+    close = difflib.get_close_matches(name.lower(), COMMANDS, n=1)
+    return f"did you mean {close[0]}? " if close else ""
+
+
 def _settings(name: str, kind: type, words: list[str], recipe: str | None) -> Any:
     """The recipe's values under the flags' values; a required field may come from either."""
     words, default = _gathered(kind, words), None
-    if recipe is not None:
-        values = config.read_toml(recipe)
+    words, sources = _sources(kind, words)
+    teachers = _teachers(kind, words)
+    if recipe is not None or teachers:
+        values = ({} if recipe is None else config.read_toml(recipe)) | teachers
         required = [f.name for f in dataclasses.fields(kind) if f.default is f.default_factory is dataclasses.MISSING]
         absent = [field for field in required if field not in values]
         # A recipe may leave paths to the flags: a placeholder passes the check, then tyro asks for the field.
         blank: dict[str, Any] = {field: [] if field == "paths" else "" for field in absent}
-        checked = config.parse(kind, values | blank, recipe)
+        checked = config.parse(kind, values | blank, recipe or "--teachers")
         default = dataclasses.replace(checked, **dict.fromkeys(absent, tyro.MISSING))
     try:
-        if default is None:
-            return tyro.cli(kind, prog=f"repcon {name}", args=words)
-        return tyro.cli(kind, prog=f"repcon {name}", args=words, default=default)
+        given = {} if default is None else {"default": default}
+        settings = tyro.cli(kind, prog=f"repcon {name}", args=words, **given)
+        return dataclasses.replace(settings, source=sources) if len(sources) > 1 else settings
     except SystemExit as stop:
         raise SystemExit(1 if stop.code else 0) from None
 
@@ -167,6 +184,34 @@ def _gathered(kind: type, words: Sequence[str]) -> list[str]:
     return rest + [word for name, held in values.items() for word in (name, *held)]
 
 
+def _sources(kind: type, words: list[str]) -> tuple[list[str], tuple[str, ...]]:
+    """`pack`'s words with one SOURCE and OUT at their end, and all the sources: the parser cannot tell several from
+    the OUT that follows them."""
+    if kind is not config.PackConfig:
+        return words, ()
+    flags, plain, rest = [], [], iter(words)
+    for word in rest:
+        if not word.startswith("-"):
+            plain.append(word)
+            continue
+        flags.append(word)
+        if "=" not in word and word not in ("-h", "--help", "--ffcv", "--no-ffcv"):
+            flags += [value for value in (next(rest, None),) if value is not None]
+    return [*flags, *plain[:1], *plain[-1:]] if len(plain) > 1 else words, tuple(plain[:-1])
+
+
+def _teachers(kind: type, words: list[str]) -> dict[str, list[dict[str, str]]]:
+    """Removes `--teachers NAME=MODEL ...` from `precompute`'s words and gives them as a recipe has them; {} without."""
+    if kind is not config.PrecomputeConfig or "--teachers" not in words:
+        return {}
+    start = words.index("--teachers")
+    end = next((place for place in range(start + 1, len(words)) if words[place].startswith("--")), len(words))
+    given = words[start + 1 : end]
+    del words[start:end]
+    pairs = config.named_values("teachers", given, "NAME=MODEL")
+    return {"teachers": [{"name": name, "model": model} for name, model in pairs.items()]}
+
+
 def _take(words: list[str], flag: str) -> str | None:
     """Removes `flag VALUE` or `flag=VALUE` from the words and gives the value."""
     for place, word in enumerate(words):
@@ -183,7 +228,10 @@ def _take(words: list[str], flag: str) -> str | None:
 def _written(path: str | None, figures: dict[str, Any]) -> bool:
     """Writes the figures where they were asked for; says so and gives False where that fails."""
     try:
-        if path is not None:
+        if path == "-":
+            sys.stdout.write(json_text(figures))
+            sys.stdout.flush()
+        elif path is not None:
             Path(path).write_text(json_text(figures), encoding="utf-8")  # not by a rename: it may be /dev/stdout
     except OSError as error:
         errors.print(f"[bold red]error[/] --json {escape(str(path))}: {error.strerror}", highlight=False)

@@ -10,6 +10,7 @@ from repcon.images import writer
 from repcon.images.format import BETON, MANIFEST
 from repcon.images.pack import Pack
 from repcon.images.packing import write_pack
+from repcon.images.several import paths
 from repcon.runtime.console import console
 from repcon.runtime.errors import UserError
 
@@ -22,7 +23,7 @@ def run(config: PackConfig) -> dict[str, Any]:
     if (
         config.ffcv
         and (Path(config.out) / MANIFEST).is_file()
-        and Path(config.source).resolve() == Path(config.out).resolve()
+        and [Path(source).resolve() for source in paths(config.source)] == [Path(config.out).resolve()]
     ):
         return _only_beton(Path(config.out))
     return write_pack(config, _write_beton if config.ffcv else None)

@@ -1,6 +1,6 @@
 """Settings of every command, and the TOML files that hold them."""
 
-from repcon.config.checks import at_home
+from repcon.config.checks import at_home, named_values
 from repcon.config.schema import (
     ClassSubset,
     Codec,
@@ -56,6 +56,7 @@ __all__ = [
     "VerifyConfig",
     "at_home",
     "dump",
+    "named_values",
     "parse",
     "read_toml",
     "require_least",

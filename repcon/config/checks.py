@@ -4,6 +4,7 @@ import dataclasses
 import math
 import os
 import re
+from collections.abc import Iterable
 from typing import Any
 
 from repcon.runtime.errors import UserError
@@ -46,6 +47,23 @@ def at_home(value: Any) -> Any:
     if not isinstance(value, str) or "~" not in value:
         return value
     return _HOME.sub(lambda found: found[1] + os.path.expanduser(found[2]), value)
+
+
+def named_values(field: str, entries: Iterable[str], form: str) -> dict[str, str]:
+    """["NAME=VALUE"] as {name: value}, in the order given.
+
+    form: what each is to look like, for the message. Raises UserError for another form and for a name that is there
+    twice.
+    """
+    found: dict[str, str] = {}
+    for entry in entries:
+        name, _, value = entry.partition("=")
+        if not name or not value:
+            raise UserError(f"{field}: {entry!r} must be {form}")
+        if name in found:
+            raise UserError(f"{field}: two are called {name!r}; each needs a name of its own")
+        found[name] = value
+    return found
 
 
 def _require_possible(field: str, value: float) -> None:

@@ -39,10 +39,14 @@ class ClassSubset(Checked):
 class PackConfig(Checked):
     """Pack images into tar shards that teachers and students read."""
 
-    source: Annotated[Positional[str], arg(metavar="SOURCE")]
-    """An image folder (a sub-folder per class gives labels), a WebDataset tar, or a folder of tars."""
+    source: Annotated[Positional[str | tuple[str, ...]], arg(metavar="SOURCE [SOURCE ...]")]
+    """An image folder (a sub-folder per class gives labels), a WebDataset tar, or a folder of tars; several go into one
+    pack, classes of one name together."""
     out: Annotated[Positional[str], arg(metavar="OUT")]
     """Folder that the pack is written to."""
+    limit: int = 0
+    """At most so many images, spread evenly over each source; several sources get equal shares, as far as they have so
+    many. 0 takes all."""
     max_side: int = 1024
     """Longest side in pixels; larger images are made smaller, once. 0 keeps every size."""
     jpeg_quality: int = 95
@@ -85,7 +89,10 @@ class TeacherConfig(Checked):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PrecomputeConfig(Checked):
-    """Run every teacher once over the planned crops and store the top-k soft labels."""
+    """Run every teacher once over the planned crops and store the top-k soft labels.
+
+    Teachers are named by `--teachers NAME=MODEL [NAME=MODEL ...]`, or by a recipe's [[teachers]].
+    """
 
     pack: str
     out: str

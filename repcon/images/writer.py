@@ -26,6 +26,7 @@ from repcon.images import format as pack_format
 from repcon.images import sources
 from repcon.images.format import Manifest
 from repcon.images.jpeg import Encoded, Unusable, encode
+from repcon.images.several import paths, read_all, told
 from repcon.images.shards import Part, Shard, assemble, write_file
 from repcon.images.sources import Item, Listing
 from repcon.runtime.console import console, progress
@@ -56,8 +57,8 @@ def plan(config: PackConfig) -> Plan:
     another source or of other settings.
     """
     _check(config)
-    with console.status(f"listing {escape(config.source)}"):
-        listing = sources.read(config.source)
+    with console.status(f"listing {escape(told(config.source))}"):
+        listing = read_all(config.source, config.limit)
     names = ("max_side", "jpeg_quality", "shard_megabytes")
     settings = {"source": listing.identity, **{name: getattr(config, name) for name in names}}
     _compare(Path(config.out), settings)
@@ -85,13 +86,21 @@ def write(plan: Plan) -> Manifest:
 
 
 def _check(config: PackConfig) -> None:
-    bounds = {"max_side": (0, 1 << 30), "workers": (0, 1024), "shard_megabytes": (1, 1 << 20), "jpeg_quality": (1, 100)}
+    bounds = {
+        "limit": (0, 1 << 31),
+        "max_side": (0, 1 << 30),
+        "workers": (0, 1024),
+        "shard_megabytes": (1, 1 << 20),
+        "jpeg_quality": (1, 100),
+    }
     for name, (low, high) in bounds.items():
         if not low <= getattr(config, name) <= high:
             raise UserError(f"{name} = {getattr(config, name)}: must lie between {low} and {high:,}")
-    source, out = Path(config.source).resolve(), Path(config.out).resolve()
-    if source == out or source in out.parents:
-        raise UserError(f"{config.out} lies inside {config.source}, which it would become a part of; name another OUT")
+    out = Path(config.out).resolve()
+    for name in paths(config.source):
+        source = Path(name).resolve()
+        if source == out or source in out.parents:
+            raise UserError(f"{config.out} lies inside {name}, which it would become a part of; name another OUT")
 
 
 def _compare(out: Path, settings: dict[str, Any]) -> None:

@@ -5,6 +5,7 @@ import sys
 
 import pytest
 
+import repcon
 from repcon import cli
 from repcon.commands import pack
 from repcon.runtime.console import console
@@ -123,3 +124,50 @@ def test_a_list_written_as_a_table_says_how_to_write_it(tmp_path, capsys):
 def test_the_package_runs_as_a_module():
     done = subprocess.run([sys.executable, "-m", "repcon", "--help"], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0 and "precompute" in done.stdout
+
+
+@pytest.mark.parametrize(("word", "meant"), [("pak", "pack"), ("Pack", "pack"), ("consolidat", "consolidate")])
+def test_a_misspelt_command_says_what_was_meant(word, meant, capsys):
+    if meant not in cli.COMMANDS:
+        pytest.skip("there is no such command")
+    assert cli.main([word]) == 1
+    assert f"did you mean {meant}?" in capsys.readouterr().err.replace("\n", " ")
+    assert cli.main(["xyzzy"]) == 1
+    assert "did you mean" not in capsys.readouterr().err
+
+
+def test_version_and_help(capsys):
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out.strip() == f"repcon {repcon.__version__}"
+    assert cli.main(["help"]) == 0
+    assert "precompute" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["help", "pack"])
+    assert stop.value.code == 0 and "SOURCE" in capsys.readouterr().out
+
+
+def test_teachers_by_flag_in_place_of_the_recipe_s(tmp_path, capsys):
+    kind = cli.COMMANDS["precompute"][0]
+    words = ["--teachers", "birds=runs/birds", "food=resnet18", "--pack", "p", "--out", "o"]
+    settings = cli._settings("precompute", kind, list(words), None)
+    assert [(one.name, one.model) for one in settings.teachers] == [("birds", "runs/birds"), ("food", "resnet18")]
+    recipe = tmp_path / "r.toml"
+    recipe.write_text('crops = 2\n[[teachers]]\nname = "a"\nmodel = "b"\nsize = 64\n')
+    settings = cli._settings("precompute", kind, list(words), str(recipe))
+    assert (len(settings.teachers), settings.teachers[0].size, settings.crops) == (2, 0, 2)
+    for wrong, told in ((["birds"], "NAME=MODEL"), (["a=b", "a=c"], "two are called")):
+        assert cli.main(["precompute", "--pack", "p", "--out", "o", "--teachers", *wrong]) == 1
+        assert told in capsys.readouterr().err.replace("\n", " ")
+
+
+def test_json_to_the_standard_output_is_all_that_stands_there(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(console, "stderr", False)
+
+    def run(settings):
+        console.print("a table")
+        return {"images": 1}
+
+    monkeypatch.setattr(pack, "run", run)
+    assert cli.main(["pack", "a", "b", "--json", "-"]) == 0
+    shown = capsys.readouterr()
+    assert json.loads(shown.out) == {"images": 1} and "a table" in shown.err

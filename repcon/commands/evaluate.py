@@ -77,15 +77,19 @@ def run(config: EvaluateConfig) -> dict[str, Any]:
                 bars.update(task, advance=1, note="")
         heads = measure_heads(checks, config, bars)
     results = _results(measured, about, splits, sets, config)
-    for name, one in results.items():
-        _write(one, measured[name], splits[name], output.path / name if len(sets) > 1 else output.path)
+    folders = {name: output.path / name if len(sets) > 1 else output.path for name in results}
+    for name, folder in folders.items():
+        _write_answers(measured[name], splits[name], folder)
     whole = _whole(results, heads, config)
     if measured:
         whole["verdict"] = _verdict(config.student, next(iter(about.values())), measured)
+    whole = output.finish(whole)  # before anything is drawn or shown, which may fail
+    for name, folder in folders.items():
+        tables.plot(results[name], folder / "transfer.svg")
     _show(whole, results)
     console.print(f"written to {escape(str(output.path))}", soft_wrap=True, highlight=False)
     tables.verdict(whole.get("verdict", {}))
-    return output.finish(whole)
+    return whole
 
 
 def _checked(config: EvaluateConfig) -> tuple[dict[str, str], dict[str, EvaluateConfig]]:
@@ -105,11 +109,10 @@ def _checked(config: EvaluateConfig) -> tuple[dict[str, str], dict[str, Evaluate
     return trunks, named(config)
 
 
-def _write(results: Mapping[str, Any], measured: Measured, split: Split, folder: Path) -> None:
-    """`answers.npz` and `transfer.svg` of one data set."""
+def _write_answers(measured: Measured, split: Split, folder: Path) -> None:
+    """`answers.npz` of one data set."""
     folder.mkdir(parents=True, exist_ok=True)
     np.savez(folder / "answers.npz", **flat(measured), test_rows=split.test, test_labels=split.test_labels)  # pyright: ignore[reportArgumentType]
-    tables.plot(results, folder / "transfer.svg")
 
 
 def _results(

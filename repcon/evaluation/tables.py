@@ -14,6 +14,7 @@ from rich.text import Text
 from repcon.evaluation.intervals import show
 from repcon.evaluation.verdict import METRICS
 from repcon.runtime.console import console
+from repcon.runtime.terminal import printable
 
 TITLES: dict[str, str] = {
     "knn_1": "kNN 1", "knn_5": "kNN 5", "knn_20": "kNN 20", "probe": "probe",
@@ -118,13 +119,13 @@ def plot(results: Mapping[str, Any], path: Path) -> None:
     above, below = figure.subplots(2, 1, sharex=True)
     for place, name in enumerate(trunks):
         offset = (place - (len(trunks) - 1) / 2) * 0.8 / len(trunks)
-        look = {"color": f"C{place % 10}", "fmt": "os^Dv"[place % 5], "label": name}
+        look = {"color": f"C{place % 10}", "fmt": "os^Dv"[place % 5], "label": printable(name)}
         _points(above, [trunks[name]["metrics"][metric] for metric in metrics], offset, look)
         if name in results["differences"]:
             _points(below, [results["differences"][name][metric] for metric in metrics], offset, look)
     above.set_ylabel("accuracy (%)")
     below.axhline(0, color="0.4", linewidth=0.8)
-    below.set_ylabel(f"points over {results['baseline']}")
+    below.set_ylabel(f"points over {printable(results['baseline'])}")
     below.set_xticks(range(len(metrics)), [TITLES[metric] for metric in metrics])
     for axes in (above, below):
         axes.grid(axis="y", alpha=0.3)

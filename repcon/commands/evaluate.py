@@ -34,6 +34,7 @@ from repcon.runtime.console import console, few, progress
 from repcon.runtime.device import choose
 from repcon.runtime.errors import UserError
 from repcon.runtime.run_dir import Run
+from repcon.runtime.terminal import printable
 
 SHOTS = (1, 5, 10)
 JOIN = " + "
@@ -206,6 +207,7 @@ def parse_trunks(trunks: tuple[str, ...], baseline: str) -> dict[str, str]:
         name, equals, model = entry.partition("=")
         if not equals or Path(entry).is_dir():  # a path may hold a `=` of its own
             name, model = Path(entry).name, entry
+        name = printable(name)  # it goes into tables, plots and the names of arrays
         if name in named:
             raise UserError(f"trunks: two are called {name!r}; give each a name of its own, `name=trunk`")
         named[name] = JOIN.join(model_folder(part) for part in model.split(JOIN))

@@ -165,8 +165,8 @@ def measure_heads(checks: Sequence[HeadCheck], config: EvaluateConfig, bars: Pro
                 "images": len(check.rows),
                 "classes": len(np.unique(check.targets)),
                 "held_out": check.held_out,
-                "teacher_accuracy": intervals.over_images(teacher),
-                "head_accuracy": intervals.over_images(head),
+                "teacher_accuracy": intervals.accuracy(teacher),
+                "head_accuracy": intervals.accuracy(head),
                 "difference": intervals.difference(head, teacher),
             }
         )

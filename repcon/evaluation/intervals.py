@@ -17,7 +17,7 @@ ENUMERATED = 12
 RESAMPLES = 4999
 
 
-def over_images(correct: np.ndarray) -> dict[str, float]:
+def accuracy(correct: np.ndarray) -> dict[str, float]:
     """Accuracy in per cent of (n,) right (1) or wrong (0) answers, with Wilson's interval over the images.
 
     Of (d, n) answers, repeated by d draws, an image counts by its mean, and the draws' own interval (Student's) is

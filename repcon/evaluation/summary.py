@@ -15,7 +15,7 @@ def summarise(measured: Answers, about: Mapping[str, Mapping[str, Any]], split: 
     trunks = {
         name: {
             **about[name],
-            "metrics": {metric: intervals.over_images(values) for metric, values in answers.items()},
+            "metrics": {metric: intervals.accuracy(values) for metric, values in answers.items()},
         }
         for name, answers in measured.items()
     }

@@ -46,7 +46,7 @@ def verdict(measured: Mapping[str, Answers], subject: str, rivals: Sequence[str]
     sets = list(measured.values())
     found: dict[str, Any] = {"metric": metric, "subject": subject}
     if not rivals:
-        mean = intervals.mean_over_sets([intervals.over_images(models[subject][metric]) for models in sets])
+        mean = intervals.mean_over_sets([intervals.accuracy(models[subject][metric]) for models in sets])
         found |= {"outcome": "alone", "accuracy": mean}
         return found | {"sentence": _sentence(found, several=len(sets) > 1)}
     apart = {rival: difference(sets, subject, rival, metric) for rival in rivals}

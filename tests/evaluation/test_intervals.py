@@ -9,11 +9,11 @@ from scipy.stats import binomtest
 from repcon.evaluation import intervals
 
 
-def test_intervals_over_images_cover_the_truth():
+def test_intervals_of_accuracies_cover_the_truth():
     generator = np.random.default_rng(0)
     inside = 0
     for _ in range(200):
-        interval = intervals.over_images(generator.random(400) < 0.8)
+        interval = intervals.accuracy(generator.random(400) < 0.8)
         inside += interval["low"] <= 80 <= interval["high"]
     assert 180 <= inside <= 198
 
@@ -23,11 +23,11 @@ def test_intervals_of_draws_hold_both_the_images_and_the_draws():
     generator, inside = np.random.default_rng(4), 0
     for _ in range(200):
         chance = np.clip(generator.normal(0.6, 0.1, size=(10, 1)), 0, 1)
-        interval = intervals.over_images(generator.random((10, 400)) < chance)
+        interval = intervals.accuracy(generator.random((10, 400)) < chance)
         inside += interval["low"] <= 60 <= interval["high"]
     assert 180 <= inside <= 200
     same = generator.random(400) < 0.8
-    assert intervals.over_images(np.stack([same] * 10)) == pytest.approx(intervals.over_images(same))
+    assert intervals.accuracy(np.stack([same] * 10)) == pytest.approx(intervals.accuracy(same))
 
 
 def test_paired_difference_is_sharper_than_two_accuracies():
@@ -35,7 +35,7 @@ def test_paired_difference_is_sharper_than_two_accuracies():
     first = generator.random(1000) < 0.8
     second = first ^ (generator.random(1000) < 0.02)
     paired = intervals.difference(second, first)
-    alone = intervals.over_images(first)
+    alone = intervals.accuracy(first)
     assert paired["high"] - paired["low"] < (alone["high"] - alone["low"]) / 2
 
 
@@ -52,7 +52,7 @@ def test_intervals_over_draws_follow_student():
     [(4, 4, 51.01, 100), (0, 4, 0, 48.99), (81, 263, 25.53, 36.62), (1, 1, 20.65, 100)],
 )
 def test_accuracies_have_wilsons_interval(right: int, count: int, low: float, high: float):
-    interval = intervals.over_images(np.arange(count) < right)
+    interval = intervals.accuracy(np.arange(count) < right)
     assert [interval["low"], interval["high"]] == pytest.approx([low, high], abs=0.01)
 
 
@@ -65,8 +65,8 @@ ANSWERS = st.integers(1, 40).flatmap(
 def test_no_interval_collapses_or_leaves_its_mean_out(answers: list[list[bool]]):
     draws = np.array(answers)
     for interval, least in (
-        (intervals.over_images(draws[0]), 0),
-        (intervals.over_images(draws), 0),
+        (intervals.accuracy(draws[0]), 0),
+        (intervals.accuracy(draws), 0),
         (intervals.difference(draws[0], draws[1]), -100),
         (intervals.difference(draws, draws[:, ::-1]), -100),
     ):

@@ -78,7 +78,7 @@ def test_a_full_disk_names_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
 def test_metrics_on_a_full_disk_name_the_file(tmp_path: Path) -> None:
     run = run_dir.Run(tmp_path / "run", "train", "")
-    run._metrics = open("/dev/full", "w", buffering=1, encoding="utf-8")
+    run._metrics = open("/dev/full", "w", buffering=1, encoding="utf-8")  # noqa: SIM115
     with pytest.raises(UserError, match="/dev/full: cannot write"):
         run.log("step", step=1)
 

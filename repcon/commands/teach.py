@@ -1,13 +1,17 @@
 """Fine-tunes a generalist on labelled images into a task teacher: a folder that timm and `precompute` open."""
 
+import hashlib
+import json
 import math
 import shutil
 import tomllib
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from rich.markup import escape
 from rich.table import Table
@@ -55,15 +59,16 @@ def _teach(
 ) -> dict[str, Any]:
     """The epochs that are left, and the figures of all of them."""
     pack = open_or_pack(config.data, output.path / "pack")
-    if state is not None and state["data"] != pack.fingerprint:
-        raise UserError(f"{config.out}: was begun on other images; name another folder, or remove it")
     rows, labels, names = class_rows(pack, config.classes)
+    learnt = {"data_fingerprint": pack.fingerprint, "labels_fingerprint": _labels_hash(rows, labels, names)}
+    if state is not None:
+        _require_same(config, state, learnt, "was begun on")
     fitted, held = split_classes(labels, config.validation, config.seed)
     torch.manual_seed(config.seed)  # the new classifier's start
     made_of = {
         "start": config.model,
         "start_weight_hash": backbone.weight_hash(backbone.create(config.model)),
-        "data_fingerprint": pack.fingerprint,
+        **learnt,
         "train_images": len(fitted),
         "validation_images": len(held),
         "licence": config.licence,
@@ -84,7 +89,7 @@ def _teach(
 
     def save(state: dict[str, Any]) -> None:
         reported = [asdict(epoch) for epoch in epochs]
-        checkpoints.save(state | {"reported": reported, "data": pack.fingerprint}, len(epochs), best=False)
+        checkpoints.save(state | {"reported": reported} | learnt, len(epochs), best=False)
 
     with progress() as bars:
         fit(
@@ -101,13 +106,31 @@ def _teach(
 
 
 def _kept(config: TeachConfig) -> dict[str, Any]:
-    """The figures of the finished teacher. Raises UserError where it learnt from other images."""
+    """The figures of the finished teacher. Raises UserError where it learnt from other images or labels."""
     earlier = read_results(config.out)
     pack = open_or_pack(config.data, Path(config.out) / "pack")
-    if earlier.get("data_fingerprint") != pack.fingerprint:
-        raise UserError(f"{config.out}: holds a teacher of other images; name another folder, or remove it")
+    learnt = {
+        "data_fingerprint": pack.fingerprint,
+        "labels_fingerprint": _labels_hash(*class_rows(pack, config.classes)),
+    }
+    _require_same(config, earlier, learnt, "holds a teacher of")
     console.print(f"{escape(config.out)}: this teacher is finished", soft_wrap=True)
     return earlier
+
+
+def _require_same(config: TeachConfig, held: Mapping[str, Any], asked: Mapping[str, str], what: str) -> None:
+    """Raises UserError where an earlier run's images or labels, as it recorded them, are not those of this one."""
+    for field, name in (("data_fingerprint", "other images"), ("labels_fingerprint", "other labels of these images")):
+        if held.get(field) != asked[field]:
+            raise UserError(f"{config.out}: {what} {name}; name another folder, or remove it")
+
+
+def _labels_hash(rows: np.ndarray, labels: np.ndarray, names: Sequence[str]) -> str:
+    """sha256 (hex) of which image has which label: a pack's fingerprint is that of its images alone."""
+    digest = hashlib.sha256(json.dumps(list(names)).encode())
+    for numbers in (rows, labels):
+        digest.update(np.ascontiguousarray(numbers, "<i8").tobytes())
+    return digest.hexdigest()
 
 
 def _finished(config: TeachConfig) -> bool:

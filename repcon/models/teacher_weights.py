@@ -67,6 +67,10 @@ def _load(section: TeacherSection, named: str, folder: Path | None) -> nn.Module
     refused: UserError | None = None
     missing = ""
     for place in [named] if named else _places(section.model, folder):
+        if not named and ":" in place.removeprefix("local-dir:").removeprefix(backbone.PACKAGE):
+            hint = f"a store's own word is not enough to download it; --models {section.name}={place} does"
+            missing = missing or f"its model is {place}; {hint}"
+            continue
         size = int(section.preprocessing.get("size", 0))
         config = TeacherConfig(name=section.name, model=place, size=size, licence=section.licence)
         try:

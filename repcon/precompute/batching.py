@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from repcon.models.teacher import Teacher
+from repcon.runtime.device import out_of_memory
 from repcon.runtime.errors import UserError
 from repcon.runtime.memory import memory_total
 
@@ -59,13 +60,6 @@ class Passes:
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
         self._say(message)
-
-
-def out_of_memory(error: RuntimeError) -> bool:
-    """Whether it is one of the ways in which torch, CUDA, cuBLAS and cuDNN say that memory is spent."""
-    said = str(error)
-    known = ("can't allocate memory", "out of memory", "_STATUS_ALLOC_FAILED")
-    return isinstance(error, torch.OutOfMemoryError) or any(words in said for words in known)
 
 
 def find_batch_size(teachers: Sequence[Teacher], device: torch.device) -> int:

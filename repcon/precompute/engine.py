@@ -162,6 +162,7 @@ class Labeller:
                     writer.put(partial(self._write, step.work, leases))  # > store: encoded in a thread
                     done += 1
                 watch.note(step)
+        self._panel.finish()
         return done
 
     def _write(self, work: UnitWork, leases: Leases) -> None:

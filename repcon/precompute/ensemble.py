@@ -8,11 +8,15 @@ import torch
 
 from repcon.labels import topk
 from repcon.models import backbone
+from repcon.models.answers import COMPANY_ROWS, information, require_logits, require_repeatable
 from repcon.models.custom import is_factory
 from repcon.models.teacher import Teacher
 from repcon.precompute.batching import Passes, Pixels
-from repcon.runtime.errors import UserError
 
+SAMPLE, LEAST_SAMPLE = 64, 4
+"""Crops whose answers tell whether a teacher's depend on the image, and so many where there are no more."""
+LEAST_INFORMATION = 1e-3
+"""Of an answer about the image, in nat, below which a warning is given."""
 Labels = dict[str, tuple[torch.Tensor, torch.Tensor]]
 """Per head: ids (B, k) int32 and logp (B, k + T) float16."""
 
@@ -49,7 +53,9 @@ class Panel:
     ) -> None:
         self._passes = Passes(batch_size, device, say)
         self._teachers, self._k, self._temperatures = tuple(teachers), k, tuple(temperatures)
-        self._device = device
+        self._device, self._say = device, say
+        self._checked: set[str] = set()
+        self._samples = {teacher.name: torch.empty(0, teacher.section.num_classes) for teacher in teachers}
 
     def __call__(self, pixels: Pixels, heads: Sequence[str]) -> Answers:
         """Pixels (B, 3, S, S) uint8 for each side S to the labels of the teachers that `heads` names."""
@@ -69,12 +75,43 @@ class Panel:
             # A module of the user's may change its input in place, which other teachers are still to see.
             own = keys.count(key) > 1 and is_factory(teacher.section.model)
             given = inputs[key].clone() if own else inputs[key]
+            first = None if teacher.name in self._checked else given[:COMPANY_ROWS].clone()
             logits = teacher.answer(given)
-            if logits.shape != (wanted := (len(given), teacher.section.num_classes)):
-                raise UserError(f"teacher {teacher.name}: its answer is {tuple(logits.shape)}, and should be {wanted}")
+            if first is not None:
+                self._check(teacher, first, logits)
+            if teacher.name in self._samples:
+                self._take(teacher.name, logits)
             ids, logp = topk.encode(logits, self._k, self._temperatures)
             answers[teacher.name] = (ids.to(torch.int32), logp.to(torch.float16))
         return answers
+
+    def _check(self, teacher: Teacher, inputs: torch.Tensor, logits: torch.Tensor) -> None:
+        """What is asked of a teacher once, with its first batch."""
+        who = f"teacher {teacher.name}"
+        with torch.compiler.set_stance("force_eager"):  # else it would be compiled for these batch sizes as well
+            require_repeatable(teacher.answer, inputs, logits, who)
+        if warning := require_logits(logits, teacher.dtype, who):
+            self._say(f"careful: {warning}")
+        self._checked.add(teacher.name)
+
+    def _take(self, name: str, logits: torch.Tensor) -> None:
+        """Adds to the sample that tells whether a teacher's answers depend on the image; warns when it is complete."""
+        self._samples[name] = torch.cat([self._samples[name], logits[:SAMPLE].cpu()])
+        if len(self._samples[name]) >= SAMPLE:
+            self._look_at_sample(name)
+
+    def finish(self) -> None:
+        """Looks at the samples that the images were too few to complete."""
+        for name in [name for name, sample in self._samples.items() if len(sample) >= LEAST_SAMPLE]:
+            self._look_at_sample(name)
+
+    def _look_at_sample(self, name: str) -> None:
+        sample = self._samples.pop(name)
+        found = information(sample)
+        if found < LEAST_INFORMATION:
+            much = f"{found:.1g} nat on average over {len(sample)} crops"
+            hint = "check its mean and std, its weights, and whether these are images that it knows"
+            self._say(f"careful: teacher {name}: its answers hardly differ between images ({much}); {hint}")
 
     def _to_host(self, parts: list[Labels]) -> Answers:
         heads = {

@@ -16,6 +16,7 @@ from repcon.images.pack import Pack
 from repcon.labels.layout import BOX, FLIP
 from repcon.labels.truncation import KS, truncation
 from repcon.labels.zarr_encoding import compressed_bytes
+from repcon.models.answers import require_logits
 from repcon.models.teacher import Teacher
 from repcon.precompute.batching import Passes, Pixels
 from repcon.precompute.work_unit import by_image
@@ -47,7 +48,9 @@ def estimate(config: PrecomputeConfig, pack: Pack, teachers: Sequence[Teacher], 
         "teachers": {},
     }
     ks = sorted({*KS, config.k})
-    for name, answers in logits.items():
+    for teacher in teachers:
+        name, answers = teacher.name, logits[teacher.name]
+        require_logits(answers, teacher.dtype, f"teacher {name}")
         if answers.isnan().any():
             remedy = "try precision fp32, or look at its weights"
             raise UserError(f"teacher {name}: its answer is not a number (NaN); {remedy}")

@@ -33,8 +33,9 @@ def rerun(store: LabelStore, pack: Pack, config: VerifyConfig) -> dict[str, dict
     """
     device = choose(config.device)
     models = parse_models(config.models, store.heads)
+    sides = {name: teachers.require_named(head.section, models.get(name, "")) for name, head in store.heads.items()}
     request, stored = draw(store, config.sample, config.seed)
-    sizes = sorted({_side(store, head) for head in store.heads.values()})
+    sizes = sorted(set(sides.values()))
     pixels = {}
     for kind in _kinds(config):
         if decoded := _decode(kind, pack, sizes, request, config, device):
@@ -45,7 +46,7 @@ def rerun(store: LabelStore, pack: Pack, config: VerifyConfig) -> dict[str, dict
         task = bar.add_task("teachers again", total=answers, unit="crops", note="")
         for name, head in store.heads.items():
             teacher = teachers.from_section(head.section, device, model=models.get(name, ""))
-            side = _side(store, head)
+            side = sides[name]
             found[name] = {}
             for kind, decoded in pixels.items():
                 parts = [teacher(part.to(device)).cpu() for part in decoded[side].split(_BATCH)]
@@ -56,14 +57,6 @@ def rerun(store: LabelStore, pack: Pack, config: VerifyConfig) -> dict[str, dict
                 found[name][kind] = figures
                 bar.advance(task, len(request.images))
     return found
-
-
-def _side(store: LabelStore, head: HeadInfo) -> int:
-    """The input side that the manifest gives. Raises UserError where it gives none."""
-    if "size" not in head.section.preprocessing:
-        what = f"teacher {head.name}: its preprocessing names no input size"
-        raise UserError(f"{store.url}: {what}, so its crops cannot be made again; verify without --pack")
-    return head.section.preprocessing["size"]
 
 
 def draw(store: LabelStore, count: int, seed: int) -> tuple[Request, Slab]:

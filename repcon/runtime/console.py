@@ -5,6 +5,7 @@ from typing import Any
 
 from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
+from rich.markup import escape
 from rich.progress import Progress, Task
 from rich.progress_bar import ProgressBar
 from rich.spinner import Spinner
@@ -25,6 +26,11 @@ SPINNER = Spinner("dots")
 def few(names: Sequence[str]) -> str:
     """The first three names, for a line in which there is no room for all."""
     return ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
+
+
+def careful(message: str) -> None:
+    """Print a warning about what is most likely a mistake, and is not refused."""
+    console.print(f"[yellow]careful[/]: {escape(message)}", highlight=False, soft_wrap=True)
 
 
 class Lines:

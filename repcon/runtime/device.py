@@ -51,6 +51,13 @@ def require_compiler(device: torch.device | str) -> None:
         raise UserError("compile: no C++ compiler here; install one (apt install g++), or set compile = false")
 
 
+def out_of_memory(error: RuntimeError) -> bool:
+    """Whether it is one of the ways in which torch, CUDA, cuBLAS and cuDNN say that memory is spent."""
+    said = str(error)
+    known = ("can't allocate memory", "out of memory", "_STATUS_ALLOC_FAILED")
+    return isinstance(error, torch.OutOfMemoryError) or any(words in said for words in known)
+
+
 @contextmanager
 def beside(stream: torch.cuda.Stream | None) -> Iterator[None]:
     """On the stream, in a thread that is to stay on its GPU. Without one, torch.cuda is not asked: on Macs it fails."""

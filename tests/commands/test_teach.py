@@ -1,6 +1,9 @@
 """A generalist becomes a task teacher: on real JPEGs, with timm's smallest network."""
 
+import io
 import json
+import shutil
+import tarfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from repcon.commands import teach
-from repcon.config import ClassSubset, OptimConfig, TeachConfig, TeacherConfig
+from repcon.commands import pack, teach
+from repcon.config import ClassSubset, OptimConfig, PackConfig, TeachConfig, TeacherConfig
 from repcon.distill import finetune
 from repcon.models import backbone
 from repcon.models import teacher as teachers
@@ -163,3 +166,32 @@ def test_a_finished_teacher_is_neither_taught_again_nor_replaced(recipe: TeachCo
 def test_files_are_for_whom_the_user_s_mask_allows(taught: tuple[Path, dict]):
     out, _ = taught
     assert (out / "model.safetensors").stat().st_mode == (out / "config.json").stat().st_mode
+
+
+def test_corrected_labels_are_other_data(recipe: TeachConfig, picture_folder: Path, tmp_path: Path):
+    """The images are the same, and so is the fingerprint of their pack."""
+    packs = []
+    for name, order in (("wrong", [1, 0, 2, 3]), ("right", [0, 1, 2, 3])):
+        path = tmp_path / f"{name}.tar"
+        folders = sorted(picture_folder.iterdir())
+        with tarfile.open(path, "w") as tar:
+            for number, image in enumerate(sorted(picture_folder.rglob("*.jpg"))):
+                label = folders[order[folders.index(image.parent)]].name
+                for suffix, data in ((".jpg", image.read_bytes()), (".cls", label.encode())):
+                    entry = tarfile.TarInfo(f"{number:04d}{suffix}")
+                    entry.size = len(data)
+                    tar.addfile(entry, io.BytesIO(data))
+        pack.run(PackConfig(source=str(path), out=str(tmp_path / name), workers=1))
+        packs.append(tmp_path / name)
+    wrong, right = (replace(recipe, data=str(held), out=str(tmp_path / "out"), epochs=1) for held in packs)
+    first = teach.run(wrong)
+    assert teach.run(wrong) == first
+    with pytest.raises(UserError, match="other labels of these images"):
+        teach.run(right)
+
+
+def test_a_record_that_a_power_cut_damaged_is_named(taught: tuple[Path, dict], recipe: TeachConfig, tmp_path):
+    out = Path(shutil.copytree(taught[0], tmp_path / "out"))
+    (out / "config.toml").write_bytes(b"\xff\x00")
+    with pytest.raises(UserError, match=r"config\.toml: cannot be read"):
+        teach.run(replace(recipe, out=str(out)))

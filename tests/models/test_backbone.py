@@ -81,7 +81,7 @@ def test_folders_without_config_or_weights_are_refused(tmp_path, small):
     with pytest.raises(UserError, match="no weight file"):
         backbone.create(str(tmp_path))
     (tmp_path / "model.safetensors").write_bytes(b"not weights")
-    with pytest.raises(UserError, match="cannot be loaded"):
+    with pytest.raises(UserError, match="cannot be read as weights"):
         backbone.create(str(tmp_path))
     (tmp_path / "config.json").write_text('{"architectures": ["ViTForImageClassification"], "model_type": "vit"}')
     with pytest.raises(UserError, match=r"names no architecture of timm's; for a model of another library"):
@@ -191,3 +191,85 @@ def test_a_classifier_that_is_asked_for_is_fresh_whatever_was_saved(tmp_path: Pa
     assert torch.equal(kept.get_classifier().weight, saved.get_classifier().weight)
     assert not torch.equal(fresh.get_classifier().weight, saved.get_classifier().weight)
     assert torch.equal(next(fresh.parameters()), next(saved.parameters()))
+
+
+@pytest.mark.parametrize(
+    "mean, std, size",
+    [
+        ((123.7, 116.3, 103.5), (58.4, 57.1, 57.4), 64),
+        ((0.5, 0.5, 0.5), (0.5, 0.0, 0.5), 64),
+        ((0.5, 0.5, 0.5), (0.5, -0.1, 0.5), 64),
+        ((-0.1, 0.5, 0.5), (0.5, 0.5, 0.5), 64),
+        ((float("nan"), 0.5, 0.5), (0.5, 0.5, 0.5), 64),
+        ((0.5, 0.5, 0.5), (0.5, 0.5, float("nan")), 64),
+        ((0.5, 0.5, 0.5), (0.5, 0.5, 58.4), 64),
+        ((0.5, 0.5), (0.5, 0.5), 64),
+        (None, (0.5, 0.5, 0.5), 64),
+        ((0.5, 0.5, "x"), (0.5, 0.5, 0.5), 64),
+        ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5), 0),
+        ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5), -3),
+        ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5), 10**9),
+        ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5), 64.5),
+        ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5), "64"),
+    ],
+)
+def test_preprocessing_that_no_model_has_is_refused(tmp_path: Path, small: nn.Module, mean, std, size) -> None:
+    """Given to the class, and in a folder's config.json."""
+    with pytest.raises(UserError, match=r"mean .* and std|size .*must be a whole number"):
+        Preprocessing(size=size, mean=mean, std=std)
+    backbone.save(small, tmp_path, classes=(), preprocessing=PLAIN, extra={})
+    config = json.loads((tmp_path / "config.json").read_text())
+    given = {"mean": mean, "std": std, "input_size": [3, size, size]}
+    config["pretrained_cfg"] |= given
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    if size == 64.5 or size == "64":
+        return  # rounded, as timm's own JSON may have it
+    with pytest.raises(UserError, match=str(tmp_path)):
+        backbone.preprocessing(backbone.create(str(tmp_path)))
+
+
+def test_a_list_serves_as_mean() -> None:
+    made = Preprocessing(size=8, mean=[0.5, 0.5, 0.5], std=[0.5, 0.5, 0.5])  # pyright: ignore[reportArgumentType]
+    assert made == Preprocessing(size=8, mean=(0.5,) * 3, std=(0.5,) * 3) and hash(made)
+
+
+IN_ORDER = {str(number): f"name-of-{number}" for number in range(12)}
+
+
+@pytest.mark.parametrize(
+    "given, third",
+    [
+        (list(IN_ORDER.values()), "name-of-2"),
+        (dict(sorted(IN_ORDER.items())), "name-of-2"),  # "10" before "2"
+        (dict(reversed(IN_ORDER.items())), "name-of-2"),
+        ({name: int(number) for number, name in sorted(IN_ORDER.items())}, "name-of-2"),
+        ({number: name for number, name in IN_ORDER.items() if number != "2"}, "2"),
+        ({number: None if number == "2" else name for number, name in IN_ORDER.items()}, "None"),
+    ],
+)
+def test_class_names_are_by_id(tmp_path: Path, given, third: str) -> None:
+    model = backbone.create(SMALL, num_classes=12, pretrained=False)
+    backbone.save(model, tmp_path, classes=(), preprocessing=PLAIN, extra={})
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"label_names": given}))
+    names = backbone.classes(backbone.create(str(tmp_path)))
+    assert len(names) == 12 and names[2] == third and names[11] == "name-of-11"
+
+
+@pytest.mark.parametrize(
+    "given, says",
+    [
+        (list("abcdefghijk"), "11 names for the 12 classes"),
+        (list("abcdefghijklm"), "13 names for the 12 classes"),
+        ({str(number + 1): "x" for number in range(12)}, "ids 0 to 11"),
+        ({"0": "a", "00": "b"}, "each id once"),
+        ({"-1": "a"}, "ids 0 to 11"),
+        ({"cat": "Katze"}, "ids 0 to 11"),
+        ({"cat": 0, "dog": 0}, "each id once"),
+        ("abcdefghijkl", "must be a list of 12 names"),
+        (12, "must be a list of 12 names"),
+    ],
+)
+def test_class_names_of_other_classes_are_refused(given, says: str) -> None:
+    with pytest.raises(UserError, match=f"x: label_names: .*{says}"):
+        backbone.class_names(given, 12, "x: label_names")

@@ -1,5 +1,6 @@
 """One linear layer for all heads, starts, freezing, saving."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -134,3 +135,70 @@ def test_save_and_load(tmp_path: Path, images: torch.Tensor, family: str, projec
 def test_a_folder_without_student_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"holds no student"):
         student.load(tmp_path)
+
+
+def damaged(index: object) -> bytes:
+    return json.dumps(index).encode()
+
+
+GOOD = {"heads": {"a": 5, "b": 7}, "projection": 0}
+
+
+@pytest.mark.parametrize(
+    "name, data, says",
+    [
+        ("heads.json", b"", "holds no student"),
+        ("heads.json", b"\xff\xfe", "holds no student"),
+        ("heads.json", b"[" * 100_000, "holds no student"),
+        ("heads.json", damaged([]), r"heads\.json: must give heads"),
+        ("heads.json", damaged({"heads": {}}), r"heads\.json: must give heads"),
+        ("heads.json", damaged(GOOD | {"heads": {"a": "5"}}), r"heads\.json: must give heads"),
+        ("heads.json", damaged(GOOD | {"heads": {"a": -5}}), r"heads\.json: must give heads"),
+        ("heads.json", damaged(GOOD | {"heads": {"a": 10**12}}), r"heads\.safetensors: does not fit"),
+        ("heads.json", damaged(GOOD | {"heads": {"a": 5, "b": 6}}), r"heads\.safetensors: does not fit"),
+        ("heads.json", damaged(GOOD | {"projection": 9}), r"heads\.safetensors: does not fit"),
+        ("heads.json", damaged(GOOD | {"projection": "x"}), r"heads\.json: must give heads"),
+        ("heads.json", damaged(GOOD | {"teachers": ["a"]}), "must be by head"),
+        ("heads.json", damaged(GOOD | {"classes": {"a": 5}}), "must be by head"),
+        ("heads.safetensors", b"", "is empty"),
+        ("heads.safetensors", b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
+        ("heads.safetensors", b"\0" * 64, "cannot be read as weights"),
+        ("model.safetensors", b"", "is empty"),
+    ],
+)
+def test_a_damaged_student_is_named(tmp_path: Path, name: str, data: bytes, says: str) -> None:
+    """Where it is opened, and where its backbone and heads are a start."""
+    model = student.build("test_resnet", heads(a=5, b=7), pretrained=False)
+    student.save(model, tmp_path, preprocessing=backbone.preprocessing(model.trunk, 64), card={})
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(UserError, match=says):
+        student.load(tmp_path)
+    if "holds no student" not in says:
+        with pytest.raises(UserError, match=says):
+            student.build(str(tmp_path), heads(a=5, b=7))
+
+
+def test_what_keeps_a_student_from_being_written_shows_before(tmp_path: Path) -> None:
+    model = student.build("test_resnet", heads(a=5), pretrained=False)
+    about = {"preprocessing": backbone.preprocessing(model.trunk, 64), "card": {}}
+    student.rehearse(model, tmp_path / "student", **about)
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "student").write_text("a file")
+    for folder in (tmp_path / "student", tmp_path / "nowhere" / "student"):
+        with pytest.raises(
+            UserError, match=r"student: the student cannot be written there \(.*\); nothing was trained"
+        ):
+            student.rehearse(model, folder, **about)
+
+
+def test_a_student_is_written_whatever_it_is_called(tmp_path: Path) -> None:
+    model = student.build("test_resnet", heads(a=5), pretrained=False)
+    odd = "caf\udce9"
+    card = {"name": odd, "recipe": f'out = "{odd}"', "classes": {"a": [odd] * 5}}
+    student.save(model, tmp_path, preprocessing=backbone.preprocessing(model.trunk, 64), card=card)
+    assert student.load(tmp_path).heads == {"a": 5}
+    assert b"# caf\xe9" in (tmp_path / "README.md").read_bytes()
+    with pytest.raises(UserError, match="cannot be written there"):  # a name that no file can hold
+        student.rehearse(
+            model, tmp_path / "x", preprocessing=backbone.preprocessing(model.trunk, 64), card={"name": "\ud800"}
+        )

@@ -159,3 +159,29 @@ def test_a_store_s_section_does_not_run_code_unasked(factories):
 )
 def test_what_counts_as_a_factory(model, factory):
     assert is_factory(model) is factory
+
+
+@pytest.mark.parametrize(
+    "code, says",
+    [
+        ("import argparse\nargparse.ArgumentParser().parse_args()\ndef make(): pass\n", "ends the program"),
+        ("def make():\n    raise SystemExit('no')\n", "failed in line 2 of .*ends the program"),
+        ("class Odd(BaseException): pass\ndef make():\n    raise Odd('x')\n", "failed in line 3 of .*Odd: x"),
+        ("import nothing_of_this_name\n", "No module named 'nothing_of_this_name'"),
+        ("def make(: pass\n", "SyntaxError"),
+    ],
+)
+def test_a_function_that_ends_the_program_is_one_line(factories, monkeypatch, code, says):
+    (factories / "script.py").write_text(code)
+    sys.modules.pop("script", None)
+    monkeypatch.setattr(sys, "argv", ["repcon", "precompute", "--recipe", "x"])
+    with pytest.raises(UserError, match=f"teacher own: script:make.*{says}"):
+        teachers.load(TeacherConfig(name="own", model="script:make"), "cpu")
+    sys.modules.pop("script", None)
+
+
+def test_ctrl_c_while_a_function_works_is_no_fault_of_it(factories):
+    (factories / "script.py").write_text("def make():\n    raise KeyboardInterrupt\n")
+    sys.modules.pop("script", None)
+    with pytest.raises(KeyboardInterrupt):
+        teachers.load(TeacherConfig(name="own", model="script:make"), "cpu")

@@ -1,0 +1,242 @@
+"""Read weight files, and load them so that every tensor of the file is used and every tensor of the model is filled."""
+
+import argparse
+import os
+import pickle
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import nn
+
+from repcon.models.timm_import import timm
+from repcon.runtime.errors import UserError
+
+Tensors = dict[str, torch.Tensor]
+KNOWN_NAMES = (
+    "model.safetensors", "pytorch_model.bin", "pytorch_model.pth", "model.pth", "open_clip_model.safetensors",
+    "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin", "open_clip_pytorch_model.pth",
+)  # fmt: skip
+"""Files that libraries write a model's weights to, in timm's order of preference."""
+SUFFIXES = (".safetensors", ".pth", ".pth.tar", ".pt", ".bin")
+WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model")
+"""Entries of a training checkpoint that hold the weights; averaged weights come first, as with timm."""
+PARALLEL_PREFIXES = ("_orig_mod.", "module.", "_orig_mod.")
+_SHOWN = 4
+_lock = threading.Lock()
+
+
+def find_weights(folder: Path, model: str, *, beside: tuple[str, ...] = ()) -> Path:
+    """The file of weights in a model's folder. `beside`: files there that are something else.
+
+    Raises UserError where there is none, or where several could be meant.
+    """
+    for name in KNOWN_NAMES:
+        if os.path.lexists(folder / name):
+            return folder / name
+    found = sorted(path for path in folder.iterdir() if path.name.endswith(SUFFIXES) and path.name not in beside)
+    if not found:
+        raise UserError(f"model {model}: no weight file ({KNOWN_NAMES[0]}) beside its config.json; copy it there")
+    if len(found) > 1:
+        names = _listed([path.name for path in found])
+        hint = f"name the one that is meant {KNOWN_NAMES[0]} or {KNOWN_NAMES[3]}, or move the others away"
+        raise UserError(f"model {model}: several weight files ({names}), and config.json does not say which; {hint}")
+    return found[0]
+
+
+def read_weights(path: Path, model: str, on_warning: Callable[[str], None]) -> Tensors:
+    """A weight file's tensors by name, without the prefixes of DistributedDataParallel and torch.compile.
+
+    Nothing in the file is executed. Raises UserError for pointers, damaged files, objects other than tensors, and
+    tensors that hold NaN or infinity.
+    """
+    _refuse_placeholder(path, model)
+    held: Any = load_safetensors(path, model) if path.suffix == ".safetensors" else _unpickled(path, model)
+    wrapper = next((name for name in WRAPPERS if isinstance(held, dict) and isinstance(held.get(name), dict)), "")
+    if wrapper in WRAPPERS[:2]:
+        on_warning(f"model {model}: {path.name} is a training checkpoint; its averaged weights ({wrapper}) are taken")
+    tensors = held[wrapper] if wrapper else held
+    others = [] if isinstance(tensors, dict) else [type(tensors).__name__]
+    others = others or [str(name) for name, value in tensors.items() if not isinstance(value, torch.Tensor)]
+    if others or not tensors:
+        what = f"holds {_listed(others)} where tensors by name are expected" if others else "holds no tensors"
+        raise UserError(f"model {model}: {path} {what}; save the model's state_dict() alone")
+    require_finite(tensors, f"model {model}: {path}")
+    return {_without_parallel(str(name)): value for name, value in tensors.items()}
+
+
+def load_safetensors(path: Path, model: str) -> Tensors:
+    """The tensors of a safetensors file. Raises UserError naming it where it is damaged."""
+    _refuse_placeholder(path, model)
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError, ValueError, MemoryError) as error:
+        raise UserError(f"model {model}: {path} {_damaged(error)}") from error
+
+
+def require_finite(tensors: Mapping[str, torch.Tensor], where: str) -> None:
+    """Raises UserError naming the first tensor with NaN or infinite values; `where` begins the message."""
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            remedy = "take another checkpoint: its training diverged, or the file was converted to too small a type"
+            raise UserError(f"{where}: {name} has values that are not finite (NaN or infinite); {remedy}")
+
+
+def _refuse_placeholder(path: Path, model: str) -> None:
+    """Raises UserError for what lies in the place of weights where a download or a checkout was left half done."""
+    if not path.is_file():
+        what = "a link to a file that is not here" if path.is_symlink() else "no file"
+        raise UserError(f"model {model}: {path} is {what}; copy the weights themselves (git annex get, or cp -L)")
+    with path.open("rb") as file:
+        head = file.read(200).lstrip()
+    if not head:
+        raise UserError(f"model {model}: {path} is empty; copy the weights again")
+    if head.startswith(b"version https://git-lfs"):
+        raise UserError(f"model {model}: {path} is a Git LFS pointer, not the weights; run `git lfs pull` there")
+    if head.startswith((b"/annex/objects/", b"../.git/annex", b".git/annex", b"outs:")):
+        raise UserError(f"model {model}: {path} is a pointer to the weights; fetch them (git annex get, dvc pull)")
+    if head[:1] == b"<":
+        raise UserError(f"model {model}: {path} is a web page, not weights; download the file itself again")
+
+
+def _unpickled(path: Path, model: str) -> Any:
+    """What torch.save wrote, as long as that is tensors and plain values."""
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace]):  # timm's training checkpoints hold their options
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        if "weights_only" not in str(error).lower():
+            raise UserError(f"model {model}: {path} {_damaged(error)}") from error
+        remedy = "save model.state_dict() with safetensors.torch.save_file, or load it in a `module:function` of yours"
+        what = "holds Python objects beside tensors, which are not loaded since that would run code"
+        raise UserError(f"model {model}: {path} {what}; {remedy}") from error
+    except Exception as error:  # a damaged archive surfaces as zip, pickle, key or runtime errors
+        if "TorchScript" in str(error):
+            remedy = "name a `module:function` that calls torch.jit.load"
+            raise UserError(f"model {model}: {path} is a TorchScript program, not weights; {remedy}") from error
+        raise UserError(f"model {model}: {path} {_damaged(error)}") from error
+
+
+def _damaged(error: BaseException) -> str:
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return f"cannot be read as weights ({reason[:160]}); copy the file again"
+
+
+def _without_parallel(name: str) -> str:
+    for prefix in PARALLEL_PREFIXES:
+        name = name.removeprefix(prefix)
+    return name
+
+
+@contextmanager
+def checked_loading(model: str, tensors: Tensors | None, *, registered: bool) -> Iterator[None]:
+    """Within it, a timm model that is created with `pretrained=True` is filled as a whole, or refused.
+
+    tensors: the weights in place of what timm would read or fetch itself; None leaves that to timm. registered: the
+    weights are timm's own, where tensors that a variant of the model has no place for are intended.
+
+    timm itself drops a classifier whose classes differ from the config's and leaves a random one. Raises UserError
+    naming the tensors that are missing, left over or of another shape.
+    """
+    plain, owner = timm.models._builder.load_pretrained, threading.get_ident()
+    filled = False
+
+    def load_pretrained(network: nn.Module, pretrained_cfg: Any = None, **options: Any) -> None:
+        nonlocal filled
+        if threading.get_ident() != owner:  # a model that somebody else creates meanwhile
+            return plain(network, pretrained_cfg=pretrained_cfg, **options)
+        filled = True
+        config = dict(pretrained_cfg or {})
+        if tensors is not None:
+            config |= {"source": "", "state_dict": dict(tensors), "custom_load": False}
+
+        def load_state_dict(state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+            own, state = network.state_dict(), state_dict
+            rounded = any(
+                name in own and _is_whole(value) and not _is_whole(own[name]) for name, value in state.items()
+            )
+            try:
+                found = type(network).load_state_dict(network, state, strict=False, assign=assign)
+            except RuntimeError as error:  # of other shapes
+                raise _misfit(model, state, own, tensors, [*state], registered) from error
+            missing = [name for name in found.missing_keys if not name.endswith("num_batches_tracked")]
+            if missing or rounded or (found.unexpected_keys and not registered):
+                raise _misfit(model, state, own, tensors, found.unexpected_keys, registered)
+            return found
+
+        network.load_state_dict = load_state_dict
+        try:
+            plain(network, pretrained_cfg=config, **options)
+        finally:
+            del network.load_state_dict
+
+    with _lock:  # one replacement at a time: models may be created in several threads
+        timm.models._builder.load_pretrained = load_pretrained
+        try:
+            yield
+        finally:
+            timm.models._builder.load_pretrained = plain
+    if not filled:
+        raise UserError(f"model {model}: its architecture loads no weights; name another, or set pretrained = false")
+
+
+def _misfit(
+    model: str, state: Mapping[str, Any], own: Tensors, tensors: Tensors | None, left: list[str], registered: bool
+) -> UserError:
+    """What to tell about a state whose names and shapes are not the model's `own`; `left`: names without a place."""
+    missing = [name for name in own if name not in state and not name.endswith("num_batches_tracked")]
+    unexpected = [] if registered else [name for name in left if name not in own]
+    wrong = [name for name in own if name in state and _shape(own[name]) != _shape(state[name])]
+    given = {**(tensors or {}), **state}
+    for name in set(missing) & set(tensors or {}):  # a classifier that timm has dropped
+        given[name] = (tensors or {})[name]
+        wrong.append(name)
+    absent = [name for name in missing if name not in given]
+    parts = []
+    if wrong:
+        pairs = [f"{name} is {_shape(given[name])} in the file, {_shape(own[name])} in the model" for name in wrong]
+        parts.append(_listed(pairs))
+    if absent:
+        parts.append(f"missing in the file: {_listed(absent)}")
+    if unexpected:
+        parts.append(f"not in the model: {_listed(unexpected)}")
+    hint = "take the file that belongs to this config.json"
+    prefix = _common_prefix(unexpected)
+    classifier = wrong and all(own[name].ndim and own[name].shape[1:] == given[name].shape[1:] for name in wrong)
+    if prefix and any(name.removeprefix(prefix) in own for name in unexpected):
+        hint = f"strip the prefix {prefix} from the names in the file"
+    elif classifier and not unexpected and not absent:
+        classes = given[wrong[0]].shape[0]
+        hint = f"set num_classes to {classes} wherever config.json has it (model_args too), or take the right file"
+    elif absent and not unexpected and not wrong:
+        hint = "take the file that has all; for a trunk without classifier set num_classes to 0 in config.json"
+    return UserError(f"model {model}: its weights do not fit its architecture; {'; '.join(parts)}; {hint}")
+
+
+def _common_prefix(names: list[str]) -> str:
+    """The leading parts, up to a dot, that all names share."""
+    if not names:
+        return ""
+    first, last = min(names), max(names)
+    same = next((place for place, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first))
+    return first[: first[:same].rfind(".") + 1]
+
+
+def _is_whole(tensor: torch.Tensor) -> bool:
+    """Whether it holds integers: quantised weights are no weights of a model in floating point."""
+    return not (tensor.is_floating_point() or tensor.is_complex())
+
+
+def _shape(tensor: torch.Tensor) -> str:
+    size = " x ".join(map(str, tensor.shape)) or "a number"
+    return f"{size} of integers" if _is_whole(tensor) else size
+
+
+def _listed(names: list[str]) -> str:
+    rest = len(names) - _SHOWN
+    return ", ".join(names[:_SHOWN]) + (f" and {rest} more" if rest > 0 else "")

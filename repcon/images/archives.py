@@ -1,30 +1,42 @@
-"""What a folder or a tar holds, before anything is decoded; no name that a tar gives is ever used as a path."""
+"""What a folder or a tar holds, before anything is decoded; no name that a tar gives is ever used as a path.
 
+Names are the bytes on the disk or in the tar, as UTF-8 with surrogate escapes: two names are equal where their bytes
+are, whatever the locale. `repcon.images.names.readable` makes text of them.
+"""
+
+import codecs
+import errno
 import hashlib
+import os
 import stat
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, BinaryIO
 
-JPEG_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif")
-OTHER_SUFFIXES = (".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".jp2", ".avif")
-SUFFIXES = frozenset(JPEG_SUFFIXES + OTHER_SUFFIXES)
-MAX_FILE_BYTES = 1 << 30
+from repcon.images.names import LABEL_SUFFIX, SUFFIXES, hidden, refusal
+from repcon.images.samples import FURTHER, Label, Member, Samples
+from repcon.runtime.errors import UserError
+from repcon.runtime.open_files import is_passing, reason_of, require_plain
+
+MAX_LABEL_BYTES = 4096
+"""A class's name in a `.cls`; a longer one is refused, never cut."""
 _PIECE_BYTES = 1 << 20
+_HEADER_BYTES = 4 << 20
+"""The most that one header of a tar may claim; tarfile would read whatever it claims into memory."""
 
 
 @dataclass(slots=True)
 class Found:
-    """A file before its key and label are known."""
+    """A file before its key and class are known."""
 
     name: str
     container: str
     offset: int
     length: int
-    label: str | None
-    """What its `.cls` says, "" where only others of the tar have one; None where labels come from folders."""
+    labels: tuple[Label, ...] | None
+    """Its sample's, () where only others of the tar have some; None where the class is the folder's name."""
 
 
 @dataclass(slots=True)
@@ -34,8 +46,10 @@ class Scan:
     found: list[Found] = field(default_factory=list)
     left_out: list[tuple[str, str]] = field(default_factory=list)
     """(name, reason); a reason is a kind, or `kind: detail`."""
+    crowded: list[tuple[str, list[str]]] = field(default_factory=list)
+    """(sample, its images' names) of each sample with one label and several images, none of them named as it is."""
     identity: Any = field(default_factory=hashlib.sha256)
-    """SHA-256 over each file's name, size and time of change, with a line break between files."""
+    """SHA-256 over name, size and time of change of each file that is packed, with a line break between files."""
     _between: bytes = b""
 
     def identify(self, line: str) -> None:
@@ -44,53 +58,102 @@ class Scan:
         self._between = b"\n"
 
 
-HIDDEN = "a hidden file"
+def leave_out(scan: Scan, path: str, name: str, error: OSError) -> None:
+    """Lists a file or a tar that is not there as left out. Raises UserError for what may pass, or hides many images."""
+    if is_passing(error) or error.errno in (errno.EACCES, errno.EPERM):
+        raise unreadable(path, error) from error
+    scan.left_out.append((name, f"cannot be read: {reason_of(error)}"))
 
 
-def hidden(name: str) -> bool:
-    """Whether a file or a folder above it is hidden, or macOS's double of a file."""
-    return any(part.startswith(".") or part == "__MACOSX" for part in PurePosixPath(name).parts)
-
-
-def refusal(name: str, length: int) -> str:
-    """Why a file is no image by its name and length; empty where it may be one."""
-    path = PurePosixPath(name)
-    if hidden(name):
-        return HIDDEN
-    if path.suffix.lower() not in SUFFIXES:
-        return f"not an image's file name ({path.suffix or 'no suffix'})"
-    if length > MAX_FILE_BYTES:
-        return f"too large a file: {length} bytes, of which at most {MAX_FILE_BYTES} are read"
-    return "" if length else "an empty file"
+def unreadable(path: str, error: OSError) -> UserError:
+    """The error for a source of which nobody knows what it holds, so that nothing may be packed without it."""
+    return UserError(
+        f"{path}: cannot be read ({reason_of(error)}); nothing is left out for that: make it readable, or move it away"
+    )
 
 
 def add_tar(path: Path, name: str, scan: Scan) -> None:
-    """Adds a tar's images; `name` is how the tar is called in the list of what was left out."""
+    """Adds a tar's images; `name` is how the tar is called in the list of what was left out.
+
+    Raises UserError where the tar cannot be read for a reason that says nothing of its content.
+    """
     try:
         status = path.stat()
     except OSError as error:
-        scan.left_out.append((name, f"cannot be read: {error.strerror}"))
+        leave_out(scan, str(path), name, error)
         return
     if not stat.S_ISREG(status.st_mode):
         scan.left_out.append((name, "not a plain file"))
         return
-    scan.identify(f"{name}\0{status.st_size}\0{status.st_mtime_ns}")
-    members: list[tuple[str, int, int]] = []
-    labels: dict[str, str] = {}
     try:
-        with tarfile.open(path, "r:", errors="surrogateescape") as tar:
-            for member in _members(tar):
-                reason = _unsafe(member, status.st_size)
-                if reason:
-                    scan.left_out.append((f"{name}: {member.name}", reason))
-                elif member.isreg() and member.name.endswith(".cls"):
-                    labels[_sample(member.name)] = _label(tar, member)
-                elif member.isreg():
-                    members.append((PurePosixPath(member.name).as_posix(), member.offset_data, member.size))
-            _check_end(tar)
-    except (tarfile.TarError, OSError, ValueError, RecursionError) as error:
-        scan.left_out.append((name, f"a truncated or damaged tar, read up to the damage: {error}"))
-    _add_members(path, name, members, labels, scan)
+        file = open(path, "rb", opener=_plainly)  # noqa: SIM115 (closed below; only its opening is tried here)
+    except OSError as error:
+        raise unreadable(str(path), error) from error
+    members: list[Member] = []
+    with file:
+        if damage := _damage(lambda: _list_members(file, name, status.st_size, members, scan), path):
+            scan.left_out.append((name, f"a truncated or damaged tar, read up to the damage: {damage}"))
+    count = len(scan.found)
+    _add_members(path, name, members, scan)
+    if len(scan.found) > count:
+        scan.identify(f"{name}\0{status.st_size}\0{status.st_mtime_ns}")
+
+
+def _damage(read: Callable[[], None], path: Path) -> str:
+    """Why the tar could not be read to its end; empty where it could. Raises UserError for what is no damage."""
+    try:
+        read()
+    except MemoryError as error:
+        raise UserError(f"{path}: not enough memory to list it; free some and run the same command again") from error
+    except OSError as error:
+        if is_passing(error):
+            raise unreadable(str(path), error) from error
+        return str(error)
+    except Exception as error:  # tarfile raises many kinds on damaged headers
+        return str(error) or type(error).__name__
+    return ""
+
+
+def _plainly(path: str, flags: int) -> int:
+    """Opens as `OpenFile` does: what became a pipe since it was looked at must not be waited for."""
+    descriptor = os.open(path, flags | os.O_NONBLOCK)
+    try:
+        require_plain(os.fstat(descriptor).st_mode, path)
+    except OSError:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+class _Bounded:
+    """A file of which no more is read at once than a header may take."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.seek, self.tell = file.seek, file.tell
+
+    def read(self, size: int) -> bytes:
+        if not 0 <= size <= _HEADER_BYTES:
+            raise tarfile.ReadError(f"a header of {size:,} bytes at byte {self.tell():,}")
+        return self._file.read(size)
+
+
+def _list_members(file: BinaryIO, name: str, size: int, members: list[Member], scan: Scan) -> None:
+    """Adds the plain members in order; raises tarfile's errors and others where the tar is damaged."""
+    bounded: Any = _Bounded(file)
+    with tarfile.open(fileobj=bounded, mode="r:", encoding="utf-8", errors="surrogateescape") as tar:
+        for member in _members(tar):
+            reason = _unsafe(member, size)
+            if reason:
+                scan.left_out.append((f"{name}: {member.name}", reason))
+            elif member.isreg():
+                inside = PurePosixPath(member.name).as_posix()
+                refused = refusal(inside, member.size)
+                if not inside.lower().endswith(LABEL_SUFFIX):
+                    members.append(Member(inside, member.offset_data, member.size, refused))
+                elif not hidden(inside):
+                    members.append(Member(inside, 0, 0, refused, *_label(tar, member)))
+        _check_end(tar)
 
 
 def _members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
@@ -137,29 +200,25 @@ def _unsafe(member: tarfile.TarInfo, tar_bytes: int) -> str:
     return ""
 
 
-def _sample(name: str) -> str:
-    """A member's WebDataset key: its path up to the file name's first dot."""
-    folder, slash, file = PurePosixPath(name).as_posix().rpartition("/")
-    return folder + slash + file.split(".", 1)[0]
-
-
-def _label(tar: tarfile.TarFile, member: tarfile.TarInfo) -> str:
+def _label(tar: tarfile.TarFile, member: tarfile.TarInfo) -> tuple[str, str]:
+    """A label's text, and why it is none."""
+    if member.size > MAX_LABEL_BYTES:
+        return "", f"its label has {member.size} bytes, of which at most {MAX_LABEL_BYTES} are read"
     file = tar.extractfile(member)
-    return file.read(256).decode("utf-8", "replace").strip() if file else ""
+    data = file.read() if file else b""
+    return data.removeprefix(codecs.BOM_UTF8).decode("utf-8", "surrogateescape").strip(), ""
 
 
-def _add_members(
-    path: Path, name: str, members: list[tuple[str, int, int]], labels: dict[str, str], scan: Scan
-) -> None:
+def _add_members(path: Path, name: str, members: list[Member], scan: Scan) -> None:
     """Images become items; what lies beside an image under the same WebDataset key is its sidecar."""
-    refusals = [refusal(member, length) for member, _, length in members]
-    images = {_sample(member) for (member, _, _), reason in zip(members, refusals, strict=True) if not reason}
-    for (member, offset, length), reason in zip(members, refusals, strict=True):
-        sample = _sample(member)
-        if not reason and labels and PurePosixPath(member).name.count(".") > 1:
-            reason = "a further file of its sample"
+    samples = Samples(members)
+    for number, member in enumerate(members):
+        if member.text is not None:
+            continue
+        reason = member.refusal or (FURTHER if samples.is_further(number) else "")
         if not reason:
-            label = labels.get(sample, "") if labels else None
-            scan.found.append(Found(member, str(path), offset, length, label))
-        elif sample not in images or PurePosixPath(member).suffix.lower() in SUFFIXES:
-            scan.left_out.append((f"{name}: {member}", reason))
+            labels = samples.labels(number) if samples.labelled else None
+            scan.found.append(Found(member.name, str(path), member.offset, member.length, labels))
+        elif not samples.is_beside(member.name) or PurePosixPath(member.name).suffix.lower() in SUFFIXES:
+            scan.left_out.append((f"{name}: {member.name}", reason))
+    scan.crowded += [(f"{name}: {sample}", images) for sample, images in samples.crowded.items()]

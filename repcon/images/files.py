@@ -1,17 +1,17 @@
 """A pack's files, on a disk or behind a URL, read whole or by range."""
 
+import errno
 import os
-from pathlib import Path
 from typing import Any, Protocol
 
-from repcon.runtime.open_files import OpenFiles, behind
+from repcon.runtime.open_files import OpenFile, OpenFiles, behind
 
 
 class Files(Protocol):
     """A pack's files, wherever they lie. Raises OSError."""
 
-    def whole(self, name: str) -> bytes:
-        """All of the file's bytes."""
+    def whole(self, name: str, most: int) -> bytes:
+        """All of the file's bytes; a file of a stranger's that is longer than `most` raises OSError."""
         ...
 
     def part(self, name: str, offset: int, length: int) -> bytes:
@@ -25,8 +25,10 @@ class LocalFiles:
     def __init__(self, root: str) -> None:
         self._root, self._open = root, OpenFiles()
 
-    def whole(self, name: str) -> bytes:
-        return Path(self._root, name).read_bytes()
+    def whole(self, name: str, most: int) -> bytes:
+        file = OpenFile(f"{self._root}/{name}")
+        _require_at_most(file.bytes, most, name)
+        return file.read(0, file.bytes)
 
     def part(self, name: str, offset: int, length: int) -> bytes:
         return self._open.read(f"{self._root}/{name}", offset, length)
@@ -38,11 +40,17 @@ class RemoteFiles:
     def __init__(self, system: Any, root: str) -> None:
         self._system, self._root = system, root.rstrip("/")
 
-    def whole(self, name: str) -> bytes:
+    def whole(self, name: str, most: int) -> bytes:
+        _require_at_most(int(self._system.info(f"{self._root}/{name}")["size"]), most, name)
         return self._system.cat_file(f"{self._root}/{name}")
 
     def part(self, name: str, offset: int, length: int) -> bytes:
         return self._system.cat_file(f"{self._root}/{name}", start=offset, end=offset + length)
+
+
+def _require_at_most(size: int, most: int, name: str) -> None:
+    if size > most:
+        raise OSError(errno.EFBIG, f"{name} has {size:,} bytes, of which at most {most:,} are read")
 
 
 def files_below(url: str) -> tuple[Files, str]:

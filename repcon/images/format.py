@@ -10,6 +10,8 @@ import hashlib
 import io
 import json
 import math
+import re
+import struct
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +21,7 @@ import numpy as np
 
 from repcon.images.jpeg import MAX_PIXELS
 from repcon.runtime.errors import UserError
+from repcon.runtime.memory import memory_total
 
 FORMAT = 1
 MANIFEST = "pack.json"
@@ -41,6 +44,11 @@ COLUMNS: Mapping[str, tuple[str, tuple[int, ...]]] = {
 }
 """Each per image: dtype and the shape after the first axis. Beside them `key_text`: all keys' UTF-8, joined."""
 KEY_TEXT = "key_text"
+_MOST_KEY_BYTES = 1 << 16
+_HEADER = re.compile(
+    rb"\{'descr': '([^']{1,40})', 'fortran_order': (True|False), 'shape': \((-?\d{1,40}(?:, ?-?\d{1,40})*)?,?\), \} *\n"
+)
+"""A column's header as numpy writes it. numpy's own reader takes it for Python and raises many kinds of errors."""
 
 Columns = dict[str, np.ndarray]
 
@@ -73,12 +81,14 @@ def load_index(data: bytes, origin: str) -> Columns:
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             columns = {name: _column(archive, name) for name in (*COLUMNS, KEY_TEXT)}
-    except (KeyError, ValueError, zipfile.BadZipFile, RuntimeError, EOFError) as error:
-        raise _damaged(origin, f"{INDEX}: {error}") from error
+    except (KeyError, ValueError, zipfile.BadZipFile, RuntimeError, EOFError, OSError) as error:
+        raise damaged(origin, f"{INDEX}: {error}") from error
+    except (struct.error, IndexError, OverflowError, TypeError, AttributeError) as error:  # zipfile's, on odd entries
+        raise damaged(origin, f"{INDEX}: no zip file that can be read ({error})") from error
     count = len(columns["shard"])
     for name, (_, tail) in COLUMNS.items():
         if columns[name].shape != (count, *tail):
-            raise _damaged(origin, f"{INDEX}: column {name} has the shape {columns[name].shape}")
+            raise damaged(origin, f"{INDEX}: column {name} has the shape {columns[name].shape}")
     return columns
 
 
@@ -86,15 +96,26 @@ def _column(archive: zipfile.ZipFile, name: str) -> np.ndarray:
     entry = archive.getinfo(f"{name}.npy")
     if entry.compress_type != zipfile.ZIP_STORED:
         raise ValueError(f"column {name} is compressed")
-    file = io.BytesIO(archive.read(entry))
-    if np.lib.format.read_magic(file) != (1, 0):
+    data = archive.read(entry)
+    if data[:8] != b"\x93NUMPY\x01\x00":
         raise ValueError(f"column {name} has an unknown header")
-    shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
+    start = 10 + int.from_bytes(data[8:10], "little")
+    header = _HEADER.fullmatch(data[10:start])
+    if header is None:
+        raise ValueError(f"column {name} has a header that numpy does not write")
+    descr, fortran = header[1].decode("ascii", "replace"), header[2] == b"True"
+    shape = tuple(int(side) for side in (header[3] or b"").split(b",") if side)
     wanted = np.dtype("|u1" if name == KEY_TEXT else COLUMNS[name][0])
-    body = file.getbuffer()[file.tell() :]
-    if dtype != wanted or fortran or min(shape, default=-1) < 0 or math.prod(shape) * dtype.itemsize != len(body):
-        raise ValueError(f"column {name} claims {shape} of {dtype}, which is not what it holds")
-    return np.frombuffer(body, wanted).reshape(shape)
+    size = math.prod(shape) * wanted.itemsize
+    if descr != wanted.str or fortran or min(shape, default=-1) < 0 or size != len(data) - start:
+        raise ValueError(f"column {name} claims {shape} of {descr}, which is not what it holds")
+    return np.frombuffer(data, wanted, offset=start).reshape(shape)
+
+
+def most_index_bytes(manifest: "Manifest") -> int:
+    """A bound on the index's length, from the number of images and the machine's memory."""
+    each = _MOST_KEY_BYTES + sum(np.dtype(kind).itemsize * math.prod(tail) for kind, tail in COLUMNS.values())
+    return min(_MOST_KEY_BYTES + each * max(0, manifest.images), memory_total() // 2)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,16 +140,16 @@ class Manifest:
 def load_manifest(data: bytes, origin: str) -> Manifest:
     """Raises UserError naming the field that is missing, of another type, or of another format version."""
     if len(data) > MAX_MANIFEST_BYTES:
-        raise _damaged(origin, f"{MANIFEST}: more than {MAX_MANIFEST_BYTES} bytes are too many for a manifest")
+        raise damaged(origin, f"{MANIFEST}: more than {MAX_MANIFEST_BYTES} bytes are too many for a manifest")
     try:
         values = json.loads(data)
     except (ValueError, RecursionError) as error:
-        raise _damaged(origin, f"{MANIFEST}: {error}") from error
+        raise damaged(origin, f"{MANIFEST}: {error}") from error
     if not isinstance(values, dict) or values.get("kind") != "repcon pack":
         raise UserError(f"{origin}: its {MANIFEST} is not that of a pack; make one with `repcon pack`")
     if values.get("format") != FORMAT:
         raise UserError(f"{origin}: a pack of format {values.get('format')}, this version reads {FORMAT}; pack again")
-    return Manifest(
+    manifest = Manifest(
         images=_field(values, "images", int, origin),
         classes=tuple(_field(values, "classes", list, origin, str)),
         shard_bytes=tuple(_field(values, "shard_bytes", list, origin, int)),
@@ -137,19 +158,31 @@ def load_manifest(data: bytes, origin: str) -> Manifest:
         settings=_field(values, "settings", dict, origin),
         summary=_field(values, "summary", dict, origin),
     )
+    _check_classes(manifest.classes, origin)
+    return manifest
+
+
+def _check_classes(classes: tuple[str, ...], origin: str) -> None:
+    """A class is known by its name: each is text that can be written, and none is there twice."""
+    if len(set(classes)) != len(classes):
+        raise damaged(origin, f"{MANIFEST}: classes names one twice")
+    try:
+        "".join(classes).encode()
+    except UnicodeEncodeError as error:
+        raise damaged(origin, f"{MANIFEST}: classes holds a name that is no Unicode text") from error
 
 
 def _field(values: dict[str, Any], name: str, kind: type, origin: str, inner: type = object) -> Any:
     value = values.get(name)
     if type(value) is not kind or (isinstance(value, list) and not all(isinstance(entry, inner) for entry in value)):
-        raise _damaged(origin, f"{MANIFEST}: {name} is missing or of another type")
+        raise damaged(origin, f"{MANIFEST}: {name} is missing or of another type")
     return value
 
 
 def validate(columns: Columns, manifest: Manifest, origin: str) -> None:
     """Every number of the index lies where it can be used. Raises UserError naming the column."""
     if not all(0 <= size <= MAX_SHARD_BYTES for size in manifest.shard_bytes):
-        raise _damaged(origin, f"{MANIFEST}: shard_bytes out of bounds")
+        raise damaged(origin, f"{MANIFEST}: shard_bytes out of bounds")
     shards = np.array(manifest.shard_bytes, np.float64)
     shard, end = columns["shard"], columns["key_end"]
     width, height = columns["size"].astype(np.int64).T
@@ -163,16 +196,18 @@ def validate(columns: Columns, manifest: Manifest, origin: str) -> None:
         "size": bool((width < 1).any() or (height < 1).any() or (np.maximum(width, height) > 65_535).any()),
         "size's pixels": bool((width * height > MAX_PIXELS).any()),
         "label": bool((columns["label"] < -1).any() or (columns["label"] >= len(manifest.classes)).any()),
-        "key_end": bool((np.diff(end, prepend=0) < 0).any() or max(end, default=0) > len(columns[KEY_TEXT])),
+        "key_end": bool(
+            (np.diff(end, prepend=0) < 0).any() or (end < 0).any() or end.max(initial=0) > len(columns[KEY_TEXT])
+        ),
     }
     wrong = [name for name, found in problems.items() if found]
     if wrong:
-        raise _damaged(origin, f"{INDEX}: {', '.join(wrong)} out of bounds")
+        raise damaged(origin, f"{INDEX}: {', '.join(wrong)} out of bounds")
     if fingerprint(columns["hash"], columns["size"]) != manifest.fingerprint:
-        raise _damaged(origin, f"{INDEX} is not the one that the fingerprint in {MANIFEST} was made of")
+        raise damaged(origin, f"{INDEX} is not the one that the fingerprint in {MANIFEST} was made of")
 
 
-def _damaged(origin: str, what: str) -> UserError:
+def damaged(origin: str, what: str) -> UserError:
     return UserError(f"{origin}: the pack is damaged ({what}); copy it again or pack the images again")
 
 

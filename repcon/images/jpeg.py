@@ -10,6 +10,8 @@ import numpy as np
 import simplejpeg
 from PIL import Image
 
+from repcon.runtime.memory import require_memory
+
 MAX_PIXELS = 1 << 27
 """Larger pictures are refused from their header, before any memory is asked for: 400 MB once decoded."""
 MAX_SIDE = 65_500
@@ -36,8 +38,20 @@ _HARMLESS = ("extraneous bytes before marker", "Unknown Adobe color transform", 
 on them, so such files are re-encoded."""
 
 
+_DECODING_BYTES = 24
+"""Per pixel: more than any of the decoders takes at its peak, with the copies for transparency."""
+_PNG = b"\x89PNG\r\n\x1a\n"
+_PNG_PIXELS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND", b"eXIf")
+"""The chunks that a picture and its orientation are made of."""
+
+
 class Unusable(Exception):
     """The image is left out; the message is the reason."""
+
+    def __init__(self, reason: str, pixels: int = 0) -> None:
+        super().__init__(reason)
+        self.pixels = pixels
+        """Of the picture whose decoding failed; 0 where nothing was decoded."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +91,22 @@ def content_hash(data: bytes) -> bytes:
 
 
 def encode(data: bytes, max_side: int, quality: int) -> Encoded:
-    """Gives the pack's JPEG of an image file's bytes. Raises Unusable with the reason."""
+    """Gives the pack's JPEG of an image file's bytes.
+
+    Raises Unusable with the reason, and MemoryError where memory was short, which is no property of the image: decoders
+    that get none call the image damaged, so one that fails is decoded twice, with the memory looked at in between.
+    """
+    try:
+        return _encode(data, max_side, quality)
+    except Unusable as error:
+        pixels = error.pixels
+        if not pixels:
+            raise
+    require_memory(_DECODING_BYTES * pixels)
+    return _encode(data, max_side, quality)
+
+
+def _encode(data: bytes, max_side: int, quality: int) -> Encoded:
     if data[:2] == b"\xff\xd8":
         header = read_header(data)
         _bound(header.width, header.height)
@@ -94,7 +123,7 @@ def encode(data: bytes, max_side: int, quality: int) -> Encoded:
     try:
         jpeg = simplejpeg.encode_jpeg(np.ascontiguousarray(image), quality=quality, colorsubsampling="420")
     except ValueError as error:
-        raise Unusable(f"cannot encode: {error}") from error
+        raise Unusable(f"cannot encode: {error}", image.width * image.height) from error
     return Encoded(jpeg, image.width, image.height, content_hash(jpeg), change)
 
 
@@ -161,6 +190,8 @@ def _orientation(exif: Callable[[], Image.Exif]) -> int:
     """The EXIF block's orientation, 1 to 8; an unreadable block says nothing, as viewers take it."""
     try:
         value = exif().get(0x0112, 1)
+    except MemoryError:
+        raise
     except Exception:  # Pillow's parser raises many kinds on damaged blocks
         return 1
     return value if value in range(1, 9) else 1
@@ -205,7 +236,8 @@ def _decode_jpeg(data: bytes, header: Header) -> tuple[np.ndarray | None, str]:
     if harmless:
         _, reason = _strict(_bare(data), colorspace)  # what was warned of first may hide worse
     if reason:
-        raise Unusable(f"{'truncated' if 'remature end' in reason else 'damaged'}: {reason}")
+        kind = "truncated" if "remature end" in reason else "damaged"
+        raise Unusable(f"{kind}: {reason}", header.width * header.height)
     if harmless:
         return None, "harmless damage"
     # Pillow knows whether Adobe's inverted inks are meant.
@@ -232,20 +264,61 @@ def _strict(data: bytes, colorspace: str) -> tuple[np.ndarray | None, str]:
 
 
 def _decode(data: bytes) -> tuple[Image.Image, str]:
-    """Pillow's pixels as upright RGB, and the format that they came in."""
+    """Pillow's pixels as upright RGB, and the format that they came in.
+
+    A PNG that fails is read again without its texts and profiles, of which Pillow decompresses only so much.
+    """
+    try:
+        return _opened(data)
+    except Unusable:
+        bare = _bare_png(data)
+        if len(bare) == len(data):
+            raise
+    return _opened(bare)
+
+
+def _opened(data: bytes) -> tuple[Image.Image, str]:
     Image.init()
+    pixels = 0
     try:
         with Image.open(io.BytesIO(data), formats=[name for name in FORMATS if name in Image.OPEN]) as image:
             _bound(*image.size)
-            kind = image.format or "unknown"
+            pixels, kind = image.width * image.height, image.format or "unknown"
             image.load()
             return _upright(_rgb(image, kind), _orientation(image.getexif)), kind
-    except Unusable:
+    except (Unusable, MemoryError):
         raise
     except Image.UnidentifiedImageError as error:
         raise Unusable("not an image in a known format") from error
     except Exception as error:  # decoders raise many kinds on damaged bytes
-        raise Unusable(f"cannot decode: {error}") from error
+        raise Unusable(f"cannot decode: {error}", pixels or _webp_pixels(data)) from error
+
+
+def _webp_pixels(data: bytes) -> int:
+    """The pixels that a WebP claims, at most `MAX_PIXELS`: its decoder asks for memory before Pillow knows its size."""
+    kind, number = data[12:16], int.from_bytes(data[21:25], "little")
+    if data[8:12] != b"WEBP":
+        return 0
+    if kind == b"VP8X":
+        sides = [1 + int.from_bytes(data[place : place + 3], "little") for place in (24, 27)]
+    elif kind == b"VP8L":
+        sides = [1 + (number & 0x3FFF), 1 + (number >> 14 & 0x3FFF)]
+    else:
+        sides = [int.from_bytes(data[place : place + 2], "little") & 0x3FFF for place in (26, 28)]
+    return min(sides[0] * sides[1], MAX_PIXELS)
+
+
+def _bare_png(data: bytes) -> bytes:
+    """The PNG's pixels without its texts, profiles and animation; data of another format as they are."""
+    if data[: len(_PNG)] != _PNG:
+        return data
+    parts, position = [_PNG], len(_PNG)
+    while position + 8 <= len(data):
+        end = position + 12 + int.from_bytes(data[position : position + 4], "big")
+        if data[position + 4 : position + 8] in _PNG_PIXELS:
+            parts.append(data[position:end])
+        position = end
+    return b"".join(parts)
 
 
 def _rgb(image: Image.Image, kind: str) -> Image.Image:

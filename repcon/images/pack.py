@@ -4,6 +4,7 @@
 are known by their content, not by their position or name.
 """
 
+import errno
 import hashlib
 from collections.abc import Callable
 from functools import cached_property
@@ -17,6 +18,7 @@ from repcon.images.files import Files, files_below
 from repcon.images.format import INDEX, MANIFEST, MAX_MANIFEST_BYTES, Keys, Manifest, shard_name
 from repcon.images.jpeg import Unusable, content_hash, read_header
 from repcon.runtime.errors import UserError
+from repcon.runtime.open_files import is_passing, reason_of
 
 
 class Pack:
@@ -54,10 +56,14 @@ class Pack:
         files, origin = files_below(str(url))
         try:
             manifest = pack_format.load_manifest(files.part(MANIFEST, 0, MAX_MANIFEST_BYTES + 1), origin)
-            index = files.whole(INDEX)
+            index = files.whole(INDEX, pack_format.most_index_bytes(manifest))
         except OSError as error:
+            if error.errno == errno.EFBIG:
+                raise pack_format.damaged(origin, str(error.strerror)) from error
+            if is_passing(error):
+                raise UserError(f"{origin}: the pack cannot be read now ({reason_of(error)}); try again") from error
             raise UserError(
-                f"{origin}: no finished pack there ({_reason(error)}); make one with `repcon pack`"
+                f"{origin}: no finished pack there ({reason_of(error)}); make one with `repcon pack`"
             ) from error
         if hashlib.sha256(index).hexdigest() != manifest.index_sha256:
             raise UserError(f"{origin}: {INDEX} has changed since it was packed; copy the pack again or pack again")
@@ -88,7 +94,10 @@ class Pack:
         try:
             data = self._files.part(name, int(self._offset[image]), length)
         except OSError as error:
-            raise self._lost(image, name, f"cannot be read ({_reason(error)})") from error
+            if is_passing(error):
+                words = f"image {self.keys[image]} in {name} cannot be read now ({reason_of(error)})"
+                raise UserError(f"{self.url}: {words}; the pack itself may be whole: try again") from error
+            raise self._lost(image, name, f"cannot be read ({reason_of(error)})") from error
         if len(data) != length:
             # A file that ends early is no damage of an image: whoever labels around damage has to stop here.
             short = OSError("the file ends early")
@@ -118,10 +127,6 @@ def _reopen(url: str, check: bool, fingerprint: str) -> Pack:
     if pack.fingerprint != fingerprint:
         raise UserError(f"{url}: the pack was replaced by another while it was in use; start the command again")
     return pack
-
-
-def _reason(error: OSError) -> str:
-    return error.strerror or type(error).__name__
 
 
 def shared_images(first: np.ndarray, second: np.ndarray) -> int:

@@ -1,7 +1,7 @@
 """A pack from a folder or from WebDataset tars, with the record of how it was made."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,12 @@ from repcon.images.format import LEFT_OUT, MANIFEST, Manifest
 from repcon.images.pack import Pack
 from repcon.runtime.console import console, few
 from repcon.runtime.errors import UserError
+from repcon.runtime.open_files import OpenFile
 from repcon.runtime.run_dir import MARKER, Run, read_results
+
+_KINDS = {"images": int, "classes": int, "shards": int, "kept": int, "re_encoded": dict, "left_out": dict}
+_KINDS |= {"megabytes": float, "fingerprint": str}
+"""What the figures of a run must hold to be shown again."""
 
 
 def write_pack(config: PackConfig, then: Callable[[Path], None] | None = None) -> dict[str, Any]:
@@ -23,20 +28,25 @@ def write_pack(config: PackConfig, then: Callable[[Path], None] | None = None) -
     started = time.perf_counter()
     plan, out = writer.plan(config), Path(config.out)
     # The record stays that of the run that did the work.
-    earlier = read_results(out) if (out / MANIFEST).is_file() else {}
-    finished = bool(earlier)
-    record = None if finished else Run(out, "pack", configuration.dump(config))
+    figures = _earlier(out) if (out / MANIFEST).is_file() else None
+    record = None if figures else Run(out, "pack", configuration.dump(config))
     manifest = writer.write(plan)
     seconds = time.perf_counter() - started
     if then is not None:
         then(out)
-    figures = earlier if finished else _figures(manifest, seconds)
+    figures = figures or _figures(manifest, seconds, plan.listing.cautions)
     _show(config, figures, manifest.classes)
     return figures if record is None else record.finish(figures)
 
 
-def _figures(manifest: Manifest, seconds: float) -> dict[str, Any]:
-    left_out, re_encoded = manifest.summary["left_out"], manifest.summary["re_encoded"]
+def _earlier(out: Path) -> dict[str, Any] | None:
+    """The figures of the run that made the pack; None where its record is missing or damaged."""
+    figures = read_results(out)
+    return figures if all(type(figures.get(name)) is kind for name, kind in _KINDS.items()) else None
+
+
+def _figures(manifest: Manifest, seconds: float, cautions: Sequence[str]) -> dict[str, Any]:
+    left_out, re_encoded = (_counts(manifest.summary.get(name)) for name in ("left_out", "re_encoded"))
     return {
         "images": manifest.images,
         "classes": len(manifest.classes),
@@ -46,16 +56,23 @@ def _figures(manifest: Manifest, seconds: float) -> dict[str, Any]:
         "re_encoded": re_encoded,
         "left_out": left_out,
         "fingerprint": manifest.fingerprint,
+        "cautions": list(cautions),
         "seconds": round(seconds, 3),
     }
+
+
+def _counts(found: object) -> dict[str, int]:
+    """Reasons and their numbers, as far as they are such."""
+    pairs = found.items() if isinstance(found, dict) else ()
+    return {reason: count for reason, count in pairs if type(count) is int}
 
 
 def open_or_pack(source: str, cache: Path) -> Pack:
     """Opens a pack (path or URL); packs a folder or tar into `cache` first, once for each state of the source."""
     if "://" in source or Path(source, MANIFEST).is_file():
         return Pack.open(source)
-    if Path(source, MARKER).is_file():  # a run's output folder, whose tars are no images of the user's
-        held = Path(source, MARKER).read_text(encoding="utf-8", errors="replace").strip()[:20]
+    held = _made_by(Path(source))
+    if held:  # a run's output folder, whose tars are no images of the user's
         what = f"the output of `repcon {held}`, no images"
         if held == "pack":
             what = "a pack that was begun and not finished; give the same `repcon pack` again"
@@ -65,6 +82,15 @@ def open_or_pack(source: str, cache: Path) -> Pack:
     if not (out / MANIFEST).is_file():
         write_pack(PackConfig(source=source, out=str(out)))
     return Pack.open(out)
+
+
+def _made_by(folder: Path) -> str:
+    """The command whose output folder this is; empty where it is none, whatever its file of that name holds."""
+    try:
+        held = OpenFile(folder / MARKER).read(0, 100).decode("ascii", "replace").strip()
+    except OSError:
+        return ""
+    return held if held.isalpha() else ""
 
 
 def _show(config: PackConfig, figures: dict[str, Any], names: tuple[str, ...]) -> None:
@@ -82,6 +108,8 @@ def _show(config: PackConfig, figures: dict[str, Any], names: tuple[str, ...]) -
     classes = f"{figures['classes']} classes ({few(names)})" if names else "no classes"
     facts = f"{figures['megabytes']:,.1f} MB in {shards}, {classes}, fingerprint {figures['fingerprint'][:16]}"
     console.print(facts, markup=False, highlight=False)
+    for caution in figures.get("cautions", ()):
+        console.print(f"[yellow]caution[/] {escape(caution)}", soft_wrap=True, highlight=False)
     if figures["left_out"]:
         path = escape(str(Path(config.out, LEFT_OUT)))
         console.print(f"each file that was left out, with the reason: {path}", soft_wrap=True)

@@ -34,9 +34,9 @@ class Blocks:
         self._lock = threading.Lock()
         self._pool = ThreadPoolExecutor(AHEAD_BLOCKS + 1, thread_name_prefix="repcon-blocks")
 
-    def whole(self, name: str) -> bytes:
+    def whole(self, name: str, most: int) -> bytes:
         """See `images.files.Files`."""
-        return self._files.whole(name)
+        return self._files.whole(name, most)
 
     def part(self, name: str, offset: int, length: int) -> bytes:
         """See `images.files.Files`. Raises OSError where a block cannot be read; it is tried again when asked again."""

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from repcon.images import sources
+from repcon.images.labels import ordered
 from repcon.images.sources import Item, Listing
 from repcon.runtime.errors import UserError
 
@@ -69,13 +70,13 @@ def _joined(listings: list[Listing], prefixes: list[str], shares: list[int], ide
             key = f"{prefix.replace('.', '_')}/{item.key}"
             items.append(replace(item, name=f"{prefix}/{item.name}", key=key, label=label))
         left_out += [(f"{prefix}/{name}", reason) for name, reason in listing.left_out]
-    return replace(listings[0], items=items, classes=classes, left_out=left_out, identity=identity)
+    cautions = tuple(dict.fromkeys(caution for listing in listings for caution in listing.cautions))
+    return Listing(items, classes, left_out, identity, cautions)
 
 
 def _ordered(classes: set[str]) -> tuple[str, ...]:
     """Sorted; by value where every name is a number."""
-    numeric = all(name.isascii() and name.isdigit() for name in classes)
-    return tuple(sorted(classes, key=(lambda name: (int(name), name)) if numeric else None))
+    return tuple(ordered(classes))
 
 
 def _prefixes(names: Sequence[str]) -> list[str]:

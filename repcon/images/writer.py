@@ -5,6 +5,7 @@ after the shard is on disk. A killed run starts again at the first shard without
 Threads rather than processes: reading, decoding, encoding and hashing all run outside Python's lock.
 """
 
+import errno
 import fcntl
 import json
 import os
@@ -26,12 +27,13 @@ from repcon.images import format as pack_format
 from repcon.images import sources
 from repcon.images.format import Manifest
 from repcon.images.jpeg import Encoded, Unusable, encode
+from repcon.images.names import bytes_of, readable
 from repcon.images.several import paths, read_all, told
 from repcon.images.shards import Part, Shard, assemble, write_file
 from repcon.images.sources import Item, Listing
 from repcon.runtime.console import console, progress
 from repcon.runtime.errors import UserError
-from repcon.runtime.open_files import lock
+from repcon.runtime.open_files import lock, reason_of
 from repcon.runtime.system import cores
 
 PARTS = "parts"
@@ -79,10 +81,15 @@ def write(plan: Plan) -> Manifest:
                 _finish(plan, *_shards(plan))
         return pack_format.load_manifest((out / pack_format.MANIFEST).read_bytes(), str(out))
     except OSError as error:
+        full = "the disk is full: " if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
         raise UserError(
-            f"{error.filename or out}: cannot write the pack ({error.strerror}); mend that and run the same "
+            f"{error.filename or out}: cannot write the pack ({full}{reason_of(error)}); mend that and run the same "
             "command again, it goes on after the last finished shard"
         ) from error
+    except RuntimeError as error:
+        if "new thread" not in str(error):
+            raise
+        raise UserError(f"{out}: {error}: give fewer --workers, and run the same command again") from error
 
 
 def _check(config: PackConfig) -> None:
@@ -109,13 +116,24 @@ def _compare(out: Path, settings: dict[str, Any]) -> None:
     if manifest.is_file():
         held = pack_format.load_manifest(manifest.read_bytes(), str(out)).settings
     elif started.is_file():
-        held = json.loads(started.read_text(encoding="utf-8"))
+        held = _begun(started)
     else:
         return
     for name, value in settings.items():
         if held.get(name) != value:
             what = "files" if name == "source" else f"{name} = {held.get(name)}, not {value}"
             raise UserError(f"{out} holds a pack made of other {what}; remove it or name another OUT")
+
+
+def _begun(started: Path) -> dict[str, Any]:
+    """The settings of a pack that was begun."""
+    try:
+        held = json.loads(started.read_bytes())
+    except (ValueError, RecursionError):
+        held = None
+    if not isinstance(held, dict):
+        raise UserError(f"{started}: damaged, so nobody knows what was begun there; remove {started.parent.parent}")
+    return held
 
 
 @contextmanager
@@ -178,6 +196,8 @@ def _finished(out: Path) -> list[Part]:
             part = Part.load(out / PARTS, len(parts))
             whole = shard.stat().st_size == part.bytes
         except FileNotFoundError:
+            return parts
+        except (KeyError, TypeError, ValueError, RecursionError, UserError):  # damaged: the shard is made again
             return parts
         if not whole:
             return parts
@@ -244,8 +264,21 @@ def _encode(batch: list[Item], config: PackConfig) -> list[Encoded | str]:
         except Unusable as error:
             results.append(str(error))
         except OSError as error:
+            if error.errno not in (errno.EACCES, errno.EPERM):
+                raise _stopped(item, f"cannot be read ({reason_of(error)})") from error
             results.append(f"cannot be read: {error.strerror}")
+        except MemoryError as error:
+            raise _stopped(item, "memory is too short to decode it") from error
     return results
+
+
+def _stopped(item: Item, why: str) -> UserError:
+    """The error for what says nothing of the image: to leave it out for that would be for good."""
+    where = readable(bytes_of(item.container)) + (f": {item.name}" if item.offset else "")
+    return UserError(
+        f"{where}: {why}; no image is left out for that: mend it, or move the file away, and run the same command "
+        "again, it goes on after the last finished shard"
+    )
 
 
 def _finish(plan: Plan, parts: list[Part], rest: list[tuple[str, str]]) -> None:

@@ -22,6 +22,7 @@ from repcon.labels.manifest import Manifest
 from repcon.labels.tables import Slab
 from repcon.runtime.errors import UserError
 from repcon.runtime.filesystem import Files, LocalFiles
+from repcon.runtime.open_files import is_passing, reason_of
 from repcon.runtime.system import cores
 
 _INDEX_ENTRY_BYTES, _CRC_BYTES = 16, 4
@@ -200,7 +201,12 @@ class ShardReader:
         try:
             return self._files.part(name, start, length)
         except OSError as error:
-            raise self._damaged(name, f"it cannot be read ({error.strerror or error})") from error
+            if is_passing(error):
+                where = f"{self._files.root}/{name}"
+                raise UserError(
+                    f"{where}: cannot be read now ({reason_of(error)}); it may be whole: try again"
+                ) from error
+            raise self._damaged(name, f"it cannot be read ({reason_of(error)})") from error
 
     def _damaged(self, name: str, reason: str) -> UserError:
         return UserError(f"{self._files.root}/{name}: {reason}; {_REMEDY}")

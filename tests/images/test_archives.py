@@ -8,7 +8,7 @@ import pytest
 from pictures import photograph
 from simplejpeg import encode_jpeg
 
-from repcon.images import archives, sources
+from repcon.images import names, sources
 from repcon.images.archives import Scan, add_tar
 
 PICTURE = encode_jpeg(photograph(0, 16, 16))
@@ -137,6 +137,6 @@ def test_a_size_that_points_backwards_ends_the_scan(tmp_path: Path) -> None:
 
 
 def test_refusals_by_name_and_size() -> None:
-    assert archives.refusal("cat/photo.JPEG", 1) == ""
-    assert archives.refusal("a/__MACOSX/x.jpg", 1) == "a hidden file"
-    assert archives.refusal("cat/photo.jpg", archives.MAX_FILE_BYTES + 1).startswith("too large a file")
+    assert names.refusal("cat/photo.JPEG", 1) == ""
+    assert names.refusal("a/__MACOSX/x.jpg", 1) == "a hidden file"
+    assert names.refusal("cat/photo.jpg", names.MAX_FILE_BYTES + 1).startswith("too large a file")

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import simplejpeg
 from pictures import photograph
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from repcon.images.jpeg import MAX_PIXELS, Encoded, Unusable, content_hash, encode, read_header
 
@@ -262,3 +262,70 @@ def test_any_flipped_or_missing_bytes_give_a_jpeg_or_a_reason() -> None:
             assert str(error)
         else:
             assert simplejpeg.decode_jpeg(encoded.data).shape == (encoded.height, encoded.width, 3)
+
+
+def test_long_texts_and_profiles_of_a_png_are_dropped() -> None:
+    """Pillow decompresses a megabyte of metadata at most, and fails on more; the pixels are whole."""
+    image, long = Image.fromarray(smooth()), "x" * 2_000_000
+    texts = [PngImagePlugin.PngInfo() for _ in range(3)]
+    texts[0].add_text("workflow", long, zip=True)
+    texts[1].add_itxt("XML:com.adobe.xmp", long, zip=True)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    wanted = encode(saved(image, "PNG"), 0, 95)
+    for info in texts:
+        assert encode(saved(image, "PNG", pnginfo=info), 0, 95) == wanted
+    assert encode(saved(image, "PNG", icc_profile=long.encode()), 0, 95) == wanted
+    turned = encode(saved(image, "PNG", pnginfo=texts[0], exif=exif), 0, 95)
+    assert (turned.width, turned.height) == (32, 48)
+
+
+def test_a_png_whose_pixels_are_damaged_is_not_saved_by_dropping_its_texts() -> None:
+    info = PngImagePlugin.PngInfo()
+    info.add_text("workflow", "x" * 2_000_000, zip=True)
+    data = saved(Image.fromarray(photograph(0, 48, 32)), "PNG", pnginfo=info)
+    for cut in (data[:-200], data[:100], data[:9]):
+        with pytest.raises(Unusable):
+            encode(cut, 0, 95)
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("JPEG", {}),
+        ("PNG", {}),
+        ("WEBP", {}),
+        ("WEBP", {"lossless": True}),
+        ("WEBP", {"exif": b"Exif\0\0" + b"x" * 200}),
+    ],
+)
+def test_a_decoder_without_memory_is_not_damage(
+    kind: str, options: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Decoders say that the image is damaged where they get no memory; what is damaged stays so with memory."""
+    whole = saved(Image.fromarray(photograph(0, 48, 32)), kind, **options)
+    damaged = whole[: len(whole) * 9 // 10]
+    with pytest.raises(Unusable):
+        encode(damaged, 0, 95)
+
+    def none_left(size: int) -> None:
+        assert size == 24 * 48 * 32
+        raise MemoryError
+
+    monkeypatch.setattr("repcon.images.jpeg.require_memory", none_left)
+    with pytest.raises(MemoryError):
+        encode(damaged, 0, 95)
+
+
+def test_a_decoder_that_had_no_memory_once_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    data, calls = jpeg(), []
+
+    def at_first_none(data: bytes, **options: object) -> np.ndarray:
+        calls.append(1)
+        if len(calls) == 1:
+            raise ValueError("Insufficient memory (case 4)")
+        return decode(data, **options)
+
+    decode = simplejpeg.decode_jpeg
+    monkeypatch.setattr(simplejpeg, "decode_jpeg", at_first_none)
+    assert encode(data, 0, 95).data == data and len(calls) == 2

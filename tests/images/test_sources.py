@@ -1,6 +1,9 @@
 """Folders as sources: order, labels, keys, and what cannot be packed."""
 
+import errno
+import inspect
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -156,3 +159,88 @@ def test_a_file_that_shrank_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "1.jpg").write_bytes(PICTURE[:100])
     with pytest.raises(OSError, match="100 of"):
         sources.contents(item)
+
+
+def test_what_is_no_file_is_left_out(tmp_path: Path) -> None:
+    folder_of(tmp_path, ["cat/1.jpg"])
+    os.mkfifo(tmp_path / "cat/pipe.jpg")
+    (tmp_path / "cat/zero.png").symlink_to("/dev/zero")
+    assert sources.read(str(tmp_path)).left_out == [
+        ("cat/pipe.jpg", "not a plain file"),
+        ("cat/zero.png", "not a plain file"),
+    ]
+
+
+def test_a_file_that_became_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    item = sources.read(str(folder_of(tmp_path, ["cat/1.jpg"]))).items[0]
+    (tmp_path / "cat/1.jpg").unlink()
+    os.mkfifo(tmp_path / "cat/1.jpg")
+    with pytest.raises(OSError, match="a named pipe, not a plain file"):
+        sources.contents(item)
+
+
+@pytest.mark.parametrize("hidden", [False, True])
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EIO, errno.ESTALE])
+def test_a_folder_that_cannot_be_read_is_no_single_file(
+    number: int, hidden: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody knows how many images it holds; what is hidden would be left out anyway."""
+    closed = str(tmp_path / ("lost+found" if hidden else "dog"))
+    folder_of(tmp_path, ["cat/1.jpg", "dog/1.jpg", "lost+found/1.jpg"])
+    scan = os.scandir
+
+    def scandir(path: str) -> object:
+        if path == closed:
+            raise OSError(number, os.strerror(number), path)
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    if hidden:
+        assert sources.read(str(tmp_path)).classes == ("cat", "dog")
+    else:
+        with pytest.raises(UserError, match=rf"dog: cannot be read \({os.strerror(number)}\); nothing is left out"):
+            sources.read(str(tmp_path))
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EMFILE, errno.EIO])
+def test_a_tar_that_cannot_be_opened_is_no_single_file(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tar_of(tmp_path / "a.tar", {"cat/1.jpg": PICTURE})
+
+    def closed(path: str, flags: int) -> int:
+        raise OSError(number, os.strerror(number), path)
+
+    monkeypatch.setattr("repcon.images.archives._plainly", closed)
+    with pytest.raises(UserError, match=rf"a.tar: cannot be read \({os.strerror(number)}"):
+        sources.read(str(tmp_path))
+
+
+def test_the_identity_is_that_of_what_is_packed(tmp_path: Path) -> None:
+    """A log that grows, a hidden file or a thumbnail makes no other pack of the same images."""
+    folder_of(tmp_path, ["cat/1.jpg", "cat/@eaDir/1.jpg", "cat/.hidden.jpg"])
+    tar_of(tmp_path / "pictures.tar", {"cat/2.jpg": PICTURE})
+    tar_of(tmp_path / "texts.tar", {"a.txt": b"text"})
+    identity = sources.read(str(tmp_path)).identity
+    (tmp_path / "log.txt").write_text("more")
+    (tmp_path / "cat/.hidden.jpg").write_bytes(b"another")
+    (tmp_path / "cat/@eaDir/1.jpg").write_bytes(b"another")
+    (tmp_path / ".DS_Store").write_bytes(b"new")
+    tar_of(tmp_path / "texts.tar", {"a.txt": b"another text"})
+    assert sources.read(str(tmp_path)).identity == identity
+    os.utime(tmp_path / "pictures.tar", (1, 1))
+    assert sources.read(str(tmp_path)).identity != identity
+
+
+def test_folders_deeper_than_the_stack(tmp_path: Path) -> None:
+    folder = str(tmp_path)
+    for _ in range(200):
+        folder += "/a"
+        os.mkdir(folder)
+    Path(folder, "1.jpg").write_bytes(PICTURE)
+    limit = sys.getrecursionlimit()
+    sys.setrecursionlimit(len(inspect.stack()) + 100)
+    try:
+        assert len(sources.read(str(tmp_path)).items) == 1
+    finally:
+        sys.setrecursionlimit(limit)

@@ -1,5 +1,6 @@
 """Writing packs: the shards' format, resuming after a kill, duplicates, other settings, a full disk."""
 
+import errno
 import json
 import resource
 import shutil
@@ -19,7 +20,7 @@ from simplejpeg import encode_jpeg
 
 from repcon.commands import pack as packing
 from repcon.config import PackConfig
-from repcon.images import writer
+from repcon.images import sources, writer
 from repcon.images.format import Manifest
 from repcon.images.pack import Pack
 from repcon.images.packing import open_or_pack
@@ -275,3 +276,86 @@ def test_an_unfinished_pack_is_not_taken_for_images(tmp_path):
     (tmp_path / "pack" / "shard-00000.tar").write_bytes(bytes(10_240))
     with pytest.raises(UserError, match="a pack that was begun and not finished"):
         open_or_pack(str(tmp_path / "pack"), tmp_path / "cache")
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError(), OSError(errno.EMFILE, "Too many open files"), OSError(errno.EIO, "I")]
+)
+def test_what_passes_leaves_no_image_out(
+    error: Exception, noisy_folder: Path, unbroken: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Memory that is short, descriptors, a disk or network that fails: the run stops, and goes on afterwards."""
+    contents_of, calls = sources.contents, []
+
+    def fails(item: sources.Item) -> bytes:
+        calls.append(item)
+        if len(calls) == 40:
+            raise error
+        return contents_of(item)
+
+    monkeypatch.setattr(sources, "contents", fails)
+    with pytest.raises(UserError, match=r"class . ?.*jpg: .*; no image is left out for that: .* run the same command"):
+        pack(noisy_folder, tmp_path / "pack", shard_megabytes=1, workers=1)
+    assert not (tmp_path / "pack/pack.json").exists()
+    pack(noisy_folder, tmp_path / "pack", shard_megabytes=1)
+    assert contents(tmp_path / "pack") == unbroken
+
+
+def test_a_file_that_may_not_be_read_is_left_out(
+    noisy_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def closed(item: sources.Item) -> bytes:
+        if item.name == "class 1/31.jpg":
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return contents_of(item)
+
+    contents_of = sources.contents
+    monkeypatch.setattr(sources, "contents", closed)
+    assert pack(noisy_folder, tmp_path / "pack").summary["left_out"]["cannot be read"] == 1
+
+
+@pytest.mark.parametrize("name", ["00000.json", "00000.npz", "settings.json"])
+@pytest.mark.parametrize("damage", [b"", b"{", b"[]", b"\xff\xfe", b"[" * 100_000, b'{"left_out": 3}'])
+def test_damaged_records_of_an_unfinished_pack(
+    name: str, damage: bytes, noisy_folder: Path, unbroken: dict[str, bytes], tmp_path: Path
+) -> None:
+    """As a power cut leaves them."""
+    out = tmp_path / "pack"
+    started = writer.plan(PackConfig(source=str(noisy_folder), out=str(out), shard_megabytes=1))
+    (out / "parts").mkdir(parents=True)
+    writer._shards(started)
+    (out / "parts" / name).write_bytes(damage)
+    if name == "settings.json":
+        wanted = "of other" if damage.startswith(b'{"') else "settings.json: damaged"
+        with pytest.raises(UserError, match=wanted):
+            pack(noisy_folder, out, shard_megabytes=1)
+    else:
+        pack(noisy_folder, out, shard_megabytes=1)
+        assert contents(out) == unbroken
+
+
+@pytest.mark.parametrize("damage", [b"", b"{}", b"\xff", b"[]", b'{"images": 3}'])
+def test_a_damaged_record_of_a_finished_pack_is_made_again(damage: bytes, picture_folder: Path, tmp_path: Path) -> None:
+    recipe = PackConfig(source=str(picture_folder), out=str(tmp_path / "pack"))
+    figures = packing.run(recipe)
+    (tmp_path / "pack/results.json").write_bytes(damage)
+    again = packing.run(recipe)
+    assert {**again, "seconds": 0} == {**figures, "seconds": 0}
+    assert packing.run(recipe) == again
+
+
+def test_a_users_file_called_command_is_no_record(picture_folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(picture_folder, tmp_path / "source")
+    for content in (b"\xff\xfe\x00", b"#!/bin/sh\nls\n", b""):
+        (tmp_path / "source/command").write_bytes(content)
+        assert len(open_or_pack(str(tmp_path / "source"), tmp_path / "cache")) > 0
+
+
+def test_cautions_are_shown_and_among_the_figures(
+    picture_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for split in ("train", "val"):
+        shutil.copytree(picture_folder, tmp_path / "source" / split)
+    figures = packing.run(PackConfig(source=str(tmp_path / "source"), out=str(tmp_path / "pack")))
+    assert "the classes are train/, val/, which look like splits" in figures["cautions"][0]
+    assert f"caution {figures['cautions'][0]}" in capsys.readouterr().out

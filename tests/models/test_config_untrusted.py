@@ -1,0 +1,68 @@
+"""config.json of strangers: a model that is what it says, or one line."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from repcon.models import backbone
+from repcon.runtime.errors import UserError
+
+KEYS = (
+    "architecture", "num_classes", "num_features", "label_names", "label_descriptions", "pretrained_cfg", "model_args",
+    "repcon", "global_pool", "input_size", "mean", "std", "crop_pct", "interpolation", "fixed_input_size", "classifier",
+)  # fmt: skip
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=6) | st.just([3, 10**9, 10**9]),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.sampled_from(KEYS), inner, max_size=3),
+    max_leaves=6,
+)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made = tmp_path_factory.mktemp("model")
+    import timm  # after repcon, which completes torchvision for it
+
+    network = timm.create_model("test_byobnet", pretrained=False, num_classes=3)
+    backbone.save(network, made, classes=["a", "b", "c"], preprocessing=backbone.preprocessing(network), extra={})
+    return made
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@given(
+    changed=st.dictionaries(st.sampled_from(KEYS), VALUES, max_size=2),
+    inner=st.dictionaries(st.sampled_from(KEYS), VALUES, max_size=2),
+)
+def test_any_config_is_a_model_or_one_line(
+    changed: dict[str, Any], inner: dict[str, Any], folder: Path, tmp_path: Path
+) -> None:
+    held = json.loads((folder / backbone.CONFIG).read_text())
+    held["pretrained_cfg"] = held["pretrained_cfg"] | inner
+    (tmp_path / backbone.CONFIG).write_text(json.dumps(held | changed))
+    (tmp_path / backbone.WEIGHTS).write_bytes((folder / backbone.WEIGHTS).read_bytes())
+    try:
+        network = backbone.create(str(tmp_path))
+        backbone.preprocessing(network)
+        backbone.classes(network)
+        backbone.saved_extra(tmp_path)
+        backbone.saved_classes(tmp_path)
+    except UserError:
+        return
+    ours = {key: value for key, value in network.state_dict().items()}
+    theirs = backbone.create(str(folder)).state_dict()
+    assert ours.keys() == theirs.keys()
+    assert all((ours[key] == theirs[key]).all() for key in ours)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@given(data=st.binary(max_size=40) | st.sampled_from([b"[" * 100_000, b'{"a":' * 100_000, b"9" * 5000, b"[]", b'"x"']))
+def test_any_bytes_are_a_config_or_one_line(data: bytes, folder: Path, tmp_path: Path) -> None:
+    (tmp_path / backbone.CONFIG).write_bytes(data)
+    (tmp_path / backbone.WEIGHTS).write_bytes((folder / backbone.WEIGHTS).read_bytes())
+    for read in (backbone.create, backbone.saved_extra, backbone.saved_classes):
+        with pytest.raises(UserError, match=str(tmp_path)):
+            read(str(tmp_path))

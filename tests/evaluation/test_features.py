@@ -1,5 +1,6 @@
 """Features are extracted once, and belong to one set of weights, one pack and one preprocessing."""
 
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -81,3 +82,50 @@ def test_a_trunk_of_another_input_size_says_so(pack, reading, tmp_path):
     with pytest.raises(UserError, match="size"):
         extract(model, pack, np.arange(2), replace(reading, size=40))
     assert extract(model, pack, np.arange(2), replace(reading, size=0))[0].shape[0] == 2
+
+
+def test_a_folder_that_pools_otherwise_has_other_features(pack, reading, tmp_path):
+    """Architecture and weights are the same: only config.json tells."""
+    model, rows = network(tmp_path / "net", "test_resnet", 0), np.arange(4)
+    reading = replace(reading, size=128)  # at 32 pixels its last map is a single place
+    average, weights = extract(model, pack, rows, reading)
+    path = tmp_path / "net" / "config.json"
+    path.write_text(path.read_text().replace('"global_pool": "avg"', '"global_pool": "max"'))
+    largest, again = extract(model, pack, rows, reading)
+    assert weights == again and not np.allclose(average, largest)
+
+
+@pytest.mark.parametrize(
+    "forward, says",
+    [
+        ("self.net(x)", ""),
+        ("self.net(x) - self.net(x).mean(0)", "when other images are beside it"),
+        ("nn.functional.dropout(self.net(x), 0.5)", "when it is asked the same again"),
+        ("self.parts[0](x)", "is not registered"),
+        ("exit(1)", "the trunk does not take inputs of 32 pixels"),
+        ("(self.net(x),)", "not one vector per image"),
+        ("self.net(x)[:1]", "not one vector per image"),
+    ],
+)
+def test_a_trunk_of_ones_own_gives_the_same_features_again(pack, reading, tmp_path, monkeypatch, forward, says):
+    parts = "[nn.Conv2d(3, 8, 3)]" if "parts" in forward else "None"
+    (tmp_path / "own_trunk.py").write_text(
+        "from torch import nn\n"
+        "class Own(nn.Module):\n"
+        "    def __init__(self):\n"
+        "        super().__init__()\n"
+        "        self.net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())\n"
+        f"        self.parts = {parts}\n"
+        "    def forward(self, x):\n"
+        f"        return {forward}\n"
+        "def make():\n"
+        "    return Own(), {'size': 32, 'mean': [0.5] * 3, 'std': [0.25] * 3}\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "own_trunk", raising=False)
+    rows = np.arange(8)
+    if not says:
+        assert extract("own_trunk:make", pack, rows, reading)[0].shape == (8, 8)
+        return
+    with pytest.raises(UserError, match=says):
+        extract("own_trunk:make", pack, rows, reading)

@@ -19,6 +19,7 @@ from repcon.runtime.open_files import OpenFile, OpenFiles, behind, lock, sync_fo
 _TEMPORARY = re.compile(r"\.[A-Za-z0-9_][A-Za-z0-9_.\-]*\.[0-9a-f]{32}\.repcon\.tmp")
 """How a file that is being written is called: nothing else is ever swept away."""
 _DAY_SECONDS = 86_400.0
+_NOT_THERE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
 _SAFE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]*(/[A-Za-z0-9_][A-Za-z0-9_.\-]*)*")
 
 
@@ -98,14 +99,18 @@ class LocalFiles:
     def size(self, name: str) -> int | None:
         try:
             return os.stat(self._inside(name)).st_size
-        except (FileNotFoundError, NotADirectoryError):
-            return None
+        except OSError as error:
+            if error.errno in _NOT_THERE:
+                return None
+            raise
 
     def names(self, folder: str) -> list[str]:
         try:
             return sorted(entry for entry in os.listdir(self._inside(folder)) if not entry.startswith("."))
-        except (FileNotFoundError, NotADirectoryError):
-            return []
+        except OSError as error:
+            if error.errno in _NOT_THERE:
+                return []
+            raise
 
     def write(self, name: str, data: bytes) -> None:
         path = self._inside(name)

@@ -251,11 +251,11 @@ def test_deep_values_in_a_sealed_file(honest: Path, tmp_path: Path, depth: int) 
 def test_as_many_teachers_parts_and_units_as_a_manifest_can_hold(honest: Path, tmp_path: Path) -> None:
     held = unseal((honest / "manifest.json").read_bytes(), "m")
     one = held["teachers"][0]
-    many = [one | {"name": f"t{number}"} for number in range(20_000)]
+    many = [one | {"name": f"t{number}"} for number in range(1200)]
     parts = [{"heads": [teacher["name"]], "crops": [0, 2], "boxes": not number} for number, teacher in enumerate(many)]
     for changes in (
         {"teachers": many, "parts": parts},
-        {"parts": held["parts"] * 50_000},
+        {"parts": held["parts"] * 3000},
         {"images": 2**36, "rows_per_shard": 2**20, "crops": 2**16, "parts": [held["parts"][0] | {"crops": [0, 2**16]}]},
         {"images": 2**20, "rows_per_shard": 1, "crops": 2, "crops_per_shard": 2},
     ):

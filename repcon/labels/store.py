@@ -203,8 +203,10 @@ class LabelStore:
         return self._done(self._markers, self.units() if units is None else units)
 
     def _done(self, markers: Markers, units: Sequence[Unit]) -> list[Unit]:
+        marked = self.marked()  # one listing: to ask for each of a million markers that are not there takes minutes
+        begun = [unit for unit in units if unit.name in marked]
         with ThreadPoolExecutor(_SCAN_THREADS if "://" in self.url else 1) as pool:
-            return [unit for unit, done in zip(units, pool.map(markers.is_done, units), strict=True) if done]
+            return [unit for unit, done in zip(begun, pool.map(markers.is_done, begun), strict=True) if done]
 
     def require_pack(self, fingerprint: str, images: int | None = None) -> None:
         """Raises UserError where the labels are not those of the images of the pack of this fingerprint, and of so

@@ -257,7 +257,7 @@ def test_as_many_teachers_parts_and_units_as_a_manifest_can_hold(honest: Path, t
         {"teachers": many, "parts": parts},
         {"parts": held["parts"] * 3000},
         {"images": 2**36, "rows_per_shard": 2**20, "crops": 2**16, "parts": [held["parts"][0] | {"crops": [0, 2**16]}]},
-        {"images": 2**20, "rows_per_shard": 1, "crops": 2, "crops_per_shard": 2},
+        {"images": 2**18, "rows_per_shard": 1, "crops": 2, "crops_per_shard": 2},
     ):
         url = copy(honest, tmp_path)
         (url / "manifest.json").write_bytes(seal(held | changes))

@@ -99,6 +99,18 @@ def test_stored_labels_are_the_teachers_answers_on_the_references_crops(way: Pat
         np.testing.assert_allclose(stored_logp.astype(float), logp.astype(float), atol=0.02)  # A whole head: tail -inf.
 
 
+def test_with_default_settings_no_head_ends_worse_than_it_began(way: Path, tmp_path: Path):
+    figures = tmp_path / "figures.json"
+    repcon(
+        "train", "--pack", way / "pack", "--store", way / "labels.zarr", "--out", tmp_path / "run", "--holdout", 0.2,
+        "--json", figures,
+    )  # fmt: skip
+    results = json.loads(figures.read_text())
+    start = results["init"]
+    assert start["init"] == "average" and start["warm_heads"] == ["generalist", "teacher"]
+    assert len(start["search"]["candidates"]) == 11 and not results["heads_worse_than_at_the_start"]
+
+
 def test_the_students_loss_falls(way: Path):
     lines = [json.loads(line) for line in (way / "student" / "metrics.jsonl").read_text().splitlines()]
     losses = [sum(line["loss"].values()) for line in lines if line["event"] == "step"]

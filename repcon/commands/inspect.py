@@ -9,6 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from repcon.config import InspectConfig
+from repcon.labels.informative import warn_uninformative
 from repcon.labels.statistics import MUTUAL_INFORMATION, UNCOMPRESSED, figures, known, why_no_labels
 from repcon.labels.store import LabelStore
 from repcon.reports.tables import nat, size, words
@@ -49,6 +50,9 @@ def show(store: LabelStore, found: dict[str, Any]) -> None:
     if found["sampled_crops"]:
         console.print(_losses(found))
         console.print(_encodings(found))
+    for name, head in found["heads"].items():
+        if reason := head.get("uninformative"):
+            warn_uninformative(name, reason)
     _agreement(found["agreement"])
     if reason := why_no_labels(found):
         console.print(f"no labels to look at: {reason}")

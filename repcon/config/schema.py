@@ -221,7 +221,7 @@ class TrainConfig(Checked):
     """Input side in pixels; 0 takes that of the teachers."""
     epochs: int = 10
     batch_size: int = 0
-    """Crops per step over all processes; 0 takes 64 to 256 by the number of images."""
+    """Crops per step over all processes; 0 takes 8 to 256 by the number of images."""
     crops_per_decode: int = 1
     """Crops cut from one decoded image."""
     mix_window: int = 0

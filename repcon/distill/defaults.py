@@ -17,6 +17,8 @@ SIZE = 224
 """Pixels, where no teacher's size is known."""
 BATCH_SIZES = ((20_000, 64), (80_000, 128), (None, 256))
 """Batch size for up to so many images."""
+LEAST_STEPS, SMALLEST_BATCH = 16, 8
+"""Smaller batches, down to 8, where an epoch would have fewer steps."""
 
 
 def resolve(settings: TrainConfig, store: LabelStore) -> TrainConfig:
@@ -64,4 +66,7 @@ def teachers_size(heads: Sequence[HeadInfo]) -> int:
 
 def batch_size_for(images: int) -> int:
     """Crops per step for an epoch of so many images."""
-    return next(size for limit, size in BATCH_SIZES if limit is None or images <= limit)
+    size = next(size for limit, size in BATCH_SIZES if limit is None or images <= limit)
+    while size > SMALLEST_BATCH and size * LEAST_STEPS > images:
+        size //= 2
+    return size

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from repcon.distill.distributed import Team
+from repcon.distill.epoch_table import EpochTable, warn_where_worse
 from repcon.distill.loader import Clock
 from repcon.runtime.console import console, progress
 from repcon.runtime.errors import UserError
@@ -68,6 +69,9 @@ class TrainingLog:
         self._before = 0.0
         self._last: dict[str, Any] = {}
         self.validation: dict[str, Any] = {}
+        self.begun: dict[str, Any] = {}
+        """The figures of the start."""
+        self._table = EpochTable()
 
     def __enter__(self) -> "TrainingLog":
         self._bars.start()
@@ -83,11 +87,12 @@ class TrainingLog:
         spent = {"spent": self._spent, "shown": self._shown, "seconds": self._seconds()}
         sums = None if self._sums is None else self._team.total(self._sums.cpu()).tolist()
         unsaid = {"sums": sums, "count": self._count, "images": self._images, "spent": [self._data, self._compute]}
-        return {"validation": self.validation, "last": self._last, **spent, "unsaid": unsaid}
+        return {"validation": self.validation, "begun": self.begun, "last": self._last, **spent, "unsaid": unsaid}
 
     def resumed(self, step: int, images: int, state: Mapping[str, Any]) -> None:
         """Says where the run goes on, and takes what `state` gave there."""
         self.validation, self._last = dict(state["validation"]), dict(state["last"])
+        self.begun = dict(state["begun"])
         self._spent, self._shown, self._before = list(state["spent"]), state["shown"], state["seconds"]
         unsaid = state["unsaid"]
         if unsaid["sums"] is not None and self._team.leads:
@@ -110,17 +115,20 @@ class TrainingLog:
         self._bars.advance(self._task, images)
 
     def validated(self, step: int, epoch: int, figures: Mapping[str, Any]) -> None:
-        """Validation after an epoch: agreement and KL per head, kNN where asked."""
+        """Validation after an epoch, 0 for the start: agreement and KL per head, kNN where asked."""
         self.validation = dict(figures)
         self._event("validation", step=step, epoch=epoch, **figures)
+        if epoch == 0:
+            self.begun = dict(figures)
         for head, values in figures.get("heads", {}).items():
             self._scalars({f"{name}/{head}": value for name, value in values.items()}, step)
-            share = f"{100 * values['agreement']:.1f} % of {figures['images']:,} images"
-            parts = f"agrees with its teacher on {share}, KL {values['kl']:.3f} nat"
-            console.print(f"epoch {epoch}, {head}: {parts}", highlight=False)
         if "knn" in figures:
             self._scalars({"knn": figures["knn"]}, step)
-            console.print(f"epoch {epoch}, kNN: {100 * figures['knn']:.1f} %", highlight=False)
+        self._table.row(epoch, figures)
+
+    def compared(self) -> list[str]:
+        """Warns of heads that are worse than at the start; gives their names."""
+        return warn_where_worse(self.begun, self.validation)
 
     def results(self) -> dict[str, Any]:
         """The final figures so far."""
@@ -129,6 +137,7 @@ class TrainingLog:
         return {
             "loss": self._last.get("loss", {}),
             "validation": self.validation,
+            "validation_start": self.begun,
             "steps": self._totals.steps,
             "images": self._totals.images,
             "images_per_second": self._shown / seconds if seconds else 0.0,

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from repcon.labels.informative import why_uninformative
 from repcon.labels.layout import HeadInfo, Unit
 from repcon.labels.store import LabelStore, Slab
 from repcon.labels.truncation import encodings, entropy, probabilities, stored_losses
@@ -141,12 +142,14 @@ def _labels(store: LabelStore, head: HeadInfo, parts: list[tuple[np.ndarray, np.
     classes, counts = np.unique(first, return_counts=True)  # by what is there: there may be millions of classes
     most = np.argsort(-counts, kind="stable")[:_MOST_SHOWN]
     names = head.section.classes or {int(number): str(number) for number in classes[most]}
+    nat = float(entropy(top, rest, head.classes).mean())
     return {
         "top1_probability": float(top[:, 0].mean()),
         "mass": float(mass[-1]),
         "mass_by_k": mass.tolist(),
         "kl_by_k": lost.tolist(),
-        "entropy_nat": float(entropy(top, rest, head.classes).mean()),
+        "entropy_nat": nat,
+        "uninformative": why_uninformative(nat, head.classes, float(counts.max() / len(first))),
         "encodings": _encodings(store, head, ids[:_ENCODED], logp[:_ENCODED]),
         "bytes_by_k": _bytes_by_k(store, head, ids[:_ENCODED], logp[:_ENCODED]),
         "classes_on_top": len(classes),

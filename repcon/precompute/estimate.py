@@ -13,6 +13,7 @@ from repcon.config import PrecomputeConfig, Values
 from repcon.crops.plan import CropPlan, plan
 from repcon.decode.factory import open_loader
 from repcon.images.pack import Pack
+from repcon.labels.informative import warn_uninformative, why_uninformative
 from repcon.labels.layout import BOX, FLIP
 from repcon.labels.truncation import KS, truncation
 from repcon.labels.zarr_encoding import compressed_bytes
@@ -46,6 +47,7 @@ def estimate(config: PrecomputeConfig, pack: Pack, teachers: Sequence[Teacher], 
         "seconds": round(total / crops_per_second, 1),
         "box_bytes_per_crop": round(box_bytes, 2),
         "teachers": {},
+        "uninformative": {},
     }
     ks = sorted({*KS, config.k})
     for teacher in teachers:
@@ -55,6 +57,7 @@ def estimate(config: PrecomputeConfig, pack: Pack, teachers: Sequence[Teacher], 
             remedy = "try precision fp32, or look at its weights"
             raise UserError(f"teacher {name}: its answer is not a number (NaN); {remedy}")
         found["teachers"][name] = truncation(answers, config.temperatures, config.codec, ks)
+        found["uninformative"][name] = _uninformative(answers)
 
     def encoded(k: int, values: Values) -> dict[str, float]:
         return _encoding([head[k][values] for head in found["teachers"].values()], box_bytes, total)
@@ -63,6 +66,14 @@ def estimate(config: PrecomputeConfig, pack: Pack, teachers: Sequence[Teacher], 
     found["encodings"] = {values: encoded(config.k, values) for values in get_args(Values)}
     _show(config, found)
     return found
+
+
+def _uninformative(logits: torch.Tensor) -> str:
+    """What is wrong with these (B, C) answers; empty where they tell something."""
+    logp = logits.float().log_softmax(1)
+    entropy = float(-(logp.exp() * logp).nansum(1).mean())
+    counts = torch.bincount(logits.argmax(1), minlength=logits.shape[1])
+    return why_uninformative(entropy, logits.shape[1], float(counts.max() / len(logits)))
 
 
 def _encoding(heads: list[dict[str, float]], box_bytes: float, total: int) -> dict[str, float]:
@@ -143,6 +154,9 @@ def _show(config: PrecomputeConfig, found: dict[str, Any]) -> None:
         chosen = " (chosen)" if values == config.values else ""
         saturated = f", {100 * held['saturated']:.1f} % of the gaps saturated" if values == "gaps8" else ""
         console.print(f"k = {config.k}, values = {values}{chosen}: {size}; {lost}{saturated}", highlight=False)
+    for name, reason in found["uninformative"].items():
+        if reason:
+            warn_uninformative(name, reason)
     hours, minutes = divmod(round(found["seconds"] / 60), 60)
     rate = f"{found['crops_per_second']:,.1f} crops/s, the teachers waiting {100 * found['waited_share']:.0f} %"
     took = f"{hours} h {minutes} min" if hours else f"{minutes} min" if minutes else f"{found['seconds']:.0f} s"

@@ -1,22 +1,60 @@
 """What a training run prints."""
 
+from pathlib import Path
+from typing import Any
+
+import pytest
 import torch
 
 from repcon.distill import metrics as logs
 from repcon.distill.distributed import join
+from repcon.distill.epoch_table import EpochTable
 from repcon.distill.loader import Clock
 from repcon.distill.metrics import Totals, TrainingLog
 from repcon.runtime.console import console
 
 
-def test_validation_is_told_in_per_cent_and_nat() -> None:
+def figures(birds: float, generalist: float) -> dict[str, Any]:
+    heads = {"birds": {"agreement": 0.125, "kl": birds}, "generalist": {"agreement": 1.0, "kl": generalist}}
+    return {"images": 8, "heads": heads, "knn": 0.58}
+
+
+def test_epochs_are_rows_of_one_table_and_heads_its_columns() -> None:
     with join("cpu") as team, console.capture() as capture:
         log = TrainingLog(None, Totals(steps=1, images=8, heads=("birds",)), team, tensorboard=False)
-        log.validated(1, 1, {"images": 8, "heads": {"birds": {"agreement": 0.125, "kl": 2.5694}}, "knn": 0.58})
+        log.validated(0, 0, figures(2.5694, 0.5))
+        log.validated(1, 1, figures(1.2, 0.75))
+        log.validated(2, 2, {"images": 0, "heads": {}})
     assert capture.get().splitlines() == [
-        "epoch 1, birds: agrees with its teacher on 12.5 % of 8 images, KL 2.569 nat",
-        "epoch 1, kNN: 58.0 %",
+        "epoch 0 is the start; KL in nat, same class as its teacher, on 8 held-out images",
+        "epoch            birds       generalist              kNN",
+        "    0    2.569  12.5 %    0.500 100.0 %           58.0 %",
+        "    1    1.200  12.5 %    0.750 100.0 %           58.0 %",
     ]
+
+
+def test_many_heads_are_shown_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(console, "width", 40)
+    held = {f"head-of-many-letters-{number}": {"agreement": 0.5, "kl": 1.0} for number in range(5)}
+    with console.capture() as capture:
+        table = EpochTable()
+        for epoch in range(2):
+            table.row(epoch, {"images": 8, "heads": held})
+    told = capture.get().splitlines()[1:]
+    assert len(told) == 2 * 2 * 3 and all(len(line) <= 40 for line in told)
+    assert sum(line.count("1.000") for line in told) == 10
+
+
+def test_heads_that_end_worse_than_they_began_are_named(tmp_path: Path) -> None:
+    """Also after a resume; those that moved by next to nothing are not."""
+    with join("cpu") as team, console.capture() as capture:
+        totals = Totals(steps=1, images=8, heads=("birds",))
+        first, second = (TrainingLog(None, totals, team, tensorboard=False) for _ in range(2))
+        first.validated(0, 0, figures(0.3, 0.5))
+        second.resumed(1, 8, first.state())
+        second.validated(1, 1, figures(0.5, 0.505))
+        assert second.compared() == ["birds"] and second.results()["validation_start"]["heads"]["birds"]["kl"] == 0.3
+    assert "warning: head birds ends worse than it began: KL 0.500 nat, 0.300 at the start" in capture.get()
 
 
 def test_a_line_of_several_steps_is_the_same_after_a_resume(monkeypatch) -> None:

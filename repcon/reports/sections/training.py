@@ -34,7 +34,9 @@ def _brief(source: Source) -> dict[str, Any]:
     """Without what the plots and the listing show in full; with the throughput's 20, 50 and 80 % quantiles over
     lines."""
     figures = {
-        name: value for name, value in source.figures.items() if is_number(value) or name in ("loss", "validation")
+        name: value
+        for name, value in source.figures.items()
+        if is_number(value) or name in ("loss", "validation", "validation_start")
     }
     rates = [rate for line in source.of("step")[1:] if is_number(rate := line.get("images_per_second"))]
     if "images_per_second" in figures and len(rates) >= 5:

@@ -30,12 +30,14 @@ _HOMES = {
     "UserError": "repcon.runtime.errors",
 }
 
+_MODULES = {"backbones": "repcon.models.backbone", "student": "repcon.models.student"}
+
 __all__ = ["Feed", "HeadConfig", "HeadsLoss", "LabelStore", "Pack", "UserError", "__version__", "backbones", "student"]
 
 
 def __getattr__(name: str) -> Any:
     if name in _HOMES:
         return getattr(import_module(_HOMES[name]), name)
-    if name in __all__:
-        return import_module(f"repcon.{name}")
+    if name in _MODULES:
+        return import_module(_MODULES[name])
     raise AttributeError(f"module 'repcon' has no attribute {name!r}")

@@ -229,7 +229,7 @@ class TrainConfig(Checked):
     label_memory: float = 0.0
     """GiB for stored labels in each process: where two passes' labels take more, they are read, and images shuffled, in
     windows. 0 holds them whole, one copy for all processes of a machine."""
-    optim: OptimConfig = OptimConfig(lr=6e-4)
+    optim: OptimConfig = OptimConfig(lr=3e-4)
     accumulate: int = 1
     """Batches whose gradients are summed into one step."""
     freeze_blocks: int = 0

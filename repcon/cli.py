@@ -28,6 +28,7 @@ STARTS_AGAIN = ("verify", "inspect", "report")
 """Commands that keep nothing to go on from."""
 
 COMMANDS: dict[str, tuple[type, str]] = {
+    "consolidate": (config.ConsolidateConfig, "repcon.commands.consolidate"),
     "pack": (config.PackConfig, "repcon.commands.pack"),
     "teach": (config.TeachConfig, "repcon.commands.teach"),
     "precompute": (config.PrecomputeConfig, "repcon.commands.precompute"),

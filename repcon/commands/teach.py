@@ -39,7 +39,7 @@ CHECKPOINTS = "checkpoints"
 
 def run(config: TeachConfig) -> dict[str, Any]:
     """Writes the teacher of the best epoch, with what it is made of, into `config.out`; gives its figures."""
-    _check(config)
+    check(config)
     device = choose(config.device)
     config = replace(config, precision=resolve(config.precision, device))
     if _finished(config):
@@ -148,7 +148,8 @@ def _finished(config: TeachConfig) -> bool:
     return finished
 
 
-def _check(config: TeachConfig) -> None:
+def check(config: TeachConfig) -> None:
+    """Raises UserError for settings that make no sense, before anything is opened."""
     if not 0 <= config.validation < 1:
         raise UserError(f"validation: {config.validation} is no share of the images; 0.15 is usual, 0 keeps none")
     if not 0 <= config.label_smoothing < 1:

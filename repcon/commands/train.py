@@ -45,7 +45,7 @@ FREE = (
 
 def run(settings: TrainConfig) -> dict[str, Any]:
     """Trains, validates, writes `out/student`; gives the final figures. KeyboardInterrupt once a stop is saved."""
-    _check(settings)
+    check(settings)
     pack, store = Pack.open(settings.pack), LabelStore.open(settings.store)
     settings = defaults.resolve(settings, store)
     with join(settings.device) as team, Stop() as stop:
@@ -78,7 +78,8 @@ def run(settings: TrainConfig) -> dict[str, Any]:
             feed.close()
 
 
-def _check(settings: TrainConfig) -> None:
+def check(settings: TrainConfig) -> None:
+    """Raises UserError for settings that make no sense, before anything is opened."""
     config.require_least(
         settings, size=0, epochs=1, batch_size=0, crops_per_decode=1, accumulate=1, mix_window=0, label_memory=0,
         projection=0, freeze_blocks=0, workers=0, seed=0, keep_checkpoints=1, checkpoint_minutes=0, holdout=0,

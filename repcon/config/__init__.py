@@ -4,6 +4,7 @@ from repcon.config.checks import at_home, named_values
 from repcon.config.schema import (
     ClassSubset,
     Codec,
+    ConsolidateConfig,
     CropConfig,
     DatasetConfig,
     DemoConfig,
@@ -33,6 +34,7 @@ from repcon.config.toml import dump, parse, read_toml
 __all__ = [
     "ClassSubset",
     "Codec",
+    "ConsolidateConfig",
     "CropConfig",
     "DatasetConfig",
     "DemoConfig",

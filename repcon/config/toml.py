@@ -73,7 +73,16 @@ def _completed(values: Mapping[str, Any], kind: type) -> dict[str, Any]:
     for each in fields(kind):
         given = result.get(each.name)
         if isinstance(given, Mapping) and each.default is not MISSING and is_dataclass(each.default):
-            result[each.name] = _converter().unstructure(each.default) | dict(given)
+            result[each.name] = _merged(_converter().unstructure(each.default), given)
+    return result
+
+
+def _merged(default: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """`given` over `default`, tables within tables as well."""
+    result = dict(default)
+    for name, value in given.items():
+        held = result.get(name)
+        result[name] = _merged(held, value) if isinstance(held, Mapping) and isinstance(value, Mapping) else value
     return result
 
 

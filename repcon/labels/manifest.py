@@ -24,7 +24,7 @@ CROPS_PER_SHARD, ROWS_PER_SHARD = 8, 16_384
 MOST_BYTES = 64 * 2**20
 """A longer manifest is refused, and no more of it is read."""
 _SEAL = re.compile(rb'\n "sha256": "([0-9a-f]{64})"(,?)(?=\n)')
-_HEAD_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+HEAD_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 _LARGEST = {"images": 2**36, "crops": 2**16, "k": 2**16, "rows_per_shard": 2**20, "crops_per_shard": CROPS_PER_SHARD}
 _MOST_UNITS = 2**21
 _MOST_UNIT_BYTES, _MOST_CHUNK_BYTES = 2**28, 2**30
@@ -162,7 +162,7 @@ def check(manifest: Manifest, origin: str) -> None:
 
 
 def _check_teacher(teacher: TeacherSection, origin: str) -> None:
-    if not _HEAD_NAME.fullmatch(teacher.name):
+    if not HEAD_NAME.fullmatch(teacher.name):
         raise UserError(f"{origin}: teacher name {teacher.name!r} may hold letters, digits, - and _, at most 64")
     if not 2 <= teacher.num_classes <= _MOST_CLASSES:
         what = f"num_classes {_short(teacher.num_classes)} must be 2 or more, at most {_MOST_CLASSES}"

@@ -10,6 +10,7 @@ from repcon.crops import plan as crop_plan
 from repcon.images.pack import Pack
 from repcon.images.read_ahead import NearbyPack
 from repcon.labels.layout import part_of, unit_at
+from repcon.labels.manifest import HEAD_NAME
 from repcon.labels.store import LabelStore, Unit
 from repcon.models import teacher as teachers
 from repcon.models.teacher import Teacher
@@ -74,6 +75,8 @@ def check(config: PrecomputeConfig) -> None:
         raise UserError("teachers: none named; a recipe needs at least one [[teachers]] with name and model")
     if len(set(names)) < len(names):
         raise UserError(f"teachers: {', '.join(names)}: each needs a name of its own")
+    if wrong := next((name for name in names if not HEAD_NAME.fullmatch(name)), None):
+        raise UserError(f"teachers: {wrong!r} is no name for a head; use letters, digits, `-` and `_`, 64 at most")
     crop_plan.check(config.crop)
     require_least(config, crops=1, k=1, batch_size=0, workers=0, rows_per_shard=0, processes=0)
     for teacher in config.teachers:

@@ -24,7 +24,7 @@ from repcon.runtime.terminal import printable
 
 RUN = ("command", "started", "commit")
 """What of an environment is a run's own, and not its machine's."""
-SHOWN_ELSEWHERE = ("demo", "teach", "train", "precompute", "inspect", "benchmark", "figures", "store")
+SHOWN_ELSEWHERE = ("consolidate", "demo", "teach", "train", "precompute", "inspect", "benchmark", "figures", "store")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

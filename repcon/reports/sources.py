@@ -81,7 +81,7 @@ def _sources(path: Path) -> Iterator[Source]:
         source = _folder(path)
         if source is not None:
             yield source
-        if source is None or source.kind == "demo":  # The demo keeps the runs that it is made of inside its own.
+        if source is None or source.kind in ("consolidate", "demo"):  # They keep the runs that they are made of inside.
             inside = (folder for folder in sorted(path.iterdir()) if folder.is_dir() and _is_below(folder, path))
             inner = (_folder(folder) for folder in itertools.islice(inside, MOST_SOURCES + 1))
             left_out = ("report", "figures", "benchmark") if source is not None else ("report",)

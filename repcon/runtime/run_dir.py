@@ -77,6 +77,21 @@ def finite(value: Any) -> Any:
     return [finite(held) for held in value] if isinstance(value, list | tuple) else value
 
 
+def require_free(out: str | Path, command: str) -> None:
+    """Raises UserError where the folder can not be, or go on to be, the output of this command; writes nothing."""
+    if "://" in str(out):
+        raise UserError(f"{out}: `repcon {command}` writes to a local folder; copy it there afterwards")
+    path = Path(out)
+    marker = path / MARKER
+    if path.exists() and not path.is_dir():
+        raise UserError(f"{path} is a file; name a folder for the output of `repcon {command}`")
+    if path.exists() and any(path.iterdir()):
+        held = marker.read_text(encoding="utf-8", errors="replace").strip() if marker.is_file() else None
+        if held != command:
+            what = f"the output of `repcon {held[:20]}`" if held else "other files"
+            raise UserError(f"{path} holds {what}; name an empty or new folder for `repcon {command}`")
+
+
 class Run:
     """One command's output folder: `config.toml`, `env.json`, `metrics.jsonl`, `results.json`.
 
@@ -97,17 +112,9 @@ class Run:
         """`afresh`: the command starts again where it was stopped, and so do its metrics. `alone`: no other process
         may be at work in the folder. `trim` is given the metrics of the run that is continued, before more are added.
         """
-        if "://" in str(out):
-            raise UserError(f"{out}: `repcon {command}` writes to a local folder; copy it there afterwards")
+        require_free(out, command)
         self.path = Path(out)
         marker = self.path / MARKER
-        if self.path.exists() and not self.path.is_dir():
-            raise UserError(f"{self.path} is a file; name a folder for the output of `repcon {command}`")
-        if self.path.exists() and any(self.path.iterdir()):
-            held = marker.read_text(encoding="utf-8", errors="replace").strip() if marker.is_file() else None
-            if held != command:
-                what = f"the output of `repcon {held[:20]}`" if held else "other files"
-                raise UserError(f"{self.path} holds {what}; name an empty or new folder for `repcon {command}`")
         self.path.mkdir(parents=True, exist_ok=True)
         self._lock = (self.path / ".lock").open("w", encoding="ascii") if alone else None
         if self._lock is not None and _is_locked(self._lock):

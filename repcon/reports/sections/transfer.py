@@ -36,12 +36,16 @@ def transfer(sources: Sequence[Source]) -> list[Section]:
 
 
 def verdicts(sources: Sequence[Source]) -> list[str]:
-    """What each evaluation says in one sentence, and of several data sets how each came out."""
+    """What each evaluation says in one sentence, and of several data sets how each came out; without one, what a
+    consolidation made."""
     found: list[str] = []
     for source in sources:
         verdict = source.figures.get("verdict") if source.kind == "evaluate" else None
         if isinstance(verdict, Mapping):
             found += [str(verdict[key]) for key in ("sentence", "details") if verdict.get(key)]
+    if not found:
+        made = (source.figures.get("sentence") for source in sources if source.kind == "consolidate")
+        found = [sentence for sentence in made if isinstance(sentence, str)]
     return list(dict.fromkeys(found))
 
 

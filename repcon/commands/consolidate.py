@@ -1,0 +1,265 @@
+"""`repcon consolidate`: from images and teachers to one backbone and a report.
+
+Every step is the command of the same name, so each can be repeated by hand on what is left in the output folder:
+`packs/`, `NAME-teacher/`, `labels.zarr`, `student/`, `transfer/`, `report/`. Every step goes on where it was stopped,
+and so does the whole. What can be checked is checked before the first teacher is taught.
+"""
+
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from rich.markup import escape
+from rich.table import Table
+
+from repcon.commands import consolidation_plan as plan
+from repcon.commands import evaluate, inspect, precompute, teach, train
+from repcon.commands import report as reporting
+from repcon.commands.evaluate import model_folder
+from repcon.config import ConsolidateConfig, InspectConfig, dump, require_least
+from repcon.distill.checkpoint import flat
+from repcon.evaluation import tables
+from repcon.evaluation.data_sets import named, split_images
+from repcon.images.pack import Pack, class_rows, shared_images
+from repcon.images.packing import open_or_pack, write_pack
+from repcon.labels.manifest import TeacherSection
+from repcon.models import backbone
+from repcon.models import teacher as teachers
+from repcon.models.custom import is_factory
+from repcon.precompute import context
+from repcon.runtime.console import console
+from repcon.runtime.errors import UserError
+from repcon.runtime.run_dir import Run, require_free
+from repcon.runtime.untrusted import UnreadableError, parse_toml, read_text
+
+FREE = ("out", "evaluate", "evaluation", "device", "estimate", "dry_run", "allow_overlap")
+"""What may differ where a run goes on: what the student is made of does not depend on it."""
+
+
+def run(config: ConsolidateConfig) -> dict[str, Any]:
+    """Carries out the steps that are left; gives the figures of all. With `dry_run` or `estimate` it makes nothing."""
+    require_free(config.out, "consolidate")
+    require_same(config, "consolidate", FREE)
+    check_settings(config)
+    sections = check_models(config)
+    trunk = plan.choose_backbone(config, sections)
+    require_backbone(trunk, sections)
+    if config.dry_run:
+        return _show_plan(config, trunk)
+    record = Run(config.out, "consolidate", dump(config), alone=True)
+    if config.estimate:
+        return _estimate(config)
+    results = carry_out(config, trunk, sections, record, extra={}, title=_title(config))
+    tables.verdict(results["transfer"].get("verdict", {}))
+    _last_line(config, results)
+    return results
+
+
+def carry_out(
+    config: ConsolidateConfig,
+    trunk: str,
+    sections: Sequence[TeacherSection],
+    record: Run,
+    *,
+    extra: Mapping[str, Any],
+    title: str,
+) -> dict[str, Any]:
+    """Every step in turn; what is finished is left as it is. `extra` is added to the results before the report."""
+    named = plan.sources(config)
+    _step("packs")
+    proxy = _pack_proxy(config)
+    packs = {source: _labelled(config, source) for source in {**named.taught, **named.evaluated}.values()}
+    _check_sets(config, proxy, {name: packs[source] for name, source in named.evaluated.items()})
+    for name, source in named.taught.items():
+        _step(f"teach {name}")
+        teach.run(plan.teaching(config, name, packs[source].url))
+    made = {name: plan.teacher_folder(config, name) for name in named.taught}
+    _step(f"precompute: {', '.join([*named.teachers, *made])} answer once about every crop")
+    precompute.run(plan.labelling(config, made))
+    inspect.run(InspectConfig(store=plan.store(config)))
+    _step("train: ONE student of all of them")
+    trained = train.run(plan.training(config, trunk))
+    figures = _evaluate(config, sections, packs)
+    _step("report")
+    results = {
+        "sentence": _sentence(trained, trunk, [*named.teachers, *made], proxy),
+        "student": trained["student"],
+        "report": str(Path(config.out, "report", "report.html")),
+        "backbone": trunk,
+        "store": plan.store(config),
+        "pack": proxy.url,
+        "transfer": figures,
+        **extra,
+    }
+    results = record.finish(results)
+    reporting.run(plan.report(config, named.taught, title))
+    return results
+
+
+def check_settings(config: ConsolidateConfig) -> None:
+    """Raises UserError for settings that make no sense in any step, before anything is opened."""
+    require_least(config, size=0, limit=0, crops=0, epochs=0, seed=0)
+    made = {name: plan.teacher_folder(config, name) for name in plan.sources(config).taught}
+    for name in made:
+        teach.check(plan.teaching(config, name, ""))
+    context.check(plan.labelling(config, made))
+    train.check(plan.training(config, config.teaching.model))
+
+
+def check_models(config: ConsolidateConfig) -> list[TeacherSection]:
+    """Loads every teacher that is there, one after the other, on the CPU. Raises UserError naming all that fail."""
+    found, failed = [], []
+    for teacher in plan.given_teachers(config):
+        try:
+            found.append(teachers.load(teacher, "cpu").section)
+        except UserError as error:
+            failed.append(str(error))
+    if config.teach:
+        try:
+            backbone.create(config.teaching.model)
+        except UserError as error:
+            failed.append(f"teach: {error}")
+    if failed:
+        raise UserError("; ".join(failed))
+    return found
+
+
+def require_backbone(trunk: str, sections: Sequence[TeacherSection]) -> None:
+    """Raises UserError where the student cannot be made of this."""
+    if trunk in {section.model for section in sections} and not is_factory(trunk):
+        return
+    try:
+        backbone.create(trunk, num_classes=0)
+    except UserError as error:
+        raise UserError(f"backbone: {error}") from error
+
+
+def require_same(config: Any, command: str, free: Sequence[str]) -> None:
+    """Raises UserError naming the fields in which the run that was begun in `config.out` differs."""
+    out = Path(config.out)
+    if not (out / "labels.zarr").exists() and not list(out.glob("*-teacher")):
+        return  # packs at most, which know their sources themselves
+    try:
+        held = parse_toml(read_text(out / "config.toml"))
+    except UnreadableError:
+        return
+    asked = tomllib.loads(dump(config))
+    before, now = ({k: v for k, v in flat(one).items() if k.split(".")[0] not in free} for one in (held, asked))
+    if other := sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name)):
+        first = other[0]
+        what = f"{first} is {now.get(first)} now and {before.get(first)} there"
+        also = f" (also {', '.join(other[1:4])})" if other[1:] else ""
+        raise UserError(f"{out}: holds another run of `repcon {command}`: {what}{also}; name another out, or remove it")
+
+
+def _pack_proxy(config: ConsolidateConfig) -> Pack:
+    if plan.proxy_pack(config) != config.proxy[0]:
+        write_pack(plan.packing(config))
+    elif config.limit:
+        raise UserError(f"limit: {config.proxy[0]} is a pack, which is taken whole; leave the limit out")
+    return Pack.open(plan.proxy_pack(config))
+
+
+def _labelled(config: ConsolidateConfig, source: str) -> Pack:
+    """Packed once for each source, whatever it is used for."""
+    return open_or_pack(source, Path(config.out, "packs"))
+
+
+def _check_sets(config: ConsolidateConfig, proxy: Pack, packs: Mapping[str, Pack]) -> None:
+    """Raises UserError where a data set cannot be measured on, or its measured images are in the proxy."""
+    if not packs:
+        return
+    settings = named(plan.evaluation(config, {name: pack.url for name, pack in packs.items()}, {}, ()))
+    for name, pack in packs.items():
+        split_images(pack, settings[name])
+        rows = class_rows(pack, settings[name].classes)[0]
+        if shared := shared_images(pack.hashes[rows], proxy.hashes):
+            what = f"--proxy {' '.join(config.proxy)}: holds {shared} of the images that {name} is measured on"
+            if not config.allow_overlap:
+                raise UserError(f"{what}; leave them out, or give --allow-overlap")
+            console.print(f"[yellow]careful[/]: {escape(what)}", highlight=False, soft_wrap=True)
+
+
+def _evaluate(config: ConsolidateConfig, sections: Sequence[TeacherSection], packs: Mapping[str, Pack]) -> dict:
+    """The student beside every teacher; {} where no labelled images are given."""
+    named = plan.sources(config)
+    if not named.evaluated:
+        return {}
+    _step("evaluate: the student beside its teachers")
+    models = {section.name: model_folder(section.model) for section in sections if not is_factory(section.model)}
+    if left := [section.name for section in sections if is_factory(section.model)]:
+        what = f"{', '.join(left)}: a function's features are not known, so the student is not measured beside it"
+        console.print(f"[yellow]note[/]: {escape(what)}", highlight=False, soft_wrap=True)
+    models |= {f"{name} teacher": plan.teacher_folder(config, name) for name in named.taught}
+    measured = {packs[source].fingerprint for source in named.evaluated.values()}
+    held_out = [name for name, source in named.taught.items() if packs[source].fingerprint in measured]
+    held_out = held_out if config.teaching.validation else []
+    sets = {name: packs[source].url for name, source in named.evaluated.items()}
+    return evaluate.run(plan.evaluation(config, sets, models, held_out))
+
+
+def _estimate(config: ConsolidateConfig) -> dict[str, Any]:
+    """What labelling would take; for a teacher that is still to be made its start answers, which takes as long."""
+    proxy = _pack_proxy(config)
+    start = {name: config.teaching.model for name in plan.sources(config).taught}
+    settings = plan.labelling(config, start)
+    if start:
+        console.print(f"note: {', '.join(start)} is not taught yet; {config.teaching.model} answers in its place")
+    figures = precompute.run(replace(settings, estimate=True))
+    console.print(f"the proxy's pack is kept: {escape(proxy.url)}", highlight=False, soft_wrap=True)
+    return figures
+
+
+def _show_plan(config: ConsolidateConfig, trunk: str) -> dict[str, Any]:
+    """Prints the steps with what they read and write."""
+    sources, out = plan.sources(config), Path(config.out)
+    made = {name: plan.teacher_folder(config, name) for name in sources.taught}
+    labels, training = plan.labelling(config, made), plan.training(config, trunk)
+    sets = ", ".join(f"{name} ({source})" for name, source in sources.evaluated.items())
+    rows = [
+        ("pack", ", ".join(sources.proxy), plan.proxy_pack(config)),
+        *(
+            ("teach", f"{name}: {config.teaching.model} on {source}", made[name])
+            for name, source in sources.taught.items()
+        ),
+        ("precompute", f"{', '.join(one.name for one in labels.teachers)}; {labels.crops} crops per image", labels.out),
+        ("train", f"{trunk}, {training.epochs} epochs", training.out),
+        *([("evaluate", sets, str(out / "transfer"))] if sets else []),
+        ("report", "all of it", str(out / "report" / "report.html")),
+    ]
+    table = Table("step", "from", "to", title="The plan", title_justify="left")
+    for row in rows:
+        table.add_row(*map(escape, row))
+    console.print(table)
+    overlap = " and whether the proxy holds measured images" if sets else ""
+    console.print(f"teachers load; not looked at yet: the images{overlap}; nothing was written", style="dim")
+    return {"plan": [dict(zip(("step", "from", "to"), row, strict=True)) for row in rows], "backbone": trunk}
+
+
+def _sentence(trained: Mapping[str, Any], trunk: str, names: Sequence[str], proxy: Pack) -> str:
+    """What came out, where nothing was measured on labelled images."""
+    made = f"student: {trunk}, distilled from {', '.join(names)} on {len(proxy):,} images"
+    heads = trained.get("validation", {}).get("heads", {})
+    shares = ", ".join(f"{name} {100 * held['agreement']:.0f} %" for name, held in heads.items())
+    return f"{made}; the same class as its teacher on held-out images: {shares}" if shares else made
+
+
+def _title(config: ConsolidateConfig) -> str:
+    named = plan.sources(config)
+    return f"One backbone of {', '.join([*named.teachers, *named.taught])}"
+
+
+def _last_line(config: ConsolidateConfig, results: Mapping[str, Any]) -> None:
+    """What was made, where, and what to do next."""
+    student = results["student"]
+    following = f"repcon evaluate --data LABELLED --trunks student={student} --out {config.out}-transfer"
+    if config.evaluate:
+        following = f'timm.create_model("local-dir:{student}", pretrained=True)'
+    line = f"student: {student}; report: {results['report']}; next: {following}"
+    console.print(escape(line), highlight=False, soft_wrap=True)
+
+
+def _step(title: str) -> None:
+    console.rule(f"[bold]{escape(title)}", align="left")

@@ -1,0 +1,91 @@
+"""The commands as Python functions, which `repcon` hands on: `repcon.train(pack=..., store=..., out=...)`.
+
+Settings are those of the command's recipe, by the same names: plain values, dicts for tables, or the dataclasses of
+`repcon.config`. Each function gives the command's figures and raises UserError where the command would end with one
+line.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from importlib import import_module
+from os import PathLike, fspath
+from typing import Any
+
+from repcon import config
+
+Path = str | PathLike[str]
+Named = Mapping[str, Path] | Sequence[str]
+"""{name: value}, or "NAME=VALUE" each."""
+
+
+def consolidate(
+    *, proxy: Path | Sequence[Path], teachers: Named = (), out: Path, teach: Named = (), evaluate: Named = (),
+    **settings: Any,
+) -> dict[str, Any]:  # fmt: skip
+    """From images and teachers to one backbone and a report, as `repcon consolidate`."""
+    named = {"teachers": _named(teachers), "teach": _named(teach), "evaluate": _named(evaluate)}
+    return _run("consolidate", config.ConsolidateConfig, {"proxy": _listed(proxy), "out": out, **named, **settings})
+
+
+def pack(source: Path | Sequence[Path], out: Path, **settings: Any) -> dict[str, Any]:
+    """Pack images into tar shards, as `repcon pack`."""
+    return _run("pack", config.PackConfig, {"source": source, "out": out, **settings})
+
+
+def teach(*, data: Path, out: Path, **settings: Any) -> dict[str, Any]:
+    """Fine-tune a generalist into a task teacher, as `repcon teach`."""
+    return _run("teach", config.TeachConfig, {"data": data, "out": out, **settings})
+
+
+def precompute(
+    *, pack: Path, out: Path, teachers: Mapping[str, Path] | Sequence[Any] = (), **settings: Any
+) -> dict[str, Any]:
+    """Have every teacher answer once about every crop, as `repcon precompute`.
+
+    teachers: {name: model}, or a table or `TeacherConfig` each.
+    """
+    if isinstance(teachers, Mapping):
+        teachers = [{"name": name, "model": model} for name, model in teachers.items()]
+    return _run("precompute", config.PrecomputeConfig, {"pack": pack, "out": out, "teachers": teachers, **settings})
+
+
+def train(*, pack: Path, store: Path, out: Path, **settings: Any) -> dict[str, Any]:
+    """Distil the stored teachers into one student, as `repcon train`."""
+    return _run("train", config.TrainConfig, {"pack": pack, "store": store, "out": out, **settings})
+
+
+def evaluate(*, data: Path | Named, trunks: Named, out: Path, **settings: Any) -> dict[str, Any]:
+    """Measure how well features transfer, as `repcon evaluate`."""
+    sets = data if isinstance(data, str | PathLike) else _named(data)
+    return _run("evaluate", config.EvaluateConfig, {"data": sets, "trunks": _named(trunks), "out": out, **settings})
+
+
+def report(*paths: Path, **settings: Any) -> dict[str, Any]:
+    """Run folders and records as Markdown and one HTML file, as `repcon report`."""
+    return _run("report", config.ReportConfig, {"paths": paths, **settings})
+
+
+def _run(command: str, kind: type, values: Mapping[str, Any]) -> dict[str, Any]:
+    settings = config.parse(kind, _plain(values), f"repcon.{command}()")
+    return import_module(f"repcon.commands.{command}").run(settings)
+
+
+def _named(values: Named) -> list[str]:
+    if isinstance(values, Mapping):
+        return [f"{name}={fspath(value)}" for name, value in values.items()]
+    return [values] if isinstance(values, str) else list(values)
+
+
+def _listed(values: Path | Sequence[Path]) -> list[Path]:
+    return [values] if isinstance(values, str | PathLike) else list(values)
+
+
+def _plain(value: Any) -> Any:
+    """As a recipe has it: paths as text, dataclasses as tables."""
+    if isinstance(value, PathLike):
+        return fspath(value)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return _plain({field.name: getattr(value, field.name) for field in dataclasses.fields(value)})
+    if isinstance(value, Mapping):
+        return {str(name): _plain(held) for name, held in value.items()}
+    return [_plain(held) for held in value] if isinstance(value, list | tuple) else value

@@ -1,0 +1,50 @@
+"""The commands as functions of `repcon`."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from precompute_case import pack_path, teacher_folders  # noqa: F401  (fixtures)
+
+import repcon
+from repcon.config import OptimConfig
+from repcon.runtime.errors import UserError
+
+pytest_plugins = ("training_fixtures",)
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_each_command_is_a_function(
+    pack_path: Path,  # noqa: F811
+    teacher_folders: dict[str, Path],  # noqa: F811
+    picture_folder: Path,
+    tmp_path: Path,
+) -> None:
+    how = {"workers": 1, "device": "cpu", "loader": "torch"}
+    assert repcon.pack(picture_folder, tmp_path / "pack", limit=8, workers=1)["images"] == 8
+    figures = repcon.precompute(
+        pack=pack_path, out=tmp_path / "labels.zarr", teachers={"five": teacher_folders["five"]}, crops=1, k=2, **how
+    )
+    assert figures["crops"] == 32
+    trained = repcon.train(
+        pack=pack_path, store=tmp_path / "labels.zarr", out=tmp_path / "student", trunk="test_resnet", pretrained=False,
+        epochs=1, optim=OptimConfig(lr=1e-3), **how,
+    )  # fmt: skip
+    assert Path(trained["student"]).is_dir()
+    measured = repcon.evaluate(
+        data=pack_path, trunks={"student": tmp_path / "student"}, out=tmp_path / "transfer", metrics=["knn"], **how
+    )
+    assert "student" in measured["trunks"]
+    assert Path(repcon.report(tmp_path / "student", out=tmp_path / "report")["html"]).is_file()
+    with pytest.raises(UserError, match=r"repcon.teach\(\): .*epocs"):
+        repcon.teach(data=pack_path, out=tmp_path / "teacher", epocs=3)
+
+
+def test_the_package_of_the_same_name_is_still_one() -> None:
+    probe = (
+        "import sys, repcon; assert callable(repcon.precompute); import repcon.precompute.engine as engine; "
+        "assert engine.work; heavy = 'matplotlib' in sys.modules; print(callable(repcon.precompute), heavy)"
+    )
+    done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["True", "False"]

@@ -47,6 +47,7 @@ _MODULES = {
     "student": "repcon.models.student",
 }
 """`precompute` is a package that can be called."""
+
 _FUNCTIONS = ("consolidate", "evaluate", "pack", "report", "teach", "train")
 
 __all__ = [

@@ -183,7 +183,7 @@ def resize(network: nn.Module, model: str, size: int, now: int = 0) -> None:
     if not config.get("fixed_input_size") or (now or _side(config)) == size:
         return
     if not hasattr(network, "set_input_size"):
-        raise UserError(f"model {model}: takes {_side(config)} pixels only; leave its size at 0")
+        raise UserError(f"model {model}: takes {_side(config)} pixels only; set size = {_side(config)}")
     try:
         network.set_input_size(img_size=size)  # pyright: ignore[reportCallIssue]
     except (AssertionError, RuntimeError, ValueError) as error:

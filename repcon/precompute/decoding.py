@@ -12,6 +12,10 @@ from repcon.decode.reference import decode
 from repcon.images.pack import Pack
 from repcon.precompute.work_unit import UnitWork
 from repcon.runtime.errors import UserError
+from repcon.runtime.memory import require_memory
+
+_DECODING_BYTES = 24
+"""Per pixel: more than a decoder takes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,9 +110,22 @@ class Decoding:
             if isinstance(error.__cause__, OSError):
                 raise
             return str(error)
-        except (OSError, ValueError, SyntaxError) as error:
+        except (MemoryError, OSError, ValueError, SyntaxError) as error:
+            self._require_memory(image, error)
             return str(undecodable(self._pack, image, error))
         return ""
+
+    def _require_memory(self, image: int, error: Exception) -> None:
+        """Raises UserError where memory was short: decoders then call the image damaged, which would be for good."""
+        try:
+            if isinstance(error, MemoryError):
+                raise error
+            require_memory(_DECODING_BYTES * int(np.prod(self._pack.sizes[image], dtype=np.int64)))
+        except MemoryError:
+            raise UserError(
+                f"image {self._pack.keys[image]}: memory is too short to decode it; free some and run the same command "
+                "again, what was finished is kept"
+            ) from error
 
 
 def _step(drawn: _Drawn, images: np.ndarray, pixels: dict[int, torch.Tensor]) -> Step:

@@ -143,7 +143,7 @@ def _run_folder(settings: TrainConfig, state: dict[str, Any] | None, team: Team)
 
 def _finish(settings: TrainConfig, pack: Pack, store: LabelStore, trainer: Trainer, log: TrainingLog) -> dict[str, Any]:
     """Writes the student with its card, and the results."""
-    results = log.results() | {"heads_worse_than_at_the_start": log.compared()}
+    results: dict[str, Any] = {**log.results(), "heads_worse_than_at_the_start": log.compared()}
     folder = _folder(settings)
     if trainer.team.leads:
         card = _card(settings, pack, store, trainer) | {"metrics": results["validation"].get("heads", {})}

@@ -208,7 +208,11 @@ class TrainConfig(Checked):
     models: tuple[str, ...] = ()
     """Where teachers' weights are here, as NAME=MODEL, in place of the store's word for it."""
     heads: tuple[HeadConfig, ...] = ()
-    """Heads to train on; empty takes all of the store's, weight 1."""
+    """Heads to train on; empty takes all of the store's."""
+    balance_heads: AutoBool = "auto"
+    """Divide each head's weight by the largest KL from its teacher that any single teacher's weights have, so that a
+    teacher far from the others does not outweigh them; `auto` does so where `heads` is empty. Without `init` by average
+    there is nothing to divide by."""
     start_heads: bool = True
     """Start a head from its teacher's own classifier where that is linear and the teacher has the trunk's architecture,
     and, where the trunk is an earlier student, from the head that it had for the same teacher."""

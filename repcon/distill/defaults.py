@@ -27,7 +27,7 @@ def resolve(settings: TrainConfig, store: LabelStore) -> TrainConfig:
     Heads that the store does not have are left as they are: the loss refuses them by name.
     """
     chosen = []
-    heads = tuple(_head(head, store.heads) for head in settings.heads) or balanced_heads(store)
+    heads = tuple(_head(head, store.heads) for head in settings.heads) or all_heads(store)
     if not settings.heads:
         chosen.append(f"heads {', '.join(head.name for head in heads)}")
     size, batch_size, freeze_norm = settings.size, settings.batch_size, settings.freeze_norm
@@ -37,6 +37,7 @@ def resolve(settings: TrainConfig, store: LabelStore) -> TrainConfig:
     if not batch_size:
         batch_size = batch_size_for(store.images)
         chosen.append(f"batches of {batch_size}")
+    balance_heads = not settings.heads if settings.balance_heads == "auto" else settings.balance_heads
     if freeze_norm == "auto":
         freeze_norm = settings.pretrained
         chosen.append(f"batch-norm statistics {'kept' if freeze_norm else 'learnt'}")
@@ -44,11 +45,13 @@ def resolve(settings: TrainConfig, store: LabelStore) -> TrainConfig:
         chosen.append("temperature " + ", ".join(sorted({f"{head.temperature:g}" for head in heads})))
     if chosen:
         console.print(f"chosen: {'; '.join(chosen)}", highlight=False, markup=False, soft_wrap=True)
-    return dataclasses.replace(settings, heads=heads, size=size, batch_size=batch_size, freeze_norm=freeze_norm)
+    return dataclasses.replace(
+        settings, heads=heads, balance_heads=balance_heads, size=size, batch_size=batch_size, freeze_norm=freeze_norm
+    )
 
 
-def balanced_heads(store: LabelStore) -> tuple[HeadConfig, ...]:
-    """All of the store's heads, each counting alike."""
+def all_heads(store: LabelStore) -> tuple[HeadConfig, ...]:
+    """All of the store's heads, weight 1."""
     return tuple(_head(HeadConfig(name=name), store.heads) for name in store.heads)
 
 

@@ -66,10 +66,24 @@ Score = Callable[[Candidate, Sequence[Candidate]], float]
 """(a candidate, the single models as candidates) to a figure; the lowest wins."""
 
 
+def largest_kl(corners: Sequence[Candidate]) -> dict[str, float]:
+    """Per head, the largest KL that a single model has."""
+    return {head: max(1e-9, *(corner.kl[head] for corner in corners)) for head in corners[0].kl}
+
+
 def balanced(candidate: Candidate, corners: Sequence[Candidate]) -> float:
-    """Each head's KL over the worst that a single model has of it, summed."""
-    worst = {head: max(corner.kl[head] for corner in corners) for head in candidate.kl}
-    return sum(kl / max(worst[head], 1e-9) for head, kl in candidate.kl.items())
+    """Each head's KL over the largest that a single model has, summed."""
+    largest = largest_kl(corners)
+    return sum(kl / largest[head] for head, kl in candidate.kl.items())
+
+
+def balanced_weights(mix: Mix) -> dict[str, float]:
+    """Per head that was scored, what `balanced` divides by, upside down; the largest is 1. Empty without a search."""
+    corners = [each for each in mix.candidates if max(each.shares.values()) > 1 - 1e-6]
+    if not corners:
+        return {}
+    largest = largest_kl(corners)
+    return {head: min(largest.values()) / kl for head, kl in largest.items()}
 
 
 def search(

@@ -35,6 +35,8 @@ class Start:
     """`average`, `backbone` or `random`."""
     shares: dict[str, float] = field(default_factory=dict)
     search: Mix | None = None
+    weights: dict[str, float] = field(default_factory=dict)
+    """What balances the heads' losses: their own weights are multiplied by it; 1 for a head that is not named."""
     warm: tuple[str, ...] = ()
     """Heads that started as a classifier of their teacher."""
     warmed_up: tuple[str, ...] = ()
@@ -42,7 +44,7 @@ class Start:
 
     def plain(self) -> dict[str, Any]:
         """JSON-able."""
-        found = {"init": self.init, "shares": self.shares, "warm_heads": list(self.warm)}
+        found = {"init": self.init, "shares": self.shares, "weights": self.weights, "warm_heads": list(self.warm)}
         search = {} if self.search is None or not self.search.candidates else {"search": self.search.plain()}
         return found | {"warmed_up_heads": list(self.warmed_up)} | search
 
@@ -98,7 +100,8 @@ def _lead(
     )  # fmt: skip
     if search is not None:
         mix.show(search)
-    start = Start(init=init, shares=shares, search=search, warm=warm, warmed_up=warmed_up)
+    weights = mix.balanced_weights(search) if search is not None and settings.balance_heads is True else {}
+    start = Start(init=init, shares=shares, search=search, weights=weights, warm=warm, warmed_up=warmed_up)
     _tell(start, why, found, list(heads), settings)
     return model, start
 
@@ -182,6 +185,9 @@ def _tell(start: Start, why: str, found: Found, heads: list[str], settings: Trai
     else:
         line = f"start: the weights of {settings.trunk} ({why})"
     console.print(line, highlight=False, markup=False, soft_wrap=True)
+    if start.weights:
+        told = ", ".join(f"{name} {weight:.2f}" for name, weight in start.weights.items())
+        console.print(f"weights of the heads, balanced: {told}", highlight=False, markup=False, soft_wrap=True)
     cold = [name for name in heads if name not in start.warm and name not in start.warmed_up]
     nonlinear = [name for name, member in found.members.items() if member.classifier is None]
     parts = {

@@ -37,6 +37,7 @@ class Trainer:
         )
         self.student, start = begin(settings, store, feed, team, resumed=resumed)
         self.start = start.plain()
+        self._weigh()
         self.preprocessing = backbone.preprocessing(self.student.trunk, settings.size)
         self.validation = Validation(settings, store, self.preprocessing, team)
         self.updates = Updates(
@@ -169,6 +170,12 @@ class Trainer:
         kept = self.kept.eval()
         return self.validation.measure(kept, partial(self._answer, kept), self.feed)
 
+    def _weigh(self) -> None:
+        """Balances the heads' losses as the main process found it."""
+        weights = [self.start["weights"].get(head.name, 1.0) * head.weight for head in self.settings.heads]
+        found = torch.tensor(weights) if self.team.leads else torch.zeros(len(weights))
+        self.loss.weights.copy_(self.team.total(found))
+
     def _save(self, checkpoints: Checkpoints, log: TrainingLog, place: tuple[int, int], *, best: bool) -> None:
         self._saved = time.monotonic()
         logged = log.state()
@@ -192,6 +199,7 @@ class Trainer:
         self.updates.load_state_dict(state["updates"])
         self.step, self.images, self._best = state["step"], state["images"], state["best"]
         self.start = state["start"]
+        self._weigh()
         log.resumed(self.step, self.images, state["log"])
         part, number = state["place"]
         return part, number

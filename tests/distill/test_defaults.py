@@ -42,11 +42,16 @@ def test_what_the_recipe_says_stays(tmp_path: Path) -> None:
     open_ = TrainConfig(pack="p", store="s", out="o")
     chosen = defaults.resolve(open_, store)
     assert [(head.name, head.weight, head.temperature) for head in chosen.heads] == [(name, 1.0, 2.0) for name in "abc"]
-    assert (chosen.size, chosen.batch_size, chosen.freeze_norm) == (96, 8, True)
+    assert (chosen.size, chosen.batch_size, chosen.freeze_norm, chosen.balance_heads) == (96, 8, True, True)
     assert defaults.resolve(dataclasses.replace(open_, pretrained=False), store).freeze_norm is False
     assert defaults.resolve(dataclasses.replace(open_, heads=(HeadConfig(name="a"),)), store).size == 64
     said = dataclasses.replace(
-        open_, heads=(HeadConfig(name="b", weight=0.1, temperature=1.0),), size=32, batch_size=5, freeze_norm=False
+        open_,
+        heads=(HeadConfig(name="b", weight=0.1, temperature=1.0),),
+        size=32,
+        batch_size=5,
+        freeze_norm=False,
+        balance_heads=False,
     )
     assert defaults.resolve(said, store) == said
 

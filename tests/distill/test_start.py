@@ -86,7 +86,7 @@ def test_a_mix_of_the_recipe_s_is_taken(related: Path, tmp_path: Path) -> None:
 def test_the_trunk_s_own_weights_take_warm_heads_too(related: Path, tmp_path: Path) -> None:
     results = train.run(start_settings(related, tmp_path / "run", optim=STILL, init="backbone"))
     assert results["init"] | {"warm_heads": None} == {
-        "init": "backbone", "shares": {}, "warm_heads": None, "warmed_up_heads": []
+        "init": "backbone", "shares": {}, "weights": {}, "warm_heads": None, "warmed_up_heads": []
     }  # fmt: skip
     assert results["init"]["warm_heads"] == ["generalist", "birds"]
     assert_same(trunk_of(tmp_path / "run"), mean_of(related, {"generalist": 1.0}))
@@ -128,16 +128,33 @@ def test_random_heads_learn_on_the_features_first(related: Path, tmp_path: Path)
     assert begun[200, 0] < 0.7 * begun[0, 0] and begun[200, 8] < 0.7 * begun[0, 8]
 
 
+def test_heads_are_balanced_by_what_single_models_have(related: Path, tmp_path: Path) -> None:
+    """Asked for, the losses of the first step are those of the plain run, times the weights."""
+    plain = train.run(start_settings(related, tmp_path / "plain", optim=STILL))
+    balanced = train.run(start_settings(related, tmp_path / "balanced", optim=STILL, balance_heads=True))
+    largest = mix.largest_kl([
+        mix.Candidate(shares=each["shares"], kl=each["kl"])
+        for each in plain["init"]["search"]["candidates"]
+        if max(each["shares"].values()) == 1
+    ])  # fmt: skip
+    weights = balanced["init"]["weights"]
+    assert weights == pytest.approx({head: min(largest.values()) / kl for head, kl in largest.items()})
+    assert max(weights.values()) == 1 > min(weights.values()) and plain["init"]["weights"] == {}
+    first = {run: lines(tmp_path / run, "step")[0]["loss"] for run in ("plain", "balanced")}
+    assert first["balanced"] == pytest.approx({head: loss * weights[head] for head, loss in first["plain"].items()})
+
+
 def test_a_resume_does_not_search_again(related: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It ends as an unbroken run, also where the teachers are gone meanwhile."""
-    whole = train.run(start_settings(related, tmp_path / "whole", epochs=2))
+    settings = {"epochs": 2, "balance_heads": True}
+    whole = train.run(start_settings(related, tmp_path / "whole", **settings))
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         stop_after(5, patch)
-        train.run(start_settings(related, tmp_path / "parts", epochs=2))
+        train.run(start_settings(related, tmp_path / "parts", **settings))
     with pytest.raises(UserError, match=r"init_weights.birds was None and is 1.0"):
-        train.run(start_settings(related, tmp_path / "parts", epochs=2, init_weights={"birds": 1.0}))
+        train.run(start_settings(related, tmp_path / "parts", **settings, init_weights={"birds": 1.0}))
     monkeypatch.setattr(mix, "search", None)
-    parts = train.run(start_settings(related, tmp_path / "parts", epochs=2))
+    parts = train.run(start_settings(related, tmp_path / "parts", **settings))
     assert parts["init"] | {"search": None} == whole["init"] | {"search": None}
     assert_same(trunk_of(tmp_path / "parts"), trunk_of(tmp_path / "whole"))
 

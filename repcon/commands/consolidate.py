@@ -53,7 +53,7 @@ def run(config: ConsolidateConfig) -> dict[str, Any]:
         return _estimate(config)
     results = carry_out(config, trunk, sections, record, extra={}, title=_title(config))
     tables.verdict(results["transfer"].get("verdict", {}))
-    _last_line(config, results)
+    last_line(config, results)
     return results
 
 
@@ -251,7 +251,7 @@ def _title(config: ConsolidateConfig) -> str:
     return f"One backbone of {', '.join([*named.teachers, *named.taught])}"
 
 
-def _last_line(config: ConsolidateConfig, results: Mapping[str, Any]) -> None:
+def last_line(config: ConsolidateConfig, results: Mapping[str, Any]) -> None:
     """What was made, where, and what to do next."""
     student = results["student"]
     following = f"repcon evaluate --data LABELLED --trunks student={student} --out {config.out}-transfer"

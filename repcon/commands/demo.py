@@ -3,8 +3,8 @@
 A generalist (EfficientNet-Lite0 with ImageNet weights) and two task teachers, each fine-tuned here on one half of a
 domain's classes (animals, foods), are consolidated into ONE student on unlabeled pictures: of other things, and of the
 teachers' halves without their labels. The other half of each domain's classes then tells how well the features
-transfer; the verdict says which model is best and by how much. Every step is the command of the same name, so each can
-be repeated by hand on what the demo leaves.
+transfer; the verdict says which model is best and by how much. The steps are those of `repcon consolidate`: each is
+the command of the same name, and can be repeated by hand on what the demo leaves.
 """
 
 import os
@@ -14,20 +14,15 @@ from typing import Any
 
 import numpy as np
 
-from repcon.commands import evaluate, inspect, precompute, teach, train
+from repcon.commands import consolidate
 from repcon.commands import pack as packing
-from repcon.commands import report as report_module
 from repcon.config import (
     ClassSubset,
-    CropConfig,
-    DatasetConfig,
+    ConsolidateConfig,
     DemoConfig,
     EvaluateConfig,
-    InspectConfig,
-    OptimConfig,
     PackConfig,
     PrecomputeConfig,
-    ReportConfig,
     TeachConfig,
     TeacherConfig,
     TrainConfig,
@@ -43,7 +38,6 @@ from repcon.runtime.run_dir import Run
 GENERALIST = "package:efficientnet_lite0"
 FROZEN_BLOCKS = 5
 """The stem and the first five of sixteen blocks keep ImageNet's weights, which makes training quicker."""
-TEMPERATURE = 2.0
 PROXY = ("objects", "activities")
 """The categories whose drawings, beside those of the teachers' halves, serve as unlabeled images."""
 OTHERS = "others"
@@ -53,30 +47,54 @@ OWN = "domain"
 
 
 def run(config: DemoConfig) -> dict[str, Any]:
-    """Runs every command on the way; gives the transfer figures and the licences of the pictures."""
+    """`repcon consolidate` on the demo's pictures; gives its figures and the licences of the pictures."""
     folder = Path(config.out)
-    run_record = Run(folder, "demo", dump(config))
+    record = Run(folder, "demo", dump(config))
     domains, proxy, licences = _pictures(config, folder)
-
-    _step(f"1/5  teach: {len(domains)} task teacher(s), each from one half of its domain's classes")
-    for name, pack in domains.items():
-        teach.run(_teach(config, folder, name, pack))
-    _step("2/5  precompute: generalist and teachers answer once about every crop")
-    precompute.run(_precompute(config, folder, tuple(domains), proxy))
-    inspect.run(InspectConfig(store=str(folder / "labels.zarr")))
-    _step("3/5  train: ONE student of all of them")
-    train.run(_train(config, folder, proxy))
-    _step("4/5  evaluate: transfer to the halves of the classes that nobody was taught")
-    figures = evaluate.run(_evaluate(config, folder, domains))
-    _step("5/5  report")
-    results = run_record.finish({"transfer": figures, "licences": licences})
-    parts = ("", *(_teacher(name) for name in domains), "labels.zarr.run", "student", "transfer")
-    page = ReportConfig(
-        paths=tuple(str(folder / part) for part in parts), out=str(folder / "report"), title="repcon demo"
+    whole = consolidation(config, domains, proxy)
+    consolidate.check_settings(whole)
+    sections = consolidate.check_models(whole)
+    results = consolidate.carry_out(
+        whole, GENERALIST, sections, record, extra={"licences": licences}, title="repcon demo"
     )
-    report_module.run(page)
-    tables.verdict(figures["verdict"])
+    consolidate.last_line(whole, results)
+    tables.verdict(results["transfer"]["verdict"])
     return results
+
+
+def consolidation(config: DemoConfig, domains: Mapping[str, Path], proxy: Path) -> ConsolidateConfig:
+    """The settings: a teacher of one half of each domain's classes, the other half to be measured on; the student's
+    are the defaults of `repcon train`, but for what makes it quick."""
+    labelled = tuple(f"{name}={pack}" for name, pack in domains.items())
+    return ConsolidateConfig(
+        proxy=(str(proxy),),
+        teachers=(f"generalist={GENERALIST}",),
+        teach=labelled,
+        evaluate=labelled,
+        out=config.out,
+        size=config.size,
+        crops=config.crops,
+        epochs=config.epochs,
+        seed=config.seed,
+        teaching=TeachConfig(
+            data="",
+            out="",
+            model=GENERALIST,
+            classes=_half(config, first=True),
+            epochs=config.teacher_epochs,
+            freeze_blocks=FROZEN_BLOCKS,
+            freeze_norm=True,
+            licence="" if config.data else "weights Apache-2.0; drawings by their sets' licences, listed in the report",
+        ),
+        labelling=PrecomputeConfig(
+            pack="",
+            out="",
+            teachers=(TeacherConfig(name="generalist", model=GENERALIST, licence="Apache-2.0"),),
+            temperatures=(1.0, 2.0),
+        ),
+        training=TrainConfig(pack="", store="", out="", freeze_blocks=FROZEN_BLOCKS),
+        evaluation=EvaluateConfig(out="", classes=_half(config, first=False)),
+    )
 
 
 def _pictures(config: DemoConfig, folder: Path) -> tuple[dict[str, Path], Path, list[dict[str, str]]]:
@@ -84,7 +102,7 @@ def _pictures(config: DemoConfig, folder: Path) -> tuple[dict[str, Path], Path, 
     if config.data:
         own, proxy = _own_pictures(config, folder)
         return {OWN: own}, proxy, []
-    _step("0/5  pictures: drawings from packages, rendered and packed")
+    _step("pictures: drawings from packages, rendered and packed")
     drawings, packs = folder / "drawings", folder / "packs"
     drawn = [render([name], drawings / name, config.size) for name in config.domains]
     render(PROXY, drawings / OTHERS, config.size)
@@ -111,7 +129,7 @@ def _pack_proxy(config: DemoConfig, folder: Path, domains: Mapping[str, Path]) -
 
 def _own_pictures(config: DemoConfig, folder: Path) -> tuple[Path, Path]:
     """Packs the user's images; without a proxy of hers, the teacher's half serves, its labels left behind."""
-    _step("0/5  pictures: yours, packed")
+    _step("pictures: yours, packed")
     if config.proxy and Path(config.data).resolve() == Path(config.proxy).resolve():
         raise UserError(f"--proxy {config.proxy}: the proxy must not be the labelled data, whose half is tested on")
     domain = folder / "packs" / OWN
@@ -151,68 +169,3 @@ def _half(config: DemoConfig, *, first: bool) -> ClassSubset:
 
 def _step(title: str) -> None:
     console.rule(f"[bold]{title}", align="left")
-
-
-def _teacher(domain: str) -> str:
-    """The folder of a domain's teacher."""
-    return f"{domain}-teacher"
-
-
-def _teach(config: DemoConfig, folder: Path, domain: str, pack: Path) -> TeachConfig:
-    return TeachConfig(
-        data=str(pack),
-        out=str(folder / _teacher(domain)),
-        model=GENERALIST,
-        classes=_half(config, first=True),
-        size=config.size,
-        epochs=config.teacher_epochs,
-        optim=OptimConfig(lr=1e-3),
-        freeze_blocks=FROZEN_BLOCKS,
-        freeze_norm=True,
-        licence="" if config.data else "weights Apache-2.0; drawings by their sets' licences, listed in the report",
-        seed=config.seed,
-    )
-
-
-def _precompute(config: DemoConfig, folder: Path, domains: tuple[str, ...], proxy: Path) -> PrecomputeConfig:
-    generalist = TeacherConfig(name="generalist", model=GENERALIST, size=config.size, licence="Apache-2.0")
-    teachers = (TeacherConfig(name=name, model=str(folder / _teacher(name)), size=config.size) for name in domains)
-    return PrecomputeConfig(
-        pack=str(proxy),
-        out=str(folder / "labels.zarr"),
-        teachers=(generalist, *teachers),
-        crops=config.crops,
-        crop=CropConfig(seed=config.seed),
-        k=16,
-        temperatures=(1.0, TEMPERATURE),
-    )
-
-
-def _train(config: DemoConfig, folder: Path, proxy: Path) -> TrainConfig:
-    """The defaults of `repcon train`, but for what makes it quick."""
-    return TrainConfig(
-        pack=str(proxy),
-        store=str(folder / "labels.zarr"),
-        out=str(folder / "student"),
-        trunk=GENERALIST,
-        epochs=config.epochs,
-        freeze_blocks=FROZEN_BLOCKS,
-        seed=config.seed,
-    )
-
-
-def _evaluate(config: DemoConfig, folder: Path, domains: Mapping[str, Path]) -> EvaluateConfig:
-    """Every model on the unseen half of each domain, and the student's heads beside their teachers."""
-    teachers = {name: folder / _teacher(name) for name in domains}
-    trunks = {"generalist": GENERALIST, **{f"{name} teacher": path for name, path in teachers.items()}}
-    trunks["student"] = folder / "student"
-    half = _half(config, first=False)
-    return EvaluateConfig(
-        datasets=tuple(DatasetConfig(name=name, data=str(pack), classes=half) for name, pack in domains.items()),
-        out=str(folder / "transfer"),
-        trunks=tuple(f"{name}={trunk}" for name, trunk in trunks.items()),
-        heads=True,
-        teachers=tuple(f"{name}={path}" for name, path in teachers.items()),
-        size=config.size,
-        seed=config.seed,
-    )

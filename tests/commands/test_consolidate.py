@@ -207,7 +207,8 @@ def test_a_recipe_holds_all_of_it_and_flags_go_over_it(tmp_path: Path) -> None:
     )
     settings = cli._settings("consolidate", ConsolidateConfig, ["--out", "o", "--epochs", "7"], str(recipe))
     assert (settings.out, settings.epochs, settings.training.freeze_blocks) == ("o", 7, 3)
-    assert (settings.training.optim.lr, settings.training.optim.clip_norm) == (6e-4, 2.0)
+    rate = TrainConfig(pack="", store="", out="").optim.lr  # not that of OptimConfig
+    assert (settings.training.optim.lr, settings.training.optim.clip_norm) == (rate, 2.0)
     assert settings.labelling.temperatures == (1.0, 2.0)
 
 

@@ -120,9 +120,13 @@ def small_heads(batch: int) -> None:
     loss = torch.zeros(1, device="cuda")
     rows = {
         "an empty kernel of one program": lambda _: _nothing[(1,)](loss),
-        f"{programs} programs of {warps} warps that do nothing": lambda _: _nothing[(programs,)](loss, num_warps=warps),
+        f"{programs} programs of {warps} warps that do nothing": lambda _: _nothing[(programs,)](loss, num_warps=warps),  # pyright: ignore[reportCallIssue]
         "the same, each with its end and the last one's sum": lambda _: _only_end[(programs,)](
-            partials, ticket, loss, BLOCK=1024, num_warps=warps
+            partials,
+            ticket,
+            loss,
+            BLOCK=1024,
+            num_warps=warps,  # pyright: ignore[reportCallIssue]
         ),
         "the launch itself": step,
     }

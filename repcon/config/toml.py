@@ -14,6 +14,7 @@ from cattrs.v import format_exception, transform_error
 from repcon.config.checks import at_home
 from repcon.config.schema import AutoBool
 from repcon.runtime.errors import UserError
+from repcon.runtime.terminal import printable
 from repcon.runtime.untrusted import UnreadableError, parse_toml
 
 Config = TypeVar("Config")
@@ -59,7 +60,7 @@ def parse(kind: type[Config], values: Mapping[str, Any], origin: str) -> Config:
     except cattrs.BaseValidationError as error:
         problems = "; ".join(transform_error(error, format_exception=_describe))
         problems = problems.replace("$.", "").replace(" @ $", "")
-        raise UserError(f"{origin}: {problems}") from error
+        raise UserError(f"{origin}: {printable(problems)}") from error
 
 
 def dump(config: Any) -> str:

@@ -16,7 +16,7 @@ PATHS = {
 """Fields that name files and folders, also as `NAME=PATH` or several joined by ` + `."""
 _HOME = re.compile(r"(^|=|local-dir:|\+ )(~[^/]*)(?=/|$)")
 LARGEST = {
-    "seed": 2**63 - 1, "size": 16_384, "max_side": 65_535, "epochs": 100_000, "teacher_epochs": 100_000,
+    "seed": 2**64 - 1, "size": 16_384, "max_side": 65_535, "epochs": 100_000, "teacher_epochs": 100_000,
     "batch_size": 2**20, "crops": 65_535, "workers": 1024, "processes": 1024, "projection": 2**16, "draws": 100_000,
     "max_kl": math.inf, "checkpoint_minutes": math.inf,
 }  # fmt: skip

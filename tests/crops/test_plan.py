@@ -164,12 +164,16 @@ def test_distribution_is_that_of_torchvision() -> None:
         CropConfig(ratio=(2.0, 1.0)),
         CropConfig(flip=1.5),
         CropConfig(seed=-1),
-        CropConfig(seed=2**64),
     ],
 )
 def test_a_senseless_recipe_is_refused_by_name(recipe: CropConfig) -> None:
     with pytest.raises(UserError, match=r"crop\.(scale|ratio|flip|seed) = "):
         plan(recipe, hashes_of(1), np.array([[10, 10]]), [0])
+
+
+def test_a_seed_of_more_than_64_bits_is_refused() -> None:
+    with pytest.raises(UserError, match=r"seed: 18446744073709551616 makes no sense"):
+        CropConfig(seed=2**64)
 
 
 def test_wrong_shapes_and_sizes_are_refused() -> None:

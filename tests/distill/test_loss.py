@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -86,20 +87,24 @@ def test_rows_choose_among_the_labels() -> None:
 @pytest.mark.parametrize(
     ("heads", "tail", "message"),
     [
-        ([HeadConfig(name="cars")], "bucket", "heads: the store has no 'cars'; it has birds, small"),
-        ([HeadConfig(name="birds")] * 2, "bucket", "heads: 'birds' occurs twice"),
+        ([{"name": "cars"}], "bucket", "heads: the store has no 'cars'; it has birds, small"),
+        ([{"name": "birds"}] * 2, "bucket", "heads: 'birds' occurs twice"),
         ([], "bucket", "heads: none are left to train on; name some of the store's: birds, small"),
-        ([HeadConfig(name="birds", temperature=3.0)], "bucket", "head 'birds': temperature 3 is not among those"),
-        ([HeadConfig(name="birds", temperature=3.0)], "uniform", "the store holds (1, 2)"),
-        ([HeadConfig(name="birds", temperature=-1.0)], "renormalise", "temperature must be a number above 0"),
-        ([HeadConfig(name="birds", temperature=float("inf"))], "renormalise", "temperature must be a number above 0"),
-        ([HeadConfig(name="birds", weight=-1.0)], "bucket", "weight must be a number of at least 0, not -1.0"),
-        ([HeadConfig(name="birds", weight=float("nan"))], "bucket", "weight must be a number"),
+        ([{"name": "birds", "temperature": 3.0}], "bucket", "head 'birds': temperature 3 is not among those"),
+        ([{"name": "birds", "temperature": 3.0}], "uniform", "the store holds (1, 2)"),
+        ([{"name": "birds", "temperature": -1.0}], "renormalise", "temperature must be a number above 0"),
+        (
+            [{"name": "birds", "temperature": float("inf")}],
+            "renormalise",
+            "temperature: inf is no number to reckon with",
+        ),
+        ([{"name": "birds", "weight": -1.0}], "bucket", "weight must be a number of at least 0, not -1.0"),
+        ([{"name": "birds", "weight": float("nan")}], "bucket", "weight: nan is no number to reckon with"),
     ],
 )
-def test_mistakes_name_the_head(heads: list[HeadConfig], tail: Tail, message: str) -> None:
+def test_mistakes_name_the_head(heads: list[dict[str, Any]], tail: Tail, message: str) -> None:
     with pytest.raises(UserError, match=re.escape(message)):
-        HeadsLoss(STORED, heads, tail=tail)
+        HeadsLoss(STORED, [HeadConfig(**head) for head in heads], tail=tail)
 
 
 def test_renormalise_takes_any_temperature() -> None:

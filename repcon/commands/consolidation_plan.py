@@ -17,7 +17,8 @@ from repcon.config import (
     TrainConfig,
     named_values,
 )
-from repcon.images.format import MANIFEST
+from repcon.images import hub
+from repcon.images.packing import is_pack
 from repcon.labels.manifest import TeacherSection
 from repcon.models.custom import is_factory
 from repcon.runtime.errors import UserError
@@ -57,12 +58,9 @@ def sources(config: ConsolidateConfig) -> Sources:
 
 def _with_name(entry: str) -> str:
     """A data set without a name is called by the end of its path."""
-    return entry if "=" in entry and not Path(entry).exists() else f"{Path(entry).resolve().name}={entry}"
-
-
-def is_pack(source: str) -> bool:
-    """Whether it is opened as it is."""
-    return "://" in source or Path(source, MANIFEST).is_file()
+    if "=" in entry and not Path(entry).exists():
+        return entry
+    return f"{hub.short_name(entry) if hub.is_dataset(entry) else Path(entry).resolve().name}={entry}"
 
 
 def proxy_pack(config: ConsolidateConfig) -> str:

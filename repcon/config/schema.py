@@ -40,8 +40,8 @@ class PackConfig(Checked):
     """Pack images into tar shards that teachers and students read."""
 
     source: Annotated[Positional[str | tuple[str, ...]], arg(metavar="SOURCE [SOURCE ...]")]
-    """An image folder (a sub-folder per class gives labels), a WebDataset tar, or a folder of tars; several go into one
-    pack, classes of one name together."""
+    """An image folder (a sub-folder per class gives labels), a WebDataset tar, a Parquet file, a folder of such files,
+    or hf://datasets/OWNER/NAME[/CONFIG][:SPLIT]; several go into one pack, classes of one name together."""
     out: Annotated[Positional[str], arg(metavar="OUT")]
     """Folder that the pack is written to."""
     limit: int = 0
@@ -364,7 +364,8 @@ class ConsolidateConfig(Checked):
     """
 
     proxy: tuple[str, ...] = ()
-    """Images to distil on; their labels, if any, are not used. Folders, tars, or one pack; several go into one pack."""
+    """Images to distil on; their labels, if any, are not used. Whatever `pack` takes, or one pack; several go into one
+    pack."""
     teachers: tuple[str, ...] = ()
     """NAME=MODEL each: a timm name, `hf-hub:`, a folder, a weights package, or `module:function`."""
     out: str

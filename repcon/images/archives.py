@@ -37,6 +37,8 @@ class Found:
     length: int
     labels: tuple[Label, ...] | None
     """Its sample's, () where only others of the tar have some; None where the class is the folder's name."""
+    column: str = ""
+    """Of a Parquet row: the column that holds its image; `offset` is then the row's number."""
 
 
 @dataclass(slots=True)
@@ -48,6 +50,10 @@ class Scan:
     """(name, reason); a reason is a kind, or `kind: detail`."""
     crowded: list[tuple[str, list[str]]] = field(default_factory=list)
     """(sample, its images' names) of each sample with one label and several images, none of them named as it is."""
+    cautions: dict[str, None] = field(default_factory=dict)
+    """One line each, in order: how the labels were found."""
+    class_order: dict[str, None] = field(default_factory=dict)
+    """Class names in the order in which the source numbers them, where it does."""
     identity: Any = field(default_factory=hashlib.sha256)
     """SHA-256 over name, size and time of change of each file that is packed, with a line break between files."""
     _between: bytes = b""

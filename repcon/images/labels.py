@@ -1,8 +1,8 @@
 """The classes of a source's images: which member of a sample is its label, or which folder, and what that may hide.
 
-Labels are `KEY.cls` members of tars. Where no tar has any, the class is the first folder of the path (after a folder
-that holds everything; tars with a first folder in common count as one). What is chosen among several possibilities is
-said; what nobody can choose is refused.
+Labels are `KEY.cls` members of tars, or a column of Parquet files. Where there are none, the class is the first folder
+of the path (after a folder that holds everything; tars with a first folder in common count as one). What is chosen
+among several possibilities is said; what nobody can choose is refused.
 """
 
 import re
@@ -43,14 +43,17 @@ def resolve(scan: Scan) -> Labels:
     name.
     """
     _refuse_crowded(scan.crowded)
-    cautions: list[str] = []
+    cautions = list(scan.cautions)
     field = _field(scan.found, cautions)
     if field is None:
-        names = _by_folders(scan.found)
-        cautions += _about_folders(scan.found, names)
+        files = [entry for entry in scan.found if not entry.column]
+        held = _by_folders(files)
+        cautions += _about_folders(files, held)
+        by_file = iter(held)
+        names = ["" if entry.column else next(by_file) for entry in scan.found]
     else:
         names = _by_members(scan, field, cautions)
-    classes, numbers = _classes(names)
+    classes, numbers = _classes(names, list(scan.class_order))
     cautions += _about_names(classes)
     return Labels([numbers.get(name, -1) if name else -1 for name in names], classes, tuple(cautions))
 
@@ -69,7 +72,7 @@ def _field(found: Iterable[Found], cautions: list[str]) -> str | None:
     """Which field of the samples is the label, "" for KEY.cls; None where none has a label."""
     fields = {label.field for entry in found for label in entry.labels or ()}
     if not fields:
-        if any(entry.labels is not None for entry in found):
+        if any(entry.labels is not None and not entry.column for entry in found):
             cautions.append(
                 "nothing is labelled: the .cls members are named as no image is; KEY.cls belongs to KEY.jpg"
             )
@@ -97,7 +100,7 @@ def _by_members(scan: Scan, field: str, cautions: list[str]) -> list[str]:
     for entry in scan.found:
         label = next((label for label in entry.labels or () if label.field == field), None)
         if label is not None and label.fault:
-            tar = f"{PurePosixPath(entry.container).name}: " if entry.offset else ""
+            tar = f"{PurePosixPath(entry.container).name}: " if entry.offset and not entry.column else ""
             scan.left_out.append((tar + entry.name, label.fault))
             continue
         foldered += entry.labels is None and len(_folders(entry)) > 0
@@ -106,8 +109,8 @@ def _by_members(scan: Scan, field: str, cautions: list[str]) -> list[str]:
     scan.found[:] = kept
     if foldered:
         cautions.append(
-            f"labels are .cls members; {foldered:,} images of tars or folders without any are unlabelled, whatever "
-            "their folders' names"
+            f"labels are .cls members or columns; {foldered:,} images of tars or folders without any are unlabelled, "
+            "whatever their folders' names"
         )
     return names
 
@@ -219,8 +222,8 @@ def _about_names(classes: Sequence[str]) -> list[str]:
     return [f"classes whose names differ in nothing but case or encoding: {_few(pairs)}"] if pairs else []
 
 
-def _classes(names: Iterable[str]) -> tuple[tuple[str, ...], dict[str, int]]:
-    """The classes' names, ordered, and each one's number."""
+def _classes(names: Iterable[str], given: Sequence[str]) -> tuple[tuple[str, ...], dict[str, int]]:
+    """The classes' names and each one's number: in the order of `given` where all are in it, else sorted."""
     raw = {name for name in names if name}
     texts: dict[str, str] = {}
     for name in sorted(raw):
@@ -229,6 +232,8 @@ def _classes(names: Iterable[str]) -> tuple[tuple[str, ...], dict[str, int]]:
             raise UserError(f"two classes would be called {text}: {_raw(texts[text])} and {_raw(name)}; rename one")
         texts[text] = name
     classes = ordered(texts)
+    if raw <= set(given):
+        classes = [readable(name) for name in given if name in raw]
     return tuple(classes), {texts[text]: number for number, text in enumerate(classes)}
 
 

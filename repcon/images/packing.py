@@ -1,4 +1,4 @@
-"""A pack from a folder or from WebDataset tars, with the record of how it was made."""
+"""A pack from any source of images, with the record of how it was made."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -10,7 +10,7 @@ from rich.table import Table
 
 from repcon import config as configuration
 from repcon.config import PackConfig
-from repcon.images import sources, writer
+from repcon.images import hub, sources, writer
 from repcon.images.format import LEFT_OUT, MANIFEST, Manifest
 from repcon.images.pack import Pack
 from repcon.runtime.console import console, few
@@ -67,9 +67,14 @@ def _counts(found: object) -> dict[str, int]:
     return {reason: count for reason, count in pairs if type(count) is int}
 
 
+def is_pack(source: str) -> bool:
+    """Whether a source is opened as it is: a pack's folder, or its URL."""
+    return ("://" in source and not hub.is_dataset(source)) or Path(source, MANIFEST).is_file()
+
+
 def open_or_pack(source: str, cache: Path) -> Pack:
-    """Opens a pack (path or URL); packs a folder or tar into `cache` first, once for each state of the source."""
-    if "://" in source or Path(source, MANIFEST).is_file():
+    """Opens a pack (path or URL); packs any other source into `cache` first, once for each state of the source."""
+    if is_pack(source):
         return Pack.open(source)
     held = _made_by(Path(source))
     if held:  # a run's output folder, whose tars are no images of the user's

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from repcon.images import sources
+from repcon.images import hub, sources
 from repcon.images.labels import ordered
 from repcon.images.sources import Item, Listing
 from repcon.runtime.errors import UserError
@@ -29,7 +29,7 @@ def read_all(source: str | tuple[str, ...], limit: int = 0) -> Listing:
     """
     names = paths(source)
     if not names:
-        raise UserError("source: none given; name an image folder, a .tar, or a folder of .tar files")
+        raise UserError("source: none given; name an image folder, a .tar, a .parquet, or a folder of such files")
     if len({Path(name).resolve() for name in names}) < len(names):
         raise UserError(f"source: {told(source)}: one of them is named twice")
     listings = [sources.read(name) for name in names]
@@ -83,7 +83,8 @@ def _prefixes(names: Sequence[str]) -> list[str]:
     """The end of each path, with a number where another one has the same: no two may differ in dots alone."""
     found: list[str] = []
     for name in names:
-        end = Path(name).resolve().name.encode("utf-8", "surrogateescape").decode("utf-8", "replace") or "root"
+        end = hub.short_name(name) if hub.is_dataset(name) else Path(name).resolve().name
+        end = end.encode("utf-8", "surrogateescape").decode("utf-8", "replace") or "root"
         taken = {prefix.replace(".", "_") for prefix in found}
         number, prefix = 1, end
         while prefix.replace(".", "_") in taken:

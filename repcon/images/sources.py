@@ -1,17 +1,20 @@
-"""What there is to pack: the images of a folder or of WebDataset tars, in one fixed order, with their labels.
+"""What there is to pack: the images of a folder, of WebDataset tars or of Parquet files, in one fixed order, labelled.
 
 Nothing is decoded here.
 """
 
 import os
 import stat
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
+from repcon.images import hub
 from repcon.images.archives import Found, Scan, add_tar, leave_out, unreadable
 from repcon.images.format import MANIFEST
 from repcon.images.labels import resolve
 from repcon.images.names import ARCHIVE, HIDDEN, SUFFIXES, bytes_of, hidden, readable, refusal
+from repcon.images.parquet import SUFFIX as PARQUET
+from repcon.images.parquet import add_parquet
 from repcon.runtime.errors import UserError
 from repcon.runtime.open_files import OpenFile
 
@@ -32,6 +35,8 @@ class Item:
     length: int
     label: int
     """-1 where unlabelled."""
+    column: str = ""
+    """Of a Parquet row: the column that holds its image; `offset` is then the row's number."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,12 +54,23 @@ class Listing:
 
 
 def read(source: str) -> Listing:
-    """Lists a folder of images, a folder of tars, or one tar. Raises UserError where there is nothing to pack."""
+    """Lists a folder of images, tars or Parquet files, one such file, or a dataset of the Hugging Face hub.
+
+    Raises UserError where there is nothing to pack.
+    """
+    if hub.is_dataset(source):
+        held = hub.download(source)
+        return replace(read(str(held.folder)), identity=held.identity)
     path = Path(source)
     if "://" in source:
-        raise UserError(f"{source}: images are packed from local folders and tars; copy them here first")
+        raise UserError(
+            f"{source}: images are packed from local folders, tars and Parquet files, and hf://datasets/OWNER/NAME; "
+            "copy them here first"
+        )
     if not path.exists():
-        raise UserError(f"{source}: no such folder or tar; name an image folder, a .tar, or a folder of .tar files")
+        raise UserError(
+            f"{source}: no such folder or tar; name an image folder, a .tar, a .parquet, or a folder of such files"
+        )
     if path.name.endswith(_COMPRESSED):
         raise UserError(f"{source}: compressed archives cannot be read by offset; unpack it to a .tar or a folder")
     if (path / MANIFEST).is_file():
@@ -67,8 +83,10 @@ def read(source: str) -> Listing:
         _folder(path, scan)
     elif path.suffix.lower() == ".tar":
         add_tar(path, bytes_of(path.name), scan)
+    elif path.suffix.lower() == PARQUET:
+        add_parquet(path, bytes_of(path.name), scan)
     else:
-        raise UserError(f"{source}: neither a folder nor a .tar")
+        raise UserError(f"{source}: neither a folder nor a .tar or .parquet")
     if not scan.found:
         raise _no_images(source, scan)
     labels = resolve(scan)
@@ -76,7 +94,8 @@ def read(source: str) -> Listing:
     items: list[Item] = []
     for entry, number in zip(scan.found, labels.numbers, strict=True):
         key = _key(entry.name.encode("utf-8", "surrogateescape").decode("utf-8", "replace"), keys)
-        items.append(Item(readable(entry.name), key, entry.container, entry.offset, entry.length, number))
+        name, place = readable(entry.name), (entry.container, entry.offset, entry.length)
+        items.append(Item(name, key, *place, number, entry.column))
     left_out = [(readable(name), readable(reason)) for name, reason in scan.left_out]
     return Listing(items, labels.classes, left_out, scan.identity.hexdigest(), labels.cautions)
 
@@ -91,7 +110,7 @@ def _no_images(source: str, scan: Scan) -> UserError:
 
 
 def contents(item: Item) -> bytes:
-    """The item's bytes as they lie in the source. Raises OSError, also where the file has become shorter."""
+    """A file's or a member's bytes as they lie in the source. Raises OSError, also where the file became shorter."""
     data = OpenFile(item.container).read(item.offset, item.length)
     if len(data) != item.length:
         raise OSError(None, f"{len(data)} of {item.length} bytes are left")
@@ -156,6 +175,9 @@ def _file(path: str, name: str, scan: Scan) -> None:
         return
     if name.lower().endswith(".tar"):
         add_tar(Path(path), name, scan)
+        return
+    if name.lower().endswith(PARQUET):
+        add_parquet(Path(path), name, scan)
         return
     reason = refusal(name, 1)
     if reason:

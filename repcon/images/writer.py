@@ -12,10 +12,11 @@ import os
 import shutil
 import warnings
 from collections import Counter, deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, TextIO
@@ -28,6 +29,7 @@ from repcon.images import sources
 from repcon.images.format import Manifest
 from repcon.images.jpeg import Encoded, Unusable, encode
 from repcon.images.names import bytes_of, readable
+from repcon.images.parquet import RowReader
 from repcon.images.several import paths, read_all, told
 from repcon.images.shards import Part, Shard, assemble, write_file
 from repcon.images.sources import Item, Listing
@@ -242,11 +244,13 @@ def _encoded(items: list[Item], config: PackConfig) -> Iterator[tuple[Item, Enco
     """Each item, in order, with its JPEG or the reason why there is none; a few batches are worked on ahead."""
     workers = config.workers or cores()
     batches = (items[start : start + BATCH] for start in range(0, len(items), BATCH))
+    rows = RowReader()
     waiting: deque[tuple[list[Item], Future[list[Encoded | str]]]] = deque()
     pool = ThreadPoolExecutor(workers, thread_name_prefix="pack")
     try:
         for batch in batches:
-            waiting.append((batch, pool.submit(_encode, batch, config)))
+            images = [_image(item, rows) for item in batch]
+            waiting.append((batch, pool.submit(_encode, batch, images, config)))
             if len(waiting) > 2 * workers:
                 done, future = waiting.popleft()
                 yield from zip(done, future.result(), strict=True)
@@ -256,11 +260,28 @@ def _encoded(items: list[Item], config: PackConfig) -> Iterator[tuple[Item, Enco
         pool.shutdown(cancel_futures=True)
 
 
-def _encode(batch: list[Item], config: PackConfig) -> list[Encoded | str]:
+def _image(item: Item, rows: RowReader) -> Callable[[], bytes]:
+    """What gives the item's bytes, in any thread; a Parquet file's are read here, in order."""
+    if not item.column:
+        return partial(sources.contents, item)
+    try:
+        data = rows.read(item.container, item.column, item.offset)
+    except Unusable as error:
+        return partial(_refuse, str(error))
+    except MemoryError as error:
+        raise _stopped(item, "memory is too short to read it") from error
+    return lambda: data
+
+
+def _refuse(reason: str) -> bytes:
+    raise Unusable(reason)
+
+
+def _encode(batch: list[Item], images: list[Callable[[], bytes]], config: PackConfig) -> list[Encoded | str]:
     results: list[Encoded | str] = []
-    for item in batch:
+    for item, image in zip(batch, images, strict=True):
         try:
-            results.append(encode(sources.contents(item), config.max_side, config.jpeg_quality))
+            results.append(encode(image(), config.max_side, config.jpeg_quality))
         except Unusable as error:
             results.append(str(error))
         except OSError as error:

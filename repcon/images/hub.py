@@ -1,0 +1,87 @@
+"""Datasets of the Hugging Face hub: `hf://datasets/OWNER/NAME[/CONFIG][:SPLIT]`.
+
+The hub keeps every public dataset as Parquet, `CONFIG/SPLIT/NUMBER.parquet`, on the branch `refs/convert/parquet`.
+One split's files are downloaded into the cache of huggingface_hub, and found there again without network.
+"""
+
+import glob
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from repcon.runtime.errors import UserError
+
+PREFIX = "hf://datasets/"
+BRANCH = "refs/convert/parquet"
+
+
+@dataclass(frozen=True, slots=True)
+class Downloaded:
+    """One split's Parquet files."""
+
+    folder: Path
+    identity: str
+    """Changes with the dataset's commit, config and split, and with nothing else."""
+
+
+def is_dataset(source: str) -> bool:
+    """Whether a source names a dataset of the hub."""
+    return source.startswith(PREFIX)
+
+
+def short_name(source: str) -> str:
+    """What a dataset is called by: `NAME`, with config and split where they are given."""
+    return "-".join(source.removeprefix(PREFIX).replace(":", "/").split("/")[1:]) or source
+
+
+def download(source: str) -> Downloaded:
+    """Downloads what is missing of one split. Raises UserError where the dataset, config or split cannot be had."""
+    path, _, split = source.removeprefix(PREFIX).partition(":")
+    owner, name, config, *more = [*path.split("/"), "", ""]
+    if not owner or not name or any(more):
+        raise UserError(f"{source}: must be {PREFIX}OWNER/NAME, with /CONFIG and :SPLIT where there are several")
+    files = [parts for file in _files(source, f"{owner}/{name}") if len(parts := file.split("/")) == 3]
+    config = _choose(source, "config", config, {parts[0] for parts in files}, "default")
+    split = _choose(source, "split", split, {parts[1] for parts in files if parts[0] == config}, "train")
+    root = Path(_call(source, "snapshot_download", f"{owner}/{name}", f"{config}/{split}"))
+    words = f"{owner}/{name}@{root.name}/{config}/{split}"
+    return Downloaded(root / config / split, hashlib.sha256(words.encode()).hexdigest())
+
+
+def _files(source: str, repo: str) -> list[str]:
+    """The dataset's Parquet files; those of the cache where the hub cannot be asked."""
+    try:
+        found = _call(source, "list_repo_files", repo)
+    except UserError:
+        root = _call(source, "snapshot_download", repo, local=True)
+        found = [path.relative_to(root).as_posix() for path in sorted(Path(root).rglob("*.parquet"))]
+    return [file for file in found if file.endswith(".parquet")]
+
+
+def _call(source: str, function: str, repo: str, folder: str = "", local: bool = False) -> Any:
+    """A function of huggingface_hub. Raises UserError for whatever it raises."""
+    import huggingface_hub
+
+    options: dict[str, Any] = {"repo_type": "dataset", "revision": BRANCH}
+    if function == "snapshot_download":
+        options |= {
+            "local_files_only": local,
+            "allow_patterns": [f"{glob.escape(folder)}/*.parquet"] if folder else None,
+        }
+    try:
+        return getattr(huggingface_hub, function)(repo, **options)
+    except (OSError, ValueError, RuntimeError) as error:
+        why = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(
+            f"{source}: cannot be had from the Hugging Face hub as Parquet ({why}); download its files and name their "
+            "folder instead"
+        ) from error
+
+
+def _choose(source: str, what: str, asked: str, there: set[str], usual: str) -> str:
+    """The config or split asked for, the usual one, or the only one. Raises UserError naming those that are there."""
+    chosen = asked or (usual if usual in there or len(there) != 1 else next(iter(there)))
+    if chosen not in there:
+        raise UserError(f"{source}: there is no {what} {chosen}; name one of {', '.join(sorted(there)[:20]) or 'none'}")
+    return chosen

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from store_builder import fill, spec, write
 
+from benchmarks import readme_tables, tables
 from repcon import cli
 from repcon.config import CropConfig
 from repcon.crops import plan as crops
@@ -156,15 +157,20 @@ def test_the_crop_contract_s_golden_vectors() -> None:
         assert plan.flips[place].tolist() == [int(row[column + 1]) for row in drawn]
 
 
+@pytest.mark.parametrize("page", tables.PAGES)
+def test_the_tables_are_those_of_the_records(page: str) -> None:
+    assert tables.updated(TEXTS[page]) == TEXTS[page], "run python -m benchmarks.tables"
+
+
 @pytest.mark.parametrize("page", ["docs/performance.md", "docs/transfer.md"])
-def test_every_measured_row_stands_in_the_record_that_is_named(page: str) -> None:
-    """Tables of these pages are copies: `Record: `FOLDER`` above a table, the same rows in FOLDER/table.md."""
-    sections = TEXTS[page].split("Record: ")[1:]
-    for section in sections:
-        folder = ROOT / section.split("`")[1]
-        held = (folder / "table.md").read_text().splitlines()
-        rows = re.search(r"\n\n((?:\|.*\n)+)", section)
-        assert rows and all(row in held for row in rows[1].splitlines()), folder
+def test_every_record_that_is_named_has_a_marked_table_below_it(page: str) -> None:
+    for section in TEXTS[page].split("Record: ")[1:]:
+        table = re.search(r"^\|", section, re.MULTILINE)
+        assert table and section[: table.start()].endswith("-->\n\n"), section[:80]
+
+
+def test_the_readme_shows_the_plot_of_its_table_s_record() -> None:
+    assert f"benchmarks/records/{readme_tables.TRANSFER}/consolidation.svg" in TEXTS["README.md"]
 
 
 @pytest.mark.parametrize("page", TEXTS)

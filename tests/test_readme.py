@@ -44,7 +44,8 @@ def test_the_one_call_runs_as_printed(tmp_path: Path, picture_folder: Path, monk
 
 
 def test_the_readme_is_short() -> None:
-    assert len(README.split()) <= 900
+    """Without the markers of its tables, which no reader sees."""
+    assert len(re.sub(r"<!--.*?-->", "", README).split()) <= 900
 
 
 @pytest.mark.usefixtures("one_thread")

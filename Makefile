@@ -39,7 +39,7 @@ $(VENV)/.demo: $(VENV)/bin/python pyproject.toml constraints.txt
 	@touch $@
 
 $(VENV)/.test: $(VENV)/.demo
-	$(PIP) --editable '.[dali,demo,ray,s3,hf,tensorboard,bench,test,lint]'
+	$(PIP) --editable '.[dali,demo,ray,s3,hf,tensorboard,export,bench,test,lint]'
 	@touch $@
 
 clean:

@@ -24,7 +24,7 @@ from repcon.runtime.run_dir import json_text
 from repcon.runtime.terminal import Terminal, one_line
 
 errors = Terminal(stderr=True)
-STARTS_AGAIN = ("verify", "inspect", "report")
+STARTS_AGAIN = ("verify", "inspect", "report", "export")
 """Commands that keep nothing to go on from."""
 
 COMMANDS: dict[str, tuple[type, str]] = {
@@ -37,6 +37,7 @@ COMMANDS: dict[str, tuple[type, str]] = {
     "train": (config.TrainConfig, "repcon.commands.train"),
     "evaluate": (config.EvaluateConfig, "repcon.commands.evaluate"),
     "report": (config.ReportConfig, "repcon.commands.report"),
+    "export": (config.ExportConfig, "repcon.commands.export"),
     "demo": (config.DemoConfig, "repcon.commands.demo"),
 }
 

@@ -65,6 +65,11 @@ def report(*paths: Path, **settings: Any) -> dict[str, Any]:
     return _run("report", config.ReportConfig, {"paths": paths, **settings})
 
 
+def export(student: Path, *, to: str, **settings: Any) -> dict[str, Any]:
+    """A student as one file for torch or an ONNX runtime, as `repcon export`."""
+    return _run("export", config.ExportConfig, {"model": student, "to": to, **settings})
+
+
 def _run(command: str, kind: type, values: Mapping[str, Any]) -> dict[str, Any]:
     settings = config.parse(kind, _plain(values), f"repcon.{command}()")
     return import_module(f"repcon.commands.{command}").run(settings)

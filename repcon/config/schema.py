@@ -355,6 +355,22 @@ class ReportConfig(Checked):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ExportConfig(Checked):
+    """Write a student as one file that opens without repcon and timm, for batches of any size."""
+
+    model: Annotated[Positional[str], arg(metavar="STUDENT")]
+    """A folder of `repcon train`."""
+    to: Literal["onnx", "torch"]
+    """An ONNX model, or a program of torch.export (.pt2)."""
+    out: str = ""
+    """The file; empty takes `student.onnx` or `student.pt2` in the student's folder. One that exists is replaced."""
+    normalize: bool = False
+    """Take (B, 3, S, S) uint8 pixels and normalise them inside; otherwise float32 that is normalised."""
+    heads: bool = False
+    """Also give the logits of each head, as `logits/NAME`, beside the pooled features."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ConsolidateConfig(Checked):
     """From images and teachers to one backbone and a report: pack, teach, precompute, train, evaluate, report.
 

@@ -1,0 +1,152 @@
+"""A student as one file that opens without repcon and timm: a torch.export program or an ONNX model."""
+
+import json
+import os
+import tempfile
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import nn
+
+from repcon.models import backbone
+from repcon.models.backbone import Preprocessing
+from repcon.models.student import Student
+from repcon.runtime.errors import UserError
+from repcon.runtime.extras import require_extra
+
+Format = Literal["onnx", "torch"]
+Outputs = dict[str, np.ndarray]
+SUFFIXES: dict[str, str] = {"onnx": ".onnx", "torch": ".pt2"}
+ABOUT = "repcon.json"
+"""Where the file says what it takes and gives: a metadata property in ONNX, an extra file in a torch program."""
+INPUT, FEATURES, LOGITS = "images", "features", "logits/"
+"""Names of the input and the outputs; a head's logits are `logits/NAME`."""
+CHECKED_BATCHES = (1, 5)
+LARGEST_DIFFERENCE = 1e-3
+"""Between the file's outputs and the student's, as a share of the student's largest value."""
+_TRACED_BATCH = 2  # a batch of 1 would be taken for a constant
+
+
+class ExportedStudent(nn.Module):
+    """What is written: images to {"features": (B, F)} and, with `heads`, {"logits/NAME": (B, C)} for each head.
+
+    normalize: images are (B, 3, S, S) uint8 pixels; otherwise float32 that `backbone.normalise` gave.
+    """
+
+    def __init__(self, student: Student, inputs: Preprocessing, *, normalize: bool, heads: bool) -> None:
+        super().__init__()
+        self.model = student if heads else student.trunk
+        self.head_slices = student.head_slices if heads else {}
+        self.normalize = normalize
+        std = torch.tensor(inputs.std).view(3, 1, 1)
+        self.scale = nn.Buffer(1 / (255 * std))
+        self.shift = nn.Buffer(-torch.tensor(inputs.mean).view(3, 1, 1) / std)
+
+    def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
+        if self.normalize:
+            images = images.to(torch.float32) * self.scale + self.shift
+        if not isinstance(self.model, Student):
+            return {FEATURES: self.model(images)}
+        features = self.model.features(images)
+        logits = self.model.head_logits(features)
+        heads = {LOGITS + name: logits[:, columns] for name, columns in self.head_slices.items()}
+        return {FEATURES: features} | heads
+
+
+def export(
+    student: Student,
+    inputs: Preprocessing,
+    path: Path,
+    to: Format,
+    *,
+    normalize: bool,
+    heads: bool,
+    classes: Mapping[str, tuple[str, ...]],
+) -> float:
+    """Writes the student to `path` for batches of any size, and gives the largest difference between what the file
+    and the student answer, as a share of the student's largest value.
+
+    classes: names of each head's classes, as far as they are known. The file is opened and compared before it takes
+    its place. Raises UserError where the model cannot be traced, the file answers otherwise, or packages are missing.
+    """
+    if to == "onnx":
+        require_extra("export", ("onnx", "onnxscript", "onnxruntime"), "--to onnx")
+    model = ExportedStudent(student, inputs, normalize=normalize, heads=heads).eval()
+    about = {
+        "input": {"size": inputs.size, "mean": inputs.mean, "std": inputs.std, "normalize": normalize},
+        "heads": {name: list(classes.get(name, ())) for name in student.heads} if heads else {},
+    }
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".export-") as folder:
+        written = Path(folder, path.name)
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")  # of torch's own code, about itself
+            try:
+                _write(model, _pixels(_TRACED_BATCH, inputs.size, normalize), written, to, json.dumps(about))
+            except OSError:
+                raise
+            except Exception as error:  # torch's tracing raises errors of many kinds for what it cannot follow
+                raise _untraceable(student, path, error) from error
+            run = _opened_onnx(written) if to == "onnx" else _opened_torch(written)
+            difference = _compare(model, run, inputs.size, path)
+        for made in Path(folder).iterdir():  # above 2 GB, ONNX keeps weights in a file beside the model's
+            os.replace(made, path.parent / made.name)
+    return difference
+
+
+def _write(model: ExportedStudent, pixels: torch.Tensor, path: Path, to: Format, about: str) -> None:
+    program = torch.export.export(model, (pixels,), dynamic_shapes=({0: torch.export.Dim("batch")},))
+    if to == "torch":
+        torch.export.save(program, path, extra_files={ABOUT: about})
+        return
+    made: Any = torch.onnx.export(
+        program, dynamo=True, verbose=False, input_names=[INPUT], output_names=list(model(pixels)),
+        dynamic_shapes=({0: "batch"},),
+    )  # fmt: skip
+    made.model.metadata_props[ABOUT] = about
+    made.save(path)
+
+
+def _untraceable(student: Student, path: Path, error: Exception) -> UserError:
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    what = f"{backbone.architecture(student.trunk)} cannot be exported for batches of any size ({reason[:200]})"
+    return UserError(f"{path}: not written: {what}; use the student's folder itself")
+
+
+def _compare(model: ExportedStudent, run: Callable[[torch.Tensor], Outputs], size: int, path: Path) -> float:
+    largest = 0.0
+    for batch in CHECKED_BATCHES:
+        pixels = _pixels(batch, size, model.normalize)
+        found = run(pixels)
+        for name, wanted in model(pixels).items():
+            span = max(float(wanted.abs().max()), 1e-12)
+            largest = max(largest, float(np.abs(found[name] - wanted.numpy()).max()) / span)
+    if not largest <= LARGEST_DIFFERENCE:
+        what = f"its answers differ from the student's by {largest:.2g} of their largest value"
+        raise UserError(f"{path}: not written: {what}; use the student's folder itself")
+    return largest
+
+
+def _pixels(batch: int, size: int, normalize: bool) -> torch.Tensor:
+    """(batch, 3, size, size) of random pixels: uint8 with `normalize`, else float32 of a normalised image's range."""
+    random = torch.Generator().manual_seed(batch)
+    if normalize:
+        return torch.randint(256, (batch, 3, size, size), generator=random, dtype=torch.uint8)
+    return torch.randn(batch, 3, size, size, generator=random)
+
+
+def _opened_torch(path: Path) -> Callable[[torch.Tensor], Outputs]:
+    program = torch.export.load(path).module()
+    return lambda pixels: {name: value.numpy() for name, value in program(pixels).items()}
+
+
+def _opened_onnx(path: Path) -> Callable[[torch.Tensor], Outputs]:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    names = [output.name for output in session.get_outputs()]
+    run: Any = session.run
+    return lambda pixels: dict(zip(names, run(None, {INPUT: pixels.numpy()}), strict=True))

@@ -1,0 +1,132 @@
+"""A student's features and heads from an exported file are those of the student, for every size of batch."""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import repcon
+from repcon import cli
+from repcon.models import backbone, export, student
+from repcon.models.student import Student
+from repcon.runtime import extras
+from repcon.runtime.errors import UserError
+
+pytest_plugins = ("training_fixtures",)
+pytestmark = pytest.mark.usefixtures("one_thread")
+SIZE = 64
+
+
+@pytest.fixture(scope="module", params=[("test_efficientnet", 0), ("test_vit", 8)], ids=["convolutions", "transformer"])
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A saved student with two heads, of a convolutional network, and of a transformer with projections."""
+    name, projection = request.param
+    torch.manual_seed(0)
+    trunk = backbone.create(name, num_classes=0, pretrained=False, size=SIZE)
+    model = Student(trunk, {"birds": 5, "food": 7}, projection).eval()
+    path = tmp_path_factory.mktemp(name) / "run" / "student"
+    card = {"classes": {"birds": ["a", "b", "c", "d", "e"]}}
+    student.save(model, path, preprocessing=backbone.preprocessing(trunk, SIZE), card=card)
+    return path
+
+
+def pixels(batch: int) -> torch.Tensor:
+    return torch.randint(256, (batch, 3, SIZE, SIZE), generator=torch.Generator().manual_seed(7), dtype=torch.uint8)
+
+
+def opened(path: Path, images: torch.Tensor) -> dict[str, np.ndarray]:
+    """What the file answers, in the way that the closing line names."""
+    if path.suffix == ".pt2":
+        return {name: value.detach().numpy() for name, value in torch.export.load(path).module()(images).items()}
+    session = pytest.importorskip("onnxruntime").InferenceSession(path)
+    names = [output.name for output in session.get_outputs()]
+    return dict(zip(names, session.run(None, {"images": images.numpy()}), strict=True))
+
+
+@pytest.mark.parametrize("to", ["torch", "onnx"])
+def test_features_are_the_student_s(folder: Path, to: str, tmp_path: Path) -> None:
+    figures = repcon.export(folder.parent, to=to, out=tmp_path / f"one{export.SUFFIXES[to]}")
+    path = Path(figures["file"])
+    assert figures["bytes"] == path.stat().st_size and figures["difference"] < 1e-4
+    assert [made.name for made in tmp_path.iterdir()] == [path.name]
+    model = student.load(folder).eval()
+    for batch in (1, 5):
+        images = backbone.normalise(pixels(batch), backbone.preprocessing(model.trunk), torch.float32)
+        found = opened(path, images)
+        assert list(found) == ["features"]
+        wanted = model.features(images).detach().numpy()
+        np.testing.assert_allclose(found["features"], wanted, rtol=1e-3, atol=1e-4 * np.abs(wanted).max())
+
+
+@pytest.mark.parametrize("to", ["torch", "onnx"])
+def test_with_heads_and_normalisation_it_takes_pixels(folder: Path, to: str, capsys: pytest.CaptureFixture) -> None:
+    assert cli.main(["export", str(folder), "--to", to, "--normalize", "--heads"]) == 0
+    path = folder / f"student{export.SUFFIXES[to]}"
+    assert f"exported: {path}; open it with" in capsys.readouterr().out
+    model = student.load(folder).eval()
+    for batch in (1, 5):
+        found = opened(path, pixels(batch))
+        assert list(found) == ["features", "logits/birds", "logits/food"]
+        logits = model(backbone.normalise(pixels(batch), backbone.preprocessing(model.trunk), torch.float32))
+        for name, columns in model.head_slices.items():
+            wanted = logits[:, columns].detach().numpy()
+            np.testing.assert_allclose(found[f"logits/{name}"], wanted, rtol=1e-3, atol=1e-4 * np.abs(wanted).max())
+
+
+def test_the_file_says_what_it_takes_and_gives(folder: Path, tmp_path: Path) -> None:
+    for to, suffix in export.SUFFIXES.items():
+        repcon.export(folder, to=to, out=tmp_path / f"one{suffix}", heads=True)
+    held = {export.ABOUT: ""}
+    torch.export.load(tmp_path / "one.pt2", extra_files=held)
+    session = pytest.importorskip("onnxruntime").InferenceSession(tmp_path / "one.onnx")
+    about = session.get_modelmeta().custom_metadata_map[export.ABOUT]
+    assert about == held[export.ABOUT]
+    said = json.loads(about)
+    assert said["heads"] == {"birds": ["a", "b", "c", "d", "e"], "food": []}
+    inputs = backbone.preprocessing(student.load(folder).trunk)
+    assert said["input"] == {"size": SIZE, "mean": list(inputs.mean), "std": list(inputs.std), "normalize": False}
+    assert session.get_inputs()[0].shape == ["batch", 3, SIZE, SIZE]
+
+
+def test_what_cannot_be_exported_leaves_no_file(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match=r"must end in \.onnx"):
+        repcon.export(folder, to="onnx", out=tmp_path / "model.safetensors")
+    with pytest.raises(UserError, match="holds no student"):
+        repcon.export(tmp_path, to="torch")
+    monkeypatch.setattr(export, "_opened_torch", lambda path: lambda images: {"features": np.zeros(1)})
+    with pytest.raises(UserError, match="not written: its answers differ"):
+        repcon.export(folder, to="torch", out=tmp_path / "one.pt2")
+    monkeypatch.setattr(extras, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"--to onnx needs onnx, onnxscript.*pip install 'repcon\[export\]'"):
+        repcon.export(folder, to="onnx", out=tmp_path / "one.onnx")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_model_that_branches_on_its_batch_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def branching(self: Student, images: torch.Tensor) -> torch.Tensor:
+        return self.trunk(images) if images.mean() > 0 else self.trunk(-images)
+
+    trunk = backbone.create("test_resnet", num_classes=0, pretrained=False)
+    student.save(Student(trunk, {"one": 2}), tmp_path, preprocessing=backbone.preprocessing(trunk, 32), card={})
+    monkeypatch.setattr(Student, "features", branching)
+    with pytest.raises(UserError, match="test_resnet cannot be exported for batches of any size") as caught:
+        repcon.export(tmp_path, to="torch", heads=True)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_page_runs_as_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("onnxruntime")
+    page = (Path(__file__).parents[2] / "docs" / "how-to" / "export.md").read_text()
+    monkeypatch.chdir(tmp_path)
+    trunk = backbone.create("test_resnet", num_classes=0, pretrained=False)
+    inputs = backbone.preprocessing(trunk, 128)
+    student.save(Student(trunk, {"one": 2}), "demo-run/student/student", preprocessing=inputs, card={})
+    for words in re.findall(r"^repcon (.*)$", page, re.MULTILINE):
+        assert cli.main(words.split()) == 0
+    for code in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
+        names: dict = {}
+        exec(compile(code, "export.md", "exec"), names)
+        assert names["features"].shape == (5, trunk.num_features)

@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test lint bench ffcv clean
+.PHONY: demo test lint bench docs ffcv clean
 
 demo: $(VENV)/.demo
 	$(BIN)/repcon demo
@@ -24,6 +24,10 @@ bench: $(VENV)/.test
 	@if tools/install-ffcv --possible; then tools/install-ffcv $(BIN)/python; fi
 	$(BIN)/python -m benchmarks $(ARGS)
 
+docs: $(VENV)/.docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+	@echo "built build/docs; to read it: $(BIN)/python -m http.server -d build/docs"
+
 ffcv: $(VENV)/.demo
 	tools/install-ffcv $(BIN)/python
 
@@ -39,8 +43,17 @@ $(VENV)/.demo: $(VENV)/bin/python pyproject.toml constraints.txt
 	@touch $@
 
 $(VENV)/.test: $(VENV)/.demo
+<<<<<<< HEAD
 	$(PIP) --editable '.[dali,demo,ray,s3,hf,tensorboard,export,bench,test,lint]'
+=======
+	$(PIP) --editable '.[dali,demo,ray,s3,hf,tensorboard,bench,test,lint,docs]'
+	@touch $@
+
+# Builds the pages only, so torch is not needed.
+$(VENV)/.docs: $(VENV)/bin/python pyproject.toml constraints.txt
+	$(PIP) mkdocs-material
+>>>>>>> 435da7f (make docs builds docs/ as a site with search and pages by task; a test builds it strictly)
 	@touch $@
 
 clean:
-	rm -rf $(VENV) demo-run bench-run
+	rm -rf $(VENV) build demo-run bench-run

@@ -43,16 +43,12 @@ $(VENV)/.demo: $(VENV)/bin/python pyproject.toml constraints.txt
 	@touch $@
 
 $(VENV)/.test: $(VENV)/.demo
-<<<<<<< HEAD
-	$(PIP) --editable '.[dali,demo,ray,s3,hf,tensorboard,export,bench,test,lint]'
-=======
-	$(PIP) --editable '.[dali,demo,ray,s3,hf,tensorboard,bench,test,lint,docs]'
+	$(PIP) --editable '.[dali,demo,ray,s3,hf,tensorboard,export,bench,test,lint,docs]'
 	@touch $@
 
 # Builds the pages only, so torch is not needed.
 $(VENV)/.docs: $(VENV)/bin/python pyproject.toml constraints.txt
 	$(PIP) mkdocs-material
->>>>>>> 435da7f (make docs builds docs/ as a site with search and pages by task; a test builds it strictly)
 	@touch $@
 
 clean:

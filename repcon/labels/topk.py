@@ -4,8 +4,8 @@ With p = softmax(z) and S the k most probable classes, a row is log p over S, th
 log of sum over the classes outside S of p^(1/t). Tempering the tail as one atom, tail^(1/t), would be another
 number. All of it is computed in float32: 1 - sum(p) in half precision is wrong by up to 6e-4, and negative at times.
 
-Log-probabilities are at least `LEAST`, which is a probability of 0 at every temperature in use: so a masked class, whose
-logit is -inf, can be among the k, and log p is finite wherever the loss multiplies it by p.
+Log-probabilities are at least `LEAST`, which is a probability of 0 at every temperature in use: so a masked class,
+whose logit is -inf, can be among the k, and log p is finite wherever the loss multiplies it by p.
 """
 
 from collections.abc import Sequence
@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from repcon.config import Tail
-
 
 LEAST = -65_504.0
 """The smallest number of float16, in which rows are stored."""

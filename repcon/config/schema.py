@@ -205,6 +205,9 @@ class TrainConfig(Checked):
     averages where all teachers of the heads have the trunk's architecture, unless the trunk is an earlier student."""
     init_weights: dict[str, float] = dataclasses.field(default_factory=dict)
     """Each teacher's share of the mean, summing to 1; empty lets the stored labels of some crops choose."""
+    init_students: tuple[str, ...] = ()
+    """Output folders of earlier students: start from the mean of their backbones, each head from the mean of theirs, in
+    place of `init`. For ONE student of several tasks, those of each task and the generalist."""
     models: tuple[str, ...] = ()
     """Where teachers' weights are here, as NAME=MODEL, in place of the store's word for it."""
     heads: tuple[HeadConfig, ...] = ()

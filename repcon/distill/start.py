@@ -19,7 +19,7 @@ from repcon.distill.optim import autocast
 from repcon.distill.sample import collect, held_out_first
 from repcon.labels.layout import HeadInfo
 from repcon.labels.store import LabelStore
-from repcon.models import backbone, student
+from repcon.models import backbone, earlier_students, student
 from repcon.models.merge import Member, as_member, check_shares, require_same_shapes
 from repcon.models.student import Student
 from repcon.models.teacher_weights import Found, find, parse_models
@@ -32,13 +32,14 @@ class Start:
     """What a run began with; kept in its checkpoints, results and model card."""
 
     init: str
-    """`average`, `backbone` or `random`."""
+    """`average` (of teachers), `students` (the mean of earlier ones), `backbone` or `random`."""
     shares: dict[str, float] = field(default_factory=dict)
+    """By teacher's name or earlier student's folder."""
     search: Mix | None = None
     weights: dict[str, float] = field(default_factory=dict)
     """What balances the heads' losses: their own weights are multiplied by it; 1 for a head that is not named."""
     warm: tuple[str, ...] = ()
-    """Heads that started as a classifier of their teacher."""
+    """Heads that started as a classifier of their teacher, or as those of earlier students."""
     warmed_up: tuple[str, ...] = ()
     """Heads that were learnt on the features of the start."""
 
@@ -51,12 +52,24 @@ class Start:
 
 def check(settings: TrainConfig) -> None:
     """Raises UserError for settings of the start that contradict each other."""
+    if settings.init_students:
+        _check_students(settings)
     if settings.init == "average" and not settings.pretrained:
         raise UserError("init: 'average' starts from the teachers' weights, and pretrained is false; set one of them")
     if settings.init_weights and settings.init == "backbone":
         raise UserError("init_weights: init = 'backbone' averages nothing; leave one of them out")
     if settings.init_weights:
         check_shares(settings.init_weights, [head.name for head in settings.heads] or settings.init_weights)
+
+
+def _check_students(settings: TrainConfig) -> None:
+    for field_name, given in (
+        ("init", settings.init != "auto"), ("init_weights", settings.init_weights), ("models", settings.models),
+    ):  # fmt: skip
+        if given:
+            raise UserError(f"{field_name}: the start is that of init_students; leave one of the two out")
+    if not settings.pretrained:
+        raise UserError("init_students: they start from trained weights, and pretrained is false; set one of them")
 
 
 def begin(settings: TrainConfig, store: LabelStore, feed: Feed, team: Team, *, resumed: bool) -> tuple[Student, Start]:
@@ -89,9 +102,14 @@ def _lead(
     settings: TrainConfig, store: LabelStore, feed: Feed, team: Team, heads: Mapping[str, HeadInfo], build: Any
 ) -> tuple[Student, Start]:
     found, init, why = _decided(settings, store, heads)
-    shares, search = _shares(settings, store, feed, team, found.members) if init == "average" else ({}, None)
+    shares, search, earlier = {}, None, {}
+    if init == "average":
+        shares, search = _shares(settings, store, feed, team, found.members)
+    elif init == "students":
+        shares = dict.fromkeys(found.members, 1 / len(found.members))
+        earlier = earlier_students.mean_heads(settings.init_students, heads)
     torch.manual_seed(settings.seed)
-    model: Student = build(teachers=found.members, shares=shares).to(team.device)
+    model: Student = build(teachers=found.members, shares=shares, earlier=earlier).to(team.device)
     warm = tuple(name for name in heads if name in model.warm_heads)
     precision = partial(autocast, team.device, settings.precision)
     warmed_up = warm_up(
@@ -107,7 +125,9 @@ def _lead(
 
 
 def _decided(settings: TrainConfig, store: LabelStore, heads: Mapping[str, HeadInfo]) -> tuple[Found, str, str]:
-    """The teachers' weights at hand, `average` or `backbone`, and why."""
+    """The teachers' weights at hand (or the earlier students'), what `Start.init` will say, and why."""
+    if settings.init_students:
+        return Found(members=_students(settings), other_architecture={}, not_found={}), "students", "as asked for"
     models = parse_models(settings.models, store.heads)
     if settings.init == "backbone" and (settings.projection or not settings.start_heads):
         return Found(members={}, other_architecture={}, not_found={}), "backbone", "as asked for"
@@ -125,6 +145,15 @@ def _decided(settings: TrainConfig, store: LabelStore, heads: Mapping[str, HeadI
             found.other_architecture[name] = str(error)
             del found.members[name]
     return found, *_init(settings, found)
+
+
+def _students(settings: TrainConfig) -> dict[str, Member]:
+    members = earlier_students.load(settings.init_students, settings.size)
+    own = as_member(backbone.create(settings.trunk, size=settings.size), settings.size)
+    require_same_shapes(
+        {f"the trunk {settings.trunk}": own} | members, earlier_students.FIELD, "name the students' architecture"
+    )
+    return members
 
 
 def _asked(settings: TrainConfig) -> bool:
@@ -178,7 +207,7 @@ def _shares(
 
 def _tell(start: Start, why: str, found: Found, heads: list[str], settings: TrainConfig) -> None:
     """One line on the trunk, one on the heads."""
-    if start.init == "average":
+    if start.shares:
         parts = " + ".join(f"{share:.2f} {name}" for name, share in start.shares.items() if share)
         chosen = "chosen by their stored labels" if start.search is not None else why
         line = f"start: mean of weights, {parts} ({chosen})"
@@ -189,9 +218,10 @@ def _tell(start: Start, why: str, found: Found, heads: list[str], settings: Trai
         told = ", ".join(f"{name} {weight:.2f}" for name, weight in start.weights.items())
         console.print(f"weights of the heads, balanced: {told}", highlight=False, markup=False, soft_wrap=True)
     cold = [name for name in heads if name not in start.warm and name not in start.warmed_up]
-    nonlinear = [name for name, member in found.members.items() if member.classifier is None]
+    of_teachers = {} if start.init == "students" else found.members
+    nonlinear = [name for name, member in of_teachers.items() if member.classifier is None]
     parts = {
-        "from their teachers' classifiers": start.warm,
+        "from the students" if start.init == "students" else "from their teachers' classifiers": start.warm,
         "learnt on the features of the start": start.warmed_up,
         "random": cold,
     }

@@ -83,24 +83,27 @@ def check_shares(shares: Mapping[str, float], names: Iterable[str], field: str =
     return {name: shares.get(name, 0.0) / total for name in known}
 
 
-def require_same_shapes(members: Mapping[str, Member]) -> None:
-    """Raises UserError naming the first difference in architecture, tensors or input normalisation."""
+def require_same_shapes(
+    members: Mapping[str, Member], field: str = "init", remedy: str = "use init = 'backbone'"
+) -> None:
+    """Raises UserError naming `field`, the first difference in architecture, tensors or input normalisation, and what
+    helps."""
     (first, reference), *others = members.items()
     held = reference.backbone.state_dict()
     kind, pixels = backbone.architecture(reference.backbone), reference.preprocessing
     for name, member in others:
-        where = f"init: the weights of {name} and {first} cannot be averaged"
+        where = f"{field}: the weights of {name} and {first} cannot be averaged"
         if (other := backbone.architecture(member.backbone)) != kind:
-            raise UserError(f"{where}: {other} is another architecture than {kind}; use init = 'backbone'")
+            raise UserError(f"{where}: {other} is another architecture than {kind}; {remedy}")
         state = member.backbone.state_dict()
         odd = next((key for key in (*held, *state) if _shape(held, key) != _shape(state, key)), None)
         if odd is not None:
             shapes = f"{odd} is {_shape(state, odd)} and {_shape(held, odd)}"
-            raise UserError(f"{where}: {shapes}, a tensor of another shape; use init = 'backbone'")
+            raise UserError(f"{where}: {shapes}, a tensor of another shape; {remedy}")
         given = member.preprocessing
         if not _close(given.mean, pixels.mean) or not _close(given.std, pixels.std):
             what = f"their inputs are normalised by mean {given.mean}, std {given.std} and {pixels.mean}, {pixels.std}"
-            raise UserError(f"{where}: {what}; use init = 'backbone'")
+            raise UserError(f"{where}: {what}; {remedy}")
 
 
 def _shape(state: Mapping[str, torch.Tensor], key: str) -> str:

@@ -72,7 +72,7 @@ def _start(card: Mapping[str, Any]) -> str:
     shares = ", ".join(f"{share:.2f} of {name}" for name, share in start["shares"].items() if share)
     lines = [f"- Backbone: {plain(f'the mean of weights, {shares}' if shares else STARTS[start['init']])}"]
     for key, what in (
-        ("warm_heads", "their teachers' classifiers"),
+        ("warm_heads", "these students" if start["init"] == "students" else "their teachers' classifiers"),
         ("warmed_up_heads", "a fit on the start's features"),
     ):
         if start[key]:

@@ -89,16 +89,18 @@ def build(
     freeze_norm: bool = False,
     teachers: Mapping[str, Member] | None = None,
     shares: Mapping[str, float] | None = None,
+    earlier: Mapping[str, tuple[torch.Tensor, torch.Tensor]] | None = None,
 ) -> Student:
     """A student of the heads (`LabelStore.heads`, or some of them) on the trunk that a recipe names, for inputs of
     `size` pixels (0: the trunk's own).
 
-    teachers: heads' teachers of the trunk's architecture, `merge.as_member` of each. shares: by teacher, how much its
-    weights count in the mean that the trunk starts from; None or empty for the trunk's own weights.
+    teachers: models of the trunk's architecture, `merge.as_member` of each; heads' teachers go by the heads' names.
+    shares: how much the weights of each of them count in the mean that the trunk starts from; None or empty for the
+    trunk's own weights. earlier: by head, the weight (C, F) and bias (C,) that earlier students have for it.
 
-    With `start_heads`, a head starts from its teacher's own classifier: that of `teachers`, that of the trunk where the
-    teacher has the trunk's weights, or, where the trunk is an earlier student that had a head for the same teacher's
-    weights, from that head. Heads with projections start from random weights.
+    With `start_heads`, a head starts from `earlier`, else from its teacher's own classifier: that of `teachers`, that
+    of the trunk where the teacher has the trunk's weights, or, where the trunk is an earlier student that had a head
+    for the same teacher's weights, from that head. Heads with projections start from random weights.
     """
     start_heads = start_heads and pretrained and not projection
     model = backbone.create(trunk, pretrained=pretrained, size=size)
@@ -111,12 +113,13 @@ def build(
     student = Student(model, {name: head.classes for name, head in heads.items()}, projection)
     if not start_heads:
         return student
-    earlier = {} if shares else _earlier_heads(trunk)
+    of_trunk = heads_by_teacher(trunk) if not shares and is_student(trunk) else {}
     own = classifier if isinstance(classifier, nn.Linear) else None
     for name, head in heads.items():
         member = (teachers or {}).get(name)
-        if found := earlier.get((head.section.weight_hash, head.classes)):
-            student.start_head(name, *found)
+        of_student = (earlier or {}).get(name) or of_trunk.get((head.section.weight_hash, head.classes))
+        if of_student:
+            student.start_head(name, *of_student)
         elif member is not None:
             if member.classifier is not None:
                 student.start_head(name, member.classifier.weight, member.classifier.bias)
@@ -125,24 +128,31 @@ def build(
     return student
 
 
+def folder_of(trunk: str) -> Path:
+    """The folder of `save` that a recipe names, also by the run's folder around it."""
+    return backbone.model_folder(Path(trunk.removeprefix("local-dir:")).expanduser())
+
+
 def is_student(trunk: str) -> bool:
-    """Whether the trunk that a recipe names is a folder of `save`, or the run's folder around it."""
-    return (backbone.model_folder(Path(trunk.removeprefix("local-dir:")).expanduser()) / HEADS_INDEX).is_file()
+    """Whether the trunk that a recipe names is an earlier student."""
+    return (folder_of(trunk) / HEADS_INDEX).is_file()
 
 
-def _earlier_heads(trunk: str) -> dict[tuple[str, int], tuple[torch.Tensor, torch.Tensor]]:
-    """The heads of the student that the trunk is, by their teachers' weight hashes and classes; none for another kind
-    of trunk."""
-    if not is_student(trunk):
-        return {}
-    folder = backbone.model_folder(Path(trunk.removeprefix("local-dir:")).expanduser())
-    index, state = _read(folder)
+def teachers_of(folder: str) -> dict[str, tuple[str, int]]:
+    """{head: (its teacher's weight hash, classes)} of a student; the hash is empty where it was not saved."""
+    index = _read(folder_of(folder))[0]
+    return {name: (index["teachers"].get(name, ""), classes) for name, classes in index["heads"].items()}
+
+
+def heads_by_teacher(folder: str) -> dict[tuple[str, int], tuple[torch.Tensor, torch.Tensor]]:
+    """{(teacher's weight hash, classes): (weight (C, F), bias (C,))} of a student; empty where it has projections."""
+    index, state = _read(folder_of(folder))
     if index["projection"]:
         return {}
     weight, bias, rows = state["answer.weight"], state["answer.bias"], _slices(index["heads"])
     return {
         (weight_hash, index["heads"][name]): (weight[rows[name]], bias[rows[name]])
-        for name, weight_hash in index.get("teachers", {}).items()
+        for name, weight_hash in index["teachers"].items()
         if name in rows
     }
 
@@ -209,8 +219,7 @@ def class_names(model: str) -> dict[str, tuple[str, ...]]:
 
 
 def _index(model: str) -> dict[str, Any]:
-    folder = backbone.model_folder(Path(model.removeprefix("local-dir:")).expanduser())
-    return _read(folder)[0] if (folder / HEADS_INDEX).is_file() else {}
+    return _read(folder_of(model))[0] if is_student(model) else {}
 
 
 def _read(folder: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:

@@ -161,6 +161,18 @@ def test_every_method_is_measured_and_summarised(finished: tuple[study.Study, di
     assert "student: task + generalist" in summary.markdown(results)
 
 
+def test_one_student_of_all_domains_starts_from_those_of_each(photographs: Path, tmp_path: Path):
+    """They are trained before it, whether or not they are rows; of one domain there is nothing to start from."""
+    run = study.Study(photographs, tmp_path, protocols.USUAL.changed(seeds=(4,), methods=("tasks_generalist",)))
+    cells = [(4, domain) for domain in run.protocol.domains]
+    first, later = run._stages({cell: run.students(*cell) for cell in cells})
+    own = [run.student(*cell, "task_generalist") for cell in cells]
+    assert first == own and {step.out for step in later} == {run.student(*cells[0], "tasks_generalist").out}
+    assert later[0].settings.init_students == tuple(str(step.out) for step in own)
+    alone = study.Study(photographs, tmp_path, run.protocol.changed(domains=("birds",)))
+    assert alone.student(4, "birds", "tasks_generalist") == alone.student(4, "birds", "task_generalist")
+
+
 def test_margins_of_every_metric_stand_beside_the_probe_s(finished: tuple[study.Study, dict]):
     run, cells = finished
     results = summary.summarise(cells, run.protocol, run.facts())
@@ -262,7 +274,12 @@ def test_the_students_recipes_differ_in_their_heads_and_start_only():
     shipped = {
         name: protocols.recipe(TrainConfig, name, pack="", store="", out="") for name in protocols.STUDENTS.values()
     }
-    assert len({dump(replace(settings, heads=(), init="auto")) for settings in shipped.values()}) == 1
+    plain = TrainConfig(pack="", store="", out="")
+    start = {"heads": (), "init": "auto", "start_heads": True, "head_warmup_steps": plain.head_warmup_steps}
+    assert len({dump(replace(settings, **start, optim=plain.optim)) for settings in shipped.values()}) == 1
+    assert {name for name, settings in shipped.items() if settings.optim.lr != 6e-4} == {
+        "consolidate-tasks-generalist", "consolidate-quarters-generalist",
+    }  # fmt: skip
     for settings in shipped.values():  # the paper's students of task teachers alone start from the generalist's weights
         alone = "generalist" not in {head.name for head in settings.heads}
         assert settings.init == ("backbone" if alone else "auto")

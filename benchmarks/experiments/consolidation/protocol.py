@@ -26,7 +26,7 @@ STUDENTS = {
     "quarters": "consolidate-quarters",
     "quarters_generalist": "consolidate-quarters-generalist",
 }
-"""The recipe of each student; they differ in their heads only."""
+"""The recipe of each student. ONE student of all domains' tasks and the generalist starts from those of each domain."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,8 +69,8 @@ class Protocol:
 USUAL = Protocol(
     name="usual", domains=("birds", "grocery"), seeds=tuple(range(6)),
     methods=(
-        "generalist", "teacher", "average", "average_of_tasks", "task", "task_generalist", "tasks", "tasks_generalist",
-        "joint", "ceiling",
+        "generalist", "teacher", "average", "task", "task_generalist", "average_of_students", "tasks",
+        "tasks_generalist", "joint", "ceiling",
     ),
 )  # fmt: skip
 EPOCHS_WITH_ALL = 3

@@ -53,7 +53,8 @@ class Study:
             self.do([step])
         cells = [(seed, domain) for seed in self.protocol.seeds for domain in self.protocol.domains]
         students = {cell: self.students(*cell) for cell in cells}
-        self.do([step for methods in students.values() for step in methods.values()])
+        for stage in self._stages(students):
+            self.do(stage)
         averages = {cell: self.averages(cell[0], teachers, students[cell]) for cell in cells}
         self.do([step for methods in averages.values() for step in methods.values()])
         trunks = {cell: self.trunks(*cell, teachers, students[cell] | averages[cell]) for cell in cells}
@@ -200,32 +201,46 @@ class Study:
         methods = [method for method in STUDENTS if method in self.protocol.methods]
         return {method: self.student(seed, domain, method) for method in methods}
 
+    def _stages(self, students: Mapping[tuple[int, str], Mapping[str, Step]]) -> list[list[Step]]:
+        """The students in the order of their starts: those that start from others after these."""
+        steps = [step for methods in students.values() for step in methods.values()]
+        later = [step for step in steps if step.settings.init_students]
+        # Whether or not these are among the methods.
+        starts = [self.student(*cell, "task_generalist") for cell in students] if later else []
+        return [[*starts, *(step for step in steps if not step.settings.init_students)], later]
+
     def averages(self, seed: int, teachers: Mapping[str, Step], students: Mapping[str, Step]) -> dict[str, Step]:
         """{method: step}: the means of weights that students started from, by the shares that they chose."""
         steps = {}
-        for method, student in {"average": "task_generalist", "average_of_tasks": "tasks_generalist"}.items():
+        for method, student in {"average": "task_generalist", "average_of_students": "tasks_generalist"}.items():
             held = students[student].held() if {method, student} <= set(self.protocol.methods) else None
-            if held is None or held["results"]["init"]["init"] != "average":
+            if held is None or held["results"]["init"]["init"] not in ("average", "students"):
                 continue
             shares = held["results"]["init"]["shares"]
-            models = {name: self.generalist if name == GENERALIST else str(teachers[name].out) for name in shares}
+            places = {GENERALIST: self.generalist} | {name: str(step.out) for name, step in teachers.items()}
+            models = {name: places.get(name, name) for name in shares}
             out = self.work / "averages" / students[student].out.name
             settings = AverageConfig(models=models, shares=shares, out=str(out), size=self.protocol.size)
             steps[method] = Step(settings=settings, out=out)
         return steps
 
     def student(self, seed: int, domain: str, method: str) -> Step:
-        """A method's student by its recipe; one whose heads another has already is that other."""
+        """A method's student by its recipe; ONE student of all domains, where there is but one, is that domain's."""
+        alone = {"tasks": "task", "tasks_generalist": "task_generalist"} if len(self.protocol.domains) == 1 else {}
+        method = alone.get(method, method)
         pack, store = self._names(seed)
         settings = recipe(
             TrainConfig, STUDENTS[method], pack=str(self.work / "packs" / pack), out="",
             store=str(self.work / f"{store}.zarr"),
         )  # fmt: skip
         heads = self._heads(settings.heads, seed, domain)
+        starts: tuple[str, ...] = ()
+        if method == "tasks_generalist":
+            starts = tuple(str(self.student(seed, each, "task_generalist").out) for each in self.protocol.domains)
         out = self.work / "students" / f"{seed}-{'+'.join(head.name for head in heads)}{self._form}"
         settings = replace(
-            settings, out=str(out), trunk=self.generalist, heads=heads, epochs=self.protocol.epochs, seed=seed,
-            **self.shared(),
+            settings, out=str(out), trunk=self.generalist, heads=heads, init_students=starts,
+            epochs=self.protocol.epochs, seed=seed, **self.shared(),
         )  # fmt: skip
         return Step(settings=settings, out=out)
 

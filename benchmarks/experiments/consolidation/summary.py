@@ -67,7 +67,7 @@ FINDINGS = {
     "side_by_side_of_tasks": ("tasks_generalist", ("ceiling",)),
     "over_joint": ("tasks_generalist", ("joint",)),
     "training": ("task_generalist", ("average",)),
-    "training_of_tasks": ("tasks_generalist", ("average_of_tasks",)),
+    "training_of_tasks": ("tasks_generalist", ("average_of_students",)),
 }
 """Margins by name: the method, and the rivals of which the best in each run is subtracted."""
 

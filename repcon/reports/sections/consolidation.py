@@ -17,10 +17,10 @@ METHODS = {
     "teacher_a": "teacher of a quarter",
     "teacher_b": "teacher of another quarter",
     "average": "mean of both models' weights, no training",
-    "average_of_tasks": "mean of all models' weights, no training",
     "task": "student: task only",
     "generalist_only": "student: generalist only",
     "task_generalist": "student: task + generalist",
+    "average_of_students": "mean of the domains' task + generalist students, no more training",
     "tasks": "student: all domains' tasks",
     "tasks_generalist": "student: all tasks + generalist",
     "quarters": "student: two quarters",
@@ -41,7 +41,7 @@ MARGINS = {
     "side_by_side_of_tasks": "ONE student of all domains over each domain's teacher and the generalist side by side",
     "over_joint": "ONE student of all domains over one network trained with all domains' labels",
     "training": "what distilling adds to the mean of both models' weights that the student starts from",
-    "training_of_tasks": "the same for ONE student of all domains",
+    "training_of_tasks": "what distilling adds to the mean that ONE student of all domains starts from",
 }
 """What is compared in each margin."""
 LEAD = (

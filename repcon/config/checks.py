@@ -11,7 +11,7 @@ from repcon.runtime.errors import UserError
 
 PATHS = {
     "source", "out", "pack", "store", "records", "html", "data", "proxy", "knn", "cache", "trunk", "trunks", "model",
-    "models", "paths", "teachers", "teach", "evaluate", "backbone",
+    "models", "paths", "teachers", "teach", "evaluate", "backbone", "init_students",
 }  # fmt: skip
 """Fields that name files and folders, also as `NAME=PATH` or several joined by ` + `."""
 _HOME = re.compile(r"(^|=|local-dir:|\+ )(~[^/]*)(?=/|$)")

@@ -218,7 +218,7 @@ class Study:
                 continue
             shares = held["results"]["init"]["shares"]
             places = {GENERALIST: self.generalist} | {name: str(step.out) for name, step in teachers.items()}
-            models = {name: places.get(name, name) for name in shares}
+            models = {name: places[name] if name in places else name for name in shares}
             out = self.work / "averages" / students[student].out.name
             settings = AverageConfig(models=models, shares=shares, out=str(out), size=self.protocol.size)
             steps[method] = Step(settings=settings, out=out)

@@ -216,9 +216,9 @@ class Study:
             held = students[student].held() if {method, student} <= set(self.protocol.methods) else None
             if held is None or held["results"]["init"]["init"] not in ("average", "students"):
                 continue
-            shares = held["results"]["init"]["shares"]
+            shares: dict[str, float] = held["results"]["init"]["shares"]
             places = {GENERALIST: self.generalist} | {name: str(step.out) for name, step in teachers.items()}
-            models = {name: places[name] if name in places else name for name in shares}
+            models = {name: places.get(name, name) for name in shares}
             out = self.work / "averages" / students[student].out.name
             settings = AverageConfig(models=models, shares=shares, out=str(out), size=self.protocol.size)
             steps[method] = Step(settings=settings, out=out)

@@ -1,8 +1,8 @@
 """Representation consolidation: many expert classifiers distilled offline into one backbone.
 
-The commands as functions (`consolidate`, `pack`, `teach`, `precompute`, `train`, `evaluate`, `report`, `export`), and
-the names that a training loop of your own needs; all are loaded when they are first asked for, so that the command line
-starts at once:
+The commands as functions (`consolidate`, `pack`, `teach`, `precompute`, `train`, `evaluate`, `report`, `export`,
+`push`, `pull`), and the names that a training loop of your own needs; all are loaded when they are first asked for, so
+that the command line starts at once:
 
     import repcon
     repcon.consolidate(proxy="photos", teachers={"birds": "runs/birds", "generalist": "resnet50"}, out="run")
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from repcon.commands.functions import export as export
     from repcon.commands.functions import pack as pack
     from repcon.commands.functions import precompute as precompute
+    from repcon.commands.functions import pull as pull
+    from repcon.commands.functions import push as push
     from repcon.commands.functions import report as report
     from repcon.commands.functions import teach as teach
     from repcon.commands.functions import train as train
@@ -49,11 +51,11 @@ _MODULES = {
 }
 """`precompute` is a package that can be called."""
 
-_FUNCTIONS = ("consolidate", "evaluate", "export", "pack", "report", "teach", "train")
+_FUNCTIONS = ("consolidate", "evaluate", "export", "pack", "pull", "push", "report", "teach", "train")
 
 __all__ = [
     "Feed", "HeadConfig", "HeadsLoss", "LabelStore", "Pack", "UserError", "__version__", "backbones", "consolidate",
-    "evaluate", "export", "pack", "precompute", "report", "student", "teach", "train",
+    "evaluate", "export", "pack", "precompute", "pull", "push", "report", "student", "teach", "train",
 ]  # fmt: skip
 
 

@@ -70,6 +70,16 @@ def export(student: Path, *, to: str, **settings: Any) -> dict[str, Any]:
     return _run("export", config.ExportConfig, {"model": student, "to": to, **settings})
 
 
+def push(source: Path, repository: str, **settings: Any) -> dict[str, Any]:
+    """A student, a teacher or a label store onto the Hugging Face hub, as `repcon push`."""
+    return _run("push", config.PushConfig, {"source": source, "repository": repository, **settings})
+
+
+def pull(repository: str, *, out: Path, **settings: Any) -> dict[str, Any]:
+    """What `repcon push` put on the Hugging Face hub, checked, as `repcon pull`."""
+    return _run("pull", config.PullConfig, {"repository": repository, "out": out, **settings})
+
+
 def _run(command: str, kind: type, values: Mapping[str, Any]) -> dict[str, Any]:
     settings = config.parse(kind, _plain(values), f"repcon.{command}()")
     return import_module(f"repcon.commands.{command}").run(settings)

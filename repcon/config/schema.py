@@ -374,6 +374,32 @@ class ExportConfig(Checked):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PushConfig(Checked):
+    """Put a student, a teacher or a label store, with its card, on the Hugging Face hub."""
+
+    source: Annotated[Positional[str], arg(metavar="WHAT")]
+    """A folder of `repcon train` or `repcon teach`, or a store."""
+    repository: Annotated[Positional[str], arg(metavar="hf://OWNER/NAME[/PATH]")]
+    """Where to; a store goes to `hf://datasets/OWNER/NAME[/PATH]`. A repository that is missing is made."""
+    private: bool = False
+    """Make the repository private; refused where it is there and public."""
+    revision: str = ""
+    """The branch; empty takes the main one, and one that is missing is made."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PullConfig(Checked):
+    """Get what `repcon push` put on the Hugging Face hub, and check it before it is there."""
+
+    repository: Annotated[Positional[str], arg(metavar="hf://OWNER/NAME[/PATH]")]
+    """Where from; a store lies at `hf://datasets/OWNER/NAME[/PATH]`."""
+    out: str
+    """Folder that is made for it; it must not be there yet."""
+    revision: str = ""
+    """A branch, tag or commit; empty takes the main branch."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ConsolidateConfig(Checked):
     """From images and teachers to one backbone and a report: pack, teach, precompute, train, evaluate, report.
 

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ def model_card(
     """
     sections = [
         _head(card, Path(folder).name),
-        _teachers(heads, card),
+        teacher_table(heads, card.get("teachers", ()), "The student's"),
         _start(card),
         _metrics(card),
         _use(preprocessing, folder),
@@ -52,8 +52,12 @@ def _head(card: Mapping[str, Any], folder: str) -> str:
     return "\n\n".join(part for part in (title, about, "\n".join(lines)) if part)
 
 
-def _teachers(heads: Mapping[str, int], card: Mapping[str, Any]) -> str:
-    known = {teacher["name"]: teacher for teacher in card.get("teachers", ())}
+def teacher_table(heads: Mapping[str, int], teachers: Iterable[Mapping[str, Any]], whose: str) -> str:
+    """The section of the teachers, which ends with what `whose` use is bound by.
+
+    heads: classes per head. teachers: mappings as `model_card` takes them.
+    """
+    known = {teacher["name"]: teacher for teacher in teachers}
     # That a licence is not stated is worth a column.
     keys = [key for key in TEACHER if (known and key == "licence") or any(held.get(key) for held in known.values())]
     rows = [
@@ -61,7 +65,7 @@ def _teachers(heads: Mapping[str, int], card: Mapping[str, Any]) -> str:
         for name, classes in heads.items()
     ]
     table = _table(["head", "classes", *(TEACHER[key] for key in keys)], rows)
-    return f"## Teachers\n\n{table}\n\nThe student's use is bound by the teachers' licences and those of the images."
+    return f"## Teachers\n\n{table}\n\n{whose} use is bound by the teachers' licences and those of the images."
 
 
 def _start(card: Mapping[str, Any]) -> str:

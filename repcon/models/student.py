@@ -173,6 +173,7 @@ def save(student: Student, folder: str | Path, *, preprocessing: Preprocessing, 
         "projection": student.projection,
         "classes": card.get("classes", {}),
         "teachers": {teacher["name"]: teacher.get("weight_hash", "") for teacher in card.get("teachers", ())},
+        "licences": {teacher["name"]: teacher.get("licence", "") for teacher in card.get("teachers", ())},
     }
     (folder / HEADS_INDEX).write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
     write_text(folder / "README.md", model_card(student.heads, preprocessing, card, folder))
@@ -216,6 +217,12 @@ def head_names(model: str) -> tuple[str, ...]:
 def class_names(model: str) -> dict[str, tuple[str, ...]]:
     """{head: its classes' names} of a student, as far as they were saved; {} for any other model."""
     return {name: tuple(names) for name, names in _index(model).get("classes", {}).items()}
+
+
+def teacher_licences(model: str) -> dict[str, str]:
+    """{head: its teacher's licence, empty where none is stated} of a student; {} for any other model."""
+    held = _index(model).get("licences", {})
+    return {str(name): str(licence) for name, licence in held.items()} if isinstance(held, dict) else {}
 
 
 def _index(model: str) -> dict[str, Any]:

@@ -19,7 +19,8 @@ from repcon.runtime.errors import UserError
 KINDS = [kind for _, kind in inspect.getmembers(schema, dataclasses.is_dataclass)]
 NO_PATHS = {
     "name", "licence", "schedule", "ray", "baseline", "student", "title", "temperatures", "loaders", "metrics",
-    "datasets", "domains", "heads", "scale", "ratio", "init_weights",
+    "datasets", "domains", "heads", "scale", "ratio", "init_weights", "repository",
+    "revision",
 }  # fmt: skip
 
 

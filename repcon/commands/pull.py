@@ -1,0 +1,69 @@
+"""`repcon pull`: what `repcon push` put on the Hugging Face hub, checked before it is there."""
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from rich.markup import escape
+
+from repcon.commands import verify
+from repcon.config import PullConfig, VerifyConfig
+from repcon.runtime.console import console
+from repcon.runtime.errors import UserError
+from repcon.sharing.address import Address, parse_address
+from repcon.sharing.bundle import ABOUT, FILES, WHAT, Kind, fingerprint_of, read_about, require_place
+from repcon.sharing.hub import download, find_commit
+
+NEXT: dict[Kind, str] = {
+    "store": "repcon inspect {}",
+    "teacher": "repcon precompute --teachers NAME={} --pack PACK --out labels.zarr",
+    "student": "repcon export {} --to onnx",
+}
+
+
+def run(config: PullConfig) -> dict[str, Any]:
+    """Downloads beside `out`, checks, and only then puts it at `out`; gives kind, commit and fingerprint."""
+    address, out = parse_address(config.repository), Path(config.out)
+    if os.path.lexists(out):
+        raise UserError(f"out: {out} is there already; name another, or remove it")
+    commit = find_commit(address, config.revision)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    partial = out.parent / f".{out.name}.{commit[:12]}.pulling"
+    about = download(address, commit, partial, (ABOUT,)) / ABOUT
+    if not about.is_file():
+        shutil.rmtree(partial)
+        raise UserError(f"{address}: holds no {ABOUT}, so `repcon push` did not put it there; check the path")
+    try:
+        kind, fingerprint = read_about(about, address)
+        require_place(kind, address)
+        folder = download(address, commit, partial, (ABOUT, *FILES[kind]))
+        _require_sound(address, kind, folder, fingerprint)
+    except _UnsoundError as error:
+        shutil.rmtree(partial)
+        raise UserError(f"{address}: {error}; nothing was kept") from error
+    shutil.rmtree(partial / ".cache", ignore_errors=True)
+    os.rename(folder, out)
+    shutil.rmtree(partial, ignore_errors=True)
+    then = NEXT[kind].format(out)
+    console.print(
+        f"pulled {WHAT[kind]}: [bold]{escape(str(out))}[/] ({commit[:12]}); next: {escape(then)}",
+        soft_wrap=True, highlight=False,
+    )  # fmt: skip
+    return {"out": str(out), "kind": kind, "commit": commit, "fingerprint": fingerprint}
+
+
+class _UnsoundError(Exception):
+    """What was downloaded is not what was pushed."""
+
+
+def _require_sound(address: Address, kind: Kind, folder: Path, fingerprint: str) -> None:
+    """A store's structure, checksums and labels; all of a model's weights; and the fingerprint of either."""
+    try:
+        if kind == "store":
+            verify.run(VerifyConfig(store=str(folder), sample=0))
+        found = fingerprint_of(kind, folder)
+    except UserError as error:
+        raise _UnsoundError(str(error)) from error
+    if found != fingerprint:
+        raise _UnsoundError(f"its fingerprint is {found[:16]}, not {fingerprint[:16]} as it was pushed")

@@ -1,0 +1,1 @@
+"""Students, teachers and label stores in repositories of the Hugging Face hub."""

@@ -46,12 +46,32 @@ COMMANDS: dict[str, tuple[type, str]] = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command. Gives 0 when all that was asked for was done, 1 for the user's mistakes, 130 on Ctrl-C."""
-    words = list(sys.argv[1:] if arguments is None else arguments)
+    _open_closed_streams()
+    try:
+        return _main(list(sys.argv[1:] if arguments is None else arguments))
+    finally:  # what Python's own end would flush with a traceback
+        try:
+            sys.stdout.flush()
+        except OSError as error:
+            console.give_up(sys.stdout, error)
+
+
+def _open_closed_streams() -> None:
+    """Puts the null device in the place of streams that the caller has closed: else a file of ours takes the number."""
+    while (number := os.open(os.devnull, os.O_RDWR)) <= 2:  # the lowest free number is given
+        os.set_inheritable(number, True)
+    os.close(number)
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115 (for the whole run)
+
+
+def _main(words: list[str]) -> int:
     for stream in (sys.stdout, sys.stderr):  # also for what others print
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     if words[:1] in (["--version"], ["version"]):
-        print(f"repcon {__version__}")
+        console.print(f"repcon {__version__}", highlight=False)
         return 0
     if words[:1] == ["help"]:  # `repcon help train` is `repcon train --help`
         words = [*words[1:2], "--help"]
@@ -164,6 +184,9 @@ def _settings(name: str, kind: type, words: list[str], recipe: str | None) -> An
         return dataclasses.replace(settings, source=sources) if len(sources) > 1 else settings
     except SystemExit as stop:
         raise SystemExit(1 if stop.code else 0) from None
+    except BrokenPipeError as error:  # of the help, whose reader (`| head`) has seen enough
+        console.give_up(sys.stdout, error)
+        raise SystemExit(0) from None
 
 
 def _gathered(kind: type, words: Sequence[str]) -> list[str]:

@@ -65,7 +65,7 @@ class Scan:
 
 
 def leave_out(scan: Scan, path: str, name: str, error: OSError) -> None:
-    """Lists a file or a tar that is not there as left out. Raises UserError for what may pass, or hides many images."""
+    """Lists a file that is not there as left out. Raises UserError for what may pass or be mended."""
     if is_passing(error) or error.errno in (errno.EACCES, errno.EPERM):
         raise unreadable(path, error) from error
     scan.left_out.append((name, f"cannot be read: {reason_of(error)}"))
@@ -81,24 +81,23 @@ def unreadable(path: str, error: OSError) -> UserError:
 def add_tar(path: Path, name: str, scan: Scan) -> None:
     """Adds a tar's images; `name` is how the tar is called in the list of what was left out.
 
-    Raises UserError where the tar cannot be read for a reason that says nothing of its content.
+    Raises UserError where it cannot be read to its end: nobody knows how many images are missing then.
     """
     try:
         status = path.stat()
-    except OSError as error:
-        leave_out(scan, str(path), name, error)
-        return
-    if not stat.S_ISREG(status.st_mode):
-        scan.left_out.append((name, "not a plain file"))
-        return
-    try:
+        if not stat.S_ISREG(status.st_mode):
+            scan.left_out.append((name, "not a plain file"))
+            return
         file = open(path, "rb", opener=_plainly)  # noqa: SIM115 (closed below; only its opening is tried here)
     except OSError as error:
         raise unreadable(str(path), error) from error
     members: list[Member] = []
     with file:
-        if damage := _damage(lambda: _list_members(file, name, status.st_size, members, scan), path):
-            scan.left_out.append((name, f"a truncated or damaged tar, read up to the damage: {damage}"))
+        damage = _damage(lambda: _list_members(file, name, status.st_size, members, scan), path)
+    if damage:
+        images = sum(not member.refusal and member.text is None for member in members)
+        what = f"a truncated or damaged tar ({damage}); images in it that can be read: {images:,}"
+        raise UserError(f"{path}: {what}; copy it again, or unpack what is whole (tar -xf) and pack that folder")
     count = len(scan.found)
     _add_members(path, name, members, scan)
     if len(scan.found) > count:

@@ -10,6 +10,7 @@ import hashlib
 import json
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 from repcon.labels.layout import layouts_of
 from repcon.labels.manifest import (
@@ -54,11 +55,16 @@ def commit(files: Files, manifest: Manifest, is_held: IsHeld = always) -> bytes:
     data = write_manifest(dataclasses.replace(manifest, metadata=hashes))
     read_manifest(data, f"{files.root}/{MANIFEST}")  # one that could not be read back must not be written
     for name, content in ((JOURNAL, data), *metadata.items(), (MANIFEST, data)):
-        _require_held(files, is_held)
-        files.write(name, content)
+        files.write(name, content, partial(_require_held, files, is_held))
     _require_held(files, is_held)
     files.delete(JOURNAL)
     return data
+
+
+def take_over(files: Files) -> None:
+    """For the heir of a process that stood still while it changed the store: what that one was about to put in place
+    when it lost its claim comes too late. To be called before anything is read."""
+    files.withdraw((JOURNAL, MANIFEST, "zarr.json"))
 
 
 def _require_held(files: Files, is_held: IsHeld) -> None:

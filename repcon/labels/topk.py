@@ -3,6 +3,9 @@
 With p = softmax(z) and S the k most probable classes, a row is log p over S, then for each stored temperature t
 log of sum over the classes outside S of p^(1/t). Tempering the tail as one atom, tail^(1/t), would be another
 number. All of it is computed in float32: 1 - sum(p) in half precision is wrong by up to 6e-4, and negative at times.
+
+Log-probabilities are at least `LEAST`, which is a probability of 0 at every temperature in use: so a masked class,
+whose logit is -inf, can be among the k, and log p is finite wherever the loss multiplies it by p.
 """
 
 from collections.abc import Sequence
@@ -12,6 +15,9 @@ import torch
 from torch import Tensor
 
 from repcon.config import Tail
+
+LEAST = -65_504.0
+"""The smallest number of float16, in which rows are stored."""
 
 
 def id_dtype(classes: int) -> type[np.uint16] | type[np.uint32]:
@@ -31,7 +37,7 @@ def encode(logits: Tensor, k: int, temperatures: Sequence[float]) -> tuple[Tenso
     # The largest first: logsumexp of logits around 20,000 has no digits left below 0.001.
     logits = logits - logits.gather(1, ids[:, :1])
     log_total = logits.logsumexp(1, keepdim=True)
-    top = logits.gather(1, ids) - log_total
+    top = (logits.gather(1, ids) - log_total).clamp(min=LEAST)  # NaN stays NaN
     outside = (logits - log_total).scatter(1, ids, float("-inf"))
     tails = [(outside / temperature).logsumexp(1, keepdim=True) for temperature in temperatures]
     return ids, torch.cat([top, *tails], 1)

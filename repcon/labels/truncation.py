@@ -21,6 +21,10 @@ from repcon.labels.zarr_encoding import compressed_bytes
 KS = (4, 8, 16, 32, 64)
 
 
+NOTHING = -50.0
+"""Log-probability of what is impossible."""
+
+
 def probabilities(head: HeadInfo, logp: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Stored rows (R, k + T) as float64 probabilities (R, k) and the mass (R,) of the classes outside."""
     top = np.exp(logp[:, : head.k].astype(np.float64))
@@ -113,13 +117,17 @@ def _encoded(head: HeadInfo, ids: np.ndarray, logp: np.ndarray, codec: Codec, va
 
 
 def bucket_kl(left: np.ndarray, right: np.ndarray, k: int, index: int, temperature: float) -> np.ndarray:
-    """KL per row (R,) between two versions of stored rows (R, k + T) with the same ids, the tail as one class."""
+    """KL per row (R,) between two versions of stored rows (R, k + T) with the same ids, the tail as one class.
+
+    A probability of 0 on the right counts as `NOTHING`: an encoding may round it up, which loses next to nothing.
+    """
 
     def logs(rows: np.ndarray) -> np.ndarray:
         rows = rows.astype(np.float64)
         joined = np.concatenate([rows[:, :k] / temperature, rows[:, k + index, None]], 1)
         return joined - np.logaddexp.reduce(joined, axis=1, keepdims=True)
 
-    p, q = logs(left), logs(right)
+    p, q = logs(left), logs(right).clip(min=NOTHING)
+    weight = np.exp(p)
     with np.errstate(invalid="ignore"):
-        return np.where(np.isneginf(p), 0.0, np.exp(p) * (p - q)).sum(1)
+        return np.where(weight == 0, 0.0, weight * (p - q)).sum(1)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from repcon.config import PrecomputeConfig
 from repcon.images.pack import Pack
-from repcon.labels.commit import complete
+from repcon.labels.commit import complete, take_over
 from repcon.labels.manifest import MANIFEST, answers_of
 from repcon.labels.store import LabelStore, StoreSpec, TeacherSection
 from repcon.precompute.work_queue import Claim, Leases
@@ -34,6 +34,8 @@ def open_target(config: PrecomputeConfig, pack: Pack, sections: Sequence[Teacher
     if "://" not in config.out and Path(config.out).is_file():
         raise UserError(f"{config.out} is a file; name a folder for the store")
     with Leases(lease_folder(config.out), on_wait=_say) as leases, leases.hold("store") as claim:
+        if claim.inherited:
+            take_over(open_files(config.out))
         if open_files(config.out).size(MANIFEST) is None:
             return LabelStore.create(config.out, spec_of(config, pack, sections), claim.is_held)
         return _grown(config, pack, sections, leases, claim)

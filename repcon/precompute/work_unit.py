@@ -61,11 +61,11 @@ class UnitWork:
 
     def _refuse_nan(self, name: str, images: np.ndarray, logp: np.ndarray) -> None:
         top = self._store.heads[name].k
-        wrong = np.isnan(logp).any(1) | np.isinf(logp[:, :top]).any(1)
+        wrong = np.isnan(logp).any(1) | np.isinf(logp[:, :top]).any(1)  # a masked class has topk.LEAST
         if wrong.any():
             place, crop = divmod(int(wrong.argmax()), len(self.unit.crops))
             where = f"image {self._pack.keys[int(images[place])]}, crop {self.unit.crops[crop]}"
-            remedy = "try precision fp32, or look at its weights; log-probabilities below -65,504 do not fit the store"
+            remedy = "try precision fp32, or look at its weights"
             raise UserError(f"teacher {name}: its answer is not a number (NaN or infinite) for {where}; {remedy}")
 
     def write(self, claim: UnitClaim) -> int:

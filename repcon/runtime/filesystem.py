@@ -10,6 +10,7 @@ import os
 import re
 import time
 import uuid
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -45,8 +46,15 @@ class Files(Protocol):
         files that are being written."""
         ...
 
-    def write(self, name: str, data: bytes) -> None:
-        """Puts the whole file in place at once, replacing what was there."""
+    def write(self, name: str, data: bytes, require: Callable[[], object] | None = None) -> None:
+        """Puts the whole file in place at once, replacing what was there. `require` is called just before that, and may
+        raise: locally once the file is complete under its temporary name, which `withdraw` of another process takes
+        away, so that nothing can be put in place between a `withdraw` and the next call."""
+        ...
+
+    def withdraw(self, names: Collection[str]) -> None:
+        """Keeps other processes from putting in place what they are writing under these names (of files, in any
+        folder). Where writes have no temporary file, as behind a URL, it does nothing."""
         ...
 
     def delete(self, name: str) -> None:
@@ -112,12 +120,12 @@ class LocalFiles:
                 return []
             raise
 
-    def write(self, name: str, data: bytes) -> None:
+    def write(self, name: str, data: bytes, require: Callable[[], object] | None = None) -> None:
         path = self._inside(name)
         try:
             _make_folders(path.parent)
             # A sweep may take the temporary file in the instant before it is locked: then it is written again.
-            while not _replace(path, data):
+            while not _replace(path, data, require):
                 pass
             self._open.forget(str(path))
         except OSError as error:
@@ -133,11 +141,19 @@ class LocalFiles:
             sync_folder(path.parent)
         self._open.forget(str(path))
 
+    def withdraw(self, names: Collection[str]) -> None:
+        for path in self._temporary():
+            if path.name[1:].rsplit(".", 3)[0] in names:
+                path.unlink(missing_ok=True)
+
     def sweep(self) -> None:
+        for path in self._temporary():
+            with contextlib.suppress(OSError):
+                _remove_abandoned(path)
+
+    def _temporary(self) -> Iterator[Path]:
         for folder, _, names in os.walk(self._root):
-            for name in filter(_TEMPORARY.fullmatch, names):
-                with contextlib.suppress(OSError):
-                    _remove_abandoned(Path(folder, name))
+            yield from (Path(folder, name) for name in filter(_TEMPORARY.fullmatch, names))
 
     def _inside(self, name: str) -> Path:
         """Where the file lies. A name is checked once: `realpath` costs more than a read."""
@@ -158,8 +174,8 @@ def _make_folders(folder: Path) -> None:
     sync_folder(folder.parent)
 
 
-def _replace(path: Path, data: bytes) -> bool:
-    """One durable write; False when the temporary file was swept away before it was locked."""
+def _replace(path: Path, data: bytes, require: Callable[[], object] | None) -> bool:
+    """One durable write; False when the temporary file was swept away before it was locked, or withdrawn."""
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.repcon.tmp")
     try:
         with temporary.open("xb") as file:
@@ -168,6 +184,8 @@ def _replace(path: Path, data: bytes) -> bool:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
+            if require is not None:
+                require()
             try:
                 os.replace(temporary, path)
             except FileNotFoundError:
@@ -220,7 +238,9 @@ class UrlFiles:
             return []
         return sorted(path.rstrip("/").rsplit("/", 1)[-1] for path in found)
 
-    def write(self, name: str, data: bytes) -> None:
+    def write(self, name: str, data: bytes, require: Callable[[], object] | None = None) -> None:
+        if require is not None:
+            require()
         try:
             self._files.pipe_file(self._path(name), data)
         except OSError as error:
@@ -229,6 +249,9 @@ class UrlFiles:
     def delete(self, name: str) -> None:
         with contextlib.suppress(FileNotFoundError):
             self._files.rm_file(self._path(name))
+
+    def withdraw(self, names: Collection[str]) -> None:
+        """An object is in place as soon as it is written."""
 
     def sweep(self) -> None:
         """Nothing is left behind: an object appears whole or not at all."""

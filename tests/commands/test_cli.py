@@ -171,3 +171,20 @@ def test_json_to_the_standard_output_is_all_that_stands_there(tmp_path, capsys, 
     assert cli.main(["pack", "a", "b", "--json", "-"]) == 0
     shown = capsys.readouterr()
     assert json.loads(shown.out) == {"images": 1} and "a table" in shown.err
+
+
+@pytest.mark.parametrize("words", [["train", "--help"], ["--version"], []])
+def test_a_reader_that_has_seen_enough_is_no_error(words):
+    """As `repcon train --help | head` and `| true`."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run([sys.executable, "-m", "repcon", *words], stdout=writer, stderr=subprocess.PIPE, timeout=60)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+@pytest.mark.parametrize("words", [["train", "--help"], ["inspect", "nowhere"]])
+def test_closed_streams_are_no_error(words):
+    """As a service may start it: no standard input, output or errors."""
+    command = f"exec {sys.executable} -m repcon {' '.join(words)} <&- >&- 2>&-"
+    assert subprocess.run(["sh", "-c", command], timeout=60).returncode == (0 if "--help" in words else 1)

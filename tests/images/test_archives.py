@@ -1,5 +1,6 @@
 """Tars as sources: WebDataset and plain ones, unsafe members, damage."""
 
+import contextlib
 import io
 import tarfile
 from pathlib import Path
@@ -10,6 +11,7 @@ from simplejpeg import encode_jpeg
 
 from repcon.images import names, sources
 from repcon.images.archives import Scan, add_tar
+from repcon.runtime.errors import UserError
 
 PICTURE = encode_jpeg(photograph(0, 16, 16))
 
@@ -79,19 +81,19 @@ def test_members_that_could_leave_the_archive_are_refused(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("cut", [100, 700, 5000])
-def test_a_truncated_tar_gives_what_is_whole(tmp_path: Path, cut: int) -> None:
+def test_a_truncated_tar_is_an_error_that_names_it(tmp_path: Path, cut: int) -> None:
     path = tar_of(tmp_path / "a.tar", {f"cat/{number}.jpg": PICTURE for number in range(40)})
     whole = sources.read(str(path)).items
     end = whole[-1].offset + whole[-1].length - cut
     path.write_bytes(path.read_bytes()[:end])
-    listing = sources.read(str(path))
-    assert listing.items == [item for item in whole if item.offset + item.length <= end]
-    assert 0 < len(listing.items) < 40
-    assert any("truncated" in reason for _, reason in listing.left_out)
+    left = sum(item.offset + item.length <= end for item in whole)
+    for source in (path, tmp_path):  # by itself, and as one of a folder's
+        with pytest.raises(UserError, match=rf"a\.tar: a truncated or damaged tar .* can be read: {left};"):
+            sources.read(str(source))
 
 
 @pytest.mark.parametrize("how", ["flipped", "zeroed", "cut before", "cut inside", "inserted", "joined"])
-def test_where_a_tar_seems_to_end_early_something_is_said(tmp_path: Path, how: str) -> None:
+def test_a_tar_that_seems_to_end_early_is_refused(tmp_path: Path, how: str) -> None:
     """tarfile takes a header that it cannot read for the end, and says nothing."""
     path = tar_of(tmp_path / "a.tar", {f"cat/{number}.jpg": PICTURE for number in range(20)}, tarfile.USTAR_FORMAT)
     whole, tenth = path.read_bytes(), sources.read(str(path)).items[10].offset - tarfile.BLOCKSIZE
@@ -105,10 +107,22 @@ def test_where_a_tar_seems_to_end_early_something_is_said(tmp_path: Path, how: s
         "joined": whole + whole,
     }
     path.write_bytes(damaged[how])
-    listing = sources.read(str(path))
-    assert len(listing.items) == (20 if how == "joined" else 10)
-    ((name, reason),) = listing.left_out
-    assert name == "a.tar" and reason.startswith("a truncated or damaged tar") and "at byte" in reason
+    count = 20 if how == "joined" else 10
+    with pytest.raises(UserError, match=rf"a\.tar: a truncated or damaged tar .* at byte .* can be read: {count};"):
+        sources.read(str(path))
+
+
+@pytest.mark.parametrize("kind", ["link to nothing", "text", "empty"])
+def test_what_is_called_a_tar_and_is_none_is_refused(tmp_path: Path, kind: str) -> None:
+    """Nobody knows how many images are missing."""
+    (tmp_path / "fine.jpg").write_bytes(PICTURE)
+    tar = tmp_path / "a.tar"
+    if kind == "link to nothing":
+        tar.symlink_to(tmp_path / "not_fetched.tar")
+    else:
+        tar.write_bytes(b"version https://git-lfs" if kind == "text" else b"")
+    with pytest.raises(UserError, match=r"a\.tar: "):
+        sources.read(str(tmp_path))
 
 
 def test_damaged_headers_never_hang_or_escape(tmp_path: Path) -> None:
@@ -120,7 +134,8 @@ def test_damaged_headers_never_hang_or_escape(tmp_path: Path) -> None:
         damaged[place] ^= 0xFF
         path.write_bytes(damaged)
         scan = Scan()
-        add_tar(path, "a.tar", scan)
+        with contextlib.suppress(UserError):
+            add_tar(path, "a.tar", scan)
         assert all(entry.offset > 0 and entry.offset + entry.length <= len(whole) for entry in scan.found)
 
 
@@ -131,9 +146,8 @@ def test_a_size_that_points_backwards_ends_the_scan(tmp_path: Path) -> None:
     data[124:136] = b"\xff" + (-512).to_bytes(11, "big", signed=True)
     data[148:156] = b"%06o\0 " % (sum(data[:148]) + 8 * 32 + sum(data[156:512]))
     path.write_bytes(data)
-    scan = Scan()
-    add_tar(path, "a.tar", scan)
-    assert not scan.found and "damaged" in scan.left_out[-1][1]
+    with pytest.raises(UserError, match="damaged"):
+        add_tar(path, "a.tar", Scan())
 
 
 def test_refusals_by_name_and_size() -> None:

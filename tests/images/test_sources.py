@@ -98,19 +98,16 @@ def test_links_are_followed_and_rings_end(tmp_path: Path) -> None:
     (root / "ring").symlink_to(root)
     (root / "file.jpg").symlink_to(tmp_path / "real" / "1.jpg")
     (root / "broken.jpg").symlink_to(tmp_path / "nothing.jpg")
-    (root / "broken.tar").symlink_to(tmp_path / "nothing.tar")
     listing = sources.read(str(root))
     assert [item.name for item in listing.items] == ["file.jpg", "cat/1.jpg"]
     assert {name for name, reason in listing.left_out if "read before" in reason} == {"cat2/", "ring/"}
-    assert {name for name, reason in listing.left_out if "No such file" in reason} == {"broken.jpg", "broken.tar"}
+    assert {name for name, reason in listing.left_out if "No such file" in reason} == {"broken.jpg"}
 
 
 def test_what_is_no_image_is_listed(tmp_path: Path) -> None:
     folder_of(tmp_path, ["cat/1.jpg", "cat/notes.txt", ".DS_Store", "cat/._1.jpg", "cat/README"])
     (tmp_path / "cat/none.jpg").write_bytes(b"")
-    (tmp_path / "cat/bad.tar").write_bytes(b"this is text, not a tar" * 100)
     reasons = dict(sources.read(str(tmp_path)).left_out)
-    assert reasons.pop("cat/bad.tar").startswith("a truncated or damaged tar")
     assert reasons == {
         "cat/notes.txt": "not an image's file name (.txt)",
         ".DS_Store": "a hidden file",
@@ -142,7 +139,7 @@ def test_sources_that_cannot_be_packed(tmp_path: Path) -> None:
     for name, message in {
         "empty": "holds no images",
         "text": r"holds no images \(notes.txt: not an image",
-        "zero.tar": r"holds no images \(zero.tar: a truncated or damaged tar",
+        "zero.tar": r"zero.tar: a truncated or damaged tar .* can be read: 0;",
         "a.tar.gz": "compressed",
         "photo.jpg": "neither a folder nor a .tar",
         "missing": "no such folder",

@@ -1,15 +1,17 @@
 """A writer that stands still for longer than its claim lives changes nothing of what its successor has written."""
 
 import contextlib
+import os
 import uuid
 
 import numpy as np
 import pytest
 from store_builder import boxes_of, expected, labels_of, section, spec
 
+from repcon.labels.commit import take_over
 from repcon.labels.store import LabelStore, LostClaimError, Unit
 from repcon.runtime.errors import UserError
-from repcon.runtime.filesystem import LocalFiles, UrlFiles
+from repcon.runtime.filesystem import LocalFiles, UrlFiles, open_files
 
 
 class Claim:
@@ -122,3 +124,36 @@ def test_a_change_of_the_store_stops_where_another_took_it_over(url, monkeypatch
         now = small(place)  # which completes it
         assert now.manifest in (before, whole.manifest)
     assert 3 < allowed < 29
+
+
+def test_a_stopped_change_cannot_be_put_over_its_successors(tmp_path, monkeypatch):
+    """A process stands still in the instant before each of its renames, after it was seen to have its claim."""
+    plain = os.replace
+    for stop in range(30):
+        place, holders, renames = f"{tmp_path}/{stop}.zarr", ["first"], []
+        store = small(place)
+
+        def replace(source, target, place=place, holders=holders, renames=renames, stop=stop):
+            renames.append(target)
+            if len(renames) == stop + 1:
+                holders.append("second")
+                with monkeypatch.context() as patch:
+                    patch.setattr(os, "replace", plain)
+                    take_over(open_files(place))
+                    successor = small(place)
+                    successor.append_teachers([section("third", 10), section("fourth", 12)])
+            plain(source, target)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "replace", replace)
+            claim = Claim(holders, "first", inherited=False)
+            try:
+                store.append_teachers([section("third", 10)], claim.is_held)
+            except UserError as error:
+                assert "another process took over the change" in str(error)
+            else:
+                break
+        now = LabelStore.open(place)
+        assert set(now.heads) == {"wide", "third", "fourth"} and now.disagreements() == []
+        assert not list((tmp_path / f"{stop}.zarr").rglob("*.tmp"))
+    assert 3 < stop < 29

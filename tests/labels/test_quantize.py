@@ -88,3 +88,13 @@ def test_many_rows_are_decoded_as_few_are():
     whole = decoded(logp, 6, 20, (1.0, 2.0))
     parts = [decoded(logp[:, start : start + 1000], 6, 20, (1.0, 2.0)) for start in range(0, 9000, 1000)]
     np.testing.assert_array_equal(whole, np.concatenate(parts))
+
+
+@pytest.mark.parametrize("k", [4, 6])
+def test_masked_classes_have_no_probability(k):
+    logits = torch.tensor([[2.0, -torch.inf, 1.0, -torch.inf, -torch.inf, 0.0]])
+    logp = stored(logits, k, (1.0, 2.0))
+    back = decoded(logp, k, 6, (1.0, 2.0))
+    np.testing.assert_allclose(
+        np.exp(back[:, :k].astype(np.float32)), np.exp(logp[0, :, :k].astype(np.float32)), atol=3e-2
+    )

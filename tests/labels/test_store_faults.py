@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import threading
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -226,10 +227,10 @@ class Quota(LocalFiles):
 
     left, lock = 0, threading.Lock()
 
-    def write(self, name: str, data: bytes) -> None:
+    def write(self, name: str, data: bytes, *require: Any) -> None:
         with Quota.lock:
             Quota.left -= len(data)
-        super().write(name, data)
+        super().write(name, data, *require)
 
 
 @pytest.mark.parametrize("room", [100, 5_000, 20_000, 22_000])
@@ -290,11 +291,11 @@ def test_a_change_cut_short_at_any_write_leaves_a_store_that_reads_and_completes
             shutil.copytree(tmp_path / "before", url)
         written = []
 
-        def write_or_die(self, name, data, written=written, cut_at=cut_at):
+        def write_or_die(self, name, data, *require, written=written, cut_at=cut_at):
             if len(written) == cut_at:
                 raise Cut
             written.append(name)
-            honest_write(self, name, data)
+            honest_write(self, name, data, *require)
 
         with monkeypatch.context() as patch:
             patch.setattr(LocalFiles, "write", write_or_die)

@@ -59,11 +59,11 @@ class Life(RuleBasedStateMachine):
     def _killed_after(self, files: int) -> Any:
         plain, left = LocalFiles.write, [files]
 
-        def write(this: LocalFiles, name: str, data: bytes) -> None:
+        def write(this: LocalFiles, name: str, data: bytes, *require: Any) -> None:
             if not left[0]:
                 raise Killed
             left[0] -= 1
-            plain(this, name, data)
+            plain(this, name, data, *require)
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(LocalFiles, "write", write)

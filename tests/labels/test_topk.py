@@ -94,3 +94,24 @@ def test_logits_around_a_large_offset_lose_no_digits(offset):
     wanted = logits.double().log_softmax(1).topk(8).values
     torch.testing.assert_close(logp[:, :8].double(), wanted, rtol=0, atol=2e-5)
     torch.testing.assert_close(logp[:, :8].exp().sum(1) + logp[:, 8].exp(), torch.ones(64), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("k", [3, 6, 16])
+@pytest.mark.parametrize("values", [[2.0, -np.inf, 1.0, -np.inf, -np.inf, 0.0], [3.0] + [-np.inf] * 5])
+def test_masked_classes_have_no_probability_wherever_they_stand(values, k):
+    """A logit of -inf, as of a class that the teacher rules out: outside the k, and among them."""
+    logits = torch.tensor([values])
+    ids, logp = topk.encode(logits, k, (1.0, 4.0))
+    top = logp[:, : min(k, 6)]
+    assert bool((top >= topk.LEAST).all()) and not bool(logp.isnan().any())
+    torch.testing.assert_close(top.exp(), logits.softmax(1).gather(1, ids))
+    for index, temperature in enumerate((1.0, 4.0)):
+        wanted = (logits / temperature).softmax(1)
+        held = topk.dense(ids, logp.half(), 6, index, temperature, "bucket").gather(1, ids)
+        torch.testing.assert_close(held, wanted.gather(1, ids), rtol=1e-3, atol=1e-6)
+
+
+def test_what_is_not_a_number_stays_so():
+    for bad in (float("nan"), float("inf")):
+        assert bool(topk.encode(torch.tensor([[0.0, bad, 1.0]]), 2, (1.0,))[1].isnan().any())
+    assert bool(topk.encode(torch.full((1, 3), -torch.inf), 2, (1.0,))[1].isnan().any())

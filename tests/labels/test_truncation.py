@@ -78,6 +78,15 @@ def test_kl_between_versions_of_a_row():
     assert 0 < bucket_kl(logp.numpy(), half, 5, 0, 1.0).mean() < 1e-6
 
 
+def test_masked_classes_lose_nothing():
+    logits = torch.tensor([[2.0, -torch.inf, 1.0, -torch.inf, -torch.inf, 0.0]])
+    _, logp = topk.encode(logits, 5, (1.0, 2.0))
+    infinite = np.where(logp.numpy() == topk.LEAST, -np.inf, logp.numpy())
+    for index, temperature in enumerate((1.0, 2.0)):
+        for left, right in ((logp.numpy(), infinite), (infinite, logp.numpy())):
+            assert abs(bucket_kl(left, right, 5, index, temperature)).max() < 1e-9
+
+
 @pytest.mark.parametrize("temperatures", [(2.0, 1.0), (2.0,)])
 def test_probabilities_need_no_stored_tail_at_temperature_one(temperatures):
     logits = rows(40, 30)

@@ -17,8 +17,8 @@ import torch
 from precompute_case import SIZE, contents, pack_path, recipe, rot, teacher_folders, with_teachers
 
 from repcon import config
-from repcon.commands import inspect, precompute
-from repcon.config import CropConfig, InspectConfig, PrecomputeConfig, TeacherConfig
+from repcon.commands import inspect, precompute, verify
+from repcon.config import CropConfig, InspectConfig, PrecomputeConfig, TeacherConfig, VerifyConfig
 from repcon.crops.plan import plan
 from repcon.decode.reference import crop, decode
 from repcon.images.pack import Pack
@@ -285,6 +285,20 @@ def test_nan_from_a_teacher_names_teacher_and_image(recipe, pack_path):
     with pytest.raises(UserError, match=rf"teacher own: .*not a number.*image {key}, crop 0"):
         precompute.run(own(recipe, "nan"))
     assert len(LabelStore.open(recipe.out).unfinished()) == 4
+
+
+@pytest.mark.parametrize("values", ["float16", "gaps8"])
+def test_masked_classes_are_stored_as_impossible_ones(recipe, pack_path, values):
+    """A teacher that rules classes out answers -inf: with k of all its classes they are among the k."""
+    precompute.run(replace(own(recipe, "masked"), values=values))
+    store = LabelStore.open(recipe.out)
+    ids, logp = store.slab(0).labels["own"]
+    assert store.unfinished() == [] and np.isfinite(logp[:, : store.heads["own"].k]).all()
+    sums = np.where(np.isin(ids, (0, 3)), np.exp(logp[:, : ids.shape[1]].astype(np.float64)), 0).sum(1)
+    np.testing.assert_allclose(sums, 1, atol=0.03)
+    models = ("own=precompute_case:masked",)
+    figures = verify.run(VerifyConfig(store=recipe.out, pack=str(pack_path), models=models, loaders=("torch",)))
+    assert figures["passed"]
 
 
 def test_out_of_memory_halves_the_batch_and_says_so(recipe, capsys):

@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test lint bench docs ffcv clean
+.PHONY: demo test lint bench docs dist ffcv clean
 
 demo: $(VENV)/.demo
 	$(BIN)/repcon demo
@@ -27,6 +27,12 @@ bench: $(VENV)/.test
 docs: $(VENV)/.docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 	@echo "built build/docs; to read it: $(BIN)/python -m http.server -d build/docs"
+
+# A wheel and an sdist in dist/, and the wheel started in an empty environment.
+dist: $(VENV)/.dist
+	rm -rf dist
+	$(BIN)/python -m build
+	tools/check-wheel $(PYTHON) dist/*.whl
 
 ffcv: $(VENV)/.demo
 	tools/install-ffcv $(BIN)/python
@@ -51,5 +57,9 @@ $(VENV)/.docs: $(VENV)/bin/python pyproject.toml constraints.txt
 	$(PIP) mkdocs-material
 	@touch $@
 
+$(VENV)/.dist: $(VENV)/bin/python pyproject.toml constraints.txt
+	$(PIP) build
+	@touch $@
+
 clean:
-	rm -rf $(VENV) build demo-run bench-run
+	rm -rf $(VENV) build dist demo-run bench-run

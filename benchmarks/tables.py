@@ -1,11 +1,14 @@
-"""Writes the tables of README.md and docs/ from the records: `python -m benchmarks.tables`.
+"""Writes the tables of README.md and docs/ from the records, and the recipes that they quote.
 
-A page marks where a table goes, with blank lines around the markers:
+`python -m benchmarks.tables` does it. A page marks where a table goes, with blank lines around the markers:
 
     <!-- table: figure | median -->       the table whose columns begin so, all of it
     <!-- rows: figure | median -->        of that table only the rows that are there already, by their first cells
     <!-- table: SPEED -->                 one of README's own, made in `readme_tables.py`
     <!-- end of table -->
+
+    <!-- file: repcon/config/recipes/teach.toml -->    the recipe as it is, below a line with its name
+    <!-- end of file -->
 
 The record is the one that the page names last before the marker, as `Record: ` and the folder in backquotes. To show
 another record, write its folder there; to show another row, add a line with its name.
@@ -17,14 +20,15 @@ from pathlib import Path
 from benchmarks import readme_tables
 
 ROOT = Path(__file__).parents[1]
-PAGES = ("README.md", "docs/performance.md", "docs/transfer.md")
+PAGES = ("README.md", "docs/performance.md", "docs/transfer.md", "docs/how-to/own-images.md")
 _MARKED = re.compile(r"<!-- (table|rows): (.*?) -->\n\n(.*?)\n*<!-- end of table -->", re.DOTALL)
+_FILE = re.compile(r"<!-- file: (\S+) -->\n\n.*?\n*<!-- end of file -->", re.DOTALL)
 _RECORD = re.compile(r"^Record: `([\w./-]+)`", re.MULTILINE)
 _TABLE = re.compile(r"(?:^\|.*\n)+", re.MULTILINE)
 
 
 def updated(text: str) -> str:
-    """The page with every marked table as its record has it now.
+    """The page with every marked table as its record has it now, and every marked file as it is.
 
     Raises SystemExit, naming the marker, where a record, a table or a row is missing.
     """
@@ -42,7 +46,12 @@ def updated(text: str) -> str:
                 rows = _chosen(rows, [_first(line) for line in held.splitlines()[2:]], f"{records[-1]}: {title}")
         return f"<!-- {kind}: {title} -->\n\n" + "\n".join(rows) + "\n\n<!-- end of table -->"
 
-    return _MARKED.sub(replaced, text)
+    return _FILE.sub(_quoted, _MARKED.sub(replaced, text))
+
+
+def _quoted(found: re.Match[str]) -> str:
+    path = ROOT / found[1]
+    return f"<!-- file: {found[1]} -->\n\n```toml\n# {path.name}\n{path.read_text()}```\n\n<!-- end of file -->"
 
 
 def _recorded(folder: str, title: str) -> list[str]:
@@ -78,7 +87,7 @@ def main() -> None:
         new = updated(text)
         if new != text:
             path.write_text(new)
-            print(f"{name}: tables written anew")
+            print(f"{name}: written anew")
 
 
 if __name__ == "__main__":

@@ -179,3 +179,9 @@ def test_lines_are_short_enough_to_read(page: str) -> None:
     for line in TEXTS[page].splitlines():
         inside = inside != line.startswith("```")
         assert inside or line.startswith("|") or len(line) <= 120, line
+
+
+@pytest.mark.parametrize("page", sorted(name for name in TEXTS if name.startswith("docs/how-to/")))
+def test_every_how_to_page_starts_with_the_command(page: str) -> None:
+    title, _, rest = TEXTS[page].partition("\n\n")
+    assert title.startswith("# ") and rest.startswith(("```sh\n", "```python\n")), page

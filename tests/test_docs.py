@@ -3,6 +3,7 @@
 import ast
 import re
 import shlex
+import tomllib
 from pathlib import Path
 
 import numpy as np
@@ -185,3 +186,12 @@ def test_lines_are_short_enough_to_read(page: str) -> None:
 def test_every_how_to_page_starts_with_the_command(page: str) -> None:
     title, _, rest = TEXTS[page].partition("\n\n")
     assert title.startswith("# ") and rest.startswith(("```sh\n", "```python\n")), page
+
+
+def test_the_readme_names_every_extra_for_users() -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"].keys()
+    named = re.search(r"# extras: (.*)$", TEXTS["README.md"], re.MULTILINE)
+    assert named and set(named[1].split(", ")) == extras - {"bench", "test", "lint", "docs"}
+    pages = " ".join(text for text in TEXTS.values())
+    used = re.findall(r"(?:repcon|\.)\[([\w,]+)\]", pages)
+    assert {extra for group in used for extra in group.split(",")} <= extras

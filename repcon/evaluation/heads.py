@@ -5,6 +5,7 @@ teacher was made by `repcon teach` from the very pack, only the images that it h
 trained on it would be flattered.
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -114,8 +115,9 @@ def _same_classes(folder: str, head: str, teacher: teachers.Teacher) -> None:
 
 def _images(teacher: teachers.Teacher, pack: Pack) -> tuple[np.ndarray, np.ndarray, bool] | None:
     """Rows of the pack's images of the teacher's classes, their classes, and whether the teacher held them out; None
-    where there are none."""
-    number = {name: place for place, name in enumerate(teacher.section.classes)}
+    where there are none. Names that several classes share match nothing."""
+    times = Counter(teacher.section.classes)
+    number = {name: place for place, name in enumerate(teacher.section.classes) if times[name] == 1}
     if (held := _held_out(teacher.section.model, pack)) is not None:
         rows, of_teacher = held, True
     else:

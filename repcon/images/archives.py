@@ -54,6 +54,8 @@ class Scan:
     """One line each, in order: how the labels were found."""
     class_order: dict[str, None] = field(default_factory=dict)
     """Class names in the order in which the source numbers them, where it does."""
+    sidecars: set[str] = field(default_factory=set)
+    """Suffixes of members that share an image's key and are neither images nor labels: `json`, `cls.txt`."""
     identity: Any = field(default_factory=hashlib.sha256)
     """SHA-256 over name, size and time of change of each file that is packed, with a line break between files."""
     _between: bytes = b""
@@ -211,6 +213,8 @@ def _label(tar: tarfile.TarFile, member: tarfile.TarInfo) -> tuple[str, str]:
         return "", f"its label has {member.size} bytes, of which at most {MAX_LABEL_BYTES} are read"
     file = tar.extractfile(member)
     data = file.read() if file else b""
+    if b"\0" in data:
+        return "", "its label is no text in UTF-8: it holds zero bytes"
     return data.removeprefix(codecs.BOM_UTF8).decode("utf-8", "surrogateescape").strip(), ""
 
 
@@ -226,4 +230,6 @@ def _add_members(path: Path, name: str, members: list[Member], scan: Scan) -> No
             scan.found.append(Found(member.name, str(path), member.offset, member.length, labels))
         elif not samples.is_beside(member.name) or PurePosixPath(member.name).suffix.lower() in SUFFIXES:
             scan.left_out.append((f"{name}: {member.name}", reason))
+        else:
+            scan.sidecars.add(PurePosixPath(member.name).name.partition(".")[2])
     scan.crowded += [(f"{name}: {sample}", images) for sample, images in samples.crowded.items()]

@@ -21,6 +21,7 @@ Folders = tuple[str, ...]
 _SPLITS = frozenset(
     ("train", "training", "trainval", "val", "valid", "validation", "test", "testing", "dev", "eval", "evaluation")
 )
+_NUMBER = re.compile(r"[+]?([0-9]+)(?:[.]0*)?")
 _WORDNET = re.compile(r"n\d{8}")
 """ImageNet's names of its classes, and so of its tars."""
 
@@ -48,13 +49,13 @@ def resolve(scan: Scan) -> Labels:
     if field is None:
         files = [entry for entry in scan.found if not entry.column]
         held = _by_folders(files)
-        cautions += _about_folders(files, held)
+        cautions += _about_folders(files, held) + _about_sidecars(scan.sidecars, held)
         by_file = iter(held)
         names = ["" if entry.column else next(by_file) for entry in scan.found]
     else:
         names = _by_members(scan, field, cautions)
     classes, numbers = _classes(names, list(scan.class_order))
-    cautions += _about_names(classes)
+    cautions += about_names(classes)
     return Labels([numbers.get(name, -1) if name else -1 for name in names], classes, tuple(cautions))
 
 
@@ -198,6 +199,14 @@ def _about_folders(found: Sequence[Found], names: Sequence[str]) -> list[str]:
     return [*cautions, *_about_splits(below)]
 
 
+def _about_sidecars(sidecars: Iterable[str], names: Sequence[str]) -> list[str]:
+    """Where nothing tells the images' classes apart, what lies beside them may."""
+    if not sidecars or len(set(names)) > 1:
+        return []
+    few = _few(sorted(f"KEY.{suffix}" for suffix in sidecars))
+    return [f"beside the images are {few}, which are not read for labels; a class is the text of a member KEY.cls"]
+
+
 def _about_splits(below: dict[str, set[str]]) -> list[str]:
     """below: for each class the folders directly in its folder that hold images, "" where it holds some itself."""
     classes = _few([f"{name}/" for name in sorted(below)])
@@ -213,13 +222,37 @@ def _about_splits(below: dict[str, set[str]]) -> list[str]:
     return []
 
 
-def _about_names(classes: Sequence[str]) -> list[str]:
-    """Classes that look alike and are none the less several."""
+def about_names(classes: Sequence[str]) -> list[str]:
+    """Classes that look alike and are none the less several, and a class that looks like the want of one."""
     alike: dict[str, list[str]] = {}
     for name in classes:
-        alike.setdefault(unicodedata.normalize("NFKC", name).casefold(), []).append(name)
+        alike.setdefault(_bare(name), []).append(name)
     pairs = [ascii(name) for names in alike.values() if len(names) > 1 for name in names]
-    return [f"classes whose names differ in nothing but case or encoding: {_few(pairs)}"] if pairs else []
+    what = "classes whose names differ in nothing but case, spaces, encoding or zeros"
+    found = [f"{what}: {_few(pairs)}"] if pairs else []
+    if "-1" in classes:
+        found.append("one class is called -1; an image without a class has no label at all")
+    return found
+
+
+def _bare(name: str) -> str:
+    """A name without what two spellings of it may differ in."""
+    parts = (" " if part.isspace() else part for part in unicodedata.normalize("NFKC", name))
+    text = " ".join(
+        "".join(part for part in parts if unicodedata.category(part) not in ("Cc", "Cf")).split()
+    ).casefold()
+    number = _NUMBER.fullmatch(text)
+    return f"number {number[1].lstrip('0') or '0'}" if number else text
+
+
+def about_numbers(sources: Iterable[Sequence[str]]) -> list[str]:
+    """What looks like a mistake where the classes of several sources are joined by their names."""
+    numbered = [set(classes) for classes in sources if classes and all(_NUMBER.fullmatch(name) for name in classes)]
+    if len(numbered) > 1 and set.intersection(*numbered):
+        return [
+            "classes are numbers in several sources: those of one number are taken for one class, whatever it means"
+        ]
+    return []
 
 
 def _classes(names: Iterable[str], given: Sequence[str]) -> tuple[tuple[str, ...], dict[str, int]]:

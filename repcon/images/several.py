@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from repcon.images import hub, sources
-from repcon.images.labels import ordered
+from repcon.images.labels import about_names, about_numbers, ordered
 from repcon.images.sources import Item, Listing
 from repcon.runtime.errors import UserError
 
@@ -70,8 +70,9 @@ def _joined(listings: list[Listing], prefixes: list[str], shares: list[int], ide
             key = f"{prefix.replace('.', '_')}/{item.key}"
             items.append(replace(item, name=f"{prefix}/{item.name}", key=key, label=label))
         left_out += [(f"{prefix}/{name}", reason) for name, reason in listing.left_out]
-    cautions = tuple(dict.fromkeys(caution for listing in listings for caution in listing.cautions))
-    return Listing(items, classes, left_out, identity, cautions)
+    cautions = [caution for listing in listings for caution in listing.cautions]
+    cautions += about_names(classes) + about_numbers(listing.classes for listing in listings)
+    return Listing(items, classes, left_out, identity, tuple(dict.fromkeys(cautions)))
 
 
 def _ordered(classes: set[str]) -> tuple[str, ...]:

@@ -35,7 +35,7 @@ from repcon.images.shards import Part, Shard, assemble, write_file
 from repcon.images.sources import Item, Listing
 from repcon.runtime.console import console, progress
 from repcon.runtime.errors import UserError
-from repcon.runtime.open_files import lock, reason_of
+from repcon.runtime.open_files import lock, read_file, reason_of
 from repcon.runtime.system import cores
 
 PARTS = "parts"
@@ -81,7 +81,7 @@ def write(plan: Plan) -> Manifest:
             if not (out / pack_format.MANIFEST).is_file():
                 write_file(out / PARTS / "settings.json", json.dumps(plan.settings).encode())
                 _finish(plan, *_shards(plan))
-        return pack_format.load_manifest((out / pack_format.MANIFEST).read_bytes(), str(out))
+        return pack_format.load_manifest(_held(out / pack_format.MANIFEST), str(out))
     except OSError as error:
         full = "the disk is full: " if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
         raise UserError(
@@ -116,7 +116,7 @@ def _compare(out: Path, settings: dict[str, Any]) -> None:
     """Refuses to go on with, or to take for finished, a pack of something else. Raises UserError."""
     manifest, started = out / pack_format.MANIFEST, out / PARTS / "settings.json"
     if manifest.is_file():
-        held = pack_format.load_manifest(manifest.read_bytes(), str(out)).settings
+        held = pack_format.load_manifest(_held(manifest), str(out)).settings
     elif started.is_file():
         held = _begun(started)
     else:
@@ -127,10 +127,15 @@ def _compare(out: Path, settings: dict[str, Any]) -> None:
             raise UserError(f"{out} holds a pack made of other {what}; remove it or name another OUT")
 
 
+def _held(file: Path) -> bytes:
+    """A file of an earlier run, of which no more is read than a whole one may have."""
+    return read_file(file, pack_format.MAX_MANIFEST_BYTES + 1)
+
+
 def _begun(started: Path) -> dict[str, Any]:
     """The settings of a pack that was begun."""
     try:
-        held = json.loads(started.read_bytes())
+        held = json.loads(_held(started))
     except (ValueError, RecursionError):
         held = None
     if not isinstance(held, dict):

@@ -2,10 +2,10 @@
 
 import hashlib
 import importlib
-import json
 import os
 import struct
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -24,6 +24,7 @@ from repcon.models.weights import checked_loading, find_weights, read_weights, r
 from repcon.runtime.console import careful
 from repcon.runtime.errors import UserError
 from repcon.runtime.run_dir import MARKER, RESULTS
+from repcon.runtime.untrusted import UnreadableError, read_json
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 NOT_OF_THE_BACKBONE = ("heads.safetensors",)
@@ -97,7 +98,7 @@ def _from_timm(model: str, num_classes: int | None, pretrained: bool) -> nn.Modu
         return _made(model, lambda: timm.create_model(name, pretrained=False, **asked))
     tensors = None
     if folder is not None:
-        tensors = read_weights(find_weights(folder, model, beside=NOT_OF_THE_BACKBONE), model, careful)
+        tensors = read_weights(find_weights(folder, model, careful, beside=NOT_OF_THE_BACKBONE), model, careful)
     registered = folder is None and ":" not in name
     with checked_loading(model, tensors, registered=registered):
         network = _made(model, lambda: timm.create_model(name, pretrained=True))
@@ -286,21 +287,32 @@ def class_names(names: Any, count: int, where: str) -> tuple[str, ...]:
     ids that are not those of the classes; `where` begins the message.
     """
     if isinstance(names, Mapping):
-        by_id = _by_id(names) or _by_id(
-            {held: name for name, held in names.items() if not isinstance(held, list | dict)}
+        inverse = {held: name for name, held in names.items() if not isinstance(held, list | dict)}
+        # Names may be numbers themselves. In JSON all keys are text, so values that are not are the ids of {name: id}.
+        values_are_ids = all(type(held) is int for held in names.values()) and all(
+            isinstance(key, str) for key in names
         )
+        by_id = _by_id(inverse) if values_are_ids else None
+        by_id = by_id or _by_id(names) or _by_id(inverse)
         if by_id is None or len(by_id) != len(names) or not all(0 <= number < count for number in by_id):
             raise UserError(f"{where}: must map the ids 0 to {count - 1} to names, each id once; mend it")
         if missing := count - len(by_id):
             careful(f"{where}: {missing} of {count} classes have no name; they are called by their number")
-        return tuple(str(by_id.get(number, number)) for number in range(count))
+        return _told_twice(tuple(str(by_id.get(number, number)) for number in range(count)), where)
     if isinstance(names, str) or not isinstance(names, Iterable):
         raise UserError(f"{where}: must be a list of {count} names, not {str(names)[:40]!r}; mend it")
     listed = tuple(str(name) for name in names)
     if len(listed) != count:
         remedy = "name each class once, in order of the ids, or leave the names out"
         raise UserError(f"{where}: {len(listed)} names for the {count} classes of the classifier; {remedy}")
-    return listed
+    return _told_twice(listed, where)
+
+
+def _told_twice(names: tuple[str, ...], where: str) -> tuple[str, ...]:
+    """The names, with a warning where several classes have one name: images cannot be matched to those by name."""
+    if twice := [name for name, count in Counter(names).items() if count > 1]:
+        careful(f"{where}: {len(twice)} names stand for several classes each, {', '.join(map(repr, twice[:3]))} first")
+    return names
 
 
 def _by_id(names: Mapping[Any, Any]) -> dict[int, Any] | None:
@@ -363,8 +375,8 @@ def saved_classes(folder: str | Path) -> tuple[str, ...]:
 
 def _saved(folder: str | Path) -> dict[str, Any]:
     try:
-        saved = json.loads(Path(folder, CONFIG).read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError, RecursionError) as error:
+        saved = read_json(Path(folder, CONFIG))
+    except UnreadableError as error:
         raise UserError(f"{folder}/{CONFIG}: cannot be read ({error})") from error
     if not isinstance(saved, dict):
         raise UserError(f"{folder}/{CONFIG}: holds no JSON object; name a folder that timm or repcon wrote")

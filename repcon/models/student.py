@@ -18,6 +18,7 @@ from repcon.models.model_card import model_card
 from repcon.models.weights import load_safetensors, require_finite
 from repcon.runtime.errors import UserError
 from repcon.runtime.run_dir import write_text
+from repcon.runtime.untrusted import UnreadableError, read_json
 
 HEADS = "heads.safetensors"
 HEADS_INDEX = "heads.json"
@@ -232,8 +233,8 @@ def _index(model: str) -> dict[str, Any]:
 def _read(folder: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     """The index of a student's heads and their tensors, which fit it. Raises UserError naming the file at fault."""
     try:
-        index = json.loads((folder / HEADS_INDEX).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        index = read_json(folder / HEADS_INDEX)
+    except UnreadableError as error:
         raise UserError(f"{folder}: holds no student of `repcon train` ({error})") from error
     index = index if isinstance(index, dict) else {}
     heads, projection = index.get("heads"), index.get("projection")

@@ -31,14 +31,16 @@ _SHOWN = 4
 _lock = threading.Lock()
 
 
-def find_weights(folder: Path, model: str, *, beside: tuple[str, ...] = ()) -> Path:
+def find_weights(folder: Path, model: str, on_warning: Callable[[str], None], *, beside: tuple[str, ...] = ()) -> Path:
     """The file of weights in a model's folder. `beside`: files there that are something else.
 
     Raises UserError where there is none, or where several could be meant.
     """
-    for name in KNOWN_NAMES:
-        if os.path.lexists(folder / name):
-            return folder / name
+    known = [name for name in KNOWN_NAMES if os.path.lexists(folder / name)]
+    if len(known) > 1:
+        on_warning(f"model {model}: of its weight files {_listed(known)} the first is taken, as timm does")
+    if known:
+        return folder / known[0]
     found = sorted(path for path in folder.iterdir() if path.name.endswith(SUFFIXES) and path.name not in beside)
     if not found:
         raise UserError(f"model {model}: no weight file ({KNOWN_NAMES[0]}) beside its config.json; copy it there")
@@ -67,7 +69,14 @@ def read_weights(path: Path, model: str, on_warning: Callable[[str], None]) -> T
         what = f"holds {_listed(others)} where tensors by name are expected" if others else "holds no tensors"
         raise UserError(f"model {model}: {path} {what}; save the model's state_dict() alone")
     require_finite(tensors, f"model {model}: {path}")
-    return {_without_parallel(str(name)): value for name, value in tensors.items()}
+    found = {_without_parallel(str(name)): value for name, value in tensors.items()}
+    if len(found) < len(tensors):
+        twice = [name for name in tensors if _without_parallel(name) != name and _without_parallel(name) in tensors]
+        what = (
+            f"holds two tensors for one part of the model ({_listed(twice or [*tensors])} and the same without prefix)"
+        )
+        raise UserError(f"model {model}: {path} {what}; save the model's state_dict() alone")
+    return found
 
 
 def load_safetensors(path: Path, model: str) -> Tensors:

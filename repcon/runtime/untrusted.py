@@ -59,6 +59,16 @@ def parse_json(text: str) -> Any:
         raise UnreadableError(f"not JSON: {error}") from error
 
 
+def read_json(path: str | Path) -> Any:
+    """The value in a regular file. Raises UnreadableError as `read_text` and `parse_json`, and for other than UTF-8."""
+    text = read_text(path)
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise UnreadableError("not UTF-8") from error
+    return parse_json(text)
+
+
 def parse_toml(text: str) -> dict[str, Any]:
     """The table. Raises UnreadableError as `parse_json`."""
     try:

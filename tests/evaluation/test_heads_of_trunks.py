@@ -8,12 +8,14 @@ import pytest
 import torch
 
 from repcon.commands import evaluate, teach
-from repcon.config import ClassSubset, EvaluateConfig, OptimConfig, TeachConfig
+from repcon.config import ClassSubset, EvaluateConfig, OptimConfig, TeachConfig, TeacherConfig
 from repcon.evaluation import heads
 from repcon.evaluation.probes import split_classes
 from repcon.images.format import MANIFEST
+from repcon.images.pack import Pack
 from repcon.images.packing import open_or_pack
 from repcon.models import backbone, student
+from repcon.models import teacher as teachers
 from repcon.runtime.errors import UserError
 
 
@@ -98,6 +100,16 @@ def test_images_that_are_not_the_teachers_own_are_marked(recipe, picture_folder,
     [row] = results["heads"]
     assert not row["held_out"] and row["classes"] == 3 and "verdict" not in results
     assert "flattered" in " ".join(capsys.readouterr().out.split())
+
+
+def test_a_name_of_several_classes_matches_no_image(pack, teacher):
+    """Which of them the image belongs to is not known."""
+    held = teachers.load(TeacherConfig(name="task", model=str(teacher)), "cpu")
+    first, second, third = held.section.classes
+    for names, left in (((first, second, third), 3), ((first, second, first), 1)):
+        section = replace(held.section, classes=names, model="x")
+        rows, targets, _ = heads._images(replace(held, section=section), Pack.open(pack))
+        assert len(set(targets.tolist())) == left and len(rows) == 8 * left
 
 
 def test_trunks_that_are_called_like_a_head_are_its_teachers(recipe, teacher, tmp_path, capsys):

@@ -218,8 +218,15 @@ def test_folders_of_a_nas_are_no_classes(tmp_path: Path) -> None:
         (["a/images/1.jpg", "b/images/1.jpg"], ""),
         (["test/1.jpg", "a/1.jpg"], ""),
         (["1.jpg", "2.jpg"], ""),
-        (["Cat/1.jpg", "cat/1.jpg", "dog/1.jpg"], "differ in nothing but case or encoding: 'Cat', 'cat'"),
-        (["caf\u00e9/1.jpg", "cafe\u0301/1.jpg"], "case or encoding"),
+        (
+            ["Cat/1.jpg", "cat/1.jpg", "dog/1.jpg"],
+            "differ in nothing but case, spaces, encoding or zeros: 'Cat', 'cat'",
+        ),
+        (["1/1.jpg", "01/1.jpg", "2/1.jpg"], "differ in nothing but case, spaces, encoding or zeros: '01', '1'"),
+        (["cat /1.jpg", "cat/1.jpg"], "differ in nothing but case, spaces, encoding or zeros: 'cat', 'cat '"),
+        (["a\u200bb/1.jpg", "ab/1.jpg"], "spaces, encoding or zeros: 'ab', 'a\\u200bb'"),
+        (["-1/1.jpg", "0/1.jpg"], "one class is called -1; an image without a class has no label at all"),
+        (["caf\u00e9/1.jpg", "cafe\u0301/1.jpg"], "case, spaces, encoding"),
     ],
 )
 def test_folders_that_may_not_be_the_classes_meant(names: list[str], caution: str, tmp_path: Path) -> None:
@@ -242,3 +249,21 @@ def test_imagenets_own_tars(tmp_path: Path) -> None:
         UserError, match=r"holds no images but archives \(all.tar: n01440760.tar, .*unpack the outer one"
     ):
         listed(tmp_path / "all.tar", outer)
+
+
+@pytest.mark.parametrize("suffix", ["json", "txt", "cls.txt", "cls.json"])
+def test_labels_in_other_members_are_not_read_and_that_is_said(suffix: str, tmp_path: Path) -> None:
+    members = {
+        f"{number}.{end}": picture(number) if end == "jpg" else b"1" for number in (0, 1) for end in ("jpg", suffix)
+    }
+    listing = listed(tmp_path / "a.tar", members)
+    assert listing.classes == () and f"beside the images are KEY.{suffix}, which are not read" in listing.cautions[0]
+    foldered = {f"{'ab'[int(name[0])]}/{name}": data for name, data in members.items()}
+    assert not listed(tmp_path / "b.tar", foldered).cautions  # captions, for example
+
+
+@pytest.mark.parametrize("data", [(1).to_bytes(8, "little"), "wren".encode("utf-16")])
+def test_a_label_that_is_no_text_is_none(data: bytes, tmp_path: Path) -> None:
+    listing = listed(tmp_path / "a.tar", {"0.jpg": picture(0), "0.cls": data, "1.jpg": picture(1), "1.cls": b"wren"})
+    assert named(listing) == {"1.jpg": "wren"}
+    assert listing.left_out == [("a.tar: 0.jpg", "its label is no text in UTF-8: it holds zero bytes")]

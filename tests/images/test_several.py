@@ -41,6 +41,13 @@ def test_classes_of_one_name_are_one_and_keys_tell_the_sources_apart(two: tuple[
     assert keys[0] == "set_v1/cat/0" and keys[-1] == "set_v1~2/owl/0" and len(set(keys)) == 13
 
 
+def test_classes_that_may_not_be_one_and_names_that_may_be_are_said(tmp_path: Path) -> None:
+    numbered = [folder_of(tmp_path / name, {"0": 1, "1": 1}, 300 + 10 * len(name)) for name in ("a", "bb")]
+    assert "classes are numbers in several sources" in read_all(tuple(map(str, numbered))).cautions[0]
+    spelt = [folder_of(tmp_path / name, {name: 1, "owl": 1}, 400 + ord(name[0])) for name in ("Cat", "cat")]
+    assert "case, spaces, encoding or zeros: 'Cat', 'cat'" in read_all(tuple(map(str, spelt))).cautions[0]
+
+
 def test_a_limit_takes_equal_shares_spread_over_each_source(two: tuple[Path, Path]) -> None:
     listing = read_all(tuple(map(str, two)), 7)
     taken = [listing.classes[item.label] for item in listing.items]

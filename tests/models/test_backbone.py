@@ -256,6 +256,22 @@ def test_class_names_are_by_id(tmp_path: Path, given, third: str) -> None:
     assert len(names) == 12 and names[2] == third and names[11] == "name-of-11"
 
 
+def test_names_that_are_numbers_are_told_from_ids() -> None:
+    """{name: id} as JSON has it, for folders 0 to 11 that were numbered in order of their letters."""
+    by_letters = sorted(map(str, range(12)))
+    assert backbone.class_names({name: place for place, name in enumerate(by_letters)}, 12, "x") == tuple(by_letters)
+    assert backbone.class_names({place: int(name) for place, name in enumerate(by_letters)}, 12, "x") == tuple(
+        by_letters
+    )
+    assert backbone.class_names({str(place): name for place, name in enumerate(by_letters)}, 12, "x")[2] == "10"
+
+
+def test_a_name_of_several_classes_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    for names in (["crane", "auk", "crane"], {"0": "crane", "1": "auk", "2": "crane"}):
+        assert backbone.class_names(names, 3, "x: label_names") == ("crane", "auk", "crane")
+        assert "x: label_names: 1 names stand for several classes each, 'crane' first" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     "given, says",
     [

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from repcon.models import backbone, weights
+from repcon.models import backbone, student, weights
 from repcon.models.backbone import Preprocessing
 from repcon.models.timm_import import timm
 from repcon.runtime.errors import UserError
@@ -192,3 +192,27 @@ def test_models_that_others_create_meanwhile_load_as_ever(folder: Path) -> None:
         with pytest.raises(UserError, match="missing in the file"):
             timm.create_model(f"local-dir:{folder}", pretrained=True)
     assert torch.equal(found[0].get_classifier().weight, load_file(folder / FILE)["fc.weight"])
+
+
+def test_of_several_known_files_the_one_that_is_taken_is_named(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.save({name: value * 0 for name, value in load_file(folder / FILE).items()}, folder / "pytorch_model.bin")
+    assert bool(backbone.create(str(folder)).get_classifier().weight.any())
+    assert "of its weight files model.safetensors, pytorch_model.bin the first is taken" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "_orig_mod.module."])
+def test_two_tensors_for_one_part_are_refused(folder: Path, prefix: str) -> None:
+    """One of them would be dropped once the prefixes of parallel training are taken away."""
+    rewrite(folder, lambda held: held | {f"{prefix}fc.weight": held["fc.weight"] * 0})
+    with pytest.raises(UserError, match=r"two tensors for one part of the model \(.*fc\.weight"):
+        backbone.create(str(folder))
+
+
+@pytest.mark.parametrize("name", ["config.json", "heads.json"])
+def test_an_endless_file_is_refused_before_it_is_read(folder: Path, name: str) -> None:
+    with (folder / name).open("wb") as file:
+        file.truncate(1 << 40)
+    with pytest.raises(UserError, match=rf"{name}|no student"):
+        student.load(folder)

@@ -6,6 +6,7 @@ One split's files are downloaded into the cache of huggingface_hub, and found th
 
 import glob
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,7 +45,7 @@ def download(source: str) -> Downloaded:
     files = [parts for file in _files(source, f"{owner}/{name}") if len(parts := file.split("/")) == 3]
     config = _choose(source, "config", config, {parts[0] for parts in files}, "default")
     split = _choose(source, "split", split, {parts[1] for parts in files if parts[0] == config}, "train")
-    root = Path(_call(source, "snapshot_download", f"{owner}/{name}", f"{config}/{split}"))
+    root = _snapshot(source, f"{owner}/{name}", allow_patterns=f"{glob.escape(f'{config}/{split}')}/*.parquet")
     words = f"{owner}/{name}@{root.name}/{config}/{split}"
     return Downloaded(root / config / split, hashlib.sha256(words.encode()).hexdigest())
 
@@ -52,26 +53,27 @@ def download(source: str) -> Downloaded:
 def _files(source: str, repo: str) -> list[str]:
     """The dataset's Parquet files; those of the cache where the hub cannot be asked."""
     try:
-        found = _call(source, "list_repo_files", repo)
+        held = _asked(source, lambda api: api.dataset_info(repo, revision=BRANCH).siblings)
+        found = [file.rfilename for file in held]
     except UserError:
-        root = _call(source, "snapshot_download", repo, local=True)
-        found = [path.relative_to(root).as_posix() for path in sorted(Path(root).rglob("*.parquet"))]
+        root = _snapshot(source, repo, local_files_only=True)
+        found = [path.relative_to(root).as_posix() for path in sorted(root.rglob("*.parquet"))]
     return [file for file in found if file.endswith(".parquet")]
 
 
-def _call(source: str, function: str, repo: str, folder: str = "", local: bool = False) -> Any:
-    """A function of huggingface_hub. Raises UserError for whatever it raises."""
+def _snapshot(source: str, repo: str, **options: Any) -> Path:
+    """The folder of the commit in the cache of huggingface_hub."""
+    options |= {"repo_type": "dataset", "revision": BRANCH}
+    return Path(_asked(source, lambda api: api.snapshot_download(repo, **options)))
+
+
+def _asked(source: str, call: Callable[[Any], Any]) -> Any:
+    """What huggingface_hub's client answers. Raises UserError for whatever it raises."""
     import huggingface_hub
 
-    options: dict[str, Any] = {"repo_type": "dataset", "revision": BRANCH}
-    if function == "snapshot_download":
-        options |= {
-            "local_files_only": local,
-            "allow_patterns": [f"{glob.escape(folder)}/*.parquet"] if folder else None,
-        }
     try:
-        return getattr(huggingface_hub, function)(repo, **options)
-    except (OSError, ValueError, RuntimeError) as error:
+        return call(huggingface_hub.HfApi(library_name="repcon"))
+    except Exception as error:  # those of huggingface_hub and of the libraries behind it have no base in common
         why = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(
             f"{source}: cannot be had from the Hugging Face hub as Parquet ({why}); download its files and name their "

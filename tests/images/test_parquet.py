@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hub_server import running_hub
 from pictures import photograph
 from simplejpeg import encode_jpeg
 
@@ -237,6 +238,29 @@ def test_a_dataset_of_the_hub_is_its_converted_parquet(tmp_path: Path, monkeypat
         sources.read("hf://datasets/birds")
     with pytest.raises(UserError, match="cannot be had from the Hugging Face hub"):
         sources.read("hf://datasets/org/bees")
+
+
+def test_only_the_split_that_is_asked_for_is_downloaded_and_found_again_without_network(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from huggingface_hub import constants
+
+    data = write(tmp_path / "rows.parquet", {"image": pictures(2), "label": ["a", "b"]}).read_bytes()
+    with running_hub() as hub:
+        template = hub.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "ENDPOINT", hub.endpoint)
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+        hub.create("org/birds", "dataset")
+        files = {f"default/{split}/0000.parquet": data for split in ("train", "test")}
+        hub.commit("dataset", "org/birds", "refs/convert/parquet", files)
+        first = sources.read("hf://datasets/org/birds:test")
+        assert [name for name, _ in hub.downloads] == ["default/test/0000.parquet"]
+        with pytest.raises(UserError, match="cannot be had from the Hugging Face hub as Parquet"):
+            sources.read("hf://datasets/org/bees")
+    again = sources.read("hf://datasets/org/birds:test")
+    assert again.identity == first.identity and [item.label for item in again.items] == [0, 1]
 
 
 def test_several_sources_of_the_hub_and_of_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

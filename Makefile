@@ -49,7 +49,7 @@ $(VENV)/.demo: $(VENV)/bin/python pyproject.toml constraints.txt
 	@touch $@
 
 $(VENV)/.test: $(VENV)/.demo
-	$(PIP) --editable '.[dali,demo,ray,s3,hf,tensorboard,hub,export,bench,test,lint,docs]'
+	$(PIP) --editable '.[dali,demo,ray,s3,hf,tensorboard,wandb,mlflow,hub,export,bench,test,lint,docs]'
 	@touch $@
 
 # Builds the pages only, so torch is not needed.

@@ -19,6 +19,7 @@ from repcon.distill.distributed import Stop, Team, join
 from repcon.distill.loader import Feed
 from repcon.distill.metrics import Totals, TrainingLog, trim_metrics
 from repcon.distill.optim import resolve
+from repcon.distill.trackers import Trackers, require_trackers
 from repcon.distill.trainer import Trainer
 from repcon.images.pack import Pack
 from repcon.labels.store import LabelStore
@@ -39,7 +40,7 @@ FREE = (
     "knn",
     "keep_checkpoints",
     "checkpoint_minutes",
-    "tensorboard",
+    "trackers",
 )
 
 
@@ -63,17 +64,16 @@ def run(settings: TrainConfig) -> dict[str, Any]:
             if state is not None and state["place"][0] == len(feed.passes) and results:
                 console.print(f"{escape(settings.out)}: this run is finished", soft_wrap=True)
                 return results
-            log = TrainingLog(
-                _run_folder(settings, state, team), _totals(feed, settings), team, settings.tensorboard,
-                start=0 if state is None else state["step"],
-            )  # fmt: skip
-            trainer = Trainer(settings, store, feed, team, resumed=state is not None)
-            if team.leads:
-                card = _card(settings, pack, store, trainer)
-                student.rehearse(trainer.kept, _folder(settings), preprocessing=trainer.preprocessing, card=card)
-            with log:
-                trainer.run(state, checkpoints, log, stop, Path(settings.out))
-            return _finish(settings, pack, store, trainer, log)
+            folder = _run_folder(settings, state, team)
+            with _trackers(settings, state, team) as trackers:
+                log = TrainingLog(folder, _totals(feed, settings), team, trackers)
+                trainer = Trainer(settings, store, feed, team, resumed=state is not None)
+                if team.leads:
+                    card = _card(settings, pack, store, trainer)
+                    student.rehearse(trainer.kept, _folder(settings), preprocessing=trainer.preprocessing, card=card)
+                with log:
+                    trainer.run(state, checkpoints, log, stop, Path(settings.out))
+                return _finish(settings, pack, store, trainer, log)
         finally:
             feed.close()
 
@@ -93,6 +93,7 @@ def check(settings: TrainConfig) -> None:
     if settings.freeze_blocks and not settings.pretrained:
         raise UserError(f"freeze_blocks: {settings.freeze_blocks} would keep random weights where pretrained is false")
     start.check(settings)
+    require_trackers(settings.trackers)
     for head in settings.heads:
         if not head.weight >= 0:
             raise UserError(f"heads: {head.name}: weight {head.weight} makes no sense; it must be 0 or more")
@@ -139,6 +140,14 @@ def _run_folder(settings: TrainConfig, state: dict[str, Any] | None, team: Team)
         return None
     trim = None if state is None else partial(trim_metrics, step=state["step"])
     return Run(settings.out, "train", config.dump(settings), afresh=state is None, alone=True, trim=trim)
+
+
+def _trackers(settings: TrainConfig, state: dict[str, Any] | None, team: Team) -> Trackers:
+    """The leader's trackers, which go on with their runs of before where there is a checkpoint."""
+    if not team.leads:
+        return Trackers()
+    step = 0 if state is None else state["step"]
+    return Trackers(settings.trackers, settings.out, dataclasses.asdict(settings), step)
 
 
 def _finish(settings: TrainConfig, pack: Pack, store: LabelStore, trainer: Trainer, log: TrainingLog) -> dict[str, Any]:

@@ -21,6 +21,7 @@ Codec = Literal["zstd", "lz4"]
 Values = Literal["float16", "gaps8"]
 Device = Literal["auto", "cpu", "cuda"]
 Init = Literal["auto", "average", "backbone"]
+TrackerKind = Literal["tensorboard", "wandb", "mlflow", "trackio"]
 AutoBool = bool | Literal["auto"]
 
 
@@ -262,7 +263,8 @@ class TrainConfig(Checked):
     """A labelled folder or pack on which kNN is measured after each pass (`crops_per_decode` epochs)."""
     keep_checkpoints: int = 2
     checkpoint_minutes: float = 15.0
-    tensorboard: bool = False
+    trackers: tuple[TrackerKind, ...] = ()
+    """Where the run's figures go beside its own metrics.jsonl: `tensorboard`, `wandb`, `mlflow`, `trackio`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

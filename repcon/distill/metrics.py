@@ -1,4 +1,4 @@
-"""What a training run tells: progress on screen, lines in metrics.jsonl, TensorBoard if asked, results."""
+"""What a training run tells: progress on screen, lines in metrics.jsonl, trackers if asked, results."""
 
 import contextlib
 import math
@@ -15,8 +15,8 @@ import torch
 from repcon.distill.distributed import Team
 from repcon.distill.epoch_table import EpochTable, warn_where_worse
 from repcon.distill.loader import Clock
+from repcon.distill.trackers import Trackers
 from repcon.runtime.console import console, progress
-from repcon.runtime.errors import UserError
 from repcon.runtime.run_dir import Run, write_text
 from repcon.runtime.untrusted import UnreadableError, parse_json
 
@@ -51,12 +51,11 @@ class Totals:
 class TrainingLog:
     """Losses arrive as device tensors and are only read when a line is due, so that logging never stalls a step."""
 
-    def __init__(self, run: Run | None, totals: Totals, team: Team, tensorboard: bool, *, start: int = 0) -> None:
-        """`start`: the step that the run goes on after; TensorBoard forgets what it had of later ones."""
+    def __init__(self, run: Run | None, totals: Totals, team: Team, trackers: Trackers | None = None) -> None:
         self._run, self._totals, self._team = run, totals, team
         # A line waits for the losses; on a GPU that is worth it only now and then.
         self._every = max(-(-totals.steps // MOST_LINES), 10 if team.device.type == "cuda" else 1)
-        self._board = _board(run.path, start) if tensorboard and run is not None else None
+        self._trackers = trackers or Trackers()
         self._bars = progress()
         self._task = self._bars.add_task("train", total=totals.images, unit="images", note="")
         # Of the steps since the last line.
@@ -79,8 +78,6 @@ class TrainingLog:
 
     def __exit__(self, *exception: object) -> None:
         self._bars.stop()
-        if self._board is not None:
-            self._board.close()
 
     def state(self) -> dict[str, Any]:
         """What `resumed` takes, so that lines and results are those of the whole run; all of the team must ask."""
@@ -120,10 +117,14 @@ class TrainingLog:
         self._event("validation", step=step, epoch=epoch, **figures)
         if epoch == 0:
             self.begun = dict(figures)
-        for head, values in figures.get("heads", {}).items():
-            self._scalars({f"{name}/{head}": value for name, value in values.items()}, step)
+        shown = {
+            f"{name}/{head}": value
+            for head, values in figures.get("heads", {}).items()
+            for name, value in values.items()
+        }
         if "knn" in figures:
-            self._scalars({"knn": figures["knn"]}, step)
+            shown["knn"] = figures["knn"]
+        self._trackers.log(shown, step)
         self._table.row(epoch, figures)
 
     def compared(self) -> list[str]:
@@ -174,8 +175,8 @@ class TrainingLog:
             lr=lr,
             **memory(self._team.device),
         )
-        self._scalars({f"loss/{name}": value for name, value in loss.items()}, step)
-        self._scalars({"lr": lr, "images_per_second": rate, "data_share": share}, step)
+        losses = {f"loss/{name}": value for name, value in loss.items()}
+        self._trackers.log({**losses, "lr": lr, "images_per_second": rate, "data_share": share}, step)
         waiting = self._spent[0] / max(sum(self._spent), 1e-9)
         self._bars.update(self._task, note=f"loss {sum(means):.3f}, {100 * waiting:.0f} % waiting for data")
         self._sums, self._count, self._images = None, 0, 0
@@ -185,11 +186,6 @@ class TrainingLog:
         if self._run is not None:
             self._run.log(name, **figures)
 
-    def _scalars(self, values: Mapping[str, float], step: int) -> None:
-        if self._board is not None:
-            for name, value in values.items():
-                self._board.add_scalar(name, value, step)
-
 
 def memory(device: torch.device) -> dict[str, float]:
     """The largest use so far, in bytes: of this process, and of the GPU where one is used."""
@@ -198,13 +194,3 @@ def memory(device: torch.device) -> dict[str, float]:
     if device.type == "cuda":
         figures["gpu_memory_bytes"] = torch.cuda.max_memory_allocated(device)
     return figures
-
-
-def _board(folder: Path, start: int) -> Any:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError as error:
-        raise UserError(
-            "tensorboard = true needs the package tensorboard: pip install 'repcon[tensorboard]'"
-        ) from error
-    return SummaryWriter(str(folder / "tensorboard"), purge_step=start + 1 if start else None)

@@ -10,6 +10,12 @@ def require_extra(extra: str, modules: tuple[str, ...], what: str) -> None:
 
     what: what needs them, as it was asked for: `--to onnx`. It begins the message.
     """
-    missing = [name for name in modules if find_spec(name) is None]
+    missing = [name for name in modules if not _is_installed(name)]
     if missing:
         raise UserError(f"{what} needs {', '.join(missing)}: pip install 'repcon[{extra}]'")
+
+
+def _is_installed(name: str) -> bool:
+    """Whether the module is there; a folder of that name in the working folder is none."""
+    spec = find_spec(name)
+    return spec is not None and spec.origin is not None

@@ -20,7 +20,7 @@ KINDS = [kind for _, kind in inspect.getmembers(schema, dataclasses.is_dataclass
 NO_PATHS = {
     "name", "licence", "schedule", "ray", "baseline", "student", "title", "temperatures", "loaders", "metrics",
     "datasets", "domains", "heads", "scale", "ratio", "init_weights", "repository",
-    "revision",
+    "revision", "trackers",
 }  # fmt: skip
 
 

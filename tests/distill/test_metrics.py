@@ -21,7 +21,7 @@ def figures(birds: float, generalist: float) -> dict[str, Any]:
 
 def test_epochs_are_rows_of_one_table_and_heads_its_columns() -> None:
     with join("cpu") as team, console.capture() as capture:
-        log = TrainingLog(None, Totals(steps=1, images=8, heads=("birds",)), team, tensorboard=False)
+        log = TrainingLog(None, Totals(steps=1, images=8, heads=("birds",)), team)
         log.validated(0, 0, figures(2.5694, 0.5))
         log.validated(1, 1, figures(1.2, 0.75))
         log.validated(2, 2, {"images": 0, "heads": {}})
@@ -49,7 +49,7 @@ def test_heads_that_end_worse_than_they_began_are_named(tmp_path: Path) -> None:
     """Also after a resume; those that moved by next to nothing are not."""
     with join("cpu") as team, console.capture() as capture:
         totals = Totals(steps=1, images=8, heads=("birds",))
-        first, second = (TrainingLog(None, totals, team, tensorboard=False) for _ in range(2))
+        first, second = (TrainingLog(None, totals, team) for _ in range(2))
         first.validated(0, 0, figures(0.3, 0.5))
         second.resumed(1, 8, first.state())
         second.validated(1, 1, figures(0.5, 0.505))
@@ -68,7 +68,7 @@ def test_a_line_of_several_steps_is_the_same_after_a_resume(monkeypatch) -> None
 
     with join("cpu") as team:
         totals = Totals(steps=9, images=36, heads=("birds",))
-        whole, first, second = (TrainingLog(None, totals, team, tensorboard=False) for _ in range(3))
+        whole, first, second = (TrainingLog(None, totals, team) for _ in range(3))
         feed(whole, range(1, 10))
         feed(first, range(1, 9))
         second.resumed(8, 32, first.state())

@@ -67,7 +67,7 @@ def test_knn_is_that_of_the_students_features(case: Path, tmp_path: Path, pictur
 def test_tensorboard_shows_losses_rates_and_validation(case: Path, tmp_path: Path, picture_folder: Path) -> None:
     accumulators = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     out = tmp_path / "run"
-    train.run(settings(case, out, epochs=2, knn=str(picture_folder), tensorboard=True))
+    train.run(settings(case, out, epochs=2, knn=str(picture_folder), trackers=("tensorboard",)))
     shown = accumulators.EventAccumulator(str(out / "tensorboard")).Reload()
     wanted = {"loss/colours", "loss/tones", "lr", "images_per_second", "data_share", "knn"}
     assert wanted | {"agreement/colours", "kl/tones"} <= set(shown.Tags()["scalars"])

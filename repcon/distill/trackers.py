@@ -1,0 +1,240 @@
+"""Experiment trackers: a run's figures in TensorBoard, Weights & Biases, MLflow or trackio, beside metrics.jsonl."""
+
+import os
+import time
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Protocol
+
+from rich.markup import escape
+
+from repcon.config import TrackerKind
+from repcon.runtime.console import careful, console
+from repcon.runtime.errors import UserError
+from repcon.runtime.extras import require_extra
+from repcon.runtime.run_dir import write_json
+from repcon.runtime.untrusted import UnreadableError, parse_json, read_text
+
+PROJECT = "repcon"
+"""Of runs whose project the tracker's own environment variable does not name."""
+IDS = "trackers.json"
+"""The file of an output folder with the run's name and its id in each tracker, by which a resumed run is found."""
+MODULES: dict[TrackerKind, tuple[str, ...]] = {
+    "tensorboard": ("tensorboard",),
+    "wandb": ("wandb",),
+    "mlflow": ("mlflow",),
+    "trackio": ("trackio",),
+}
+"""What each needs; its extra has its own name."""
+
+
+class Tracker(Protocol):
+    """One tracker's run. `id` names it there, `place` tells a person where it is.
+
+    The methods may raise anything: a tracker that fails is left out, and training goes on.
+    """
+
+    id: str
+    place: str
+
+    def log(self, metrics: Mapping[str, float], step: int) -> None:
+        """Figures by name, after `step` batches of the whole run."""
+        ...
+
+    def finish(self, completed: bool) -> None:
+        """Ends the run; it was stopped or failed where it is not `completed`, and may be resumed."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrackedRun:
+    """What a tracker is told when it starts."""
+
+    folder: Path
+    name: str
+    settings: Mapping[str, Any]
+    step: int
+    """The step that the run goes on after; 0 for a new run."""
+    id: str
+    """What this tracker called the run that is resumed; empty for a new one."""
+
+
+class TensorBoard:
+    """Event files in the run's folder; those of steps that are taken again are purged."""
+
+    def __init__(self, run: TrackedRun) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.id, self.place = run.name, str(run.folder / "tensorboard")
+        self._writer = SummaryWriter(self.place, purge_step=run.step + 1 if run.step else None)
+
+    def log(self, metrics: Mapping[str, float], step: int) -> None:
+        for name, value in metrics.items():
+            self._writer.add_scalar(name, value, step)
+
+    def finish(self, completed: bool) -> None:
+        self._writer.close()
+
+
+class WeightsAndBiases:
+    """A run of wandb; WANDB_MODE, WANDB_PROJECT and the rest of its environment count."""
+
+    def __init__(self, run: TrackedRun) -> None:
+        import wandb
+
+        self.id = run.id or run.name
+        self._run = wandb.init(
+            project=os.environ.get("WANDB_PROJECT", PROJECT), id=self.id, name=run.name, resume="allow",
+            dir=str(run.folder), config=dict(run.settings), settings=wandb.Settings(silent=True, console="off"),
+        )  # fmt: skip
+        self.place = self._run.url or str(run.folder / "wandb")
+
+    def log(self, metrics: Mapping[str, float], step: int) -> None:
+        self._run.log(dict(metrics), step=step)
+
+    def finish(self, completed: bool) -> None:
+        self._run.finish(exit_code=0 if completed else 1)
+
+
+class MLflow:
+    """A run of MLflow; MLFLOW_TRACKING_URI and MLFLOW_EXPERIMENT_NAME count."""
+
+    def __init__(self, run: TrackedRun) -> None:
+        import mlflow
+        from mlflow.entities import Param
+
+        self._client, self.place = mlflow.MlflowClient(), mlflow.get_tracking_uri()
+        self.id = run.id
+        if self.id:
+            self._client.update_run(self.id, status="RUNNING")
+            return
+        project = os.environ.get("MLFLOW_EXPERIMENT_NAME", PROJECT)
+        experiment = self._client.get_experiment_by_name(project)
+        where = experiment.experiment_id if experiment else self._client.create_experiment(project)
+        self.id = self._client.create_run(where, run_name=run.name).info.run_id
+        params = [Param(name, str(value)[:500]) for name, value in _flat(run.settings).items()]
+        self._client.log_batch(self.id, params=params)
+
+    def log(self, metrics: Mapping[str, float], step: int) -> None:
+        from mlflow.entities import Metric
+
+        now = int(1000 * time.time())
+        self._client.log_batch(self.id, [Metric(name, float(value), now, step) for name, value in metrics.items()])
+
+    def finish(self, completed: bool) -> None:
+        self._client.set_terminated(self.id, "FINISHED" if completed else "KILLED")
+
+
+class Trackio:
+    """A local run of trackio; TRACKIO_PROJECT, TRACKIO_DIR and TRACKIO_SPACE_ID count."""
+
+    def __init__(self, run: TrackedRun) -> None:
+        project = os.environ.get("TRACKIO_PROJECT", PROJECT)
+        self.id, self.place = run.id or run.name, f"trackio show --project {project}"
+        self._run: Any = import_module("trackio").init(
+            project=project, name=self.id, config=dict(run.settings), resume="allow", embed=False,
+            auto_log_cpu=False, auto_log_gpu=False,
+        )  # fmt: skip
+
+    def log(self, metrics: Mapping[str, float], step: int) -> None:
+        self._run.log(dict(metrics), step=step)
+
+    def finish(self, completed: bool) -> None:
+        self._run.finish()
+
+
+TRACKERS: dict[TrackerKind, Callable[[TrackedRun], Tracker]] = {
+    "tensorboard": TensorBoard,
+    "wandb": WeightsAndBiases,
+    "mlflow": MLflow,
+    "trackio": Trackio,
+}
+
+
+def require_trackers(kinds: Sequence[TrackerKind]) -> None:
+    """Raises UserError with the pip command where a tracker is not installed; starts none."""
+    for kind in kinds:
+        require_extra(kind, MODULES[kind], f"trackers: {kind}")
+
+
+class Trackers:
+    """The trackers of one run. One that fails is named once, and left out from then on."""
+
+    def __init__(
+        self, kinds: Sequence[TrackerKind] = (), folder: str | Path = "", settings: Mapping[str, Any] | None = None,
+        step: int = 0,
+    ) -> None:  # fmt: skip
+        """`step`: the step that the run goes on after; 0 for a new run, in which a tracker that cannot be started is a
+        UserError. The ids are kept in `folder`.
+        """
+        self._held: dict[TrackerKind, Tracker] = {}
+        if not kinds:
+            return
+        folder = Path(folder)
+        ids = _read_ids(folder) if step else {}
+        ids.setdefault("name", f"{folder.resolve().name}-{uuid.uuid4().hex[:8]}")
+        for kind in dict.fromkeys(kinds):
+            run = TrackedRun(
+                folder=folder, name=ids["name"], settings=settings or {}, step=step, id=ids.get(kind, "")
+            )  # fmt: skip
+            if tracker := self._started(kind, run):
+                self._held[kind] = tracker
+                console.print(f"tracked by {kind}: {escape(tracker.place)}", highlight=False, soft_wrap=True)
+        write_json(folder / IDS, ids | {kind: tracker.id for kind, tracker in self._held.items()})
+
+    def __enter__(self) -> "Trackers":
+        return self
+
+    def __exit__(self, kind: object, *exception: object) -> None:
+        self.finish(completed=kind is None)
+
+    def log(self, metrics: Mapping[str, float], step: int) -> None:
+        """Figures by name, to every tracker that works."""
+        self._each(lambda tracker: tracker.log(metrics, step))
+
+    def finish(self, completed: bool) -> None:
+        """Ends all."""
+        self._each(lambda tracker: tracker.finish(completed))
+        self._held.clear()
+
+    def _started(self, kind: TrackerKind, run: TrackedRun) -> Tracker | None:
+        try:
+            return TRACKERS[kind](run)
+        except Exception as error:  # of the tracker's own libraries
+            if run.step:
+                careful(f"{kind} could not go on ({_reason(error)}); training goes on without it")
+                return None
+            self.finish(completed=False)
+            hint = "see that it works alone (its login, its server), or leave it out of trackers"
+            raise UserError(f"trackers: {kind} could not be started ({_reason(error)}); {hint}") from error
+
+    def _each(self, call: Callable[[Tracker], None]) -> None:
+        for kind, tracker in list(self._held.items()):
+            try:
+                call(tracker)
+            except Exception as error:  # of the tracker's own libraries
+                del self._held[kind]
+                careful(f"{kind} failed ({_reason(error)}); training goes on without it")
+
+
+def _read_ids(folder: Path) -> dict[str, str]:
+    try:
+        held = parse_json(read_text(folder / IDS))
+    except UnreadableError:
+        return {}
+    return {str(key): str(value) for key, value in held.items()} if isinstance(held, dict) else {}
+
+
+def _flat(settings: Mapping[str, Any], before: str = "") -> dict[str, Any]:
+    """Tables within tables as `table.field`."""
+    found: dict[str, Any] = {}
+    for name, value in settings.items():
+        found |= _flat(value, f"{before}{name}.") if isinstance(value, Mapping) else {before + name: value}
+    return found
+
+
+def _reason(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]

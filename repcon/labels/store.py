@@ -56,7 +56,7 @@ from repcon.labels.tables import (
     window_plan,
 )
 from repcon.labels.writer import LostClaimError, UnitClaim, UnitWriter
-from repcon.labels.zarr_encoding import encode_shard, metadata_problems
+from repcon.labels.zarr_encoding import METADATA_NAMES, encode_shard, metadata_problems
 from repcon.runtime.errors import UserError
 from repcon.runtime.filesystem import Files, is_safe, open_files
 
@@ -325,7 +325,12 @@ class LabelStore:
                 place = f"{folder}/{name}".lstrip("/")
                 if place not in known and self._files.size(f"{place}/zarr.json") is not None:
                     found.append(f"{self.url}/{place}: an array or group that the manifest does not know; remove it")
-        return found
+        for folder in ("", *(name.removesuffix("zarr.json").rstrip("/") for name in self.manifest.metadata)):
+            for name in self._files.unsafe_names(folder):
+                if name.rpartition("/")[2] in METADATA_NAMES:
+                    what = "metadata of another version of zarr, or of an array that the manifest does not know"
+                    found.append(f"{self.url}/{f'{folder}/{name}'.lstrip('/')}: {what}; remove it")
+        return list(dict.fromkeys(found))
 
     def damage(self, unit: Unit) -> list[str]:
         """What is wrong with the unit's marker and files, each by its sha256; empty for a finished, intact unit."""

@@ -29,6 +29,9 @@ BLOCK_BYTES = {"zstd": 2**18, "lz4": 2**17}
 # Of zstd, level 2 compresses 2.5 times as fast as level 3, at 1 % more bytes.
 LEVELS = {"zstd": 2, "lz4": 5}
 
+METADATA_NAMES = ("zarr.json", ".zarray", ".zgroup", ".zattrs", ".zmetadata")
+"""Files by which a reader of zarr 3 or 2 knows an array or a group."""
+
 
 def metadata_of(manifest: Manifest) -> Iterator[tuple[str, bytes]]:
     """Name and content of every `zarr.json`, groups included."""
@@ -67,12 +70,29 @@ def metadata_problems(manifest: Manifest, read: Callable[[str], bytes]) -> Itera
         yield f"{name}: the manifest lists no hash for it"
     for name, content in wanted.items():
         try:
-            held = json.loads(read(name))
+            held = _strictly(read(name))
         except (OSError, ValueError, RecursionError) as error:
-            yield f"{name}: cannot be read ({getattr(error, 'strerror', None) or 'not JSON'})"
+            yield f"{name}: cannot be read by every zarr ({getattr(error, 'strerror', None) or f'not JSON: {error}'})"
             continue
         if not _reads_alike(held, json.loads(content)):
             yield f"{name}: plain zarr would read it otherwise than the manifest says ({_unlike(held, content)})"
+
+
+def _strictly(data: bytes) -> Any:
+    """JSON that all readers understand alike: UTF-8 without a byte order mark, each key once, no NaN as a number.
+
+    Raises ValueError.
+    """
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        if len(found := dict(pairs)) < len(pairs):
+            raise ValueError("a key is there twice")
+        return found
+
+    def no_constant(name: str) -> None:
+        raise ValueError(f"{name} is no number of JSON's")
+
+    return json.loads(data.decode("utf-8"), object_pairs_hook=once, parse_constant=no_constant)
 
 
 def _reads_alike(held: Any, wanted: Mapping[str, Any]) -> bool:

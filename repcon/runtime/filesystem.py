@@ -46,6 +46,11 @@ class Files(Protocol):
         files that are being written."""
         ...
 
+    def unsafe_names(self, folder: str) -> list[str]:
+        """What lies there under names that are not `is_safe`, and what lies in folders of such names: `a b/zarr.json`.
+        Files that are being written are left out."""
+        ...
+
     def write(self, name: str, data: bytes, require: Callable[[], object] | None = None) -> None:
         """Puts the whole file in place at once, replacing what was there. `require` is called just before that, and may
         raise: locally once the file is complete under its temporary name, which `withdraw` of another process takes
@@ -119,6 +124,16 @@ class LocalFiles:
             if error.errno in _NOT_THERE:
                 return []
             raise
+
+    def unsafe_names(self, folder: str) -> list[str]:
+        found: list[str] = []
+        with contextlib.suppress(OSError):
+            for name in sorted(os.listdir(self._inside(folder))):
+                if not is_safe(name) and not _TEMPORARY.fullmatch(name):
+                    found.append(name)
+                    with contextlib.suppress(OSError):  # no folder
+                        found += [f"{name}/{inner}" for inner in os.listdir(Path(self._inside(folder), name))]
+        return found
 
     def write(self, name: str, data: bytes, require: Callable[[], object] | None = None) -> None:
         path = self._inside(name)
@@ -237,6 +252,16 @@ class UrlFiles:
         except FileNotFoundError:
             return []
         return sorted(path.rstrip("/").rsplit("/", 1)[-1] for path in found)
+
+    def unsafe_names(self, folder: str) -> list[str]:
+        found: list[str] = []
+        for name in self.names(folder):
+            if not is_safe(name):
+                found.append(name)
+                with contextlib.suppress(OSError):
+                    held = self._files.ls(f"{self._path(folder)}/{name}", detail=False)
+                    found += [f"{name}/{path.rstrip('/').rsplit('/', 1)[-1]}" for path in held]
+        return found
 
     def write(self, name: str, data: bytes, require: Callable[[], object] | None = None) -> None:
         if require is not None:

@@ -352,6 +352,40 @@ def test_an_array_that_the_manifest_does_not_know_is_unsound(store):
     assert verify.run(VerifyConfig(store=store.url))["passed"]
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda text: text.replace('"endian": "little"', '"endian": "big", "endian": "little"').encode(),
+        lambda text: text.replace('"fill_value": 65535', '"fill_value": Infinity').encode(),
+        lambda text: text.encode("utf-16"),
+        lambda text: b"\xef\xbb\xbf" + text.encode(),
+    ],
+)
+def test_metadata_that_readers_take_differently_is_unsound(store, change):
+    """What Python's JSON takes in its own way: a key that is there twice, NaN as a number, other encodings."""
+    name = "heads/wide/ids/zarr.json"
+    path = Path(store.url) / name
+    data = change(path.read_text())
+    assert data != path.read_bytes()
+    path.write_bytes(data)
+    manifest = Path(store.url) / "manifest.json"
+    values = unseal(manifest.read_bytes(), "m")
+    values["metadata"][name] = hashlib.sha256(data).hexdigest()
+    manifest.write_bytes(seal(values))
+    assert f"{name}: cannot be read by every zarr" in str(failure(store.url))
+
+
+@pytest.mark.parametrize("name", [".zgroup", "heads/wide/ids/.zarray", "heads/a b/zarr.json", ".hidden/.zarray"])
+def test_metadata_of_another_version_or_under_odd_names_is_unsound(store, name):
+    path = Path(store.url) / name
+    path.parent.mkdir(exist_ok=True)
+    shutil.copy(Path(store.url) / "heads/wide/ids/zarr.json", path)
+    assert f"{name}: metadata of another version of zarr" in str(failure(store.url))
+    path.unlink()
+    (path.parent / ".DS_Store").write_bytes(b"")
+    assert verify.run(VerifyConfig(store=store.url))["passed"]
+
+
 def test_a_change_that_was_cut_short_is_told(store):
     root = Path(store.url)
     shutil.copy(root / "manifest.json", root / "manifest.next.json")

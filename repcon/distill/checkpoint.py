@@ -12,7 +12,7 @@ import torch
 
 from repcon.config import dump
 from repcon.runtime.errors import UserError
-from repcon.runtime.open_files import sync_folder
+from repcon.runtime.open_files import open_own, sync_folder
 
 BEST = "best.pt"
 _STEP = re.compile(r"step-\d{9,}\.pt")
@@ -80,7 +80,7 @@ class Checkpoints:
         """File, then folder reach the disk before the name is there: a crash leaves the checkpoint before."""
         temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         try:
-            with temporary.open("wb") as file:
+            with open_own(temporary, "wb") as file:
                 torch.save(state, file)
                 file.flush()
                 os.fsync(file.fileno())

@@ -13,7 +13,7 @@ import numpy as np
 from repcon.images.format import COLUMNS, KEY_TEXT, Columns, dump_index, load_index, shard_name
 from repcon.images.jpeg import Encoded
 from repcon.images.sources import Item
-from repcon.runtime.open_files import sync_folder
+from repcon.runtime.open_files import open_own, sync_folder
 
 BLOCK = 512
 _BLANK = tarfile.TarInfo().tobuf(tarfile.GNU_FORMAT)
@@ -56,7 +56,7 @@ class Shard:
         self.part = Part(bytes=0, next=start)
         self._path = out / shard_name(number)
         self._temporary = out / f".{shard_name(number)}.tmp"
-        self._file = self._temporary.open("wb")
+        self._file = open_own(self._temporary, "wb")
         self._rows: list[tuple[int, int, int, int, bytes, int]] = []
         self._keys: list[bytes] = []
 
@@ -141,7 +141,7 @@ def assemble(parts: list[Part]) -> Columns:
 def write_file(path: Path, data: bytes) -> None:
     """Writes a whole file to disk so that a crash leaves the old one or the new one."""
     temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("wb") as file:
+    with open_own(temporary, "wb") as file:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())

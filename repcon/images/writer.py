@@ -35,7 +35,7 @@ from repcon.images.shards import Part, Shard, assemble, write_file
 from repcon.images.sources import Item, Listing
 from repcon.runtime.console import console, progress
 from repcon.runtime.errors import UserError
-from repcon.runtime.open_files import lock, read_file, reason_of
+from repcon.runtime.open_files import lock, open_own, read_file, reason_of
 from repcon.runtime.system import cores
 
 PARTS = "parts"
@@ -165,7 +165,7 @@ def _lock_file(parts: Path) -> TextIO:
     while True:
         try:
             parts.mkdir(parents=True, exist_ok=True)
-            return (parts / "lock").open("w", encoding="ascii")
+            return open_own(parts / "lock", "w", encoding="ascii")
         except (FileExistsError, FileNotFoundError):
             if any(os.path.lexists(path) and not path.is_dir() for path in (parts, parts.parent)):
                 raise

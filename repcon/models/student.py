@@ -17,7 +17,7 @@ from repcon.models.merge import Member, average
 from repcon.models.model_card import model_card
 from repcon.models.weights import load_safetensors, require_finite
 from repcon.runtime.errors import UserError
-from repcon.runtime.run_dir import write_text
+from repcon.runtime.run_dir import write_data, write_text
 from repcon.runtime.untrusted import UnreadableError, read_json
 
 HEADS = "heads.safetensors"
@@ -168,7 +168,7 @@ def save(student: Student, folder: str | Path, *, preprocessing: Preprocessing, 
     extra = {"proxy_fingerprint": card["pack"]} if "pack" in card else {}
     backbone.save(student.trunk, folder, classes=(), preprocessing=preprocessing, extra=extra)
     state = {k: v.detach().cpu().contiguous() for k, v in student.state_dict().items() if not k.startswith("trunk.")}
-    (folder / HEADS).write_bytes(to_bytes(state))  # as in `backbone.save`
+    write_data(folder / HEADS, to_bytes(state))  # not safetensors' own `save_file`, as in `backbone.save`
     index = {
         "heads": student.heads,
         "projection": student.projection,
@@ -176,7 +176,7 @@ def save(student: Student, folder: str | Path, *, preprocessing: Preprocessing, 
         "teachers": {teacher["name"]: teacher.get("weight_hash", "") for teacher in card.get("teachers", ())},
         "licences": {teacher["name"]: teacher.get("licence", "") for teacher in card.get("teachers", ())},
     }
-    (folder / HEADS_INDEX).write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
+    write_text(folder / HEADS_INDEX, json.dumps(index, indent=1) + "\n")
     write_text(folder / "README.md", model_card(student.heads, preprocessing, card, folder))
 
 

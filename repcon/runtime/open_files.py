@@ -60,6 +60,27 @@ def require_plain(mode: int, path: str) -> None:
         raise OSError(errno.EISDIR if stat.S_ISDIR(mode) else errno.EINVAL, f"{kind}, not a plain file", path)
 
 
+def open_own(path: str | os.PathLike[str], mode: str, **how: Any) -> Any:
+    """As `open`, for files that this program writes: what a stranger has put in their place, a link to a file of the
+    user's or a pipe that nobody reads, is neither followed nor waited for. Raises OSError."""
+    return open(path, mode, opener=_own, **how)
+
+
+def _own(path: str, flags: int) -> int:
+    try:
+        descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.ENXIO):
+            raise OSError(error.errno, "a link, a pipe or a socket, not a plain file: remove it", path) from error
+        raise
+    try:
+        require_plain(os.fstat(descriptor).st_mode, path)
+    except OSError:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
 class OpenFile:
     """A file that is closed once nobody holds it, so never under a thread that reads it."""
 

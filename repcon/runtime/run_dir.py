@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from repcon.runtime.errors import UserError
-from repcon.runtime.open_files import sync_folder
+from repcon.runtime.open_files import open_own, sync_folder
 from repcon.runtime.system import environment
 from repcon.runtime.untrusted import UnreadableError, parse_json, read_text
 
@@ -27,10 +27,14 @@ def write_text(path: Path, text: str) -> None:
     Bytes of a file name that are not UTF-8 (lone surrogates in Python) become those bytes again; `untrusted.read_text`
     gives the same text back.
     """
-    data = text.encode("utf-8", "surrogateescape")
+    write_data(path, text.encode("utf-8", "surrogateescape"))
+
+
+def write_data(path: Path, data: bytes) -> None:
+    """As `write_text`, for bytes."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open("wb") as file:
+        with open_own(temporary, "wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
@@ -116,7 +120,7 @@ class Run:
         self.path = Path(out)
         marker = self.path / MARKER
         self.path.mkdir(parents=True, exist_ok=True)
-        self._lock = (self.path / ".lock").open("w", encoding="ascii") if alone else None
+        self._lock = open_own(self.path / ".lock", "w", encoding="ascii") if alone else None
         if self._lock is not None and _is_locked(self._lock):
             raise UserError(f"{self.path}: another process is at work there; wait for it, or name another folder")
         write_text(marker, command + "\n")
@@ -125,7 +129,8 @@ class Run:
         metrics = self.path / "metrics.jsonl"
         if trim is not None:
             trim(metrics)
-        self._metrics: TextIO = metrics.open("w" if afresh else "a", buffering=1, encoding="utf-8")
+        mode = "w" if afresh else "a"
+        self._metrics: TextIO = open_own(metrics, mode, buffering=1, encoding="utf-8")
         self._started = time.monotonic()
 
     def earlier(self) -> dict[str, Any]:

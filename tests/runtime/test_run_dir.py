@@ -1,8 +1,10 @@
 import io
 import json
+import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +13,7 @@ from rich.progress import Progress
 
 from repcon.runtime.console import Lines
 from repcon.runtime.errors import UserError
-from repcon.runtime.run_dir import Run, write_json
+from repcon.runtime.run_dir import Run, write_json, write_text
 from repcon.runtime.system import environment
 
 
@@ -127,3 +129,32 @@ def test_metrics_have_null_for_what_is_no_number(tmp_path):
     Run(tmp_path / "run", "teach", "").log("epoch", loss=float("nan"), shares=[0.5, float("inf")])
     line = (tmp_path / "run" / "metrics.jsonl").read_text()
     assert '"loss": null, "shares": [0.5, null]' in line
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", ".lock"])
+@pytest.mark.parametrize("kind", ["link", "pipe"])
+def test_what_a_stranger_put_in_a_file_s_place_is_not_written_through(name: str, kind: str, tmp_path: Path) -> None:
+    """A run's folder that somebody else made: a link to a file of the user's, a pipe that nobody reads."""
+    precious, out = tmp_path / "precious", tmp_path / "run"
+    precious.write_text("mine")
+    Run(out, "train", "").finish({})
+    (out / name).unlink(missing_ok=True)
+    if kind == "link":
+        (out / name).symlink_to(precious)
+    else:
+        os.mkfifo(out / name)
+    with pytest.raises(OSError, match="a link, a pipe or a socket, not a plain file"):
+        Run(out, "train", "", alone=True)
+    assert precious.read_text() == "mine"
+
+
+def test_a_link_in_the_place_of_a_file_or_its_temporary_one_is_not_followed(tmp_path: Path) -> None:
+    precious, path = tmp_path / "precious", tmp_path / "results.json"
+    precious.write_text("mine")
+    path.symlink_to(precious)
+    write_text(path, "ours")
+    assert (path.read_text(), path.is_symlink(), precious.read_text()) == ("ours", False, "mine")
+    (tmp_path / f".results.json.{os.getpid()}.tmp").symlink_to(precious)
+    with pytest.raises(OSError, match="not a plain file"):
+        write_text(path, "again")
+    assert precious.read_text() == "mine"

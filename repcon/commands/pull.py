@@ -1,5 +1,6 @@
 """`repcon pull`: what `repcon push` put on the Hugging Face hub, checked before it is there."""
 
+import glob
 import os
 import shutil
 from pathlib import Path
@@ -15,6 +16,8 @@ from repcon.sharing.address import Address, parse_address
 from repcon.sharing.bundle import ABOUT, FILES, WHAT, Kind, fingerprint_of, read_about, require_place
 from repcon.sharing.hub import download, find_commit
 
+PARTIAL = ".pulling"
+"""What the folder of an unfinished download ends in."""
 NEXT: dict[Kind, str] = {
     "store": "repcon inspect {}",
     "teacher": "repcon precompute --teachers NAME={} --pack PACK --out labels.zarr",
@@ -29,7 +32,7 @@ def run(config: PullConfig) -> dict[str, Any]:
         raise UserError(f"out: {out} is there already; name another, or remove it")
     commit = find_commit(address, config.revision)
     out.parent.mkdir(parents=True, exist_ok=True)
-    partial = out.parent / f".{out.name}.{commit[:12]}.pulling"
+    partial = out.parent / f".{out.name}.{commit[:12]}{PARTIAL}"
     about = download(address, commit, partial, (ABOUT,)) / ABOUT
     if not about.is_file():
         shutil.rmtree(partial)
@@ -44,7 +47,8 @@ def run(config: PullConfig) -> dict[str, Any]:
         raise UserError(f"{address}: {error}; nothing was kept") from error
     shutil.rmtree(partial / ".cache", ignore_errors=True)
     os.rename(folder, out)
-    shutil.rmtree(partial, ignore_errors=True)
+    for old in out.parent.glob(f".{glob.escape(out.name)}.*{PARTIAL}"):  # of other commits too
+        shutil.rmtree(old, ignore_errors=True)
     then = NEXT[kind].format(out)
     console.print(
         f"pulled {WHAT[kind]}: [bold]{escape(str(out))}[/] ({commit[:12]}); next: {escape(then)}",

@@ -228,6 +228,7 @@ def test_an_interrupted_pull_goes_on_with_the_files_that_it_has(hub: Hub, teache
     with pytest.raises(UserError, match="the same command goes on where it stopped"):
         repcon.pull("hf://me/birds", out=tmp_path / "birds")
     assert not (tmp_path / "birds").exists()
+    (tmp_path / ".birds.0123456789ab.pulling").mkdir()  # of another commit
     hub.broken.clear()
     hub.downloads.clear()
     repcon.pull("hf://me/birds", out=tmp_path / "birds")

@@ -7,7 +7,7 @@ that the command line starts at once:
     import repcon
     repcon.consolidate(proxy="photos", teachers={"birds": "runs/birds", "generalist": "resnet50"}, out="run")
 
-    from repcon import Feed, HeadConfig, HeadsLoss, LabelStore, Pack, backbones, student
+    from repcon import DistillLoader, HeadConfig, ImagePack, LabelStore, MultiHeadKLLoss, build_student
 """
 
 from importlib import import_module
@@ -25,45 +25,69 @@ if TYPE_CHECKING:
     from repcon.commands.functions import teach as teach
     from repcon.commands.functions import train as train
     from repcon.config import HeadConfig as HeadConfig
-    from repcon.distill.loader import Feed as Feed
-    from repcon.distill.loss import HeadsLoss as HeadsLoss
-    from repcon.images.pack import Pack as Pack
+    from repcon.distill.loader import DistillLoader as DistillLoader
+    from repcon.distill.loss import MultiHeadKLLoss as MultiHeadKLLoss
+    from repcon.images.pack import ImagePack as ImagePack
     from repcon.labels.store import LabelStore as LabelStore
-    from repcon.models import backbone as backbones
-    from repcon.models import student as student
+    from repcon.models.preprocessing import normalise as normalise
+    from repcon.models.preprocessing import preprocessing_of as preprocessing_of
+    from repcon.models.student import Student as Student
+    from repcon.models.student import build_student as build_student
+    from repcon.models.student import load_student as load_student
+    from repcon.models.student import save_student as save_student
     from repcon.runtime.errors import UserError as UserError
 
 __version__ = "0.1.0"
 
 _HOMES = {
-    "Feed": "repcon.distill.loader",
+    "DistillLoader": "repcon.distill.loader",
     "HeadConfig": "repcon.config",
-    "HeadsLoss": "repcon.distill.loss",
+    "ImagePack": "repcon.images.pack",
     "LabelStore": "repcon.labels.store",
-    "Pack": "repcon.images.pack",
+    "MultiHeadKLLoss": "repcon.distill.loss",
+    "Student": "repcon.models.student",
     "UserError": "repcon.runtime.errors",
+    "build_student": "repcon.models.student",
+    "load_student": "repcon.models.student",
+    "normalise": "repcon.models.preprocessing",
+    "preprocessing_of": "repcon.models.preprocessing",
+    "save_student": "repcon.models.student",
+    **dict.fromkeys(
+        ("consolidate", "evaluate", "export", "pack", "pull", "push", "report", "teach", "train"),
+        "repcon.commands.functions",
+    ),
 }
-
-_MODULES = {
-    "backbones": "repcon.models.backbone",
-    "precompute": "repcon.precompute",
-    "student": "repcon.models.student",
-}
-"""`precompute` is a package that can be called."""
-
-_FUNCTIONS = ("consolidate", "evaluate", "export", "pack", "pull", "push", "report", "teach", "train")
 
 __all__ = [
-    "Feed", "HeadConfig", "HeadsLoss", "LabelStore", "Pack", "UserError", "__version__", "backbones", "consolidate",
-    "evaluate", "export", "pack", "precompute", "pull", "push", "report", "student", "teach", "train",
+    "DistillLoader",
+    "HeadConfig",
+    "ImagePack",
+    "LabelStore",
+    "MultiHeadKLLoss",
+    "Student",
+    "UserError",
+    "__version__",
+    "build_student",
+    "consolidate",
+    "evaluate",
+    "export",
+    "load_student",
+    "normalise",
+    "pack",
+    "precompute",
+    "preprocessing_of",
+    "pull",
+    "push",
+    "report",
+    "save_student",
+    "teach",
+    "train",
 ]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:
     if name in _HOMES:
         return getattr(import_module(_HOMES[name]), name)
-    if name in _MODULES:
-        return import_module(_MODULES[name])
-    if name in _FUNCTIONS:
-        return getattr(import_module("repcon.commands.functions"), name)
+    if name == "precompute":  # a package that can be called
+        return import_module("repcon.precompute")
     raise AttributeError(f"module 'repcon' has no attribute {name!r}")

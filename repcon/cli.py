@@ -104,11 +104,11 @@ def _foreseen(error: Exception) -> str:
     """What the user can do about an exception of the interpreter's or torch's; empty for any other."""
     line = next(iter(str(error).splitlines()), "")
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "allocate memory" in line:
-        return f"out of memory ({line or 'of this machine'}); make batch_size, size or workers smaller"
+        return f"out of memory ({line or 'of this machine'}); make batch_size, size or num_workers smaller"
     if type(error).__module__.startswith(("torch._inductor", "torch._dynamo")):
         return f"compile: torch cannot compile the model here ({line}); set compile = false"
     if "can't start new thread" in line:
-        return "no further threads can be started here; make workers smaller"
+        return "no further threads can be started here; make num_workers smaller"
     return ""
 
 

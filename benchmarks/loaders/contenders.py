@@ -33,10 +33,10 @@ from torch.utils.data import DataLoader, Dataset
 from benchmarks.harness.records import in_new_process, peak_memory_bytes
 from repcon.config import CropConfig
 from repcon.crops import plan as crops
-from repcon.decode.base import Request
+from repcon.decode.base import CropRequest
 from repcon.decode.buffers import for_one_image
 from repcon.decode.factory import installed, open_loader
-from repcon.images.pack import Pack
+from repcon.images.pack import ImagePack
 from repcon.runtime.console import console
 
 BATCH_IMAGES = 64
@@ -159,12 +159,12 @@ def _memory_bytes() -> int:
     return total
 
 
-def _numpy_memory(pack: Pack) -> np.ndarray:
+def _numpy_memory(pack: ImagePack) -> np.ndarray:
     return np.empty(3 * pack.largest, np.uint8)
 
 
-def _bare(memory: Callable[[Pack], np.ndarray], case: Case, threads: int) -> Ready:
-    pack = Pack.open(case.pack)
+def _bare(memory: Callable[[ImagePack], np.ndarray], case: Case, threads: int) -> Ready:
+    pack = ImagePack.open(case.pack)
     jpegs = [pack.read(row) for row in range(len(pack))]
     shares = [jpegs[start : start + 8] for start in range(0, len(jpegs), 8)]
     held = local()
@@ -180,9 +180,9 @@ def _bare(memory: Callable[[Pack], np.ndarray], case: Case, threads: int) -> Rea
 
 
 def _ours(kind: str, case: Case, threads: int, device: str = "cpu") -> Ready:
-    pack = Pack.open(case.pack, check=case.check)
+    pack = ImagePack.open(case.pack, check=case.check)
     requests = _requests(pack, case)
-    loader = open_loader(kind, pack, [case.side], workers=threads, device=device)
+    loader = open_loader(kind, pack, [case.side], num_workers=threads, device=device)
 
     def epoch() -> Iterator[object]:
         yield from loader.batches(requests)
@@ -192,15 +192,15 @@ def _ours(kind: str, case: Case, threads: int, device: str = "cpu") -> Ready:
     return Ready(epoch=epoch, close=loader.close)
 
 
-def _requests(pack: Pack, case: Case) -> list[Request]:
+def _requests(pack: ImagePack, case: Case) -> list[CropRequest]:
     order = np.random.default_rng(0).permutation(len(pack))
     boxes, flips = _boxes(pack, case)
     numbers = np.tile(np.arange(boxes.shape[1]), (len(order), 1))
-    whole = Request(images=order, crops=numbers, boxes=boxes[order], flips=flips[order])
+    whole = CropRequest(images=order, crops=numbers, boxes=boxes[order], flips=flips[order])
     return list(whole.parts(BATCH_IMAGES))
 
 
-def _boxes(pack: Pack, case: Case) -> tuple[np.ndarray, np.ndarray]:
+def _boxes(pack: ImagePack, case: Case) -> tuple[np.ndarray, np.ndarray]:
     """(N, c, 4) uint16 and (N, c) uint8."""
     if not case.crops:
         return np.empty((len(pack), 0, 4), np.uint16), np.empty((len(pack), 0), np.uint8)
@@ -211,7 +211,7 @@ def _boxes(pack: Pack, case: Case) -> tuple[np.ndarray, np.ndarray]:
 class PilCrops(Dataset[torch.Tensor]):
     """An image's crops, (c, side, side, 3) uint8."""
 
-    def __init__(self, pack: Pack, case: Case) -> None:
+    def __init__(self, pack: ImagePack, case: Case) -> None:
         self._pack, self._side = pack, case.side
         self._boxes, self._flips = _boxes(pack, case)
 
@@ -229,7 +229,7 @@ class PilCrops(Dataset[torch.Tensor]):
 
 
 def _dataloader_pil(case: Case, threads: int) -> Ready:
-    data = PilCrops(Pack.open(case.pack), case)
+    data = PilCrops(ImagePack.open(case.pack), case)
     order = np.random.default_rng(0).permutation(len(data)).tolist()
     # Images are named, not shuffled by the loader: all contenders take the same order.
     loader = DataLoader(data, BATCH_IMAGES, sampler=order, num_workers=threads, persistent_workers=True)
@@ -249,7 +249,7 @@ def _write_stock(pack: Path, threads: int) -> None:
     from ffcv.fields import RGBImageField
     from ffcv.writer import DatasetWriter
 
-    opened = Pack.open(pack)
+    opened = ImagePack.open(pack)
     pictures = [(np.asarray(Image.open(io.BytesIO(opened.read(row)))),) for row in range(len(opened))]
     writer = DatasetWriter(str(pack / STOCK), {"image": RGBImageField(write_mode="jpg")}, num_workers=threads)
     with open(os.devnull, "w") as nowhere, redirect_stderr(nowhere):  # its progress bar

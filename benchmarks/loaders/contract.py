@@ -7,7 +7,7 @@ from typing import Any
 from benchmarks.harness.records import in_new_process
 from repcon.commands import precompute
 from repcon.config import Device, PrecomputeConfig, TeacherConfig, VerifyConfig
-from repcon.images.pack import Pack
+from repcon.images.pack import ImagePack
 from repcon.labels.store import LabelStore
 from repcon.precompute.recompute import rerun
 from repcon.runtime.console import console
@@ -39,6 +39,6 @@ def _contract(pack: str, store: str, side: int, kinds: tuple[Any, ...], device: 
     precompute.run(
         PrecomputeConfig(pack=pack, out=store, teachers=(teacher,), crops=1, loader=REFERENCE, device=device)
     )
-    opened = Pack.open(pack)
+    opened = ImagePack.open(pack)
     config = VerifyConfig(store=store, pack=pack, sample=len(opened), loaders=(REFERENCE, *kinds), device=device)
     return rerun(LabelStore.open(store), opened, config)["teacher"]

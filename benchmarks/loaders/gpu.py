@@ -34,8 +34,8 @@ from benchmarks.loaders.sample_images import generated, mosaics, pack, photograp
 from repcon.config import CropConfig
 from repcon.crops import plan as crops
 from repcon.decode.reference import decode
-from repcon.images.pack import Pack
-from repcon.models.backbone import timm
+from repcon.images.pack import ImagePack
+from repcon.models.timm_import import timm
 from repcon.runtime.console import console
 from repcon.runtime.errors import UserError
 from repcon.runtime.system import cores, environment
@@ -66,7 +66,7 @@ def measure(data: str, folder: Path) -> dict[str, Any]:
     packed = pack(mosaics(taken, IMAGES, PICTURE) if taken else generated(IMAGES, PICTURE), folder / "pack")
     labelled = pack(taken, folder / "labelled") if taken else packed
     console.quiet = False
-    small = Pack.open(packed)
+    small = ImagePack.open(packed)
     figures: dict[str, Any] = {
         "pictures": "photographs" if data else "generated",
         "threads": cores(),
@@ -75,7 +75,7 @@ def measure(data: str, folder: Path) -> dict[str, Any]:
     }
     feeding(packed, figures)
     cutting(small, figures)
-    figures["label_images"] = len(Pack.open(labelled))
+    figures["label_images"] = len(ImagePack.open(labelled))
     for kind, found in contract(labelled, folder / "labels.zarr", SIDE, ("dali",), "cuda").items():
         put_contract(figures, "dali_mixed" if kind == "dali" else kind, found)
     return figures
@@ -96,7 +96,7 @@ def feeding(packed: Path, figures: dict[str, Any]) -> None:
             figures[f"{name}_first_batch_seconds"] = opened.first_batch_seconds
 
 
-def cutting(small: Pack, figures: dict[str, Any]) -> None:
+def cutting(small: ImagePack, figures: dict[str, Any]) -> None:
     """Adds the time of launches that are large enough to hide Python's."""
     images = [torch.tensor(decode(small.read(row)), device="cuda") for row in range(BATCH)]
     plan = crops.plan(CropConfig(), small.hashes[:BATCH], small.sizes[:BATCH], range(CUT))

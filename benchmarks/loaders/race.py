@@ -7,7 +7,7 @@ from typing import Any
 
 from benchmarks.harness.records import put
 from benchmarks.loaders.contenders import FLOOR, FLOOR_ODD, OURS, Case, Contender, Opened, present
-from repcon.images.pack import Pack
+from repcon.images.pack import ImagePack
 
 
 class Race:
@@ -21,7 +21,7 @@ class Race:
 
     def run(self, case: Case, rounds: int, *, kinds: Sequence[str], name: str) -> Mapping[str, Opened]:
         """Adds rates and ratios of a case; `name` holds a {} where a contender's own name goes."""
-        images = len(Pack.open(case.pack))
+        images = len(ImagePack.open(case.pack))
         opened = {kind: self._contenders[kind].open(case) for kind in (FLOOR, *kinds)}
         seconds: dict[str, list[float]] = {kind: [] for kind in kinds}
         floor: dict[str, list[float]] = {kind: [] for kind in kinds}

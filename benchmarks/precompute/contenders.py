@@ -15,14 +15,14 @@ from torch.utils.data import DataLoader, Dataset
 from benchmarks.loaders.sample_images import DIFFERENT, repeated
 from repcon.commands import pack as packing
 from repcon.config import CropConfig, LoaderKind, PackConfig, Precision, PrecomputeConfig, TeacherConfig
-from repcon.images.pack import Pack
-from repcon.models import backbone
+from repcon.images.pack import ImagePack
 from repcon.models import teacher as teachers
-from repcon.models.backbone import timm
+from repcon.models.preprocessing import normalise
 from repcon.models.teacher import Teacher
+from repcon.models.timm_import import timm
 from repcon.precompute import engine
-from repcon.precompute.context import Bench
-from repcon.precompute.output_store import open_target
+from repcon.precompute.context import PrecomputeContext
+from repcon.precompute.output_store import open_or_create_store
 from repcon.precompute.progress import Event, merged
 from repcon.runtime.console import console
 from repcon.runtime.system import cores
@@ -57,7 +57,7 @@ class Job:
     """Some teachers over some crops of each image of a pack."""
 
     teachers: tuple[Teacher, ...]
-    pack: Pack
+    pack: ImagePack
     pictures: Path
     """The pack's JPEGs as files."""
     crops: int
@@ -92,11 +92,11 @@ def ours(job: Job, rows_per_shard: int = 0, loader: LoaderKind = "auto") -> Took
         rows_per_shard=rows_per_shard,
         loader=loader,
     )
-    store = open_target(config, job.pack, [teacher.section for teacher in job.teachers])
-    bench = Bench(config=config, pack=job.pack, store=store, teachers=job.teachers, device=job.device)
+    store = open_or_create_store(config, job.pack, [teacher.section for teacher in job.teachers])
+    context = PrecomputeContext(config=config, pack=job.pack, store=store, teachers=job.teachers, device=job.device)
     events: list[Event] = []
     started = time.perf_counter()
-    engine.work(bench, events.append)
+    engine.work(context, events.append)
     seconds, done = time.perf_counter() - started, merged(events)
     if store.unfinished() or done.crops != job.total:
         raise RuntimeError(f"{config.out}: labelled {done.crops} of {job.total} crops")
@@ -111,7 +111,7 @@ def alone(job: Job) -> Took:
         side = teacher.preprocessing.size
         pixels = torch.randint(0, 256, (job.batch_size, 3, side, side), dtype=torch.uint8, device=job.device)
         pixels = pixels.contiguous(memory_format=torch.channels_last)
-        inputs.append(backbone.normalise(pixels, teacher.preprocessing, teacher.dtype))
+        inputs.append(normalise(pixels, teacher.preprocessing, teacher.dtype))
     _synchronise(job.device)
     started = time.perf_counter()
     for start in range(0, job.total, job.batch_size):
@@ -138,7 +138,10 @@ class _FkdImages(Dataset):
 
     def __getitem__(self, number: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, int]:
         """Inputs (c, 3, S, S), boxes (c, 4), flips (c,), and the image's number."""
-        from torchvision.transforms import RandomResizedCrop, functional  # after repcon.models.backbone has mended it
+        from torchvision.transforms import (
+            RandomResizedCrop,
+            functional,
+        )  # after repcon.models.timm_import has mended it
 
         # torchvision's annotations know tensors only.
         image: Any = Image.open(self._paths[number]).convert("RGB")
@@ -183,7 +186,7 @@ class Packs:
         """The first `DIFFERENT` pictures are taken."""
         self._held, self._folder = list(islice(pictures, DIFFERENT)), folder
 
-    def of(self, count: int) -> tuple[Pack, Path]:
+    def of(self, count: int) -> tuple[ImagePack, Path]:
         """A pack of so many images, and the folder of their files."""
         place, out = self._folder / f"pictures-{count}", self._folder / f"pack-{count}"
         if not out.exists():
@@ -193,4 +196,4 @@ class Packs:
             console.quiet = True
             packing.run(PackConfig(source=str(place), out=str(out)))
             console.quiet = False
-        return Pack.open(out), place
+        return ImagePack.open(out), place

@@ -33,8 +33,8 @@ from benchmarks.loaders.sample_images import DIFFERENT, generated
 from benchmarks.precompute.contenders import Job, Packs, alone, ours
 from repcon.config import LoaderKind, Precision, TeacherConfig
 from repcon.models import teacher as teachers
-from repcon.models.backbone import timm
 from repcon.models.teacher import Teacher
+from repcon.models.timm_import import timm
 from repcon.precompute.batching import find_batch_size
 from repcon.runtime.console import console
 from repcon.runtime.memory import keep_freed_memory

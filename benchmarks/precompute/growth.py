@@ -10,7 +10,7 @@ import torch
 from benchmarks.harness.records import in_new_process, peak_memory_bytes, put
 from benchmarks.precompute.contenders import CROP, MODELS, Job, Packs, load, ours
 from repcon.config import Precision, PrecomputeConfig, TeacherConfig
-from repcon.images.pack import Pack
+from repcon.images.pack import ImagePack
 from repcon.precompute import engine, launch_local
 from repcon.precompute.batching import find_batch_size
 from repcon.precompute.progress import Event
@@ -33,7 +33,7 @@ class Setting:
 
 def scaling(setting: Setting, device: torch.device, packs: Packs, folder: Path, figures: dict[str, Any]) -> None:
     """Crops per second of one and of two processes, from when a third of the work is done until nine tenths are."""
-    posts = launch_local.posts(2, torch.cuda.device_count() if device.type == "cuda" else 0)
+    slots = launch_local.worker_slots(2, torch.cuda.device_count() if device.type == "cuda" else 0)
     pack, _ = packs.of(setting.processes_images)
     for count in (1, 2):
         config = PrecomputeConfig(
@@ -51,7 +51,7 @@ def scaling(setting: Setting, device: torch.device, packs: Packs, folder: Path, 
         def take(event: Event, seen: list[tuple[float, int]] = seen) -> None:
             seen.append((time.perf_counter(), seen[-1][1] + event.crops))
 
-        launch_local.run(engine.serve, (config,), posts[:count], take)
+        launch_local.run(engine.serve, (config,), slots[:count], take)
         total = seen[-1][1]
         within = [place for place in seen if total / 3 <= place[1] <= 0.9 * total]
         (start, before), (stop, after) = within[0], within[-1]
@@ -80,7 +80,7 @@ def _grow(setting: Setting, kind: str, places: list[str], folder: Path) -> tuple
     jobs = [
         Job(
             teachers=teachers,
-            pack=Pack.open(place),
+            pack=ImagePack.open(place),
             pictures=Path(),
             crops=CROPS,
             batch_size=batch_size,

@@ -132,11 +132,11 @@ def _read(url: str) -> dict[str, float]:
     def first_window() -> None:
         fresh = LabelStore.open(url)
         window = next(fresh.windows(0, seed=0, memory_bytes=WINDOW_BYTES))
-        _gather(window.slab.labels["synthetic"], generator, len(window.rows))
+        _gather(window.crop_labels.labels["synthetic"], generator, len(window.rows))
 
     def first_slab() -> None:
-        slab = LabelStore.open(url).slab(0)
-        _gather(slab.labels["synthetic"], generator, len(slab.flips))
+        crop_labels = LabelStore.open(url).crop_labels(0)
+        _gather(crop_labels.labels["synthetic"], generator, len(crop_labels.flips))
 
     watch.time("first_window", first_window, REPEATS)
     watch.time("first_slab", first_slab, 3)

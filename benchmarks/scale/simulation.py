@@ -10,7 +10,7 @@ import torch
 from repcon.config import CropConfig
 from repcon.crops import plan
 from repcon.labels import topk
-from repcon.labels.store import LabelStore, StoreSpec, TeacherSection
+from repcon.labels.store import LabelStore, StoreSpec, TeacherMetadata
 
 CROPS, CLASSES, K = 8, 1000, 4
 ROWS_PER_SHARD = 16_384
@@ -49,7 +49,7 @@ class Simulation:
 
         Without `durable` nothing waits for the disk: the same files, and no promise that they outlive a power cut.
         """
-        section = TeacherSection(
+        section = TeacherMetadata(
             name="synthetic", model="none", architecture="none", weight_hash="", preprocessing={}, num_classes=CLASSES
         )
         spec = StoreSpec(

@@ -32,7 +32,7 @@ from benchmarks.harness.targets import targets
 from benchmarks.store.faults import faults
 from benchmarks.store.labels import CROPS, Labels, make_labels, spec_of
 from benchmarks.store.peers import PEERS, Peer
-from repcon.labels.store import LabelStore, Slab
+from repcon.labels.store import CropLabels, LabelStore
 from repcon.labels.truncation import bucket_kl
 from repcon.runtime.console import progress
 from repcon.runtime.system import environment
@@ -105,9 +105,9 @@ class RawFile:
         return found
 
 
-def arrays_of(slab: Slab) -> list[np.ndarray]:
+def arrays_of(crop_labels: CropLabels) -> list[np.ndarray]:
     """A slab's arrays in the raw file's order."""
-    return [slab.boxes, slab.flips, *(array for pair in slab.labels.values() for array in pair)]
+    return [crop_labels.boxes, crop_labels.flips, *(array for pair in crop_labels.labels.values() for array in pair)]
 
 
 def write(folder: Path, labels: Labels, rounds: int, figures: dict[str, Any]) -> dict[str, LabelStore]:
@@ -141,7 +141,7 @@ def read_slabs(stores: Mapping[str, LabelStore], raw: RawFile, rounds: int, figu
         crop = number % CROPS
         times["raw"].append(_seconds(lambda crop=crop: [array.copy() for array in raw.arrays(crop)]))
         for name, store in stores.items():
-            times[name].append(_seconds(lambda store=store, crop=crop: store.slab(crop)))
+            times[name].append(_seconds(lambda store=store, crop=crop: store.crop_labels(crop)))
     warm = slice(CROPS, None)  # the first round opens files and reads markers
     for name in stores:
         put(figures, f"slab_over_memmap_{name}", np.divide(times["raw"][warm], times[name][warm]))
@@ -153,24 +153,24 @@ def read_slabs(stores: Mapping[str, LabelStore], raw: RawFile, rounds: int, figu
 def read_batches(store: LabelStore, raw: RawFile, rounds: int, figures: dict[str, Any]) -> None:
     """Random batches of a resident slab, and whole shuffled epochs in which the next slab is decoded meanwhile."""
     generator = np.random.default_rng(0)
-    slab, mapped = arrays_of(store.slab(0)), raw.arrays(0)
+    crop_labels, mapped = arrays_of(store.crop_labels(0)), raw.arrays(0)
     ratios = []
     for _ in range(200 * rounds):
         rows = generator.integers(0, store.images, BATCH)
         ratios.append(
-            _seconds(lambda rows=rows: _gather(mapped, rows)) / _seconds(lambda rows=rows: _gather(slab, rows))
+            _seconds(lambda rows=rows: _gather(mapped, rows)) / _seconds(lambda rows=rows: _gather(crop_labels, rows))
         )
     put(figures, "batch_over_gather", ratios)
     orders = [generator.permutation(store.images) for _ in range(CROPS)]
     inside = generator.permutation(ROWS_PER_SHARD)
-    held = 2 * ROWS_PER_SHARD * store.slab_bytes() // store.images
+    held = 2 * ROWS_PER_SHARD * store.crop_labels_bytes() // store.images
     epochs, windows = [], []
     for number in range(rounds):
         theirs = _seconds(lambda: [_epoch(raw.arrays(crop), order) for crop, order in enumerate(orders)])
-        ours = _seconds(lambda: [_epoch(arrays_of(s), orders[s.crop]) for s in store.slabs(range(CROPS))])
+        ours = _seconds(lambda: [_epoch(arrays_of(s), orders[s.crop]) for s in store.iter_crop_labels(range(CROPS))])
         epochs.append(theirs / ours)
         parts = (store.windows(crop, seed=number, memory_bytes=held) for crop in range(CROPS))
-        ours = _seconds(lambda parts=parts: [_epoch(arrays_of(w.slab), inside) for crop in parts for w in crop])
+        ours = _seconds(lambda parts=parts: [_epoch(arrays_of(w.crop_labels), inside) for crop in parts for w in crop])
         windows.append(theirs / ours)
     put(figures, "epoch_over_gather", epochs)
     put(figures, "windows_over_gather", windows)
@@ -200,7 +200,7 @@ def read_peer(name: str, peer: Peer, images: int, raw: RawFile, figures: dict[st
 def lost(store: LabelStore, labels: Labels, figures: dict[str, Any]) -> None:
     """What the eight-bit values lose, against the labels that they were made from."""
     means, worst = [], 0.0
-    for name, (_, logp) in store.slab(0).labels.items():
+    for name, (_, logp) in store.crop_labels(0).labels.items():
         nat = bucket_kl(labels.heads[name][1][0], logp, store.heads[name].k, 0, 1.0)
         means.append(float(nat.mean()))
         worst = max(worst, float(nat.max()))

@@ -45,8 +45,9 @@ def _recipe(folder: Path) -> dict[str, Any]:
     import torch
 
     from repcon.images.packing import open_or_pack
-    from repcon.models import backbone
-    from repcon.models.backbone import Preprocessing
+    from repcon.models.factory import create_model
+    from repcon.models.preprocessing import Preprocessing
+    from repcon.models.saved_model import save_model
 
     pictures = folder / "pictures" / "any"
     pictures.mkdir(parents=True)
@@ -57,10 +58,10 @@ def _recipe(folder: Path) -> dict[str, Any]:
     pack = open_or_pack(str(folder / "pictures"), folder / "cache")
     for classes in (7, 300):
         torch.manual_seed(classes)
-        model = backbone.create("test_resnet", num_classes=classes, pretrained=False)
+        model = create_model("test_resnet", num_classes=classes, pretrained=False)
         data = Preprocessing(size=SIDE, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
         names = tuple(map(str, range(classes)))
-        backbone.save(model, folder / f"teacher-{classes}", classes=names, preprocessing=data, extra={})
+        save_model(model, folder / f"teacher-{classes}", classes=names, preprocessing=data, extra={})
     teachers = tuple(TeacherConfig(name=f"t{count}", model=str(folder / f"teacher-{count}")) for count in (7, 300))
     return {
         "pack": str(pack.url), "teachers": teachers, "crops": CROPS, "crop": CropConfig(seed=1), "rows_per_shard": 4,

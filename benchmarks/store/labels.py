@@ -12,7 +12,7 @@ import torch
 from repcon.config import CropConfig
 from repcon.crops import plan as crops
 from repcon.labels import topk
-from repcon.labels.store import StoreSpec, TeacherSection
+from repcon.labels.store import StoreSpec, TeacherMetadata
 
 HEADS = {"imagenet": (1000, 0.7), "cars": (196, 0.35), "aerial": (45, 0.55)}
 K, CROPS, WIDTH = 16, 8, 128
@@ -78,7 +78,7 @@ def _scale(logits: torch.Tensor, top1: float) -> float:
 def spec_of(labels: Labels, codec: str, values: str, rows_per_shard: int) -> StoreSpec:
     """The store that holds them."""
     sections = tuple(
-        TeacherSection(
+        TeacherMetadata(
             name=name,
             model=name,
             architecture="random linear head",

@@ -43,11 +43,11 @@ from repcon.config import (
     TeacherConfig,
     TrainConfig,
 )
-from repcon.distill.distributed import Team
-from repcon.distill.loader import Feed
+from repcon.distill.distributed import DistributedContext
+from repcon.distill.loader import DistillLoader
 from repcon.distill.trainer import Trainer
 from repcon.distill.validation import Agreement
-from repcon.images.pack import Pack
+from repcon.images.pack import ImagePack
 from repcon.labels.store import LabelStore
 from repcon.runtime.run_dir import write_json
 from repcon.runtime.system import environment
@@ -134,7 +134,7 @@ def _part(work: Path, count: int) -> Path:
     """The first `count` proxy images, by content hash, as a pack of their own."""
     out = work / f"proxy-{count}"
     if not out.exists():
-        pack = Pack.open(work / "proxy")
+        pack = ImagePack.open(work / "proxy")
         chosen = sorted(range(len(pack)), key=lambda row: pack.hashes[row].tobytes())[:count]
         folder = work / f"proxy-{count}-pictures"
         folder.mkdir(parents=True, exist_ok=True)
@@ -176,7 +176,7 @@ def _settings(proxy: Path, stored: Path, protocol: Protocol, seed: int) -> Train
         pack=str(proxy),
         store=str(stored),
         out="",
-        trunk=GENERALIST,
+        backbone=GENERALIST,
         size=SIZE,
         epochs=protocol.epochs,
         batch_size=64,
@@ -187,19 +187,22 @@ def _settings(proxy: Path, stored: Path, protocol: Protocol, seed: int) -> Train
             HeadConfig(name="task", temperature=protocol.temperature),
         ),
         optim=OptimConfig(lr=1e-3),
-        holdout=0.05,
+        val_fraction=0.05,
         seed=seed,
     )
 
 
 def _agreement(trainer: Trainer, settings: TrainConfig, whole: Path) -> float:
     """The student's KL to the whole distributions on held-out rows, in nats, mean over the heads."""
-    store, team = LabelStore.open(str(whole)), Team(rank=0, world=1, device=torch.device("cpu"), words=None)
-    held = Feed(
-        Pack.open(settings.pack), store, size=SIZE, batch_size=64, epochs=1, holdout=settings.holdout,
+    store, distributed = (
+        LabelStore.open(str(whole)),
+        DistributedContext(rank=0, world=1, device=torch.device("cpu"), cpu_group=None),
+    )
+    held = DistillLoader(
+        ImagePack.open(settings.pack), store, size=SIZE, batch_size=64, epochs=1, val_fraction=settings.val_fraction,
         seed=settings.seed,
     )  # fmt: skip
-    agreement = Agreement(store, settings.heads, "bucket", team)
+    agreement = Agreement(store, settings.heads, "bucket", distributed)
     trainer.student.eval()
     figures = agreement.measure(trainer.student, trainer.answer, held.held_out())
     held.close()
@@ -212,7 +215,7 @@ def _transfer(work: Path, out: Path, batch_size: int = 64) -> dict[str, float]:
         EvaluateConfig(
             data=str(work / "domain"),
             out=str(out / "transfer"),
-            trunks=(f"student={out}",),
+            backbones=(f"student={out}",),
             classes=ClassSubset(seed=0, start=0.5, stop=1.0),
             size=SIZE,
             metrics=("knn", "probe"),
@@ -220,7 +223,7 @@ def _transfer(work: Path, out: Path, batch_size: int = 64) -> dict[str, float]:
             device="cpu",
         )
     )
-    metrics = results["trunks"]["student"]["metrics"]
+    metrics = results["backbones"]["student"]["metrics"]
     return {name: float(metrics[name]["mean"]) for name in ("probe", "knn_5")}
 
 

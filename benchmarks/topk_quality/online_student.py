@@ -7,18 +7,18 @@ from pathlib import Path
 import torch
 
 from repcon.config import TrainConfig
-from repcon.distill.distributed import Team
-from repcon.distill.loader import Batch, Feed
+from repcon.distill.distributed import DistributedContext
+from repcon.distill.loader import Batch, DistillLoader
 from repcon.distill.loss_guard import LossGuard
 from repcon.distill.trainer import Trainer
-from repcon.images.pack import Pack
+from repcon.images.pack import ImagePack
 from repcon.labels import topk
 from repcon.labels.store import LabelStore
-from repcon.models import student
+from repcon.models.student import save_student
 from repcon.models.teacher import Teacher, from_section
 
 
-class OnlineFeed(Feed):
+class OnlineFeed(DistillLoader):
     """The same batches, their labels computed by `teachers` from the pixels at hand."""
 
     teachers: tuple[Teacher, ...] = ()
@@ -40,22 +40,22 @@ def train(settings: TrainConfig, out: Path, *, online: bool) -> Trainer:
     The store also says which teachers there are, how many classes of their answers are kept (k) and which crops are
     cut. All heads have one temperature.
     """
-    team = Team(rank=0, world=1, device=torch.device("cpu"), words=None)
+    distributed = DistributedContext(rank=0, world=1, device=torch.device("cpu"), cpu_group=None)
     store = LabelStore.open(settings.store)
-    kind = OnlineFeed if online else Feed
-    feed = kind(
-        Pack.open(settings.pack), store, size=settings.size, batch_size=settings.batch_size, epochs=settings.epochs,
-        holdout=settings.holdout, seed=settings.seed,
+    kind = OnlineFeed if online else DistillLoader
+    loader = kind(
+        ImagePack.open(settings.pack), store, size=settings.size, batch_size=settings.batch_size,
+        epochs=settings.epochs, val_fraction=settings.val_fraction, seed=settings.seed,
     )  # fmt: skip
-    if isinstance(feed, OnlineFeed):
-        (feed.temperature,) = {head.temperature for head in settings.heads}
-        feed.teachers = tuple(from_section(head.section, "cpu") for head in store.heads.values())
-    trainer = Trainer(settings, store, feed, team)
+    if isinstance(loader, OnlineFeed):
+        (loader.temperature,) = {head.temperature for head in settings.heads}
+        loader.teachers = tuple(from_section(head.section, "cpu") for head in store.heads.values())
+    trainer = Trainer(settings, store, loader, distributed)
     trainer.student.train()
-    guard = LossGuard(trainer.loss.names, team, out)
-    for part in range(len(feed.passes)):
-        for number, batch in enumerate(feed.batches(part)):
+    guard = LossGuard(trainer.loss.names, distributed, out)
+    for part in range(len(loader.epoch_groups)):
+        for number, batch in enumerate(loader.batches(part)):
             trainer.train_batch(batch, part, number, guard)
-    feed.close()
-    student.save(trainer.kept, out, preprocessing=trainer.preprocessing, card={})
+    loader.close()
+    save_student(trainer.kept, out, preprocessing=trainer.preprocessing, card={})
     return trainer

@@ -1,11 +1,11 @@
 """Training from stored labels against what it replaces. Two minutes on two cores, four on a GPU; `--long` for steadier
 figures on cores.
 
-    python -m benchmarks.training [--long] [--device cuda] [--loader KIND] [--workers N] [--json FILE] [--record]
+    python -m benchmarks.training [--long] [--device cuda] [--loader KIND] [--num-workers N] [--json FILE] [--record]
 
 step_over_synthetic    rate of the trainer's steps over the same steps on one batch that lies in memory (1: never waits)
-epoch_over_plain_1, 4  time per crop over plain supervised training (timm's loader, hard labels) of the same trunk, with
-                       1 and 4 crops per decoded image; a small trunk, so that decoding is a real share of the work
+epoch_over_plain_1, 4  time per crop over plain supervised training (timm's loader, hard labels), same backbone, with
+                       1 and 4 crops per decoded image; a small backbone, so that decoding is a real share of the work
 ideal_over_ours        time of the student alone (same crops, cross-entropy) over ours: what labels and KL cost
 online_over_ours       time with the teacher in every step, timm.task's distillation, over ours; one teacher
 online_two_over_ours   the same in plain torch with two teachers of different classes, over ours with two heads
@@ -63,16 +63,16 @@ def main() -> None:
     parser.add_argument("--long", action="store_true", help="more images and rounds")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--loader", default="auto", choices=get_args(LoaderKind), help="what feeds ours")
-    parser.add_argument("--workers", type=int, default=0, help="its threads; 0: as it chooses")
+    parser.add_argument("--num-workers", type=int, default=0, help="its threads; 0: as it chooses")
     arguments = parser.parse_args()
     setting = GPU if arguments.device == "cuda" else LONG if arguments.long else SHORT
-    setting = replace(setting, loader=arguments.loader, workers=arguments.workers)
+    setting = replace(setting, loader=arguments.loader, num_workers=arguments.num_workers)
     keep_freed_memory()
     with tempfile.TemporaryDirectory() as folder:
         figures = measure(setting, arguments.device, Path(folder), ALONE_LONG if arguments.long else ALONE)
     facts = environment()
     facts["device"] = facts["device"] if arguments.device == "cuda" else "cpu"
-    figures["loader"] = f"{setting.loader}, {setting.workers or 'its own number of'} threads"
+    figures["loader"] = f"{setting.loader}, {setting.num_workers or 'its own number of'} threads"
     figures |= {"environment": facts, "targets": targets("training", facts["device"])}
     script.finish("training", figures, [tables.of_figures("Training", figures)], arguments)
 

@@ -11,16 +11,16 @@ from torch import nn
 
 from benchmarks.training.data import CLASSES, Data, Setting
 from repcon.config import HeadConfig, OptimConfig, TrainConfig
-from repcon.distill.distributed import Team
+from repcon.distill.distributed import DistributedContext
 from repcon.distill.label_cache import to_device
-from repcon.distill.loader import Batch, Clock, Feed
+from repcon.distill.loader import Batch, Clock, DistillLoader
 from repcon.distill.loss_guard import LossGuard
-from repcon.distill.optim import Updates, autocast, resolve
+from repcon.distill.optim import OptimizerUpdates, autocast, resolve
 from repcon.distill.trainer import Trainer
-from repcon.images.pack import Pack
+from repcon.images.pack import ImagePack
 from repcon.labels.store import LabelStore
-from repcon.models import backbone
-from repcon.models.backbone import timm
+from repcon.models.preprocessing import normalise
+from repcon.models.timm_import import timm
 
 LIGHT = "mobilenetv3_small_050"
 OPTIM = OptimConfig(warmup_epochs=0.0)
@@ -40,7 +40,7 @@ class Contender:
 
 
 def heavy_contenders(data: Data, setting: Setting, device: str, only: str = "") -> dict[str, Contender]:
-    """Ours, the ideal and the synthetic on a trunk that costs more than its data; online distillation beside it."""
+    """Ours, the ideal and the synthetic on a backbone that costs more than its data; online distillation beside it."""
     makers: dict[str, Callable[[Trainer], Contender]] = {
         "synthetic": _synthetic,
         "ours": _ours,
@@ -65,7 +65,7 @@ def heavy_contenders(data: Data, setting: Setting, device: str, only: str = "") 
 
 
 def light_contenders(data: Data, setting: Setting, device: str, only: str = "") -> dict[str, Contender]:
-    """Ours with 1 and 4 crops per decode, and plain training, on a trunk that costs about as much as its data."""
+    """Ours with 1 and 4 crops per decode, and plain training, on a backbone that costs about as much as its data."""
 
     def ours(crops_per_decode: int) -> Contender:
         return _ours(_trainer(data.light, setting, device, LIGHT, tuple(CLASSES), crops_per_decode=crops_per_decode))
@@ -79,21 +79,21 @@ def light_contenders(data: Data, setting: Setting, device: str, only: str = "") 
 
 
 def _trainer(
-    data: tuple[Pack, LabelStore],
+    data: tuple[ImagePack, LabelStore],
     setting: Setting,
     device: str,
-    trunk: str,
+    backbone: str,
     heads: tuple[str, ...],
-    passes: int = 1,
+    epoch_groups: int = 1,
     crops_per_decode: int = 1,
 ) -> Trainer:
     pack, store = data
-    epochs = passes * crops_per_decode
+    epochs = epoch_groups * crops_per_decode
     settings = TrainConfig(
         pack="",
         store="",
         out="",
-        trunk=trunk,
+        backbone=backbone,
         pretrained=False,
         size=setting.size,
         epochs=epochs,
@@ -102,9 +102,9 @@ def _trainer(
         heads=tuple(HeadConfig(name=name) for name in heads),
         optim=OPTIM,
         precision=setting.precision,
-        holdout=0.0,
+        val_fraction=0.0,
     )
-    feed = Feed(
+    loader = DistillLoader(
         pack,
         store,
         size=setting.size,
@@ -113,10 +113,12 @@ def _trainer(
         heads=heads,
         crops_per_decode=crops_per_decode,
         loader=setting.loader,
-        workers=setting.workers,
+        num_workers=setting.num_workers,
         device=device,
     )
-    return Trainer(settings, store, feed, Team(rank=0, world=1, device=torch.device(device), words=None))
+    return Trainer(
+        settings, store, loader, DistributedContext(rank=0, world=1, device=torch.device(device), cpu_group=None)
+    )
 
 
 def _ours(trainer: Trainer) -> Contender:
@@ -124,44 +126,44 @@ def _ours(trainer: Trainer) -> Contender:
 
     def epoch() -> int:
         trainer.student.train()
-        guard = LossGuard(trainer.loss.names, trainer.team, Path())
+        guard = LossGuard(trainer.loss.names, trainer.distributed, Path())
         shown = 0
-        for part, batches in trainer.feed.run():
+        for part, batches in trainer.loader.run():
             for number, batch in enumerate(clock.timed(batches)):
                 trainer.train_batch(batch, part, number, guard)
                 shown += batch.total
         return shown
 
-    return Contender(epoch=epoch, clock=clock, close=trainer.feed.close)
+    return Contender(epoch=epoch, clock=clock, close=trainer.loader.close)
 
 
 def _synthetic(trainer: Trainer) -> Contender:
     """The trainer's own steps on one batch again and again."""
-    batches = trainer.feed.batches(0)
+    batches = trainer.loader.batches(0)
     first = next(batches)
     batches.close()
 
     def epoch() -> int:
         trainer.student.train()
-        guard = LossGuard(trainer.loss.names, trainer.team, Path())
-        for part, steps in enumerate(trainer.feed.lengths):
+        guard = LossGuard(trainer.loss.names, trainer.distributed, Path())
+        for part, steps in enumerate(trainer.loader.lengths):
             for number in range(steps):
                 trainer.train_batch(first, part, number, guard)
-        return trainer.feed.steps * first.total
+        return trainer.loader.steps * first.total
 
     return Contender(epoch=epoch)
 
 
 def _ideal(trainer: Trainer) -> Contender:
     """The student alone: the same crops, a cross-entropy on labels that are there."""
-    settings, device = trainer.settings, trainer.team.device
+    settings, device = trainer.settings, trainer.distributed.device
 
     def step(batch: Batch) -> None:
         logits = trainer.answer(batch.pixels)
         labels = to_device(batch.images % logits.shape[1], device)
         trainer.updates.step(F.cross_entropy(logits.float(), labels))
 
-    assert settings.accumulate == 1
+    assert settings.grad_accum_steps == 1
     return _stepping(trainer, step)
 
 
@@ -172,18 +174,18 @@ Distil = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 def _online(
     trainer: Trainer, setting: Setting, make: Callable[[nn.Module, nn.ModuleList, Trainer], Distil]
 ) -> Contender:
-    """The same trunk, crops and optimiser, with the teachers of the heads run in every step."""
-    device, heads = trainer.team.device, trainer.student.heads
+    """The same backbone, crops and optimiser, with the teachers of the heads run in every step."""
+    device, heads = trainer.distributed.device, trainer.student.heads
     teachers = nn.ModuleList(timm.create_model(setting.heavy, num_classes=count) for count in heads.values())
     student = timm.create_model(setting.heavy, num_classes=sum(heads.values()))
     for model in (student, teachers):
         model.to(device=device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     loss = make(student, teachers.eval().requires_grad_(False), trainer)
-    updates = Updates(student, OPTIM, total=10**6, per_epoch=1.0, device=device, precision=setting.precision)
+    updates = OptimizerUpdates(student, OPTIM, total=10**6, per_epoch=1.0, device=device, precision=setting.precision)
 
     def step(batch: Batch) -> None:
         student.train()
-        images = backbone.normalise(batch.pixels, trainer.preprocessing, torch.float32)
+        images = normalise(batch.pixels, trainer.preprocessing, torch.float32)
         targets = torch.zeros(len(images), dtype=torch.int64, device=images.device)
         with autocast(device, setting.precision):
             total = loss(images, targets)
@@ -196,7 +198,7 @@ def _stepping(trainer: Trainer, step: Callable[[Batch], None]) -> Contender:
     def epoch() -> int:
         trainer.student.train()
         shown = 0
-        for _, batches in trainer.feed.run():
+        for _, batches in trainer.loader.run():
             for batch in batches:
                 step(batch)
                 shown += batch.total
@@ -209,7 +211,7 @@ def _timm_task(student: nn.Module, teachers: nn.ModuleList, trainer: Trainer) ->
     """timm.task's distillation takes one teacher of the student's classes."""
     from timm.task import LogitDistillationTask
 
-    device = trainer.team.device
+    device = trainer.distributed.device
     task = LogitDistillationTask(
         student, teachers[0], distill_loss_weight=1.0, task_loss_weight=0.0, device=device, verbose=False
     )
@@ -249,12 +251,12 @@ def _torchdistill(student: nn.Module, teachers: nn.ModuleList, trainer: Trainer)
         "teacher": {"forward_proc": "forward_batch_only", "requires_grad": False},
         "student": {"forward_proc": "forward_batch_only"},
     }
-    box = get_distillation_box(teachers[0], student, {}, recipe, trainer.team.device, None, False, 1.0)
+    box = get_distillation_box(teachers[0], student, {}, recipe, trainer.distributed.device, None, False, 1.0)
     return lambda images, targets: box.forward_process(images, targets)
 
 
 def _plain(folder: Path, setting: Setting, device: str) -> Contender:
-    """Supervised training of the light trunk as timm does it: its data set, loader and augmentation, hard labels."""
+    """Supervised training of the light backbone as timm does it: its data set, loader and augmentation, hard labels."""
     from timm.data import create_dataset, create_loader  # pyright: ignore[reportPrivateImportUsage]
 
     place = torch.device(device)
@@ -272,7 +274,7 @@ def _plain(folder: Path, setting: Setting, device: str) -> Contender:
         device=place,
         pin_memory=device == "cuda",
     )
-    updates = Updates(model, OPTIM, total=10**6, per_epoch=1.0, device=place, precision=setting.precision)
+    updates = OptimizerUpdates(model, OPTIM, total=10**6, per_epoch=1.0, device=place, precision=setting.precision)
 
     def epoch() -> int:
         model.train()

@@ -11,10 +11,10 @@ import torch
 from benchmarks.loaders.sample_images import DIFFERENT, repeated
 from repcon.config import CropConfig, LoaderKind, Precision
 from repcon.crops import plan as crops
-from repcon.images.pack import Pack
+from repcon.images.pack import ImagePack
 from repcon.images.packing import open_or_pack
 from repcon.labels import topk
-from repcon.labels.store import LabelStore, StoreSpec, TeacherSection
+from repcon.labels.store import LabelStore, StoreSpec, TeacherMetadata
 
 CLASSES = {"generalist": 1000, "task": 100}
 CROPS, K = 4, 16
@@ -29,26 +29,26 @@ class Setting:
     batch_size: int
     rounds: int
     heavy_epochs: int = 1
-    """How often an epoch of the heavy trunk's contenders goes over its images."""
+    """How often an epoch of the heavy backbone's contenders goes over its images."""
     heavy: str = "tf_efficientnet_lite0"
-    """The trunk that costs more than its data, and the teachers of online distillation."""
+    """The backbone that costs more than its data, and the teachers of online distillation."""
     size: int = 128
     precision: Precision = "fp32"
     loader: LoaderKind = "auto"
-    workers: int = 0
+    num_workers: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Data:
-    """Pictures as a folder and as packs, with stores of random labels, for the heavy and the light trunk."""
+    """Pictures as a folder and as packs, with stores of random labels, for the heavy and the light backbone."""
 
     folder: Path
-    heavy: tuple[Pack, LabelStore]
-    light: tuple[Pack, LabelStore]
+    heavy: tuple[ImagePack, LabelStore]
+    light: tuple[ImagePack, LabelStore]
 
 
 def make_data(folder: Path, setting: Setting) -> Data:
-    """Ten classes of generated photographs, packed twice: for the heavy trunk and for the light one."""
+    """Ten classes of generated photographs, packed twice: for the heavy backbone and for the light one."""
     pictures = folder / "pictures"
     held = list(_photographs(DIFFERENT))
     for name, count in (("heavy", setting.heavy_images), ("light", setting.light_images)):
@@ -62,7 +62,7 @@ def make_data(folder: Path, setting: Setting) -> Data:
 
 def open_data(folder: Path) -> Data:
     """What `make_data` left in the folder."""
-    packs = {pack.fingerprint: pack for pack in map(Pack.open, (folder / "packs").iterdir())}
+    packs = {pack.fingerprint: pack for pack in map(ImagePack.open, (folder / "packs").iterdir())}
     stores = [LabelStore.open(str(folder / f"{name}.zarr")) for name in ("heavy", "light")]
     heavy, light = ((packs[store.manifest.pack_fingerprint], store) for store in stores)
     return Data(folder=folder / "pictures" / "light", heavy=heavy, light=light)
@@ -79,10 +79,10 @@ def _photographs(count: int) -> Iterator[bytes]:
         yield simplejpeg.encode_jpeg(picture.clip(0, 255).astype(np.uint8), quality=88, colorsubsampling="420")
 
 
-def _store(folder: Path, pack: Pack) -> None:
+def _store(folder: Path, pack: ImagePack) -> None:
     """Labels of random logits on the planned crops."""
     sections = tuple(
-        TeacherSection(
+        TeacherMetadata(
             name=name, model="random", architecture="random", weight_hash="", preprocessing={}, num_classes=count
         )
         for name, count in CLASSES.items()

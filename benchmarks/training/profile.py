@@ -66,7 +66,7 @@ def main() -> None:
             try:
                 trace = profile(trainer, name, device, Path(folder))
             finally:
-                trainer.feed.close()
+                trainer.loader.close()
             if arguments.out:
                 Path(arguments.out, f"{name}-summary.json").write_text(json.dumps(summary(trace), indent=1))
             if device == "cuda":
@@ -75,7 +75,7 @@ def main() -> None:
 
 def profile(trainer: Trainer, name: str, device: str, folder: Path) -> list[dict[str, Any]]:
     """Prints the rate without the profiler; gives the trace's events."""
-    guard = LossGuard(trainer.loss.names, trainer.team, Path())
+    guard = LossGuard(trainer.loss.names, trainer.distributed, Path())
     trainer.student.train()
     batches = _synthetic(trainer) if name == "synthetic" else _batches(trainer)
 
@@ -109,16 +109,16 @@ Step = tuple[int, int, Batch]
 
 
 def _synthetic(trainer: Trainer) -> Generator[Step, None, None]:
-    batches = trainer.feed.batches(0)
+    batches = trainer.loader.batches(0)
     first = next(batches)
     batches.close()
-    for part, steps in enumerate(trainer.feed.lengths):
+    for part, steps in enumerate(trainer.loader.lengths):
         for number in range(steps):
             yield part, number, first
 
 
 def _batches(trainer: Trainer) -> Generator[Step, None, None]:
-    for part, batches in trainer.feed.run():
+    for part, batches in trainer.loader.run():
         for number, batch in enumerate(batches):
             yield part, number, batch
 

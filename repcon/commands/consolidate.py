@@ -17,21 +17,21 @@ from rich.table import Table
 from repcon.commands import consolidation_plan as plan
 from repcon.commands import evaluate, inspect, precompute, teach, train
 from repcon.commands import report as reporting
-from repcon.commands.evaluate import model_folder
+from repcon.commands.evaluate import resolve_model
 from repcon.config import ConsolidateConfig, InspectConfig, dump, require_least
 from repcon.distill.checkpoint import flat
 from repcon.evaluation import tables
 from repcon.evaluation.data_sets import named, split_images
-from repcon.images.pack import Pack, class_rows, shared_images
+from repcon.images.pack import ImagePack, class_rows, shared_images
 from repcon.images.packing import open_or_pack, write_pack
-from repcon.labels.manifest import TeacherSection
-from repcon.models import backbone
+from repcon.labels.manifest import TeacherMetadata
 from repcon.models import teacher as teachers
 from repcon.models.custom import is_factory
+from repcon.models.factory import create_model
 from repcon.precompute import context
 from repcon.runtime.console import console
 from repcon.runtime.errors import UserError
-from repcon.runtime.run_dir import Run, require_free
+from repcon.runtime.run_dir import RunDir, require_free
 from repcon.runtime.untrusted import UnreadableError, parse_toml, read_text
 
 FREE = ("out", "evaluate", "evaluation", "device", "estimate", "dry_run", "allow_overlap")
@@ -44,14 +44,14 @@ def run(config: ConsolidateConfig) -> dict[str, Any]:
     require_same(config, "consolidate", FREE)
     check_settings(config)
     sections = check_models(config)
-    trunk = plan.choose_backbone(config, sections)
-    require_backbone(trunk, sections)
+    backbone = plan.choose_backbone(config, sections)
+    require_backbone(backbone, sections)
     if config.dry_run:
-        return _show_plan(config, trunk)
-    record = Run(config.out, "consolidate", dump(config), alone=True)
+        return _show_plan(config, backbone)
+    record = RunDir(config.out, "consolidate", dump(config), exclusive=True)
     if config.estimate:
         return _estimate(config)
-    results = carry_out(config, trunk, sections, record, extra={}, title=_title(config))
+    results = carry_out(config, backbone, sections, record, extra={}, title=_title(config))
     tables.verdict(results["transfer"].get("verdict", {}))
     last_line(config, results)
     return results
@@ -59,9 +59,9 @@ def run(config: ConsolidateConfig) -> dict[str, Any]:
 
 def carry_out(
     config: ConsolidateConfig,
-    trunk: str,
-    sections: Sequence[TeacherSection],
-    record: Run,
+    backbone: str,
+    sections: Sequence[TeacherMetadata],
+    record: RunDir,
     *,
     extra: Mapping[str, Any],
     title: str,
@@ -80,14 +80,14 @@ def carry_out(
     precompute.run(plan.labelling(config, made))
     inspect.run(InspectConfig(store=plan.store(config)))
     _step("train: ONE student of all of them")
-    trained = train.run(plan.training(config, trunk))
+    trained = train.run(plan.training(config, backbone))
     figures = _evaluate(config, sections, packs)
     _step("report")
     results = {
-        "sentence": _sentence(trained, trunk, [*named.teachers, *made], proxy),
+        "sentence": _sentence(trained, backbone, [*named.teachers, *made], proxy),
         "student": trained["student"],
         "report": str(Path(config.out, "report", "report.html")),
-        "backbone": trunk,
+        "backbone": backbone,
         "store": plan.store(config),
         "pack": proxy.url,
         "transfer": figures,
@@ -108,7 +108,7 @@ def check_settings(config: ConsolidateConfig) -> None:
     train.check(plan.training(config, config.teaching.model))
 
 
-def check_models(config: ConsolidateConfig) -> list[TeacherSection]:
+def check_models(config: ConsolidateConfig) -> list[TeacherMetadata]:
     """Loads every teacher that is there, one after the other, on the CPU. Raises UserError naming all that fail."""
     found, failed = [], []
     for teacher in plan.given_teachers(config):
@@ -118,7 +118,7 @@ def check_models(config: ConsolidateConfig) -> list[TeacherSection]:
             failed.append(str(error))
     if config.teach:
         try:
-            backbone.create(config.teaching.model)
+            create_model(config.teaching.model)
         except UserError as error:
             failed.append(f"teach: {error}")
     if failed:
@@ -126,12 +126,12 @@ def check_models(config: ConsolidateConfig) -> list[TeacherSection]:
     return found
 
 
-def require_backbone(trunk: str, sections: Sequence[TeacherSection]) -> None:
+def require_backbone(backbone: str, sections: Sequence[TeacherMetadata]) -> None:
     """Raises UserError where the student cannot be made of this."""
-    if trunk in {section.model for section in sections} and not is_factory(trunk):
+    if backbone in {section.model for section in sections} and not is_factory(backbone):
         return
     try:
-        backbone.create(trunk, num_classes=0)
+        create_model(backbone, num_classes=0)
     except UserError as error:
         raise UserError(f"backbone: {error}") from error
 
@@ -154,20 +154,20 @@ def require_same(config: Any, command: str, free: Sequence[str]) -> None:
         raise UserError(f"{out}: holds another run of `repcon {command}`: {what}{also}; name another out, or remove it")
 
 
-def _pack_proxy(config: ConsolidateConfig) -> Pack:
+def _pack_proxy(config: ConsolidateConfig) -> ImagePack:
     if plan.proxy_pack(config) != config.proxy[0]:
         write_pack(plan.packing(config))
     elif config.limit:
         raise UserError(f"limit: {config.proxy[0]} is a pack, which is taken whole; leave the limit out")
-    return Pack.open(plan.proxy_pack(config))
+    return ImagePack.open(plan.proxy_pack(config))
 
 
-def _labelled(config: ConsolidateConfig, source: str) -> Pack:
+def _labelled(config: ConsolidateConfig, source: str) -> ImagePack:
     """Packed once for each source, whatever it is used for."""
     return open_or_pack(source, Path(config.out, "packs"))
 
 
-def _check_sets(config: ConsolidateConfig, proxy: Pack, packs: Mapping[str, Pack]) -> None:
+def _check_sets(config: ConsolidateConfig, proxy: ImagePack, packs: Mapping[str, ImagePack]) -> None:
     """Raises UserError where a data set cannot be measured on, or its measured images are in the proxy."""
     if not packs:
         return
@@ -182,13 +182,13 @@ def _check_sets(config: ConsolidateConfig, proxy: Pack, packs: Mapping[str, Pack
             console.print(f"[yellow]careful[/]: {escape(what)}", highlight=False, soft_wrap=True)
 
 
-def _evaluate(config: ConsolidateConfig, sections: Sequence[TeacherSection], packs: Mapping[str, Pack]) -> dict:
+def _evaluate(config: ConsolidateConfig, sections: Sequence[TeacherMetadata], packs: Mapping[str, ImagePack]) -> dict:
     """The student beside every teacher; {} where no labelled images are given."""
     named = plan.sources(config)
     if not named.evaluated:
         return {}
     _step("evaluate: the student beside its teachers")
-    models = {section.name: model_folder(section.model) for section in sections if not is_factory(section.model)}
+    models = {section.name: resolve_model(section.model) for section in sections if not is_factory(section.model)}
     if left := [section.name for section in sections if is_factory(section.model)]:
         what = f"{', '.join(left)}: a function's features are not known, so the student is not measured beside it"
         console.print(f"[yellow]note[/]: {escape(what)}", highlight=False, soft_wrap=True)
@@ -212,11 +212,11 @@ def _estimate(config: ConsolidateConfig) -> dict[str, Any]:
     return figures
 
 
-def _show_plan(config: ConsolidateConfig, trunk: str) -> dict[str, Any]:
+def _show_plan(config: ConsolidateConfig, backbone: str) -> dict[str, Any]:
     """Prints the steps with what they read and write."""
     sources, out = plan.sources(config), Path(config.out)
     made = {name: plan.teacher_folder(config, name) for name in sources.taught}
-    labels, training = plan.labelling(config, made), plan.training(config, trunk)
+    labels, training = plan.labelling(config, made), plan.training(config, backbone)
     sets = ", ".join(f"{name} ({source})" for name, source in sources.evaluated.items())
     rows = [
         ("pack", ", ".join(sources.proxy), plan.proxy_pack(config)),
@@ -225,7 +225,7 @@ def _show_plan(config: ConsolidateConfig, trunk: str) -> dict[str, Any]:
             for name, source in sources.taught.items()
         ),
         ("precompute", f"{', '.join(one.name for one in labels.teachers)}; {labels.crops} crops per image", labels.out),
-        ("train", f"{trunk}, {training.epochs} epochs", training.out),
+        ("train", f"{backbone}, {training.epochs} epochs", training.out),
         *([("evaluate", sets, str(out / "transfer"))] if sets else []),
         ("report", "all of it", str(out / "report" / "report.html")),
     ]
@@ -235,12 +235,12 @@ def _show_plan(config: ConsolidateConfig, trunk: str) -> dict[str, Any]:
     console.print(table)
     overlap = " and whether the proxy holds measured images" if sets else ""
     console.print(f"teachers load; not looked at yet: the images{overlap}; nothing was written", style="dim")
-    return {"plan": [dict(zip(("step", "from", "to"), row, strict=True)) for row in rows], "backbone": trunk}
+    return {"plan": [dict(zip(("step", "from", "to"), row, strict=True)) for row in rows], "backbone": backbone}
 
 
-def _sentence(trained: Mapping[str, Any], trunk: str, names: Sequence[str], proxy: Pack) -> str:
+def _sentence(trained: Mapping[str, Any], backbone: str, names: Sequence[str], proxy: ImagePack) -> str:
     """What came out, where nothing was measured on labelled images."""
-    made = f"student: {trunk}, distilled from {', '.join(names)} on {len(proxy):,} images"
+    made = f"student: {backbone}, distilled from {', '.join(names)} on {len(proxy):,} images"
     heads = trained.get("validation", {}).get("heads", {})
     shares = ", ".join(f"{name} {100 * held['agreement']:.0f} %" for name, held in heads.items())
     return f"{made}; the same class as its teacher on held-out images: {shares}" if shares else made
@@ -254,7 +254,7 @@ def _title(config: ConsolidateConfig) -> str:
 def last_line(config: ConsolidateConfig, results: Mapping[str, Any]) -> None:
     """What was made, where, and what to do next."""
     student = results["student"]
-    following = f"repcon evaluate --data LABELLED --trunks student={student} --out {config.out}-transfer"
+    following = f"repcon evaluate --data LABELLED --backbones student={student} --out {config.out}-transfer"
     if config.evaluate:
         following = f'timm.create_model("local-dir:{student}", pretrained=True)'
     line = f"student: {student}; report: {results['report']}; next: {following}"

@@ -19,7 +19,7 @@ from repcon.config import (
 )
 from repcon.images import hub
 from repcon.images.packing import is_pack
-from repcon.labels.manifest import TeacherSection
+from repcon.labels.manifest import TeacherMetadata
 from repcon.models.custom import is_factory
 from repcon.runtime.errors import UserError
 
@@ -113,7 +113,7 @@ def training(config: ConsolidateConfig, backbone: str) -> TrainConfig:
     """Of the student."""
     one = replace(
         config.training, pack=proxy_pack(config), store=store(config), out=str(Path(config.out, STUDENT)),
-        trunk=backbone, epochs=config.epochs or config.training.epochs,
+        backbone=backbone, epochs=config.epochs or config.training.epochs,
     )  # fmt: skip
     return _common(one, config)
 
@@ -124,14 +124,14 @@ def evaluation(
     """packs: {data set: pack}; models: {name: teacher}, the student is added; held_out: teachers made here whose
     packs are measured on, so that their held-out images tell what the student's heads are worth."""
     classes = config.evaluation.classes
-    trunks = {**models, STUDENT: str(Path(config.out, STUDENT))}
+    backbones = {**models, STUDENT: str(Path(config.out, STUDENT))}
     checked = {name: teacher_folder(config, name) for name in held_out}
     one = replace(
         config.evaluation,
         data="",
         datasets=tuple(DatasetConfig(name=name, data=pack, classes=classes) for name, pack in packs.items()),
         out=str(Path(config.out, "transfer")),
-        trunks=tuple(f"{name}={model}" for name, model in trunks.items()),
+        backbones=tuple(f"{name}={model}" for name, model in backbones.items()),
         student=STUDENT,
         heads=bool(checked),
         teachers=tuple(f"{name}={folder}" for name, folder in checked.items()),
@@ -147,17 +147,17 @@ def report(config: ConsolidateConfig, taught: Iterable[str], title: str) -> Repo
     return ReportConfig(paths=here, out=str(Path(config.out, "report")), title=title)
 
 
-def choose_backbone(config: ConsolidateConfig, sections: Sequence[TeacherSection]) -> str:
+def choose_backbone(config: ConsolidateConfig, sections: Sequence[TeacherMetadata]) -> str:
     """What the student starts from: as the user says, else the generalist, else the teacher of most classes, else what
     the teachers that are made here start from."""
-    plain = TrainConfig(pack="", store="", out="").trunk
-    asked = config.backbone or (config.training.trunk if config.training.trunk != plain else "")
+    plain = TrainConfig(pack="", store="", out="").backbone
+    asked = config.backbone or (config.training.backbone if config.training.backbone != plain else "")
     models = {section.name: section.model for section in sections if not is_factory(section.model)}
     most = max((section for section in sections if section.name in models), key=_classes, default=None)
     return asked or models.get(GENERALIST, "") or (most.model if most else config.teaching.model)
 
 
-def _classes(section: TeacherSection) -> int:
+def _classes(section: TeacherMetadata) -> int:
     return section.num_classes
 
 

@@ -30,10 +30,10 @@ from repcon.config import (
 )
 from repcon.evaluation import tables
 from repcon.images.icon_drawings import render
-from repcon.images.pack import Pack, class_rows, shared_images
+from repcon.images.pack import ImagePack, class_rows, shared_images
 from repcon.runtime.console import console
 from repcon.runtime.errors import UserError
-from repcon.runtime.run_dir import Run
+from repcon.runtime.run_dir import RunDir
 
 GENERALIST = "package:efficientnet_lite0"
 FROZEN_BLOCKS = 5
@@ -49,7 +49,7 @@ OWN = "domain"
 def run(config: DemoConfig) -> dict[str, Any]:
     """`repcon consolidate` on the demo's pictures; gives its figures and the licences of the pictures."""
     folder = Path(config.out)
-    record = Run(folder, "demo", dump(config))
+    record = RunDir(folder, "demo", dump(config))
     domains, proxy, licences = _pictures(config, folder)
     whole = consolidation(config, domains, proxy)
     consolidate.check_settings(whole)
@@ -116,9 +116,9 @@ def _pictures(config: DemoConfig, folder: Path) -> tuple[dict[str, Path], Path, 
 
 def _pack_proxy(config: DemoConfig, folder: Path, domains: Mapping[str, Path]) -> None:
     """Packs, without their classes, drawings of other things and of the teachers' halves; none that is tested on."""
-    opened = {name: Pack.open(pack) for name, pack in domains.items()}
+    opened = {name: ImagePack.open(pack) for name, pack in domains.items()}
     tested = {bytes(content) for pack in opened.values() for content in _hashes(pack, _half(config, first=False))}
-    others = Pack.open(folder / "packs" / OTHERS)
+    others = ImagePack.open(folder / "packs" / OTHERS)
     chosen = {OTHERS: (others, range(len(others)))}
     chosen |= {name: (pack, class_rows(pack, _half(config, first=True))[0]) for name, pack in opened.items()}
     for name, (pack, rows) in chosen.items():
@@ -136,25 +136,25 @@ def _own_pictures(config: DemoConfig, folder: Path) -> tuple[Path, Path]:
     packing.run(PackConfig(source=config.data, out=str(domain)))
     source = Path(config.proxy or folder / "proxy")
     if not config.proxy:
-        pack = Pack.open(domain)
+        pack = ImagePack.open(domain)
         _write_unlabelled(source, "", pack, class_rows(pack, _half(config, first=True))[0])
     packing.run(PackConfig(source=str(source), out=str(folder / "packs" / "proxy")))
-    _check_proxy(config, Pack.open(domain), Pack.open(folder / "packs" / "proxy"))
+    _check_proxy(config, ImagePack.open(domain), ImagePack.open(folder / "packs" / "proxy"))
     return domain, folder / "packs" / "proxy"
 
 
-def _check_proxy(config: DemoConfig, domain: Pack, proxy: Pack) -> None:
+def _check_proxy(config: DemoConfig, domain: ImagePack, proxy: ImagePack) -> None:
     """Raises UserError where the proxy holds images of the half of the classes that is tested on."""
     if shared := shared_images(_hashes(domain, _half(config, first=False)), proxy.hashes):
         raise UserError(f"--proxy {config.proxy}: holds {shared} of the images that are tested on; leave them out")
 
 
-def _hashes(pack: Pack, classes: ClassSubset) -> np.ndarray:
+def _hashes(pack: ImagePack, classes: ClassSubset) -> np.ndarray:
     """Content hashes of the images of those classes."""
     return pack.hashes[class_rows(pack, classes)[0]]
 
 
-def _write_unlabelled(folder: Path, prefix: str, pack: Pack, rows: Iterable[int]) -> None:
+def _write_unlabelled(folder: Path, prefix: str, pack: ImagePack, rows: Iterable[int]) -> None:
     """Writes images of a pack side by side, without their classes."""
     folder.mkdir(exist_ok=True)
     for row in rows:

@@ -1,9 +1,9 @@
-"""How well trunks' features transfer: every trunk on the same images, the same splits and the same draws.
+"""How well backbones' features transfer: every backbone on the same images, the same splits and the same draws.
 
-Images of the wanted classes are split once into a training and a test part. Features are extracted once per trunk
+Images of the wanted classes are split once into a training and a test part. Features are extracted once per backbone
 (`repcon.evaluation.features`), then probed (`repcon.evaluation.probes`). Accuracies are per cent of test images, with
 95 % intervals over the test images and, few-shot, over the draws; differences to the baseline are paired. Other
-training images, or a trunk trained again under another seed: how much that changes lies outside these intervals.
+training images, or a backbone trained again under another seed: how much that changes lies outside these intervals.
 Several data sets are measured one by one and in the mean; a verdict ends every evaluation.
 """
 
@@ -26,55 +26,58 @@ from repcon.evaluation.features import Reading, extract
 from repcon.evaluation.heads import measure_heads, plan_heads
 from repcon.evaluation.summary import combine, flat, summarise
 from repcon.evaluation.verdict import headline, verdict
-from repcon.images.pack import Pack
+from repcon.images.pack import ImagePack
 from repcon.images.packing import open_or_pack
-from repcon.models import backbone, student
 from repcon.models.custom import is_factory
+from repcon.models.factory import create_model
+from repcon.models.preprocessing import preprocessing_of
+from repcon.models.saved_model import CONFIG, model_folder, saved_class_names, saved_extra
+from repcon.models.student import head_names
 from repcon.runtime.console import console, few, progress
 from repcon.runtime.device import choose
 from repcon.runtime.errors import UserError
-from repcon.runtime.run_dir import Run
+from repcon.runtime.run_dir import RunDir
 from repcon.runtime.terminal import printable
 
 SHOTS = (1, 5, 10)
 JOIN = " + "
-"""Between trunks whose features are measured side by side: what one trunk in their place would have to reach."""
+"""Between backbones whose features are measured side by side: what one backbone in their place would have to reach."""
 FINETUNE = TeachConfig(
     data="", out="", epochs=10, optim=OptimConfig(lr=5e-4, weight_decay=0.02), validation=0.0, precision="fp32"
 )
-"""The whole trunk is trained, for every trunk alike and on every device in float32; the last epoch counts, nothing is
-chosen on the test part."""
+"""Fine-tuning: all weights, the same settings for every backbone, float32 on every device. The last epoch counts, so
+that nothing is chosen on the test part."""
 
 
 Measured = dict[str, dict[str, np.ndarray]]
-"""{trunk: {metric: (m,) right or wrong per test image, for few-shot (draws, m)}} of one data set."""
+"""{backbone: {metric: (m,) right or wrong per test image, for few-shot (draws, m)}} of one data set."""
 Facts = dict[str, dict[str, Any]]
-"""{trunk: what was found out about it}: model, weight_hash, input_size, heads, ..."""
+"""{backbone: what was found out about it}: model, weight_hash, input_size, heads, ..."""
 
 
 def run(config: EvaluateConfig) -> dict[str, Any]:
-    """Measures every trunk of `config`; gives the results and writes them.
+    """Measures every backbone of `config`; gives the results and writes them.
 
     `config.out` gets `results.json`, `answers.npz` and `transfer.svg`; of several data sets the latter two lie in a
     folder of each set's name. Results of one data set have `summarise`'s keys, of several `combine`'s; `verdict` (of
     `repcon.evaluation.verdict`) and, where asked for, `heads` (of `repcon.evaluation.heads`) are added to both.
     """
-    trunks, sets = _checked(config)
-    output = Run(config.out, "evaluate", dump(config), alone=True)
+    backbones, sets = _checked(config)
+    output = RunDir(config.out, "evaluate", dump(config), exclusive=True)
     packs = {name: open_or_pack(str(one.data), output.path / "pack") for name, one in sets.items()}
     splits = {name: split_images(packs[name], one) for name, one in sets.items() if config.metrics}
-    checks = plan_heads(config, trunks, packs)
+    checks = plan_heads(config, backbones, packs)
     measured: dict[str, Measured] = {}
     about: dict[str, Facts] = {}
     with progress() as bars:
-        task = bars.add_task("trunks", total=len(trunks) * len(splits), unit="trunks", note="")
+        task = bars.add_task("backbones", total=len(backbones) * len(splits), unit="backbones", note="")
         for name, split in splits.items():
-            _point_out_taught(trunks, packs[name], split)
+            _point_out_taught(backbones, packs[name], split)
             measured[name], about[name] = {}, {}
-            for trunk, model in trunks.items():
-                bars.update(task, note=trunk if len(sets) == 1 else f"{trunk}, {name}")
-                measured[name][trunk], about[name][trunk] = measure(model, packs[name], split, sets[name], bars)
-                output.log("trunk", name=trunk, dataset=name, **about[name][trunk])
+            for backbone, model in backbones.items():
+                bars.update(task, note=backbone if len(sets) == 1 else f"{backbone}, {name}")
+                measured[name][backbone], about[name][backbone] = measure(model, packs[name], split, sets[name], bars)
+                output.log("backbone", name=backbone, dataset=name, **about[name][backbone])
                 bars.update(task, advance=1, note="")
         heads = measure_heads(checks, config, bars)
     results = _results(measured, about, splits, sets, config)
@@ -94,20 +97,22 @@ def run(config: EvaluateConfig) -> dict[str, Any]:
 
 
 def _checked(config: EvaluateConfig) -> tuple[dict[str, str], dict[str, EvaluateConfig]]:
-    """{name: trunk} and {name: data set's settings}. Raises UserError for what cannot be measured."""
-    require_least(config, draws=1, size=0, batch_size=1, workers=0, seed=0)
+    """{name: backbone} and {name: data set's settings}. Raises UserError for what cannot be measured."""
+    require_least(config, fewshot_trials=1, size=0, batch_size=1, num_workers=0, seed=0)
     if not config.metrics and not config.heads:
         raise UserError("metrics: none named; leave it out, or name some of knn, probe, fewshot, finetune")
-    trunks = parse_trunks(config.trunks, config.baseline)
-    if config.student and config.student not in trunks:
-        raise UserError(f"student: no trunk is called {config.student!r}; there are {', '.join(trunks)}")
-    joined = [name for name, model in trunks.items() if JOIN in model]
+    backbones = parse_backbones(config.backbones, config.baseline)
+    if config.student and config.student not in backbones:
+        raise UserError(f"student: no backbone is called {config.student!r}; there are {', '.join(backbones)}")
+    joined = [name for name, model in backbones.items() if JOIN in model]
     if joined and "finetune" in config.metrics:
-        raise UserError(f"metrics: fine-tuning takes one trunk, and {joined[0]} is several; leave `finetune` or it out")
-    made = [name for name, model in trunks.items() if is_factory(model)]
+        raise UserError(
+            f"metrics: fine-tuning takes one backbone, and {joined[0]} is several; leave `finetune` or it out"
+        )
+    made = [name for name, model in backbones.items() if is_factory(model)]
     if made and "finetune" in config.metrics:
         raise UserError(f"metrics: fine-tuning takes models of timm, and {made[0]} is not; leave `finetune` or it out")
-    return trunks, named(config)
+    return backbones, named(config)
 
 
 def _write_answers(measured: Measured, split: Split, folder: Path) -> None:
@@ -150,7 +155,7 @@ def _show(whole: Mapping[str, Any], results: Mapping[str, Mapping[str, Any]]) ->
     """Every table, that over all data sets last."""
     for number, (name, one) in enumerate(results.items()):
         if not number:
-            _point_out_sizes(one["trunks"])
+            _point_out_sizes(one["backbones"])
         shown = name if len(results) > 1 else ""
         _point_out_left_out(one, shown)
         tables.table(one, shown)
@@ -160,9 +165,9 @@ def _show(whole: Mapping[str, Any], results: Mapping[str, Mapping[str, Any]]) ->
 
 
 def _verdict(asked: str, about: Facts, measured: Mapping[str, Measured]) -> dict[str, Any]:
-    """About the trunk that was asked for, else the student with the most heads (the last of equals), else the best.
+    """About the backbone that was asked for, else the student with the most heads (the last of equals), else the best.
 
-    Trunks side by side are no single model: they are compared with nothing.
+    Backbones side by side are no single model: they are compared with nothing.
     """
     single = [name for name, facts in about.items() if JOIN not in facts["model"]] or list(about)
     students = [name for name in single if about[name]["heads"]]
@@ -189,56 +194,55 @@ def _point_out_left_out(results: Mapping[str, Any], name: str) -> None:
 
 
 def _point_out_sizes(about: Mapping[str, Mapping[str, Any]]) -> None:
-    """Says which input sizes trunks were measured at where they differ."""
+    """Says which input sizes backbones were measured at where they differ."""
     sizes = {name: facts["input_size"] for name, facts in about.items()}
     if len({tuple(size) for size in sizes.values()}) > 1:
         told = ", ".join(f"{name} {' + '.join(map(str, size))}" for name, size in sizes.items())
-        what = f"each trunk at its own input size, in pixels: {told}; `size` takes one for all"
+        what = f"each backbone at its own input size, in pixels: {told}; `size` takes one for all"
         console.print(f"[yellow]note[/]: {escape(what)}", highlight=False)
 
 
-def parse_trunks(trunks: tuple[str, ...], baseline: str) -> dict[str, str]:
-    """`name=trunk` entries to {name: what `extract` takes}; an entry without a name is named by its end.
+def parse_backbones(backbones: tuple[str, ...], baseline: str) -> dict[str, str]:
+    """`name=backbone` entries to {name: what `extract` takes}; an entry without a name is named by its end.
 
-    `name=trunk + trunk` is several trunks side by side.
+    `name=backbone + backbone` is several backbones side by side.
     """
     named: dict[str, str] = {}
-    for entry in trunks:
+    for entry in backbones:
         name, equals, model = entry.partition("=")
         if not equals or Path(entry).is_dir():  # a path may hold a `=` of its own
             name, model = Path(entry).name, entry
         name = printable(name)  # it goes into tables, plots and the names of arrays
         if name in named:
-            raise UserError(f"trunks: two are called {name!r}; give each a name of its own, `name=trunk`")
-        named[name] = JOIN.join(model_folder(part) for part in model.split(JOIN))
+            raise UserError(f"backbones: two are called {name!r}; give each a name of its own, `name=backbone`")
+        named[name] = JOIN.join(resolve_model(part) for part in model.split(JOIN))
     if not named:
-        raise UserError("trunks: none given; name at least one, for example `generalist=package:efficientnet_lite0`")
+        raise UserError("backbones: none given; name at least one, for example `generalist=package:efficientnet_lite0`")
     if baseline and baseline not in named:
-        raise UserError(f"baseline: no trunk is called {baseline!r}; there are {', '.join(named)}")
+        raise UserError(f"baseline: no backbone is called {baseline!r}; there are {', '.join(named)}")
     return named
 
 
-def model_folder(model: str) -> str:
+def resolve_model(model: str) -> str:
     """A run's output folder to the folder inside it that holds the model; anything else is given back as it is."""
     folder = Path(model)
-    if not folder.is_dir() or (folder / backbone.CONFIG).is_file():
+    if not folder.is_dir() or (folder / CONFIG).is_file():
         return model
-    if (inner := backbone.model_folder(folder)) == folder:
+    if (inner := model_folder(folder)) == folder:
         raise UserError(
             f"{model}: holds no model (no config.json); name the output folder of `repcon train` or `teach`"
         )
     return str(inner)
 
 
-def _point_out_taught(trunks: Mapping[str, str], pack: Pack, split: Split) -> None:
-    """Says which of the measured classes a trunk learnt from this very pack, or that it was distilled on it, by what is
-    saved with it."""
-    for name, model in trunks.items():
+def _point_out_taught(backbones: Mapping[str, str], pack: ImagePack, split: Split) -> None:
+    """Warn where a backbone was taught classes of this very pack, or distilled on it, as its folder says."""
+    for name, model in backbones.items():
         taught: set[str] = set()
         for part in model.split(JOIN):
-            saved = Path(part, backbone.CONFIG).is_file() and backbone.saved_extra(part)
+            saved = Path(part, CONFIG).is_file() and saved_extra(part)
             if saved and saved.get("data_fingerprint") == pack.fingerprint:
-                taught |= set(backbone.saved_classes(part)) & set(split.classes)
+                taught |= set(saved_class_names(part)) & set(split.classes)
             if saved and saved.get("proxy_fingerprint") == pack.fingerprint:
                 what = f"{name} was distilled on the images of this very pack: what it reaches is no transfer"
                 console.print(f"[yellow]careful[/]: {escape(what)}", highlight=False)
@@ -249,14 +253,14 @@ def _point_out_taught(trunks: Mapping[str, str], pack: Pack, split: Split) -> No
 
 
 def measure(
-    model: str, pack: Pack, split: Split, config: EvaluateConfig, bars: Progress
+    model: str, pack: ImagePack, split: Split, config: EvaluateConfig, bars: Progress
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """One trunk's answers, {metric: (m,) right or wrong per test image, for few-shot (draws, m)}, and facts."""
+    """One backbone's answers, {metric: (m,) right or wrong per test image, for few-shot (draws, m)}, and facts."""
     reading = Reading(
         size=config.size,
         batch_size=config.batch_size,
         loader=config.loader,
-        workers=config.workers,
+        num_workers=config.num_workers,
         device=str(choose(config.device)),
         cache=Path(config.cache or Path(config.out) / "features"),
     )
@@ -266,7 +270,7 @@ def measure(
     train, test = values[: len(split.train)], values[len(split.train) :]
     answers: dict[str, np.ndarray] = {}
     about: dict[str, Any] = {"model": model, "weight_hash": weights, "dimensions": values.shape[1]}
-    about |= {"input_size": [part.input_size for part in parts], "heads": list(student.head_names(model))}
+    about |= {"input_size": [part.input_size for part in parts], "heads": list(head_names(model))}
     task = bars.add_task("measures", total=len(config.metrics), unit="", note="")
     for metric in dict.fromkeys(config.metrics):
         bars.update(task, note=metric)
@@ -280,7 +284,7 @@ def measure(
         elif metric == "fewshot":
             for shots in (count for count in SHOTS if count <= split.fewest):
                 answers[f"shot_{shots}"] = probes.few_shot(
-                    train, split.train_labels, test, split.test_labels, shots, config.draws, config.seed
+                    train, split.train_labels, test, split.test_labels, shots, config.fewshot_trials, config.seed
                 )
         else:
             answers["finetune"] = _finetune(model, pack, split, config, bars) == split.test_labels
@@ -290,26 +294,26 @@ def measure(
 
 
 def side_by_side(parts: Sequence[tuple[np.ndarray, str]]) -> tuple[np.ndarray, str]:
-    """Several trunks' features of the same images as one, each at unit length, and their weight hashes."""
+    """Several backbones' features of the same images as one, each at unit length, and their weight hashes."""
     if len(parts) == 1:
         return parts[0]
     return np.hstack([probes.unit(values) for values, _ in parts]), JOIN.join(weights for _, weights in parts)
 
 
-def _finetune(model: str, pack: Pack, split: Split, config: EvaluateConfig, bars: Progress) -> np.ndarray:
-    """(m,) predicted classes after the whole trunk was trained on the training part, the same way for every trunk."""
+def _finetune(model: str, pack: ImagePack, split: Split, config: EvaluateConfig, bars: Progress) -> np.ndarray:
+    """(m,) predicted classes after fine-tuning on the training part."""
     device = choose(config.device)
     torch.manual_seed(config.seed)
-    network = backbone.create(model, num_classes=len(split.classes), size=config.size)
+    network = create_model(model, num_classes=len(split.classes), size=config.size)
     recipe = replace(
-        FINETUNE, size=config.size, seed=config.seed, loader=config.loader, workers=config.workers,
+        FINETUNE, size=config.size, seed=config.seed, loader=config.loader, num_workers=config.num_workers,
         batch_size=config.batch_size,
     )  # fmt: skip
     train = Labelled(rows=split.train, labels=split.train_labels)
     none = Labelled(rows=split.train[:0], labels=split.train_labels[:0])
     tuned = fit(network, pack, train, none, recipe, device=device, bars=bars, report=lambda epoch, best: None)
-    preprocessing = backbone.preprocessing(network, config.size)
-    loader = open_loader(config.loader, pack, (preprocessing.size,), workers=config.workers, device=str(device))
+    preprocessing = preprocessing_of(network, config.size)
+    loader = open_loader(config.loader, pack, (preprocessing.size,), num_workers=config.num_workers, device=str(device))
     try:
         return predict(tuned, pack, split.test, preprocessing, config.batch_size, loader).argmax(1).numpy()
     finally:

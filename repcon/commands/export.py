@@ -6,8 +6,9 @@ from typing import Any
 from rich.markup import escape
 
 from repcon.config import ExportConfig
-from repcon.models import backbone, student
 from repcon.models.export import SUFFIXES, export
+from repcon.models.preprocessing import preprocessing_of
+from repcon.models.student import head_class_names, load_student
 from repcon.runtime.console import console
 from repcon.runtime.errors import UserError
 
@@ -17,11 +18,11 @@ LOAD = {"onnx": "onnxruntime.InferenceSession({})", "torch": "torch.export.load(
 def run(config: ExportConfig) -> dict[str, Any]:
     """Writes the file; gives its name, its size and how far it is from the student."""
     out = _out(config)
-    model = student.load(config.model)
-    inputs = backbone.preprocessing(model.trunk)
+    model = load_student(config.model)
+    inputs = preprocessing_of(model.backbone)
     difference = export(
         model, inputs, out, config.to, normalize=config.normalize, heads=config.heads,
-        classes=student.class_names(config.model),
+        classes=head_class_names(config.model),
     )  # fmt: skip
     console.print(f"[dim]checked against the student: differs by {difference:.1e} of the largest value[/]")
     load = LOAD[config.to].format(repr(str(out)))

@@ -54,10 +54,12 @@ def train(*, pack: Path, store: Path, out: Path, **settings: Any) -> dict[str, A
     return _run("train", config.TrainConfig, {"pack": pack, "store": store, "out": out, **settings})
 
 
-def evaluate(*, data: Path | Named, trunks: Named, out: Path, **settings: Any) -> dict[str, Any]:
+def evaluate(*, data: Path | Named, backbones: Named, out: Path, **settings: Any) -> dict[str, Any]:
     """Measure how well features transfer, as `repcon evaluate`."""
     sets = data if isinstance(data, str | PathLike) else _named(data)
-    return _run("evaluate", config.EvaluateConfig, {"data": sets, "trunks": _named(trunks), "out": out, **settings})
+    return _run(
+        "evaluate", config.EvaluateConfig, {"data": sets, "backbones": _named(backbones), "out": out, **settings}
+    )
 
 
 def report(*paths: Path, **settings: Any) -> dict[str, Any]:

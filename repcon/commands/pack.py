@@ -8,7 +8,7 @@ from rich.markup import escape
 from repcon.config import PackConfig
 from repcon.images import writer
 from repcon.images.format import BETON, MANIFEST
-from repcon.images.pack import Pack
+from repcon.images.pack import ImagePack
 from repcon.images.packing import write_pack
 from repcon.images.several import paths
 from repcon.runtime.console import console
@@ -32,7 +32,7 @@ def run(config: PackConfig) -> dict[str, Any]:
 def _only_beton(out: Path) -> dict[str, Any]:
     """The pack's source may be gone; the pack and its record stay as they are."""
     _write_beton(out)
-    pack = Pack.open(out)
+    pack = ImagePack.open(out)
     console.print(f"[bold]{escape(str(out / BETON))}[/]: {len(pack):,} images", soft_wrap=True, highlight=False)
     return {"images": len(pack), "fingerprint": pack.fingerprint}
 
@@ -44,9 +44,9 @@ def _write_beton(out: Path) -> None:
     from repcon.decode.ffcv import write_beton  # FFCV is an extra, and slow to import.
 
     try:
-        with writer.alone(out):
+        with writer.exclusive_writer(out):
             if not path.is_file():  # else another process has written it meanwhile
-                write_beton(Pack.open(out), path)
+                write_beton(ImagePack.open(out), path)
     except OSError as error:
         why = error.strerror or error
         raise UserError(f"{path}: cannot be written ({why}); mend that and run the same command again") from error

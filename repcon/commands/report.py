@@ -9,13 +9,13 @@ from repcon.reports.page import build, html, markdown
 from repcon.reports.plot_style import standalone
 from repcon.reports.sources import read
 from repcon.runtime.console import console
-from repcon.runtime.run_dir import Run, write_text
+from repcon.runtime.run_dir import RunDir, write_text
 
 
 def run(config: ReportConfig) -> dict[str, Any]:
     """Writes `report.html`, `report.md` and the plots as files into `config.out`; gives their paths and counts."""
     report = build(read(config.paths), config.title)
-    output = Run(config.out, "report", dump(config))
+    output = RunDir(config.out, "report", dump(config))
     pages = {"report.html": html(report), "report.md": markdown(report)}
     plots = [plot for section in report.sections for plot in section.plots]
     (output.path / "plots").mkdir(exist_ok=True)

@@ -25,14 +25,17 @@ from repcon.distill.optim import resolve
 from repcon.evaluation.probes import split_classes
 from repcon.images.pack import class_rows
 from repcon.images.packing import open_or_pack
-from repcon.models import backbone
+from repcon.models.factory import create_model
+from repcon.models.identity import weight_hash
+from repcon.models.preprocessing import preprocessing_of
+from repcon.models.saved_model import WEIGHTS, save_model
 from repcon.runtime.console import console, progress
 from repcon.runtime.device import choose
 from repcon.runtime.errors import UserError
-from repcon.runtime.run_dir import Run, finite, read_results
+from repcon.runtime.run_dir import RunDir, finite, read_results
 from repcon.runtime.untrusted import UnreadableError, parse_toml, read_text
 
-FREE = {"data", "out", "workers", "device"}
+FREE = {"data", "out", "num_workers", "device"}
 """What may differ where a teacher is asked for again: where it is, and how fast it is made."""
 CHECKPOINTS = "checkpoints"
 
@@ -47,7 +50,7 @@ def run(config: TeachConfig) -> dict[str, Any]:
     checkpoints = Checkpoints(Path(config.out) / CHECKPOINTS, decisive(config, FREE), keep=1)
     state = checkpoints.newest()
     trim = None if state is None else partial(trim_metrics, epoch=state["epochs"])
-    output = Run(config.out, "teach", dump(config), afresh=state is None, alone=True, trim=trim)
+    output = RunDir(config.out, "teach", dump(config), overwrite=state is None, exclusive=True, trim=trim)
     results = _teach(config, device, output, checkpoints, state)
     finished = output.finish(results)
     shutil.rmtree(checkpoints.folder, ignore_errors=True)
@@ -55,7 +58,7 @@ def run(config: TeachConfig) -> dict[str, Any]:
 
 
 def _teach(
-    config: TeachConfig, device: torch.device, output: Run, checkpoints: Checkpoints, state: dict[str, Any] | None
+    config: TeachConfig, device: torch.device, output: RunDir, checkpoints: Checkpoints, state: dict[str, Any] | None
 ) -> dict[str, Any]:
     """The epochs that are left, and the figures of all of them."""
     pack = open_or_pack(config.data, output.path / "pack")
@@ -67,14 +70,14 @@ def _teach(
     torch.manual_seed(config.seed)  # the new classifier's start
     made_of = {
         "start": config.model,
-        "start_weight_hash": backbone.weight_hash(backbone.create(config.model)),
+        "start_weight_hash": weight_hash(create_model(config.model)),
         **learnt,
         "train_images": len(fitted),
         "validation_images": len(held),
         "licence": config.licence,
     }
-    model = backbone.create(config.model, num_classes=len(names), size=config.size)
-    preprocessing = backbone.preprocessing(model, config.size)
+    model = create_model(config.model, num_classes=len(names), size=config.size)
+    preprocessing = preprocessing_of(model, config.size)
     epochs = [] if state is None else [Epoch(**epoch) for epoch in state["reported"]]
     if epochs:
         console.print(f"going on after epoch {len(epochs)}")
@@ -85,7 +88,7 @@ def _teach(
         if epoch.best:
             about = {"epoch": epoch.epoch, "validation_accuracy": finite(epoch.held_accuracy)}
             extra = made_of | {"recipe": tomllib.loads(dump(config))} | about
-            backbone.save(best, output.path, classes=names, preprocessing=preprocessing, extra=extra)
+            save_model(best, output.path, classes=names, preprocessing=preprocessing, extra=extra)
 
     def save(state: dict[str, Any]) -> None:
         reported = [asdict(epoch) for epoch in epochs]
@@ -135,7 +138,7 @@ def _labels_hash(rows: np.ndarray, labels: np.ndarray, names: Sequence[str]) -> 
 
 def _finished(config: TeachConfig) -> bool:
     """Whether `config.out` holds a finished teacher. Raises UserError for one of another recipe."""
-    recipe, teacher = (Path(config.out, name) for name in ("config.toml", backbone.WEIGHTS))
+    recipe, teacher = (Path(config.out, name) for name in ("config.toml", WEIGHTS))
     finished = teacher.is_file() and bool(read_results(config.out))
     if finished:
         try:
@@ -155,7 +158,7 @@ def check(config: TeachConfig) -> None:
     if not 0 <= config.label_smoothing < 1:
         raise UserError(f"label_smoothing: {config.label_smoothing} makes no sense; 0.1 is usual, 0 leaves labels hard")
     require_sane(config.optim)
-    require_least(config, epochs=1, size=1, batch_size=1, freeze_blocks=0, workers=0, seed=0)
+    require_least(config, epochs=1, size=1, batch_size=1, freeze_blocks=0, num_workers=0, seed=0)
 
 
 def _show(epochs: list[Epoch], best: Epoch, classes: int) -> None:

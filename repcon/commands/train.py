@@ -15,18 +15,18 @@ from repcon import config
 from repcon.config import TrainConfig
 from repcon.distill import defaults, start
 from repcon.distill.checkpoint import Checkpoints, decisive
-from repcon.distill.distributed import Stop, Team, join
-from repcon.distill.loader import Feed
+from repcon.distill.distributed import DistributedContext, GracefulShutdown, join
+from repcon.distill.loader import DistillLoader
 from repcon.distill.metrics import Totals, TrainingLog, trim_metrics
 from repcon.distill.optim import resolve
 from repcon.distill.trackers import Trackers, require_trackers
 from repcon.distill.trainer import Trainer
-from repcon.images.pack import Pack
+from repcon.images.pack import ImagePack
 from repcon.labels.store import LabelStore
-from repcon.models import student
+from repcon.models.student import check_writable, save_student
 from repcon.runtime.console import console
 from repcon.runtime.errors import UserError
-from repcon.runtime.run_dir import Run, read_results
+from repcon.runtime.run_dir import RunDir, read_results
 from repcon.runtime.system import environment
 
 # What may change between the parts of a run: where things are, how fast, and what is shown.
@@ -35,7 +35,7 @@ FREE = (
     "store",
     "out",
     "models",
-    "workers",
+    "num_workers",
     "device",
     "knn",
     "keep_checkpoints",
@@ -47,10 +47,10 @@ FREE = (
 def run(settings: TrainConfig) -> dict[str, Any]:
     """Trains, validates, writes `out/student`; gives the final figures. KeyboardInterrupt once a stop is saved."""
     check(settings)
-    pack, store = Pack.open(settings.pack), LabelStore.open(settings.store)
+    pack, store = ImagePack.open(settings.pack), LabelStore.open(settings.store)
     settings = defaults.resolve(settings, store)
-    with join(settings.device) as team, Stop() as stop:
-        settings = dataclasses.replace(settings, precision=resolve(settings.precision, team.device))
+    with join(settings.device) as distributed, GracefulShutdown() as stop:
+        settings = dataclasses.replace(settings, precision=resolve(settings.precision, distributed.device))
         checkpoints = Checkpoints(
             Path(settings.out) / "checkpoints", _identity(settings, pack, store), settings.keep_checkpoints
         )
@@ -59,35 +59,37 @@ def run(settings: TrainConfig) -> dict[str, Any]:
         if state is None and results:
             what = "holds a finished run, whose checkpoints are gone"
             raise UserError(f"{settings.out}: {what}; name another `out`, or remove it")
-        feed = _feed(settings, pack, store, team)
+        loader = _loader(settings, pack, store, distributed)
         try:
-            if state is not None and state["place"][0] == len(feed.passes) and results:
+            if state is not None and state["place"][0] == len(loader.epoch_groups) and results:
                 console.print(f"{escape(settings.out)}: this run is finished", soft_wrap=True)
                 return results
-            folder = _run_folder(settings, state, team)
-            with _trackers(settings, state, team) as trackers:
-                log = TrainingLog(folder, _totals(feed, settings), team, trackers)
-                trainer = Trainer(settings, store, feed, team, resumed=state is not None)
-                if team.leads:
+            folder = _run_folder(settings, state, distributed)
+            with _trackers(settings, state, distributed) as trackers:
+                log = TrainingLog(folder, _totals(loader, settings), distributed, trackers)
+                trainer = Trainer(settings, store, loader, distributed, resumed=state is not None)
+                if distributed.is_main:
                     card = _card(settings, pack, store, trainer)
-                    student.rehearse(trainer.kept, _folder(settings), preprocessing=trainer.preprocessing, card=card)
+                    check_writable(trainer.kept, _folder(settings), preprocessing=trainer.preprocessing, card=card)
                 with log:
                     trainer.run(state, checkpoints, log, stop, Path(settings.out))
                 return _finish(settings, pack, store, trainer, log)
         finally:
-            feed.close()
+            loader.close()
 
 
 def check(settings: TrainConfig) -> None:
     """Raises UserError for settings that make no sense, before anything is opened."""
     config.require_least(
-        settings, size=0, epochs=1, batch_size=0, crops_per_decode=1, accumulate=1, mix_window=0, label_memory=0,
-        projection=0, freeze_blocks=0, workers=0, seed=0, keep_checkpoints=1, checkpoint_minutes=0, holdout=0,
-        head_warmup_steps=0,
+        settings, size=0, epochs=1, batch_size=0, crops_per_decode=1, grad_accum_steps=1, mix_window=0,
+        label_cache_gib=0, projection=0, freeze_blocks=0, num_workers=0, seed=0, keep_checkpoints=1,
+        checkpoint_minutes=0, val_fraction=0, head_warmup_steps=0,
     )  # fmt: skip
     config.require_sane(settings.optim)
-    if settings.holdout >= 1:
-        raise UserError(f"holdout: {settings.holdout} leaves no image to train on; 0.02 is usual, 0 keeps none")
+    if settings.val_fraction >= 1:
+        raise UserError(
+            f"val_fraction: {settings.val_fraction} leaves no image to train on; 0.02 is usual, 0 keeps none"
+        )
     if settings.mix_window and settings.crops_per_decode == 1:
         raise UserError(f"mix_window: {settings.mix_window} has nothing to spread where crops_per_decode is 1")
     if settings.freeze_blocks and not settings.pretrained:
@@ -101,15 +103,17 @@ def check(settings: TrainConfig) -> None:
         raise UserError("heads: all weights are 0, so that nothing would be learnt")
 
 
-def _identity(settings: TrainConfig, pack: Pack, store: LabelStore) -> dict[str, Any]:
+def _identity(settings: TrainConfig, pack: ImagePack, store: LabelStore) -> dict[str, Any]:
     """What decides about batches and losses; a resume must agree in all of it."""
     # What can be added to a store is named by itself too: two hashes that differ tell nobody what to do.
     grown = {"the store's crops": store.crops, "store": store.identity(head.name for head in settings.heads)}
     return decisive(settings, FREE) | grown | {"pack": pack.fingerprint}
 
 
-def _feed(settings: TrainConfig, pack: Pack, store: LabelStore, team: Team) -> Feed:
-    return Feed(
+def _loader(
+    settings: TrainConfig, pack: ImagePack, store: LabelStore, distributed: DistributedContext
+) -> DistillLoader:
+    return DistillLoader(
         pack,
         store,
         size=settings.size,
@@ -118,49 +122,51 @@ def _feed(settings: TrainConfig, pack: Pack, store: LabelStore, team: Team) -> F
         heads=[head.name for head in settings.heads],
         crops_per_decode=settings.crops_per_decode,
         mix_window=settings.mix_window,
-        label_memory=settings.label_memory,
-        holdout=settings.holdout,
+        label_cache_gib=settings.label_cache_gib,
+        val_fraction=settings.val_fraction,
         seed=settings.seed,
         loader=settings.loader,
-        workers=settings.workers,
-        device=team.device,
-        rank=team.rank,
-        world=team.world,
+        num_workers=settings.num_workers,
+        device=distributed.device,
+        rank=distributed.rank,
+        world=distributed.world,
     )
 
 
-def _totals(feed: Feed, settings: TrainConfig) -> Totals:
-    images = sum(len(feed.rows) * len(part.crops) for part in feed.passes)
-    return Totals(steps=feed.steps, images=images, heads=tuple(head.name for head in settings.heads))
+def _totals(loader: DistillLoader, settings: TrainConfig) -> Totals:
+    images = sum(len(loader.rows) * len(part.crops) for part in loader.epoch_groups)
+    return Totals(steps=loader.steps, images=images, heads=tuple(head.name for head in settings.heads))
 
 
-def _run_folder(settings: TrainConfig, state: dict[str, Any] | None, team: Team) -> Run | None:
+def _run_folder(settings: TrainConfig, state: dict[str, Any] | None, distributed: DistributedContext) -> RunDir | None:
     """The leader's output folder; its metrics end where the checkpoint was taken, or begin anew without one."""
-    if not team.leads:
+    if not distributed.is_main:
         return None
     trim = None if state is None else partial(trim_metrics, step=state["step"])
-    return Run(settings.out, "train", config.dump(settings), afresh=state is None, alone=True, trim=trim)
+    return RunDir(settings.out, "train", config.dump(settings), overwrite=state is None, exclusive=True, trim=trim)
 
 
-def _trackers(settings: TrainConfig, state: dict[str, Any] | None, team: Team) -> Trackers:
+def _trackers(settings: TrainConfig, state: dict[str, Any] | None, distributed: DistributedContext) -> Trackers:
     """The leader's trackers, which go on with their runs of before where there is a checkpoint."""
-    if not team.leads:
+    if not distributed.is_main:
         return Trackers()
     step = 0 if state is None else state["step"]
     return Trackers(settings.trackers, settings.out, dataclasses.asdict(settings), step)
 
 
-def _finish(settings: TrainConfig, pack: Pack, store: LabelStore, trainer: Trainer, log: TrainingLog) -> dict[str, Any]:
+def _finish(
+    settings: TrainConfig, pack: ImagePack, store: LabelStore, trainer: Trainer, log: TrainingLog
+) -> dict[str, Any]:
     """Writes the student with its card, and the results."""
     results: dict[str, Any] = {**log.results(), "heads_worse_than_at_the_start": log.compared()}
     folder = _folder(settings)
-    if trainer.team.leads:
+    if trainer.distributed.is_main:
         card = _card(settings, pack, store, trainer) | {"metrics": results["validation"].get("heads", {})}
-        student.save(trainer.kept, folder, preprocessing=trainer.preprocessing, card=card)
+        save_student(trainer.kept, folder, preprocessing=trainer.preprocessing, card=card)
         console.print(f"student: [bold]{escape(str(folder))}[/]", soft_wrap=True)
         made_of = {"store_fingerprint": store.fingerprint, "pack_fingerprint": pack.fingerprint}
         results = log.finish(results | made_of | {"student": str(folder), "init": trainer.start})
-    trainer.team.wait()
+    trainer.distributed.barrier()
     return results
 
 
@@ -168,20 +174,20 @@ def _folder(settings: TrainConfig) -> Path:
     return Path(settings.out) / "student"
 
 
-def _card(settings: TrainConfig, pack: Pack, store: LabelStore, trainer: Trainer) -> dict[str, Any]:
+def _card(settings: TrainConfig, pack: ImagePack, store: LabelStore, trainer: Trainer) -> dict[str, Any]:
     """What is known of the student before it is trained."""
     sections = [store.heads[head.name].section for head in settings.heads]
     return {
         "name": Path(settings.out).name,
-        "trunk": settings.trunk,
+        "backbone": settings.backbone,
         "store": store.fingerprint,
         "pack": pack.fingerprint,
-        "images": len(trainer.feed.rows),
+        "images": len(trainer.loader.rows),
         "epochs": settings.epochs,
         "teachers": [dataclasses.asdict(section) for section in sections],
         "classes": {section.name: list(section.classes) for section in sections},
         "start": trainer.start,
-        "held_out": len(trainer.feed.held),
+        "held_out": len(trainer.loader.held),
         "versions": environment()["versions"],
         "recipe": config.dump(settings),
     }

@@ -12,9 +12,9 @@ from rich.table import Table
 
 from repcon.config import CropConfig, VerifyConfig, parse
 from repcon.crops.plan import plan
-from repcon.images.pack import Pack
+from repcon.images.pack import ImagePack
 from repcon.labels.layout import HeadInfo
-from repcon.labels.store import LabelStore, Slab, Unit
+from repcon.labels.store import CropLabels, LabelStore, Unit
 from repcon.precompute.recompute import rerun
 from repcon.runtime.console import console, progress
 from repcon.runtime.errors import UserError
@@ -36,7 +36,7 @@ def run(config: VerifyConfig) -> dict[str, Any]:
     if min(config.sample, config.seed) < 0 or not config.loaders:
         raise UserError("sample and seed must be 0 or more, and loaders name at least one, or auto")
     store = LabelStore.open(config.store)
-    pack = Pack.open(config.pack) if config.pack else None
+    pack = ImagePack.open(config.pack) if config.pack else None
     if pack is not None:
         store.require_pack(pack.fingerprint, len(pack))
     problems = store.disagreements()
@@ -84,36 +84,36 @@ def run(config: VerifyConfig) -> dict[str, Any]:
     return figures
 
 
-def label_problems(store: LabelStore, unit: Unit, pack: Pack | None, missing: np.ndarray) -> Iterator[str]:
+def label_problems(store: LabelStore, unit: Unit, pack: ImagePack | None, missing: np.ndarray) -> Iterator[str]:
     """What no teacher could have said, in a unit whose files are as they were written; `missing` rows are skipped."""
     present = ~np.isin(np.arange(unit.rows.start, unit.rows.stop), missing)
     absent = store.missing_of_units([unit]) - unit.rows.start
     for crop in unit.crops:
         try:
-            slab = store.part(crop, unit.rows, unit.heads)
+            crop_labels = store.read_rows(crop, unit.rows, unit.heads)
         except UserError as error:
             yield str(error)
             continue
         place = f"{store.url}: crop {crop} of rows {unit.rows.start} to {unit.rows.stop - 1}"
         if unit.writes_boxes and pack is not None:
             rows = slice(unit.rows.start, unit.rows.stop)
-            yield from (f"{place}: {what}" for what in _box_problems(slab, pack.sizes[rows]))
+            yield from (f"{place}: {what}" for what in _box_problems(crop_labels, pack.sizes[rows]))
         for name in unit.heads:
-            if not np.isnan(slab.labels[name][1][absent]).all():
+            if not np.isnan(crop_labels.labels[name][1][absent]).all():
                 yield f"{place}, {name}: rows that are marked as missing have labels"
-            ids, logp = (array[present] for array in slab.labels[name])
+            ids, logp = (array[present] for array in crop_labels.labels[name])
             tolerance = _GAPS_LEVEL if store.manifest.values == "gaps8" else 0.0
             yield from (f"{place}, {name}: {what}" for what in _head_problems(store.heads[name], ids, logp, tolerance))
 
 
-def _box_problems(slab: Slab, sizes: np.ndarray) -> Iterator[str]:
-    ends = slab.boxes[:, :2].astype(np.int64) + slab.boxes[:, 2:]
-    outside = (ends > sizes).any(1) | (slab.boxes[:, 2:] == 0).any(1)
+def _box_problems(crop_labels: CropLabels, sizes: np.ndarray) -> Iterator[str]:
+    ends = crop_labels.boxes[:, :2].astype(np.int64) + crop_labels.boxes[:, 2:]
+    outside = (ends > sizes).any(1) | (crop_labels.boxes[:, 2:] == 0).any(1)
     if outside.any():
         yield f"{outside.sum()} boxes reach out of their image or are empty"
 
 
-def plan_problems(store: LabelStore, unit: Unit, pack: Pack) -> Iterator[str]:
+def plan_problems(store: LabelStore, unit: Unit, pack: ImagePack) -> Iterator[str]:
     """Boxes that are not those which the manifest's crop recipe draws for the pack's images."""
     if not unit.writes_boxes:
         return

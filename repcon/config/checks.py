@@ -10,15 +10,15 @@ from typing import Any
 from repcon.runtime.errors import UserError
 
 PATHS = {
-    "source", "out", "pack", "store", "records", "html", "data", "proxy", "knn", "cache", "trunk", "trunks", "model",
-    "models", "paths", "teachers", "teach", "evaluate", "backbone", "init_students",
+    "source", "out", "pack", "store", "records", "html", "data", "proxy", "knn", "cache", "backbone", "backbones",
+    "model", "models", "paths", "teachers", "teach", "evaluate", "init_students",
 }  # fmt: skip
 """Fields that name files and folders, also as `NAME=PATH` or several joined by ` + `."""
 _HOME = re.compile(r"(^|=|local-dir:|\+ )(~[^/]*)(?=/|$)")
 LARGEST = {
     "seed": 2**64 - 1, "size": 16_384, "max_side": 65_535, "epochs": 100_000, "teacher_epochs": 100_000,
-    "batch_size": 2**20, "crops": 65_535, "workers": 1024, "processes": 1024, "projection": 2**16, "draws": 100_000,
-    "max_kl": math.inf, "checkpoint_minutes": math.inf,
+    "batch_size": 2**20, "crops": 65_535, "num_workers": 1024, "processes": 1024, "projection": 2**16,
+    "fewshot_trials": 100_000, "max_kl": math.inf, "checkpoint_minutes": math.inf,
 }  # fmt: skip
 """By field; whole numbers that are not listed may reach `MOST`, others `MOST_REAL`."""
 MOST, MOST_REAL = 2**31 - 1, 1e100

@@ -53,7 +53,7 @@ class PackConfig(Checked):
     jpeg_quality: int = 95
     """Of images that have to be re-encoded; baseline RGB JPEGs keep their bytes."""
     shard_megabytes: int = 256
-    workers: int = 0
+    num_workers: int = 0
     """Threads that read and encode; 0 takes one per core."""
     ffcv: bool = False
     """Also write `images.beton` for FFCV, with the same JPEG bytes."""
@@ -115,7 +115,7 @@ class PrecomputeConfig(Checked):
     loader: LoaderKind = "auto"
     batch_size: int = 0
     """Crops per forward pass; 0 finds it."""
-    workers: int = 0
+    num_workers: int = 0
     """Decoding threads; 0 starts one per core, for a GPU three for four cores, for DALI on it one for two."""
     device: Device = "auto"
     estimate: bool = False
@@ -197,13 +197,13 @@ class TrainConfig(Checked):
     pack: str
     store: str
     out: str
-    trunk: str = "package:efficientnet_lite0"
+    backbone: str = "package:efficientnet_lite0"
     """A timm name, a folder, or a weights package."""
     pretrained: bool = True
-    """Start from the trunk's weights, not from random ones."""
+    """Start from the backbone's weights, not from random ones."""
     init: Init = "auto"
-    """Where the trunk's weights start: the weighted mean of its teachers' (`average`), or its own (`backbone`). `auto`
-    averages where all teachers of the heads have the trunk's architecture, unless the trunk is an earlier student."""
+    """Initial weights of the backbone: the weighted mean of its teachers' (`average`), or its own (`backbone`). `auto`
+    averages where all teachers of the heads have the backbone's architecture and it is no earlier student."""
     init_weights: dict[str, float] = dataclasses.field(default_factory=dict)
     """Each teacher's share of the mean, summing to 1; empty lets the stored labels of some crops choose."""
     init_students: tuple[str, ...] = ()
@@ -217,11 +217,11 @@ class TrainConfig(Checked):
     """Divide each head's weight by the largest KL from its teacher that any single teacher's weights have, so that a
     teacher far from the others does not outweigh them; `auto` does so where `heads` is empty. Without `init` by average
     there is nothing to divide by."""
-    start_heads: bool = True
-    """Start a head from its teacher's own classifier where that is linear and the teacher has the trunk's architecture,
-    and, where the trunk is an earlier student, from the head that it had for the same teacher."""
+    init_heads: bool = True
+    """Start a head from its teacher's own classifier where that is linear and the architectures are the same, and,
+    where the backbone is an earlier student, from the head that it had for the same teacher."""
     head_warmup_steps: int = 300
-    """Updates that heads with random weights take on the features of the pretrained trunk, before it moves; 0 for
+    """Updates that heads with random weights take on the features of the pretrained backbone, before it moves; 0 for
     none."""
     projection: int = 0
     """Width of a per-head hidden projection before the head; 0 for none."""
@@ -234,14 +234,14 @@ class TrainConfig(Checked):
     """Crops cut from one decoded image."""
     mix_window: int = 0
     """Batches over which the crops of one image are spread; 0 keeps them in one batch."""
-    label_memory: float = 0.0
+    label_cache_gib: float = 0.0
     """GiB for stored labels in each process: where two passes' labels take more, they are read, and images shuffled, in
     windows. 0 holds them whole, one copy for all processes of a machine."""
     optim: OptimConfig = OptimConfig(lr=3e-4)
-    accumulate: int = 1
+    grad_accum_steps: int = 1
     """Batches whose gradients are summed into one step."""
     freeze_blocks: int = 0
-    """How many of the trunk's first blocks (with its stem) keep their weights."""
+    """How many of the backbone's first blocks (with its stem) keep their weights."""
     freeze_norm: AutoBool = "auto"
     """Keep batch-norm statistics as the start has them; `auto` keeps those of pretrained weights."""
     precision: TrainingPrecision = "auto"
@@ -253,11 +253,11 @@ class TrainConfig(Checked):
     loss: LossKind = "auto"
     """How the loss is computed; `auto` takes Triton on a GPU."""
     loader: LoaderKind = "auto"
-    workers: int = 0
+    num_workers: int = 0
     """Decoding threads; 0 starts one per core, for a GPU three for four cores, for DALI on it one for two."""
     device: Device = "auto"
     seed: int = 0
-    holdout: float = 0.02
+    val_fraction: float = 0.02
     """Share of the images kept for validation."""
     knn: str = ""
     """A labelled folder or pack on which kNN is measured after each pass (`crops_per_decode` epochs)."""
@@ -291,7 +291,7 @@ class TeachConfig(Checked):
     precision: TrainingPrecision = "auto"
     """`auto` takes bf16 where the device computes in it, and fp32 elsewhere."""
     loader: LoaderKind = "auto"
-    workers: int = 0
+    num_workers: int = 0
     """Decoding threads; 0 starts one per core, for a GPU three for four cores, for DALI on it one for two."""
     device: Device = "auto"
     seed: int = 0
@@ -310,40 +310,40 @@ class DatasetConfig(Checked):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvaluateConfig(Checked):
-    """Measure how well trunks' features transfer to labelled data."""
+    """Measure how well backbones' features transfer to labelled data."""
 
     data: str | tuple[str, ...] = ""
     """A labelled image folder, tar or pack; several, as NAME=DATA each, give results for each and their mean."""
     out: str
-    trunks: tuple[str, ...] = ()
-    """`name=trunk` each: a timm name, a folder of `repcon train` or `repcon teach`, a weights package, or a
-    `module:function` that returns (torch module that gives features, preprocessing); `name=trunk + trunk` takes the
-    features of several side by side."""
+    backbones: tuple[str, ...] = ()
+    """`name=backbone` each: a timm name, a folder of `repcon train` or `repcon teach`, a weights package, or a
+    `module:function` that returns (torch module that gives features, preprocessing); `name=backbone + backbone`
+    concatenates the features of several."""
     baseline: str = ""
-    """The trunk that paired differences refer to; empty takes the first."""
+    """The backbone that paired differences refer to; empty takes the first."""
     student: str = ""
-    """The trunk that the verdict is about; empty takes the student with the most heads, without one the best trunk."""
+    """The backbone that the verdict is about; empty takes the student with the most heads, or the best backbone."""
     heads: bool = False
     """Also measure the students' heads beside the classifiers of their teachers, on labelled images of the teachers'
     classes; with `metrics` empty nothing else is measured."""
     teachers: tuple[str, ...] = ()
-    """For `heads`: NAME=MODEL, where NAME is a head's; empty takes the trunks that are called like a head."""
+    """For `heads`: NAME=MODEL, where NAME is a head's; empty takes the backbones that are called like a head."""
     classes: ClassSubset = ClassSubset()
     """Of every data set that `data` names."""
     datasets: tuple[DatasetConfig, ...] = ()
     """Labelled data sets with class subsets of their own, in place of `data`."""
     size: int = 0
-    """Input side in pixels, of all trunks; 0 takes each trunk's own."""
+    """Input side in pixels, of all backbones; 0 takes each backbone's own."""
     test: float = 0.5
     """Share of each class that is tested on; the rest trains the probes."""
     metrics: tuple[Literal["knn", "probe", "fewshot", "finetune"], ...] = ("knn", "probe", "fewshot")
-    draws: int = 20
+    fewshot_trials: int = 20
     """Few-shot draws per number of shots."""
     batch_size: int = 64
     cache: str = ""
     """Folder for extracted features; empty keeps them beside the results."""
     loader: LoaderKind = "auto"
-    workers: int = 0
+    num_workers: int = 0
     """Decoding threads; 0 starts one per core, for a GPU three for four cores, for DALI on it one for two."""
     device: Device = "auto"
     seed: int = 0

@@ -1,6 +1,6 @@
 """Loaders: requests for crops in, batches of pixels out, in the same order.
 
-A `Request` names images, crop numbers, boxes and flips; whoever makes the requests (precompute, train, evaluate)
+A `CropRequest` names images, crop numbers, boxes and flips; whoever makes the requests (precompute, train, evaluate)
 decides the order, and a loader only decodes. So order, partition and resume are one place's business
 (`distill.sampler`), and no two decoders can disagree about them.
 """
@@ -14,7 +14,7 @@ import torch
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Request:
+class CropRequest:
     """What one batch is cut from: n images, c crops of each; every image is decoded once."""
 
     images: np.ndarray
@@ -26,13 +26,13 @@ class Request:
     flips: np.ndarray
     """(n, c) uint8: 1 mirrors the crop from left to right."""
 
-    def part(self, images: slice) -> "Request":
+    def part(self, images: slice) -> "CropRequest":
         """The same of some of its images."""
-        return Request(
+        return CropRequest(
             images=self.images[images], crops=self.crops[images], boxes=self.boxes[images], flips=self.flips[images]
         )
 
-    def parts(self, images: int) -> Iterator["Request"]:
+    def parts(self, images: int) -> Iterator["CropRequest"]:
         """The same, at most so many images at a time."""
         return (self.part(slice(start, start + images)) for start in range(0, len(self.images), images))
 
@@ -55,7 +55,7 @@ class Loader(Protocol):
     kind: str
     """The implementation: `reference`, `torch`, `dali` or `ffcv`."""
 
-    def batches(self, requests: Iterable[Request]) -> Iterator[CropBatch]:
+    def batches(self, requests: Iterable[CropRequest]) -> Iterator[CropBatch]:
         """One batch per request, in order; requests are taken from the iterable a few batches ahead.
 
         Raises UserError naming the image where a worker cannot read or decode one. Held batches stay valid.

@@ -10,10 +10,10 @@ from collections import deque
 import numpy as np
 import torch
 
-from repcon.images.pack import Pack
+from repcon.images.pack import ImagePack
 
 
-class Buffers:
+class CropBuffers:
     """A pool of uint8 buffers; as many exist as batches are held at the same time."""
 
     def __init__(self, device: str = "cpu") -> None:
@@ -49,7 +49,7 @@ class Buffers:
         return np.empty(size, dtype=np.uint8)
 
 
-def for_one_image(pack: Pack) -> np.ndarray:
+def for_one_image(pack: ImagePack) -> np.ndarray:
     """Flat uint8 memory for libjpeg-turbo to decode any one image of the pack into, RGB; at an odd address.
 
     Where pixels go to a multiple of 32 bytes, libjpeg-turbo writes them past the processor's cache, from which the

@@ -4,19 +4,19 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from repcon.decode.base import Request
-from repcon.images.pack import Pack
+from repcon.decode.base import CropRequest
+from repcon.images.pack import ImagePack
 from repcon.runtime.errors import UserError
 
 
-def undecodable(pack: Pack, row: int, error: object) -> UserError:
+def undecodable(pack: ImagePack, row: int, error: object) -> UserError:
     """The error for an image whose bytes are no JPEG that the loaders read."""
     return UserError(
         f"image {pack.keys[row]} (row {row} of the pack): cannot be decoded ({error}); pack the images again"
     )
 
 
-def check_boxes(pack: Pack, request: Request) -> None:
+def check_boxes(pack: ImagePack, request: CropRequest) -> None:
     """Raises UserError naming the first image whose boxes are empty or leave it."""
     boxes = request.boxes.astype(np.int64)
     size = np.asarray(pack.sizes)[request.images][:, None]
@@ -30,7 +30,7 @@ def check_boxes(pack: Pack, request: Request) -> None:
         )
 
 
-def check_size(pack: Pack, row: int, shape: Sequence[int]) -> None:
+def check_size(pack: ImagePack, row: int, shape: Sequence[int]) -> None:
     """Raises UserError where a decoded image, (height, width, ...), is not of the size that the pack's index has."""
     width, height = pack.sizes[row].tolist()
     if (height, width) != tuple(shape[:2]):

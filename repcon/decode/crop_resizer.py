@@ -4,16 +4,16 @@ from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
-from repcon.decode.base import CropBatch, Request
+from repcon.decode.base import CropBatch, CropRequest
 from repcon.decode.checks import check_size
 from repcon.decode.resize import cut_into, prepare, scratch
-from repcon.decode.worker_pool import Spares
-from repcon.images.pack import Pack
+from repcon.decode.worker_pool import BufferPool
+from repcon.images.pack import ImagePack
 
 Cut = Callable[[range, Iterable[np.ndarray]], None]
 
 
-def arrays(batch: CropBatch, request: Request) -> tuple[np.ndarray, np.ndarray, tuple[np.ndarray, ...]]:
+def arrays(batch: CropBatch, request: CropRequest) -> tuple[np.ndarray, np.ndarray, tuple[np.ndarray, ...]]:
     """What compiled code takes: boxes (n, c, 4) uint16, flips (n, c) uint8, per side (n * c, side, side, 3) uint8.
 
     Made once per batch: torch's views, made anew for every eight images, took 2 % of decoding them.
@@ -23,14 +23,14 @@ def arrays(batch: CropBatch, request: Request) -> tuple[np.ndarray, np.ndarray, 
     return boxes, flips, tuple(pixels.permute(0, 2, 3, 1).numpy() for pixels in batch.pixels.values())
 
 
-class Cutter:
+class CropResizer:
     """Cuts the boxes of a pack's images with the compiled resize, in any number of threads at once."""
 
-    def __init__(self, pack: Pack, sides: Sequence[int]) -> None:
+    def __init__(self, pack: ImagePack, sides: Sequence[int]) -> None:
         prepare(sides)
-        self._pack, self._scratch = pack, Spares(lambda: scratch(pack.widest, sides))
+        self._pack, self._scratch = pack, BufferPool(lambda: scratch(pack.widest, sides))
 
-    def into(self, batch: CropBatch, request: Request) -> Cut:
+    def into(self, batch: CropBatch, request: CropRequest) -> Cut:
         """`cut(share, images)` fills the batch's rows of those of the request's images whose places are in `share`.
 
         The images are (height, width, 3) uint8, taken one after the other. `cut` raises UserError where one is not

@@ -16,13 +16,13 @@ import numpy as np
 from nvidia.dali import fn, types
 from nvidia.dali.pipeline import Pipeline
 
-from repcon.decode.base import CropBatch, Request
-from repcon.decode.buffers import Buffers
+from repcon.decode.base import CropBatch, CropRequest
+from repcon.decode.buffers import CropBuffers
 from repcon.decode.checks import check_boxes, undecodable
-from repcon.decode.crop_resizer import Cut, Cutter
+from repcon.decode.crop_resizer import CropResizer, Cut
 from repcon.decode.reference import decode
-from repcon.decode.worker_pool import BatchPool, Spares, empty_batch
-from repcon.images.pack import Pack
+from repcon.decode.worker_pool import BatchPool, BufferPool, empty_batch
+from repcon.images.pack import ImagePack
 from repcon.runtime.errors import UserError
 
 IMAGES_PER_RUN = 16
@@ -34,24 +34,24 @@ class CpuLoader:
 
     kind = "dali"
 
-    def __init__(self, pack: Pack, sides: Sequence[int], *, workers: int = 0) -> None:
-        self._pack, self._sides, self._buffers = pack, tuple(sides), Buffers()
-        self._pool = BatchPool(workers)
-        self._decoders = Spares(partial(decoding, IMAGES_PER_RUN, threads=1, gpu=None))
-        self._cutter = Cutter(pack, self._sides)
+    def __init__(self, pack: ImagePack, sides: Sequence[int], *, num_workers: int = 0) -> None:
+        self._pack, self._sides, self._buffers = pack, tuple(sides), CropBuffers()
+        self._pool = BatchPool(num_workers)
+        self._decoders = BufferPool(partial(decoding, IMAGES_PER_RUN, threads=1, gpu=None))
+        self._cutter = CropResizer(pack, self._sides)
 
-    def batches(self, requests: Iterable[Request]) -> Iterator[CropBatch]:
+    def batches(self, requests: Iterable[CropRequest]) -> Iterator[CropBatch]:
         """See `Loader.batches`."""
         return self._pool.run(requests, self._begin)
 
-    def _begin(self, request: Request) -> tuple[CropBatch, list[Callable[[], None]]]:
+    def _begin(self, request: CropRequest) -> tuple[CropBatch, list[Callable[[], None]]]:
         check_boxes(self._pack, request)
         batch = empty_batch(request, self._sides, self._buffers)
         cut = self._cutter.into(batch, request)
         shares = self._pool.shares(len(request.images), IMAGES_PER_RUN)
         return batch, [partial(self._fill, request, cut, share) for share in shares]
 
-    def _fill(self, request: Request, cut: Cut, share: range) -> None:
+    def _fill(self, request: CropRequest, cut: Cut, share: range) -> None:
         jpegs = read(self._pack, request, share)
         with self._decoders.one() as pipeline:
             (images,) = run(pipeline, jpegs, self._pack, request, share)
@@ -79,12 +79,12 @@ def decoding(batch_size: int, *, threads: int, gpu: int | None) -> Pipeline:
     return pipeline
 
 
-def read(pack: Pack, request: Request, share: range) -> list[np.ndarray]:
+def read(pack: ImagePack, request: CropRequest, share: range) -> list[np.ndarray]:
     """The JPEG bytes of the request's images in `share`, as DALI takes them."""
     return [np.frombuffer(pack.read(int(request.images[i])), dtype=np.uint8) for i in share]
 
 
-def run(pipeline: Pipeline, jpegs: list[np.ndarray], pack: Pack, request: Request, share: range) -> Any:
+def run(pipeline: Pipeline, jpegs: list[np.ndarray], pack: ImagePack, request: CropRequest, share: range) -> Any:
     """One run of the pipeline; raises UserError naming the image that DALI could not decode."""
     try:
         pipeline.feed_input("jpegs", jpegs)

@@ -12,12 +12,12 @@ import torch
 from nvidia.dali.pipeline import Pipeline
 from repcon_kernels import cut_crops
 
-from repcon.decode.base import CropBatch, Request
+from repcon.decode.base import CropBatch, CropRequest
 from repcon.decode.checks import check_boxes, check_size
 from repcon.decode.dali_cpu import decoding, read, run
-from repcon.decode.worker_pool import BatchPool, Spares, numbered_batch
-from repcon.images.pack import Pack
-from repcon.runtime.device import beside, indexed
+from repcon.decode.worker_pool import BatchPool, BufferPool, numbered_batch
+from repcon.images.pack import ImagePack
+from repcon.runtime.device import indexed, stream_context
 from repcon.runtime.errors import UserError
 from repcon.runtime.system import own_cores
 
@@ -30,7 +30,7 @@ class GpuLoader:
 
     kind = "dali"
 
-    def __init__(self, pack: Pack, sides: Sequence[int], *, workers: int = 0, device: str = "cuda") -> None:
+    def __init__(self, pack: ImagePack, sides: Sequence[int], *, num_workers: int = 0, device: str = "cuda") -> None:
         self._pack, self._sides, self._device = pack, tuple(sides), indexed(device)
         self._on_gpu = self._device.type == "cuda"
         self._implementation = "triton" if self._on_gpu else "torch"
@@ -38,12 +38,12 @@ class GpuLoader:
             check_kernel(self._implementation, self._sides, self._device)
         # Three shares in work, each on a pipeline of its own: some parse and decode, others cut.
         self._pool = BatchPool(3)
-        self._pipelines = Spares(self._pipeline)
-        self._threads = workers or max(1, own_cores() // 2)
+        self._pipelines = BufferPool(self._pipeline)
+        self._threads = num_workers or max(1, own_cores() // 2)
         # A stream of the loader's own does not wait for the consumer's training step.
         self._stream = torch.cuda.Stream(self._device) if self._on_gpu else None
 
-    def batches(self, requests: Iterable[Request]) -> Iterator[CropBatch]:
+    def batches(self, requests: Iterable[CropRequest]) -> Iterator[CropBatch]:
         """See `Loader.batches`; the pixels lie on the device, for use on the consumer's current stream."""
         for batch in self._pool.run(requests, self._begin):
             if self._on_gpu:
@@ -51,10 +51,10 @@ class GpuLoader:
                     pixels.record_stream(torch.cuda.current_stream(self._device))
             yield batch
 
-    def _begin(self, request: Request) -> tuple[CropBatch, list[Callable[[], None]]]:
+    def _begin(self, request: CropRequest) -> tuple[CropBatch, list[Callable[[], None]]]:
         check_boxes(self._pack, request)
         n, c = request.crops.shape
-        with beside(self._stream):
+        with stream_context(self._stream):
             places = {
                 side: torch.empty((n * c, side, side, 3), dtype=torch.uint8, device=self._device)
                 for side in self._sides
@@ -66,10 +66,10 @@ class GpuLoader:
     def _pipeline(self) -> Pipeline:
         return decoding(IMAGES_PER_RUN, threads=self._threads, gpu=self._device.index if self._on_gpu else None)
 
-    def _fill(self, request: Request, places: Sequence[torch.Tensor], share: range) -> None:
+    def _fill(self, request: CropRequest, places: Sequence[torch.Tensor], share: range) -> None:
         c, part = request.crops.shape[1], slice(share.start, share.stop)
         jpegs = read(self._pack, request, share)
-        with self._pipelines.one() as pipeline, beside(self._stream):
+        with self._pipelines.one() as pipeline, stream_context(self._stream):
             (decoded,) = run(pipeline, jpegs, self._pack, request, share)
             # By the array interface: what was given away through DLPack, DALI takes back after waiting for the whole
             # device, the training step included.

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from repcon.decode.base import Loader
 from repcon.images.format import BETON
-from repcon.images.pack import Pack
+from repcon.images.pack import ImagePack
 from repcon.runtime.console import console
 from repcon.runtime.errors import UserError
 from repcon.runtime.system import own_cores
@@ -49,10 +49,12 @@ def _missing(kind: str) -> list[str]:
     return [library for library in LIBRARIES[kind] if not found(library)]
 
 
-def open_loader(kind: str, pack: Pack, sizes: Sequence[int], *, workers: int = 0, device: str = "cpu") -> Loader:
+def open_loader(
+    kind: str, pack: ImagePack, sizes: Sequence[int], *, num_workers: int = 0, device: str = "cpu"
+) -> Loader:
     """Opens `kind` (`auto`, `reference`, `torch`, `dali`, `ffcv`) on a pack, for crops of each side in `sizes`.
 
-    `workers` threads decode (0: one per core, for a GPU three for four cores, or one for two where DALI decodes on
+    `num_workers` threads decode (0: one per core, for a GPU three for four cores, or one for two where DALI decodes on
     it). `device` is where the pixels will be used: with `cuda` the CPU loaders fill pinned memory, and DALI decodes on
     that GPU and yields pixels that lie there.
     Raises UserError for an unknown or missing loader.
@@ -65,8 +67,8 @@ def open_loader(kind: str, pack: Pack, sizes: Sequence[int], *, workers: int = 0
         _say(f"loader: {kind} ({reason})")
     require(kind)
     if device.startswith("cuda") and kind in ("torch", "ffcv"):
-        workers = workers or decoders(own_cores(), device)
-    return _open(kind, pack, sides, workers, device)
+        num_workers = num_workers or decoders(own_cores(), device)
+    return _open(kind, pack, sides, num_workers, device)
 
 
 def decoders(share: int, device: str) -> int:
@@ -76,7 +78,7 @@ def decoders(share: int, device: str) -> int:
     return max(1, 3 * share // 4) if device.startswith("cuda") else share
 
 
-def _open(kind: str, pack: Pack, sides: tuple[int, ...], workers: int, device: str) -> Loader:
+def _open(kind: str, pack: ImagePack, sides: tuple[int, ...], num_workers: int, device: str) -> Loader:
     # Imported here: DALI and FFCV are optional, and slow to import.
     if kind == "reference":
         from repcon.decode.reference import ReferenceLoader
@@ -85,21 +87,21 @@ def _open(kind: str, pack: Pack, sides: tuple[int, ...], workers: int, device: s
     if kind == "torch":
         from repcon.decode.threads import ThreadsLoader
 
-        return ThreadsLoader(pack, sides, workers=workers, device=device)
+        return ThreadsLoader(pack, sides, num_workers=num_workers, device=device)
     if kind == "ffcv":
         from repcon.decode.ffcv import FfcvLoader
 
-        return FfcvLoader(pack, sides, workers=workers, device=device)
+        return FfcvLoader(pack, sides, num_workers=num_workers, device=device)
     if device.startswith("cuda"):
         from repcon.decode.dali_gpu import GpuLoader
 
-        return GpuLoader(pack, sides, workers=workers, device=device)
+        return GpuLoader(pack, sides, num_workers=num_workers, device=device)
     from repcon.decode.dali_cpu import CpuLoader
 
-    return CpuLoader(pack, sides, workers=workers)
+    return CpuLoader(pack, sides, num_workers=num_workers)
 
 
-def _choose(pack: Pack, on_gpu: bool) -> tuple[str, str]:
+def _choose(pack: ImagePack, on_gpu: bool) -> tuple[str, str]:
     """The loader that `auto` means for this pack on this machine, and why."""
     if on_gpu and installed("dali"):
         return "dali", "DALI decodes on the GPU"

@@ -16,19 +16,19 @@ from types import ModuleType
 import numpy as np
 import torch
 
-from repcon.decode.base import CropBatch, Request
-from repcon.decode.buffers import Buffers
+from repcon.decode.base import CropBatch, CropRequest
+from repcon.decode.buffers import CropBuffers
 from repcon.decode.checks import check_boxes, undecodable
 from repcon.decode.crop_resizer import arrays
 from repcon.decode.factory import require
-from repcon.decode.worker_pool import BatchPool, Spares, empty_batch
+from repcon.decode.worker_pool import BatchPool, BufferPool, empty_batch
 from repcon.images.format import BETON
 from repcon.images.jpeg import content_hash
-from repcon.images.pack import Pack
+from repcon.images.pack import ImagePack
 from repcon.runtime.errors import UserError
 
 
-def write_beton(pack: Pack, path: Path) -> None:
+def write_beton(pack: ImagePack, path: Path) -> None:
     """Writes the pack as FFCV reads it, with the same JPEG bytes. Raises UserError where FFCV is not installed."""
     require("ffcv")
     _ffcv().write(pack, path)
@@ -39,28 +39,28 @@ class FfcvLoader:
 
     kind = "ffcv"
 
-    def __init__(self, pack: Pack, sides: Sequence[int], *, workers: int = 0, device: str = "cpu") -> None:
+    def __init__(self, pack: ImagePack, sides: Sequence[int], *, num_workers: int = 0, device: str = "cpu") -> None:
         if "://" in pack.url:
             raise UserError(f"{pack.url}: FFCV reads local files only; copy the pack here or use another loader")
-        self._pack, self._sides, self._buffers = pack, tuple(sides), Buffers(device)
+        self._pack, self._sides, self._buffers = pack, tuple(sides), CropBuffers(device)
         self._path = Path(pack.url, BETON)
         self._beton = _ffcv().Beton(pack, self._path, self._sides)
-        self._pool = BatchPool(workers)
-        self._workspaces = Spares(self._beton.workspace)
+        self._pool = BatchPool(num_workers)
+        self._workspaces = BufferPool(self._beton.workspace)
         self._unchecked = bytearray(b"\1" * len(pack) if pack.check else len(pack))
 
-    def batches(self, requests: Iterable[Request]) -> Iterator[CropBatch]:
+    def batches(self, requests: Iterable[CropRequest]) -> Iterator[CropBatch]:
         """See `Loader.batches`."""
         return self._pool.run(requests, self._begin)
 
-    def _begin(self, request: Request) -> tuple[CropBatch, list[Callable[[], None]]]:
+    def _begin(self, request: CropRequest) -> tuple[CropBatch, list[Callable[[], None]]]:
         check_boxes(self._pack, request)
         batch = empty_batch(request, self._sides, self._buffers)
         made = arrays(batch, request)
         return batch, [partial(self._fill, request, *made, share) for share in self._pool.shares(len(request.images))]
 
     def _fill(
-        self, request: Request, boxes: np.ndarray, flips: np.ndarray, outs: tuple[np.ndarray, ...], share: range
+        self, request: CropRequest, boxes: np.ndarray, flips: np.ndarray, outs: tuple[np.ndarray, ...], share: range
     ) -> None:
         part, c = slice(share.start, share.stop), boxes.shape[1]
         rows = np.array(request.images[part], dtype=np.int64)

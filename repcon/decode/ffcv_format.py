@@ -30,7 +30,7 @@ from ffcv.writer import MIN_PAGE_SIZE, handle_sample
 
 from repcon.decode.buffers import for_one_image
 from repcon.decode.resize import COMPILING, cut_into, scratch
-from repcon.images.pack import Pack
+from repcon.images.pack import ImagePack
 from repcon.runtime.console import progress
 from repcon.runtime.errors import UserError
 
@@ -80,7 +80,7 @@ class JpegField(RGBImageField):
         return JpegField(text[len(_MAGIC) :].split(b"\0")[0].decode("ascii"))
 
 
-def write(pack: Pack, path: Path) -> None:
+def write(pack: ImagePack, path: Path) -> None:
     """Writes the pack's images to `path`, whole or not at all; by one process at a time.
 
     Raises UserError where an image cannot be read, or the file cannot be written.
@@ -104,7 +104,7 @@ def write(pack: Pack, path: Path) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def _write_images(pack: Pack, writer: DatasetWriter) -> list[tuple[int, int, int]]:
+def _write_images(pack: ImagePack, writer: DatasetWriter) -> list[tuple[int, int, int]]:
     """All images, in the pack's order; gives FFCV's allocations: (image, position, bytes)."""
     metadata = np.zeros(len(pack), dtype=writer.metadata_type)
     allocator = MemoryAllocator(writer.fname, writer.data_region_start, writer.page_size)
@@ -122,7 +122,7 @@ def _write_images(pack: Pack, writer: DatasetWriter) -> list[tuple[int, int, int
 class Beton:
     """An open `.beton`, known to be the pack's, and FFCV's compiled code that decodes and cuts from it."""
 
-    def __init__(self, pack: Pack, path: Path, sides: Sequence[int]) -> None:
+    def __init__(self, pack: ImagePack, path: Path, sides: Sequence[int]) -> None:
         self._reader, manager = _open(pack, path)
         self._pack, self.sides = pack, tuple(sides)
         self._context = manager.schedule_epoch(())
@@ -229,7 +229,7 @@ def _compiled() -> Callable[..., int]:
     return Compiler.compile(decoder.generate_code())
 
 
-def _open(pack: Pack, path: Path) -> tuple[Reader, _MappedFile]:
+def _open(pack: ImagePack, path: Path) -> tuple[Reader, _MappedFile]:
     """FFCV's reader and memory map. Raises UserError where the file is not this pack's, or is damaged."""
     place = shlex.quote(pack.url)
     make = f"`repcon pack {place} {place} --ffcv`"
@@ -251,7 +251,7 @@ def _open(pack: Pack, path: Path) -> tuple[Reader, _MappedFile]:
     return reader, manager
 
 
-def _whole(pack: Pack, path: Path, reader: Reader, manager: _MappedFile) -> bool:
+def _whole(pack: ImagePack, path: Path, reader: Reader, manager: _MappedFile) -> bool:
     """Whether every image has the pack's size and its bytes lie in the file: reads past a map's end kill a process."""
     if reader.num_samples != len(pack) or len(reader.metadata) != len(pack):
         return False

@@ -8,11 +8,11 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from repcon.decode.base import CropBatch, Request
-from repcon.decode.buffers import Buffers
+from repcon.decode.base import CropBatch, CropRequest
+from repcon.decode.buffers import CropBuffers
 from repcon.decode.checks import check_boxes, check_size, undecodable
 from repcon.decode.worker_pool import empty_batch
-from repcon.images.pack import Pack
+from repcon.images.pack import ImagePack
 
 
 def decode(data: bytes) -> np.ndarray:
@@ -43,10 +43,10 @@ class ReferenceLoader:
 
     kind = "reference"
 
-    def __init__(self, pack: Pack, sides: Sequence[int], *, device: str = "cpu") -> None:
-        self._pack, self._sides, self._buffers = pack, tuple(sides), Buffers(device)
+    def __init__(self, pack: ImagePack, sides: Sequence[int], *, device: str = "cpu") -> None:
+        self._pack, self._sides, self._buffers = pack, tuple(sides), CropBuffers(device)
 
-    def batches(self, requests: Iterable[Request]) -> Iterator[CropBatch]:
+    def batches(self, requests: Iterable[CropRequest]) -> Iterator[CropBatch]:
         """See `Loader.batches`."""
         for request in requests:
             check_boxes(self._pack, request)
@@ -55,7 +55,7 @@ class ReferenceLoader:
                 self._fill(batch, request, i, int(row))
             yield batch
 
-    def _fill(self, batch: CropBatch, request: Request, i: int, row: int) -> None:
+    def _fill(self, batch: CropBatch, request: CropRequest, i: int, row: int) -> None:
         data = self._pack.read(row)
         try:
             image = decode(data)

@@ -12,12 +12,12 @@ from itertools import repeat
 import numpy as np
 import simplejpeg
 
-from repcon.decode.base import CropBatch, Request
-from repcon.decode.buffers import Buffers, for_one_image
+from repcon.decode.base import CropBatch, CropRequest
+from repcon.decode.buffers import CropBuffers, for_one_image
 from repcon.decode.checks import check_boxes, undecodable
-from repcon.decode.crop_resizer import Cut, Cutter
-from repcon.decode.worker_pool import BatchPool, Spares, empty_batch
-from repcon.images.pack import Pack
+from repcon.decode.crop_resizer import CropResizer, Cut
+from repcon.decode.worker_pool import BatchPool, BufferPool, empty_batch
+from repcon.images.pack import ImagePack
 
 
 class ThreadsLoader:
@@ -25,23 +25,23 @@ class ThreadsLoader:
 
     kind = "torch"
 
-    def __init__(self, pack: Pack, sides: Sequence[int], *, workers: int = 0, device: str = "cpu") -> None:
-        self._pack, self._sides, self._buffers = pack, tuple(sides), Buffers(device)
-        self._pool = BatchPool(workers)
-        self._memory = Spares(partial(for_one_image, pack))
-        self._cutter = Cutter(pack, self._sides)
+    def __init__(self, pack: ImagePack, sides: Sequence[int], *, num_workers: int = 0, device: str = "cpu") -> None:
+        self._pack, self._sides, self._buffers = pack, tuple(sides), CropBuffers(device)
+        self._pool = BatchPool(num_workers)
+        self._memory = BufferPool(partial(for_one_image, pack))
+        self._cutter = CropResizer(pack, self._sides)
 
-    def batches(self, requests: Iterable[Request]) -> Iterator[CropBatch]:
+    def batches(self, requests: Iterable[CropRequest]) -> Iterator[CropBatch]:
         """See `Loader.batches`."""
         return self._pool.run(requests, self._begin)
 
-    def _begin(self, request: Request) -> tuple[CropBatch, list[Callable[[], None]]]:
+    def _begin(self, request: CropRequest) -> tuple[CropBatch, list[Callable[[], None]]]:
         check_boxes(self._pack, request)
         batch = empty_batch(request, self._sides, self._buffers)
         cut = self._cutter.into(batch, request)
         return batch, [partial(self._fill, request, cut, share) for share in self._pool.shares(len(request.images))]
 
-    def _fill(self, request: Request, cut: Cut, share: range) -> None:
+    def _fill(self, request: CropRequest, cut: Cut, share: range) -> None:
         rows = request.images[share.start : share.stop].tolist()
         # All are read before the first is decoded: each reading in between would wait for the interpreter's lock.
         encoded = [self._pack.read(row) for row in rows]

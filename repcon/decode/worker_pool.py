@@ -10,8 +10,8 @@ from typing import Generic, TypeVar
 import numpy as np
 import torch
 
-from repcon.decode.base import CropBatch, Request
-from repcon.decode.buffers import Buffers
+from repcon.decode.base import CropBatch, CropRequest
+from repcon.decode.buffers import CropBuffers
 from repcon.runtime.system import own_cores
 
 Tool = TypeVar("Tool")
@@ -20,14 +20,14 @@ AHEAD_BATCHES = 3
 """Batches at a time, the one that the consumer holds among them; memory stays flat at this many."""
 
 
-def numbered_batch(request: Request, pixels: dict[int, torch.Tensor]) -> CropBatch:
+def numbered_batch(request: CropRequest, pixels: dict[int, torch.Tensor]) -> CropBatch:
     """A batch with the request's numbers of images and crops, crop by crop."""
     images = torch.from_numpy(np.repeat(np.asarray(request.images, dtype=np.int64), request.crops.shape[1]))
     crops = torch.from_numpy(np.array(request.crops, dtype=np.int64).reshape(-1))
     return CropBatch(pixels=pixels, images=images, crops=crops)
 
 
-def empty_batch(request: Request, sides: Iterable[int], buffers: Buffers) -> CropBatch:
+def empty_batch(request: CropRequest, sides: Iterable[int], buffers: CropBuffers) -> CropBatch:
     """An unfilled batch for `request`."""
     return numbered_batch(request, {side: buffers.crops(request.crops.size, side) for side in sides})
 
@@ -35,20 +35,20 @@ def empty_batch(request: Request, sides: Iterable[int], buffers: Buffers) -> Cro
 class BatchPool:
     """Threads that run a batch's jobs; the decoders and resizers they call leave the interpreter's lock."""
 
-    def __init__(self, workers: int) -> None:
-        self.workers = workers or own_cores()
-        self._threads = ThreadPoolExecutor(self.workers, thread_name_prefix="repcon-loader")
+    def __init__(self, num_workers: int) -> None:
+        self.num_workers = num_workers or own_cores()
+        self._threads = ThreadPoolExecutor(self.num_workers, thread_name_prefix="repcon-loader")
         self._closed = False
 
     def shares(self, length: int, largest: int = 8) -> list[range]:
         """`range(length)` in pieces: small enough to balance the threads, large enough to hide their cost."""
-        step = max(1, min(largest, -(-length // (2 * self.workers))))
+        step = max(1, min(largest, -(-length // (2 * self.num_workers))))
         return [range(start, min(start + step, length)) for start in range(0, length, step)]
 
     def run(
         self,
-        requests: Iterable[Request],
-        begin: Callable[[Request], tuple[CropBatch, Sequence[Callable[[], None]]]],
+        requests: Iterable[CropRequest],
+        begin: Callable[[CropRequest], tuple[CropBatch, Sequence[Callable[[], None]]]],
     ) -> Iterator[CropBatch]:
         """Yields the batch of each request once all jobs that `begin` gave for it are done.
 
@@ -84,7 +84,7 @@ class BatchPool:
         self._threads.shutdown(wait=True, cancel_futures=True)
 
 
-class Spares(Generic[Tool]):
+class BufferPool(Generic[Tool]):
     """What a job needs for itself, such as a decoder or scratch memory: built where none is free, then kept."""
 
     def __init__(self, build: Callable[[], Tool]) -> None:

@@ -25,17 +25,17 @@ LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", 
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Team:
+class DistributedContext:
     """This process's place among those that train together."""
 
     rank: int
     world: int
     device: torch.device
-    words: Any
+    cpu_group: Any
     """The gloo group for short messages between CPUs; None alone."""
 
     @property
-    def leads(self) -> bool:
+    def is_main(self) -> bool:
         """Whether this process writes the files."""
         return self.rank == 0
 
@@ -50,7 +50,7 @@ class Team:
         """The sum over the team of a CPU tensor."""
         if self.world > 1:
             values = values.clone()
-            dist.all_reduce(values, group=self.words)
+            dist.all_reduce(values, group=self.cpu_group)
         return values
 
     def share_buffers(self, model: nn.Module) -> None:
@@ -69,14 +69,14 @@ class Team:
         """Whether the flag is set in any process; all must ask."""
         return flag if self.world == 1 else bool(self.total(torch.tensor(float(flag))) > 0)
 
-    def wait(self) -> None:
+    def barrier(self) -> None:
         """Returns when every process has come here."""
         if self.world > 1:
-            dist.barrier(group=self.words)
+            dist.barrier(group=self.cpu_group)
 
 
 @contextmanager
-def join(device: Device) -> Iterator[Team]:
+def join(device: Device) -> Iterator[DistributedContext]:
     """The team that torchrun's environment describes, or a team of one. `auto` takes CUDA where there is any.
 
     Raises UserError where only a part of that environment is there.
@@ -89,12 +89,12 @@ def join(device: Device) -> Iterator[Team]:
                 raise UserError(f"WORLD_SIZE is set and {name} is not: {how}")
     place = _place(device)
     if world == 1:
-        yield Team(rank=0, world=1, device=place, words=None)
+        yield DistributedContext(rank=0, world=1, device=place, cpu_group=None)
         return
     patience = timedelta(hours=1)  # of a process that waits, while the leader measures kNN for example
     try:
         dist.init_process_group("nccl" if place.type == "cuda" else "gloo", timeout=patience)
-        words = dist.new_group(backend="gloo", timeout=patience)
+        cpu_group = dist.new_group(backend="gloo", timeout=patience)
     except (RuntimeError, ValueError) as error:
         where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
         raise UserError(
@@ -103,7 +103,7 @@ def join(device: Device) -> Iterator[Team]:
         ) from error
     console.quiet = rank > 0
     try:
-        yield Team(rank=rank, world=world, device=place, words=words)
+        yield DistributedContext(rank=rank, world=world, device=place, cpu_group=cpu_group)
     except RuntimeError as error:
         if not _is_of_another_process(error):
             raise
@@ -131,7 +131,7 @@ def _first_line(error: BaseException) -> str:
 
 def _is_of_another_process(error: RuntimeError) -> bool:
     """Whether it tells of a lost connection within the team, as gloo and NCCL word it."""
-    return isinstance(error, dist.DistError) or any(words in str(error) for words in LOST)
+    return isinstance(error, dist.DistError) or any(cpu_group in str(error) for cpu_group in LOST)
 
 
 def _place(device: Device) -> torch.device:
@@ -142,14 +142,14 @@ def _place(device: Device) -> torch.device:
     return place
 
 
-class Stop:
-    """Turns the first SIGINT or SIGTERM into a wish (`asked`) that the loop grants between two steps."""
+class GracefulShutdown:
+    """Turns the first SIGINT or SIGTERM into a wish (`requested`) that the loop grants between two steps."""
 
     def __init__(self) -> None:
-        self.asked = False
+        self.requested = False
         self._before: dict[int, Any] = {}
 
-    def __enter__(self) -> "Stop":
+    def __enter__(self) -> "GracefulShutdown":
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
                 self._before[number] = signal.signal(number, self._note)
@@ -160,6 +160,6 @@ class Stop:
             signal.signal(number, handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.asked:  # A second time: at once.
+        if self.requested:  # A second time: at once.
             raise KeyboardInterrupt
-        self.asked = True
+        self.requested = True

@@ -16,11 +16,12 @@ from repcon.crops.plan import plan
 from repcon.decode.base import Loader
 from repcon.decode.factory import open_loader
 from repcon.distill.loss_guard import batch_norm_explained
-from repcon.distill.optim import Updates, autocast, keyed
-from repcon.distill.sampler import Order, Pass, cut_of
+from repcon.distill.optim import OptimizerUpdates, autocast, keyed
+from repcon.distill.sampler import CropBatchSampler, EpochGroup, cut_of
 from repcon.evaluation.features import whole_images
-from repcon.images.pack import Pack
-from repcon.models import backbone
+from repcon.images.pack import ImagePack
+from repcon.models.freeze import freeze
+from repcon.models.preprocessing import Preprocessing, normalise, preprocessing_of
 from repcon.runtime.errors import UserError
 
 
@@ -48,7 +49,7 @@ class Epoch:
 
 def fit(
     model: nn.Module,
-    pack: Pack,
+    pack: ImagePack,
     train: Labelled,
     held: Labelled,
     config: TeachConfig,
@@ -65,9 +66,9 @@ def fit(
     where that epoch is the best so far. `save` is then given the state, which goes on from there as if there had been
     no stop. `config` says how; its data, classes and validation share are not read here.
     """
-    preprocessing = backbone.preprocessing(model, config.size)
+    preprocessing = preprocessing_of(model, config.size)
     model = model.to(device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-    loader = open_loader(config.loader, pack, (preprocessing.size,), workers=config.workers, device=str(device))
+    loader = open_loader(config.loader, pack, (preprocessing.size,), num_workers=config.num_workers, device=str(device))
     trainer = _Trainer(model, pack, train, config, preprocessing, device, loader)
     best: tuple[float, float] | None = None
     kept = model
@@ -107,18 +108,18 @@ class _Trainer:
     def __init__(
         self,
         model: nn.Module,
-        pack: Pack,
+        pack: ImagePack,
         train: Labelled,
         config: TeachConfig,
-        preprocessing: backbone.Preprocessing,
+        preprocessing: Preprocessing,
         device: torch.device,
         loader: Loader,
     ) -> None:
         self.model, self.pack, self.train, self.config = model, pack, train, config
         self.preprocessing, self.device, self.loader = preprocessing, device, loader
-        backbone.freeze(model, config.freeze_blocks, config.freeze_norm)
+        freeze(model, config.freeze_blocks, config.freeze_norm)
         self.steps = self._order(0).steps
-        self.updates = Updates(
+        self.updates = OptimizerUpdates(
             model,
             config.optim,
             total=config.epochs * self.steps,
@@ -155,7 +156,7 @@ class _Trainer:
         return losses / seen, 100 * hits / seen
 
     def _step(self, pixels: torch.Tensor, labels: torch.Tensor) -> tuple[float, torch.Tensor]:
-        inputs = backbone.normalise(pixels.to(self.device), self.preprocessing, torch.float32)
+        inputs = normalise(pixels.to(self.device), self.preprocessing, torch.float32)
         with batch_norm_explained(), autocast(self.device, self.config.precision):
             logits = self.model(inputs)
         loss = functional.cross_entropy(logits.float(), labels, label_smoothing=self.config.label_smoothing)
@@ -171,16 +172,16 @@ class _Trainer:
         loss = functional.cross_entropy(logits, labels)
         return 100 * float((logits.argmax(1) == labels).float().mean()), float(loss)
 
-    def _order(self, number: int) -> Order:
-        part = Pass(epoch=number, crops=(number,))
-        return Order(self.train.rows, part, seed=self.config.seed, batch_size=self.config.batch_size)
+    def _order(self, number: int) -> CropBatchSampler:
+        part = EpochGroup(epoch=number, crops=(number,))
+        return CropBatchSampler(self.train.rows, part, seed=self.config.seed, batch_size=self.config.batch_size)
 
 
 def predict(
     model: nn.Module,
-    pack: Pack,
+    pack: ImagePack,
     rows: np.ndarray,
-    preprocessing: backbone.Preprocessing,
+    preprocessing: Preprocessing,
     batch_size: int,
     loader: Loader,
 ) -> torch.Tensor:
@@ -189,7 +190,7 @@ def predict(
     device = next(model.parameters()).device
     parts: list[Any] = []
     for batch in loader.batches(whole_images(pack, rows, batch_size)):
-        inputs = backbone.normalise(batch.pixels[preprocessing.size].to(device), preprocessing, torch.float32)
+        inputs = normalise(batch.pixels[preprocessing.size].to(device), preprocessing, torch.float32)
         with torch.no_grad():
             parts.append(model(inputs).float().cpu())
     return torch.cat(parts)

@@ -1,6 +1,6 @@
-"""Heads with random weights learn on the features of a trunk that stands still, before both move.
+"""Heads with random weights learn on the features of a backbone that stands still, before both move.
 
-A random head would pull the pretrained trunk about while it is learnt. One pass over the images gives the features,
+A random head would pull the pretrained backbone about while it is learnt. One pass over the images gives the features,
 and some hundred steps of a linear model on them take seconds.
 """
 
@@ -12,12 +12,11 @@ import torch
 from torch import nn
 
 from repcon.config import HeadConfig, Tail
-from repcon.distill.loader import Feed
-from repcon.distill.loss import HeadsLoss
+from repcon.distill.loader import DistillLoader
+from repcon.distill.loss import MultiHeadKLLoss
 from repcon.distill.sample import Sample, collect, trained_on
 from repcon.labels.store import LabelStore
-from repcon.models import backbone
-from repcon.models.backbone import Preprocessing
+from repcon.models.preprocessing import Preprocessing, normalise
 from repcon.models.student import Student
 
 IMAGES = 8192
@@ -36,7 +35,7 @@ def warm_up(
     student: Student,
     store: LabelStore,
     heads: Iterable[HeadConfig],
-    feed: Feed,
+    loader: DistillLoader,
     *,
     tail: Tail,
     steps: int,
@@ -57,24 +56,24 @@ def warm_up(
     @torch.no_grad()
     def features(pixels: torch.Tensor) -> torch.Tensor:
         with autocast():
-            return student.features(backbone.normalise(pixels, preprocessing, torch.float32)).float()
+            return student.features(normalise(pixels, preprocessing, torch.float32)).float()
 
-    sample = collect(feed, trained_on(feed, IMAGES), device, features)
-    loss = HeadsLoss(store.heads, cold, tail=tail, implementation="torch", device=device, announced=False)
+    sample = collect(loader, trained_on(loader, IMAGES), device, features)
+    loss = MultiHeadKLLoss(store.heads, cold, tail=tail, implementation="torch", device=device, announced=False)
     fitted = _fit(sample, loss, {head.name: student.heads[head.name] for head in cold}, student.projection, steps)
     _give(fitted, student)
     return tuple(loss.names)
 
 
 class _Given(nn.Module):
-    """Stands for the trunk of a student that is given features."""
+    """Stands for the backbone of a student that is given features."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.num_features = width
 
 
-def _fit(sample: Sample, loss: HeadsLoss, classes: dict[str, int], projection: int, steps: int) -> Student:
+def _fit(sample: Sample, loss: MultiHeadKLLoss, classes: dict[str, int], projection: int, steps: int) -> Student:
     """Heads for features as they are, learnt on features of mean 0 and, for each crop, a norm of about 1."""
     features = torch.cat(sample.parts)
     mean, deviation = features.mean(0), features.std(0, correction=0)
@@ -93,7 +92,7 @@ def _fit(sample: Sample, loss: HeadsLoss, classes: dict[str, int], projection: i
     return model
 
 
-def _learn(model: Student, features: torch.Tensor, sample: Sample, loss: HeadsLoss, steps: int) -> None:
+def _learn(model: Student, features: torch.Tensor, sample: Sample, loss: MultiHeadKLLoss, steps: int) -> None:
     """Train the heads on features (n, F); the model ends with the state that did best on the crops kept apart."""
     numbers = torch.arange(len(features))
     apart = numbers % APART == APART - 1

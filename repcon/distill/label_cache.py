@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from repcon.distill.sampler import cut_of
-from repcon.labels.store import LabelStore, Tables
+from repcon.labels.store import LabelStore, LabelTable
 from repcon.runtime.console import console
 from repcon.runtime.errors import UserError
 
@@ -21,7 +21,7 @@ GPU_SHARE = 0.2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Labels:
+class CachedLabels:
     """The labels of some crops of n images: crop place j of image place i is entry j * n + i."""
 
     crops: tuple[int, ...]
@@ -33,10 +33,10 @@ class Labels:
     """Per crop of all images (N,) uint8."""
     heads: dict[str, Pair]
     """Per head (len(crops) * n, k) ids and (len(crops) * n, k + T) float16 values, on the CPU or on the device."""
-    tables: Tables | None
+    tables: LabelTable | None
     """Where they lie, if that is memory that other processes are to find while somebody holds it."""
 
-    def of(
+    def gather(
         self, images: torch.Tensor, crops: torch.Tensor, device: torch.device
     ) -> tuple[torch.Tensor, dict[str, Pair]]:
         """(rows, labels) for these crops: the tables as they lie on the device, or a batch gathered for it."""
@@ -50,11 +50,11 @@ class Labels:
         }
         return torch.arange(len(rows), device=device), gathered
 
-    def cut(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def crop_boxes(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Boxes (n, c, 4) and flips (n, c) of these images."""
         return cut_of(self.boxes, self.flips)(images)
 
-    def only(self, images: np.ndarray) -> "Labels":
+    def subset(self, images: np.ndarray) -> "CachedLabels":
         """Those of one crop for some rising rows: a small table of its own, that may be kept."""
         assert len(self.crops) == 1
         places = np.searchsorted(self.images, images)
@@ -73,7 +73,7 @@ def places_of(crops: np.ndarray, held: Sequence[int]) -> np.ndarray:
     return order[np.searchsorted(numbers, crops, sorter=order)]
 
 
-class Shelf:
+class LabelCache:
     """Reads labels, keeps those in use, and reads the next ones in a thread meanwhile.
 
     shared: one copy for all processes of this machine that ask for the same; said and done without where there is no
@@ -84,10 +84,10 @@ class Shelf:
         self._store, self._heads, self._device, self._shared = store, heads, device, shared
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="repcon-labels")
         self._lock = threading.Lock()
-        self._held: Labels | None = None
-        self._next: tuple[tuple[int, ...], Future[Labels]] | None = None
+        self._held: CachedLabels | None = None
+        self._next: tuple[tuple[int, ...], Future[CachedLabels]] | None = None
 
-    def get(self, crops: tuple[int, ...]) -> Labels:
+    def get(self, crops: tuple[int, ...]) -> CachedLabels:
         """The labels of these crop numbers. Raises UserError where the store is damaged or not finished."""
         with self._lock:
             if self._held is not None and self._held.crops == crops:
@@ -109,7 +109,7 @@ class Shelf:
             if self._held is None or self._held.crops != crops:
                 self._fetched(crops)
 
-    def _fetched(self, crops: tuple[int, ...]) -> Future[Labels]:
+    def _fetched(self, crops: tuple[int, ...]) -> Future[CachedLabels]:
         if self._next is None or self._next[0] != crops:
             self._next = (crops, self._pool.submit(self.read, crops))
         return self._next[1]
@@ -118,21 +118,21 @@ class Shelf:
         """Ends the thread."""
         self._pool.shutdown(wait=True, cancel_futures=True)
 
-    def read(self, crops: Sequence[int]) -> Labels:
+    def read(self, crops: Sequence[int]) -> CachedLabels:
         """Decodes each slab straight into its part of one table per head."""
         tables = self._tables(crops)
-        slabs = [tables.slab(place) for place in range(len(crops))]
+        slabs = [tables.crop_labels(place) for place in range(len(crops))]
         heads = {name: (torch.from_numpy(ids), torch.from_numpy(logp)) for name, (ids, logp) in tables.labels.items()}
-        return Labels(
+        return CachedLabels(
             crops=tuple(crops),
             images=np.arange(self._store.images),
-            boxes=[slab.boxes for slab in slabs],
-            flips=[slab.flips for slab in slabs],
+            boxes=[crop_labels.boxes for crop_labels in slabs],
+            flips=[crop_labels.flips for crop_labels in slabs],
             heads=self._placed(heads),
             tables=tables if self._shared else None,
         )
 
-    def _tables(self, crops: Sequence[int]) -> Tables:
+    def _tables(self, crops: Sequence[int]) -> LabelTable:
         if self._shared:
             try:
                 return self._store.tables(crops, self._heads, shared=True)

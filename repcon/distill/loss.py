@@ -21,10 +21,10 @@ HIGHEST_DEFAULT = 2.0
 _announced: set[str] = set()
 
 
-class HeadsLoss:
+class MultiHeadKLLoss:
     """KL from every teacher's stored answers to the student's, head by head.
 
-        loss = HeadsLoss(store.heads, [HeadConfig(name="birds", temperature=2.0), HeadConfig(name="generalist")])
+        loss = MultiHeadKLLoss(store.heads, [HeadConfig(name="birds", temperature=2.0), HeadConfig(name="generalist")])
         loss(logits, {"birds": (ids, logp), "generalist": (ids, logp)}, rows).sum().backward()
 
     The heads lie in the logits' columns one after another in the order of `heads`, as in `Student`.
@@ -156,7 +156,7 @@ def _tail_column(head: HeadConfig, stored: HeadInfo, tail: Tail) -> int:
 
 def _announce(message: str) -> None:
     """Prints what was chosen, once in a process and by one process of a team."""
-    team = torch.distributed.is_available() and torch.distributed.is_initialized()
-    if message not in _announced and not (team and torch.distributed.get_rank() > 0):
+    distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+    if message not in _announced and not (distributed and torch.distributed.get_rank() > 0):
         console.print(message, highlight=False)
     _announced.add(message)

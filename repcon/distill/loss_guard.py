@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from repcon.distill.distributed import Team
+from repcon.distill.distributed import DistributedContext
 from repcon.distill.loader import Batch
 from repcon.runtime.errors import UserError
 
@@ -44,8 +44,8 @@ class LossGuard:
     In a team all processes stop together.
     """
 
-    def __init__(self, names: tuple[str, ...], team: Team, folder: Path) -> None:
-        self._names, self._team, self._folder = names, team, folder
+    def __init__(self, names: tuple[str, ...], distributed: DistributedContext, folder: Path) -> None:
+        self._names, self._distributed, self._folder = names, distributed, folder
         self._seen: _Seen | None = None
 
     def watch(self, step: int, losses: torch.Tensor, logits: torch.Tensor, batch: Batch) -> None:
@@ -68,7 +68,7 @@ class LossGuard:
 
     def check_answers(self, step: int, logits: torch.Tensor) -> None:
         """Raises UserError where answers after the update of `step` are not finite: no loss has told of it yet."""
-        if self._team.any(not torch.isfinite(logits).all()):
+        if self._distributed.any(not torch.isfinite(logits).all()):
             what = "since its update the student's answers are not finite, so nothing was saved"
             raise UserError(f"step {step}: {what}. {REMEDY}")
 
@@ -78,7 +78,7 @@ class LossGuard:
         bad = [
             name for name, loss in zip(self._names, seen.losses.tolist(), strict=True) if not abs(loss) < float("inf")
         ]
-        if not self._team.any(bool(bad)):
+        if not self._distributed.any(bool(bad)):
             return
         where = self._dump(seen) if bad else "another process's dump"
         heads = ", ".join(repr(name) for name in bad) or "another process"
@@ -86,7 +86,7 @@ class LossGuard:
 
     def _dump(self, seen: _Seen) -> Path:
         """The step's pixels, labels, logits and losses, for `torch.load`."""
-        path = self._folder / f"not-finite-step-{seen.step}-rank-{self._team.rank}.pt"
+        path = self._folder / f"not-finite-step-{seen.step}-rank-{self._distributed.rank}.pt"
         batch, rows = seen.batch, seen.batch.rows.cpu()
         state = {
             "step": seen.step,

@@ -12,12 +12,12 @@ from typing import Any
 
 import torch
 
-from repcon.distill.distributed import Team
+from repcon.distill.distributed import DistributedContext
 from repcon.distill.epoch_table import EpochTable, warn_where_worse
 from repcon.distill.loader import Clock
 from repcon.distill.trackers import Trackers
 from repcon.runtime.console import console, progress
-from repcon.runtime.run_dir import Run, write_text
+from repcon.runtime.run_dir import RunDir, write_text
 from repcon.runtime.untrusted import UnreadableError, parse_json
 
 MOST_LINES = 2000
@@ -51,10 +51,12 @@ class Totals:
 class TrainingLog:
     """Losses arrive as device tensors and are only read when a line is due, so that logging never stalls a step."""
 
-    def __init__(self, run: Run | None, totals: Totals, team: Team, trackers: Trackers | None = None) -> None:
-        self._run, self._totals, self._team = run, totals, team
+    def __init__(
+        self, run: RunDir | None, totals: Totals, distributed: DistributedContext, trackers: Trackers | None = None
+    ) -> None:
+        self._run, self._totals, self._distributed = run, totals, distributed
         # A line waits for the losses; on a GPU that is worth it only now and then.
-        self._every = max(-(-totals.steps // MOST_LINES), 10 if team.device.type == "cuda" else 1)
+        self._every = max(-(-totals.steps // MOST_LINES), 10 if distributed.device.type == "cuda" else 1)
         self._trackers = trackers or Trackers()
         self._bars = progress()
         self._task = self._bars.add_task("train", total=totals.images, unit="images", note="")
@@ -82,7 +84,7 @@ class TrainingLog:
     def state(self) -> dict[str, Any]:
         """What `resumed` takes, so that lines and results are those of the whole run; all of the team must ask."""
         spent = {"spent": self._spent, "shown": self._shown, "seconds": self._seconds()}
-        sums = None if self._sums is None else self._team.total(self._sums.cpu()).tolist()
+        sums = None if self._sums is None else self._distributed.total(self._sums.cpu()).tolist()
         unsaid = {"sums": sums, "count": self._count, "images": self._images, "spent": [self._data, self._compute]}
         return {"validation": self.validation, "begun": self.begun, "last": self._last, **spent, "unsaid": unsaid}
 
@@ -92,8 +94,8 @@ class TrainingLog:
         self.begun = dict(state["begun"])
         self._spent, self._shown, self._before = list(state["spent"]), state["shown"], state["seconds"]
         unsaid = state["unsaid"]
-        if unsaid["sums"] is not None and self._team.leads:
-            self._sums = torch.tensor(unsaid["sums"], device=self._team.device)
+        if unsaid["sums"] is not None and self._distributed.is_main:
+            self._sums = torch.tensor(unsaid["sums"], device=self._distributed.device)
         self._count, self._images = unsaid["count"], unsaid["images"]
         self._data, self._compute = unsaid["spent"]
         self._bars.update(self._task, completed=images)
@@ -144,7 +146,7 @@ class TrainingLog:
             "images_per_second": self._shown / seconds if seconds else 0.0,
             "data_share": data / seconds if seconds else 0.0,
             "seconds": self._seconds(),
-            **memory(self._team.device),
+            **memory(self._distributed.device),
         }
 
     def finish(self, results: Mapping[str, Any]) -> dict[str, Any]:
@@ -157,7 +159,7 @@ class TrainingLog:
 
     def _line(self, step: int, lr: float) -> None:
         assert self._sums is not None
-        means = (self._team.total(self._sums.cpu()) / self._count).tolist()
+        means = (self._distributed.total(self._sums.cpu()) / self._count).tolist()
         data, compute = self._data, self._compute
         seconds = max(data + compute, 1e-9)
         self._spent = [self._spent[0] + data, self._spent[1] + compute]
@@ -173,7 +175,7 @@ class TrainingLog:
             step_seconds=compute / self._count,
             loss=loss,
             lr=lr,
-            **memory(self._team.device),
+            **memory(self._distributed.device),
         )
         losses = {f"loss/{name}": value for name, value in loss.items()}
         self._trackers.log({**losses, "lr": lr, "images_per_second": rate, "data_share": share}, step)

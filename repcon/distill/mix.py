@@ -17,10 +17,10 @@ from rich.markup import escape
 from rich.table import Table
 from torch import nn
 
-from repcon.distill.loss import HeadsLoss
+from repcon.distill.loss import MultiHeadKLLoss
 from repcon.distill.sample import Sample
-from repcon.models import backbone
-from repcon.models.merge import Member, average
+from repcon.models.merge import MergeMember, average
+from repcon.models.preprocessing import normalise
 from repcon.runtime.console import console
 
 CROPS = 512
@@ -87,8 +87,8 @@ def balanced_weights(mix: Mix) -> dict[str, float]:
 
 
 def search(
-    members: Mapping[str, Member],
-    loss: HeadsLoss,
+    members: Mapping[str, MergeMember],
+    loss: MultiHeadKLLoss,
     sample: Sample,
     *,
     score: Score = balanced,
@@ -165,8 +165,8 @@ class _Measured:
 
     def __init__(
         self,
-        members: Mapping[str, Member],
-        loss: HeadsLoss,
+        members: Mapping[str, MergeMember],
+        loss: MultiHeadKLLoss,
         sample: Sample,
         autocast: Callable[[], AbstractContextManager[object]],
     ) -> None:
@@ -192,7 +192,7 @@ class _Measured:
     def _kl(self) -> dict[str, float]:
         totals, start = torch.zeros(len(self._loss.names)), 0
         for pixels in self._sample.parts:
-            images = backbone.normalise(pixels, self._preprocessing, torch.float32)
+            images = normalise(pixels, self._preprocessing, torch.float32)
             with self._autocast():
                 features = self._backbone(images)
                 logits = torch.cat([classifier(features) for classifier in self._classifiers], dim=1).float()

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import nn
 
+import repcon.models.timm_import  # noqa: F401 - first: timm imports torchvision, which this makes importable
 from repcon.config import OptimConfig, Precision, TrainingPrecision
-from repcon.models import backbone  # noqa: F401 - first: it makes torchvision importable, which timm asks for.
 from repcon.runtime.device import DTYPES
 from repcon.runtime.errors import UserError
 
@@ -41,7 +41,7 @@ def keyed(seed: int, number: int) -> int:
     return (seed * 0x9E3779B97F4A7C15 + number) % 2**63
 
 
-class Updates:
+class OptimizerUpdates:
     """What turns losses into better weights: backward, clipping, optimiser, schedule, moving average.
 
     The schedule counts updates, from 0 to `total`, and is set before each of them, so `count` alone says where it

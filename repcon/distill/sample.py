@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from repcon.distill.loader import Feed
+from repcon.distill.loader import DistillLoader
 
 Pair = tuple[torch.Tensor, torch.Tensor]
 
@@ -24,30 +24,30 @@ class Sample:
     """n."""
 
 
-def held_out_first(feed: Feed, limit: int) -> np.ndarray:
+def held_out_first(loader: DistillLoader, limit: int) -> np.ndarray:
     """Up to `limit` rising rows of the pack: those held out of training, then others, drawn by the run's seed."""
-    held = _drawn(feed.held, limit, feed.seed)
-    return np.sort(np.concatenate([held, _drawn(feed.rows, limit - len(held), feed.seed)]))
+    held = _drawn(loader.held, limit, loader.seed)
+    return np.sort(np.concatenate([held, _drawn(loader.rows, limit - len(held), loader.seed)]))
 
 
-def trained_on(feed: Feed, limit: int) -> np.ndarray:
+def trained_on(loader: DistillLoader, limit: int) -> np.ndarray:
     """Up to `limit` rising rows of the pack that are trained on, drawn by the run's seed."""
-    return np.sort(_drawn(feed.rows, limit, feed.seed))
+    return np.sort(_drawn(loader.rows, limit, loader.seed))
 
 
 def _drawn(rows: np.ndarray, count: int, seed: int) -> np.ndarray:
-    words = np.random.Philox(key=[seed, 1 << 62]).random_raw(len(rows))
-    return rows[np.argsort(words, kind="stable")[:count]]
+    cpu_group = np.random.Philox(key=[seed, 1 << 62]).random_raw(len(rows))
+    return rows[np.argsort(cpu_group, kind="stable")[:count]]
 
 
 def collect(
-    feed: Feed, images: np.ndarray, device: torch.device, transform: Callable[[torch.Tensor], torch.Tensor]
+    loader: DistillLoader, images: np.ndarray, device: torch.device, transform: Callable[[torch.Tensor], torch.Tensor]
 ) -> Sample:
     """Decode crop 0 of these rising rows of the pack and keep what `transform` makes of each batch's pixels
     (b, 3, S, S) uint8."""
     parts: list[torch.Tensor] = []
     labels: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
-    with closing(feed.first_crops(images)) as batches:
+    with closing(loader.first_crops(images)) as batches:
         for batch in batches:
             parts.append(transform(batch.pixels))
             for name, (ids, values) in batch.labels.items():

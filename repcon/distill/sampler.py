@@ -21,7 +21,7 @@ from functools import cached_property
 import numpy as np
 import torch
 
-from repcon.decode.base import CropBatch, Request
+from repcon.decode.base import CropBatch, CropRequest
 from repcon.runtime.errors import UserError
 
 Cut = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
@@ -38,7 +38,7 @@ def cut_of(boxes: Sequence[np.ndarray], flips: Sequence[np.ndarray]) -> Cut:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Pass:
+class EpochGroup:
     """One time through the images."""
 
     epoch: int
@@ -47,14 +47,14 @@ class Pass:
     """The crop numbers cut from each image, one per epoch."""
 
 
-def passes(epochs: int, crops_per_decode: int, stored: int) -> list[Pass]:
+def epoch_groups(epochs: int, crops_per_decode: int, stored: int) -> list[EpochGroup]:
     """`epochs` epochs as passes; epoch e shows crop e, and after the last stored crop the first one again."""
     if not 1 <= crops_per_decode <= stored:
         raise UserError(
             f"crops_per_decode {crops_per_decode}: the store holds {stored} crops per image; use 1..{stored}"
         )
     return [
-        Pass(epoch=first, crops=tuple(e % stored for e in range(first, min(first + crops_per_decode, epochs))))
+        EpochGroup(epoch=first, crops=tuple(e % stored for e in range(first, min(first + crops_per_decode, epochs))))
         for first in range(0, epochs, crops_per_decode)
     ]
 
@@ -69,14 +69,14 @@ def split(hashes: np.ndarray, share: float, seed: int) -> tuple[np.ndarray, np.n
     if held <= 0:
         return np.arange(count), np.arange(0)
     salt = np.random.Philox(key=seed).random_raw(2)
-    words = np.ascontiguousarray(hashes).view("<u8") ^ salt
-    score = words[:, 0] * np.uint64(0x9E3779B97F4A7C15) + words[:, 1]
+    cpu_group = np.ascontiguousarray(hashes).view("<u8") ^ salt
+    score = cpu_group[:, 0] * np.uint64(0x9E3779B97F4A7C15) + cpu_group[:, 1]
     score ^= score >> np.uint64(29)
     is_held = score <= np.partition(score, held - 1)[held - 1]
     return np.flatnonzero(~is_held), np.flatnonzero(is_held)
 
 
-class Order:
+class CropBatchSampler:
     """One pass's batches for one process; `start` anywhere below names the first batch that is wanted.
 
     images: (n,) rows to show. batch_size: crops per batch over all processes. windows: (n,) number of the window that
@@ -87,7 +87,7 @@ class Order:
     def __init__(
         self,
         images: np.ndarray,
-        part: Pass,
+        group: EpochGroup,
         *,
         seed: int,
         batch_size: int,
@@ -96,22 +96,22 @@ class Order:
         rank: int = 0,
         world: int = 1,
     ) -> None:
-        self.part = part
-        self._edges = _edges(len(images), batch_size, len(part.crops))
+        self.epoch_group = group
+        self._edges = _edges(len(images), batch_size, len(group.crops))
         self.steps = len(self._edges) - 1
-        self._stride = _stride(mix_window, len(part.crops), self.steps)
+        self._stride = _stride(mix_window, len(group.crops), self.steps)
         if int(np.diff(self._edges).min()) < world:
             raise UserError(f"batch_size {batch_size}: a batch has fewer images than the {world} processes; enlarge it")
-        self._rows, self._windows, self._key = np.asarray(images), windows, [seed, part.epoch]
+        self._rows, self._windows, self._key = np.asarray(images), windows, [seed, group.epoch]
         self._rank, self._world = rank, world
 
     @cached_property
     def _images(self) -> np.ndarray:
         """The rows in their order; made when first asked for, since a long run has many passes."""
         # Raw Philox words are stable over numpy's versions, `permutation` is not promised to be.
-        words = np.random.Philox(key=self._key).random_raw(len(self._rows))
+        cpu_group = np.random.Philox(key=self._key).random_raw(len(self._rows))
         return self._rows[
-            np.argsort(words, kind="stable") if self._windows is None else np.lexsort((words, self._windows))
+            np.argsort(cpu_group, kind="stable") if self._windows is None else np.lexsort((cpu_group, self._windows))
         ]
 
     def size(self, step: int) -> int:
@@ -121,18 +121,18 @@ class Order:
     def samples(self, step: int) -> tuple[np.ndarray, np.ndarray]:
         """This process's share of batch `step`: (b,) rows and (b,) crop numbers, in the order of the pixels."""
         shares = [self._share(group) for group in self._groups(step)]
-        crops = np.repeat(self.part.crops, [len(share) for share in shares])
+        crops = np.repeat(self.epoch_group.crops, [len(share) for share in shares])
         if self._stride == 0:  # One decoded group: the loader's own order, image by image.
-            return np.repeat(shares[0], len(shares)), np.tile(self.part.crops, len(shares[0]))
+            return np.repeat(shares[0], len(shares)), np.tile(self.epoch_group.crops, len(shares[0]))
         return np.concatenate(shares), crops
 
-    def requests(self, cut: Cut, start: int = 0) -> Iterator[Request]:
+    def requests(self, cut: Cut, start: int = 0) -> Iterator[CropRequest]:
         """What to decode, in order; `cut` is asked for each request's boxes as its turn comes."""
         for _, groups in self._decodes(start):
             images = np.concatenate([self._share(group) for group in groups])
             boxes, flips = cut(images)
-            crops = np.tile(np.array(self.part.crops, np.int64), (len(images), 1))
-            yield Request(images=images, crops=crops, boxes=boxes, flips=flips)
+            crops = np.tile(np.array(self.epoch_group.crops, np.int64), (len(images), 1))
+            yield CropRequest(images=images, crops=crops, boxes=boxes, flips=flips)
 
     def batches(self, decoded: Iterable[CropBatch], start: int = 0) -> Iterator[CropBatch]:
         """The batches start, start + 1, ... from what the loader made of `requests(..., start)`."""
@@ -148,7 +148,7 @@ class Order:
             yield _joined([held.pop((group, j)) for j, group in enumerate(self._groups(step))])
 
     def _groups(self, step: int) -> list[int]:
-        return [(step - j * self._stride) % self.steps for j in range(len(self.part.crops))]
+        return [(step - j * self._stride) % self.steps for j in range(len(self.epoch_group.crops))]
 
     def _share(self, group: int) -> np.ndarray:
         first, size = int(self._edges[group]), int(self._edges[group + 1] - self._edges[group])
@@ -166,7 +166,7 @@ class Order:
     def _taken_apart(self, batch: CropBatch, groups: list[int], step: int) -> dict[tuple[int, int], CropBatch]:
         """The decoded groups by (group, place of the crop), without crops whose batch is already past."""
         parts: dict[tuple[int, int], CropBatch] = {}
-        count, first = len(self.part.crops), 0
+        count, first = len(self.epoch_group.crops), 0
         for group in groups:
             last = first + len(self._share(group)) * count
             for j in range(count):
@@ -183,7 +183,7 @@ def _edges(images: int, batch_size: int, crops: int) -> np.ndarray:
     if size < 1:
         raise UserError(f"batch_size {batch_size} is smaller than crops_per_decode {crops}; enlarge it")
     if images < 1:
-        raise UserError("no images are left to train on; lower holdout or use a larger pack")
+        raise UserError("no images are left to train on; lower val_fraction or use a larger pack")
     edges = np.append(np.arange(0, images, size), images)
     if len(edges) > 2:  # A batch of one image would break batch norm.
         edges[-2] = edges[-3] + (images - edges[-3] + 1) // 2

@@ -1,4 +1,4 @@
-"""The weights that a student starts from: its teachers' mean or its trunk's own, and heads that know their teachers."""
+"""A student's initial weights: the teachers' mean or the backbone's own; heads from the teachers' classifiers."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -10,18 +10,20 @@ import torch
 
 from repcon.config import HeadConfig, TrainConfig
 from repcon.distill import mix
-from repcon.distill.distributed import Team
+from repcon.distill.distributed import DistributedContext
 from repcon.distill.head_warmup import warm_up
-from repcon.distill.loader import Feed
-from repcon.distill.loss import HeadsLoss
+from repcon.distill.loader import DistillLoader
+from repcon.distill.loss import MultiHeadKLLoss
 from repcon.distill.mix import Mix
 from repcon.distill.optim import autocast
 from repcon.distill.sample import collect, held_out_first
 from repcon.labels.layout import HeadInfo
 from repcon.labels.store import LabelStore
-from repcon.models import backbone, earlier_students, student
-from repcon.models.merge import Member, as_member, check_shares, require_same_shapes
-from repcon.models.student import Student
+from repcon.models import earlier_students
+from repcon.models.factory import create_model
+from repcon.models.merge import MergeMember, as_member, check_shares, require_same_shapes
+from repcon.models.preprocessing import preprocessing_of
+from repcon.models.student import Student, build_student, is_student
 from repcon.models.teacher_weights import Found, find, parse_models
 from repcon.runtime.console import console
 from repcon.runtime.errors import UserError
@@ -72,49 +74,56 @@ def _check_students(settings: TrainConfig) -> None:
         raise UserError("init_students: they start from trained weights, and pretrained is false; set one of them")
 
 
-def begin(settings: TrainConfig, store: LabelStore, feed: Feed, team: Team, *, resumed: bool) -> tuple[Student, Start]:
+def begin(
+    settings: TrainConfig, store: LabelStore, loader: DistillLoader, distributed: DistributedContext, *, resumed: bool
+) -> tuple[Student, Start]:
     """The student as it starts, on the team's device, equal in all processes; the main process decides.
 
     resumed: its weights will come from a checkpoint, so that nothing is searched, loaded or learnt.
     """
     heads = {head.name: store.heads[head.name] for head in settings.heads}
     build = partial(
-        student.build,
-        settings.trunk,
+        build_student,
+        settings.backbone,
         heads,
         size=settings.size,
         pretrained=settings.pretrained,
-        start_heads=settings.start_heads,
+        init_heads=settings.init_heads,
         projection=settings.projection,
         freeze_blocks=settings.freeze_blocks,
         freeze_norm=settings.pretrained if settings.freeze_norm == "auto" else settings.freeze_norm,
     )
-    if resumed or not settings.pretrained or not team.leads:
+    if resumed or not settings.pretrained or not distributed.is_main:
         model, start = build(), Start(init="random" if not settings.pretrained else "backbone")
-        model = model.to(team.device)
+        model = model.to(distributed.device)
     else:
-        model, start = _lead(settings, store, feed, team, heads, build)
-    team.share_weights(model)
+        model, start = _lead(settings, store, loader, distributed, heads, build)
+    distributed.share_weights(model)
     return model.to(memory_format=torch.channels_last), start  # pyright: ignore[reportCallIssue]
 
 
 def _lead(
-    settings: TrainConfig, store: LabelStore, feed: Feed, team: Team, heads: Mapping[str, HeadInfo], build: Any
+    settings: TrainConfig,
+    store: LabelStore,
+    loader: DistillLoader,
+    distributed: DistributedContext,
+    heads: Mapping[str, HeadInfo],
+    build: Any,
 ) -> tuple[Student, Start]:
     found, init, why = _decided(settings, store, heads)
     shares, search, earlier = {}, None, {}
     if init == "average":
-        shares, search = _shares(settings, store, feed, team, found.members)
+        shares, search = _shares(settings, store, loader, distributed, found.members)
     elif init == "students":
         shares = dict.fromkeys(found.members, 1 / len(found.members))
         earlier = earlier_students.mean_heads(settings.init_students, heads)
     torch.manual_seed(settings.seed)
-    model: Student = build(teachers=found.members, shares=shares, earlier=earlier).to(team.device)
+    model: Student = build(teachers=found.members, shares=shares, earlier=earlier).to(distributed.device)
     warm = tuple(name for name in heads if name in model.warm_heads)
-    precision = partial(autocast, team.device, settings.precision)
+    precision = partial(autocast, distributed.device, settings.precision)
     warmed_up = warm_up(
-        model, store, settings.heads, feed, tail=settings.tail, steps=settings.head_warmup_steps,
-        preprocessing=backbone.preprocessing(model.trunk, settings.size), autocast=precision,
+        model, store, settings.heads, loader, tail=settings.tail, steps=settings.head_warmup_steps,
+        preprocessing=preprocessing_of(model.backbone, settings.size), autocast=precision,
     )  # fmt: skip
     if search is not None:
         mix.show(search)
@@ -129,16 +138,16 @@ def _decided(settings: TrainConfig, store: LabelStore, heads: Mapping[str, HeadI
     if settings.init_students:
         return Found(members=_students(settings), other_architecture={}, not_found={}), "students", "as asked for"
     models = parse_models(settings.models, store.heads)
-    if settings.init == "backbone" and (settings.projection or not settings.start_heads):
+    if settings.init == "backbone" and (settings.projection or not settings.init_heads):
         return Found(members={}, other_architecture={}, not_found={}), "backbone", "as asked for"
     folder = Path(store.url) if "://" not in store.url else None
-    trunk = backbone.create(settings.trunk, size=settings.size)
+    backbone = create_model(settings.backbone, size=settings.size)
     sections = [head.section for head in heads.values()]
-    found = find(sections, trunk, size=settings.size, models=models, folder=folder)
-    own = as_member(trunk, settings.size) if found.members else None
+    found = find(sections, backbone, size=settings.size, models=models, folder=folder)
+    own = as_member(backbone, settings.size) if found.members else None
     for name, member in list(found.members.items()):
         try:
-            require_same_shapes({f"the trunk {settings.trunk}": own, name: member})  # pyright: ignore[reportArgumentType]
+            require_same_shapes({f"the backbone {settings.backbone}": own, name: member})  # pyright: ignore[reportArgumentType]
         except UserError as error:
             if _asked(settings):
                 raise
@@ -147,11 +156,11 @@ def _decided(settings: TrainConfig, store: LabelStore, heads: Mapping[str, HeadI
     return found, *_init(settings, found)
 
 
-def _students(settings: TrainConfig) -> dict[str, Member]:
+def _students(settings: TrainConfig) -> dict[str, MergeMember]:
     members = earlier_students.load(settings.init_students, settings.size)
-    own = as_member(backbone.create(settings.trunk, size=settings.size), settings.size)
+    own = as_member(create_model(settings.backbone, size=settings.size), settings.size)
     require_same_shapes(
-        {f"the trunk {settings.trunk}": own} | members, earlier_students.FIELD, "name the students' architecture"
+        {f"the backbone {settings.backbone}": own} | members, earlier_students.FIELD, "name the students' architecture"
     )
     return members
 
@@ -176,15 +185,19 @@ def _init(settings: TrainConfig, found: Found) -> tuple[str, str]:
         return "average", "as asked for"
     if others:
         return "backbone", "; ".join(others)
-    if student.is_student(settings.trunk):
+    if is_student(settings.backbone):
         return "backbone", "an earlier student"
     if not found.members or (missing and len(found.members) == 1):
         return "backbone", "; ".join(missing)
-    return "average", "; ".join(["all that are here have the trunk's architecture", *missing])
+    return "average", "; ".join(["all that are here have the backbone's architecture", *missing])
 
 
 def _shares(
-    settings: TrainConfig, store: LabelStore, feed: Feed, team: Team, members: Mapping[str, Member]
+    settings: TrainConfig,
+    store: LabelStore,
+    loader: DistillLoader,
+    distributed: DistributedContext,
+    members: Mapping[str, MergeMember],
 ) -> tuple[dict[str, float], Mix | None]:
     if settings.init_weights:
         return check_shares(settings.init_weights, members), None
@@ -197,22 +210,22 @@ def _shares(
         HeadConfig(name=head.name, temperature=1.0 if 1.0 in store.heads[head.name].temperatures else 0.0)
         for head in linear
     ]
-    loss = HeadsLoss(
-        store.heads, heads, tail=settings.tail, implementation="torch", device=team.device, announced=False
+    loss = MultiHeadKLLoss(
+        store.heads, heads, tail=settings.tail, implementation="torch", device=distributed.device, announced=False
     )
-    sample = collect(feed, held_out_first(feed, mix.CROPS), team.device, torch.clone)
-    found = mix.search(members, loss, sample, autocast=partial(autocast, team.device, settings.precision))
+    sample = collect(loader, held_out_first(loader, mix.CROPS), distributed.device, torch.clone)
+    found = mix.search(members, loss, sample, autocast=partial(autocast, distributed.device, settings.precision))
     return found.shares, found
 
 
 def _tell(start: Start, why: str, found: Found, heads: list[str], settings: TrainConfig) -> None:
-    """One line on the trunk, one on the heads."""
+    """One line on the backbone, one on the heads."""
     if start.shares:
         parts = " + ".join(f"{share:.2f} {name}" for name, share in start.shares.items() if share)
         chosen = "chosen by their stored labels" if start.search is not None else why
         line = f"start: mean of weights, {parts} ({chosen})"
     else:
-        line = f"start: the weights of {settings.trunk} ({why})"
+        line = f"start: the weights of {settings.backbone} ({why})"
     console.print(line, highlight=False, markup=False, soft_wrap=True)
     if start.weights:
         told = ", ".join(f"{name} {weight:.2f}" for name, weight in start.weights.items())

@@ -10,15 +10,15 @@ import torch
 
 from repcon.config import ClassSubset, HeadConfig, Tail, TrainConfig
 from repcon.decode.factory import open_loader
-from repcon.distill.distributed import Team
-from repcon.distill.loader import Batch, Feed
-from repcon.distill.loss import HeadsLoss
+from repcon.distill.distributed import DistributedContext
+from repcon.distill.loader import Batch, DistillLoader
+from repcon.distill.loss import MultiHeadKLLoss
 from repcon.evaluation.features import whole_images
 from repcon.evaluation.probes import knn, split_classes
 from repcon.images.pack import class_rows
 from repcon.images.packing import open_or_pack
 from repcon.labels.store import LabelStore
-from repcon.models import backbone
+from repcon.models.preprocessing import Preprocessing, normalise
 from repcon.models.student import Student
 
 NEIGHBOURS = 20
@@ -28,32 +28,42 @@ class Validation:
     """All that is measured after a pass."""
 
     def __init__(
-        self, settings: TrainConfig, store: LabelStore, preprocessing: backbone.Preprocessing, team: Team
+        self,
+        settings: TrainConfig,
+        store: LabelStore,
+        preprocessing: Preprocessing,
+        distributed: DistributedContext,
     ) -> None:
-        self._team = team
-        self._agreement = Agreement(store, settings.heads, settings.tail, team)
-        self._neighbours = Neighbours(settings, preprocessing, team) if settings.knn and team.leads else None
+        self._distributed = distributed
+        self._agreement = Agreement(store, settings.heads, settings.tail, distributed)
+        self._neighbours = (
+            Neighbours(settings, preprocessing, distributed) if settings.knn and distributed.is_main else None
+        )
 
-    def measure(self, student: Student, answer: Callable[[torch.Tensor], torch.Tensor], feed: Feed) -> dict[str, Any]:
+    def measure(
+        self, student: Student, answer: Callable[[torch.Tensor], torch.Tensor], loader: DistillLoader
+    ) -> dict[str, Any]:
         """{"heads": {head: {"agreement", "kl"}}, "images": how many} and, where asked for, "knn": accuracy; student in
         eval mode."""
-        with closing(feed.held_out()) as batches:
+        with closing(loader.held_out()) as batches:
             heads = self._agreement.measure(student, answer, batches)
-        figures: dict[str, Any] = {"heads": heads, "images": len(feed.held)}
+        figures: dict[str, Any] = {"heads": heads, "images": len(loader.held)}
         if self._neighbours is not None:
             figures["knn"] = self._neighbours.accuracy(student)
-        self._team.wait()
+        self._distributed.barrier()
         return figures
 
 
 class Agreement:
     """Top-1 agreement with each teacher, and KL from its stored answers, at temperature 1 where its tail is stored."""
 
-    def __init__(self, store: LabelStore, heads: tuple[HeadConfig, ...], tail: Tail, team: Team) -> None:
-        self._team = team
+    def __init__(
+        self, store: LabelStore, heads: tuple[HeadConfig, ...], tail: Tail, distributed: DistributedContext
+    ) -> None:
+        self._distributed = distributed
         self._heads = tuple(_plain(head, store.heads[head.name].temperatures) for head in heads)
-        self._loss = HeadsLoss(
-            store.heads, self._heads, tail=tail, implementation="torch", device=team.device, announced=False
+        self._loss = MultiHeadKLLoss(
+            store.heads, self._heads, tail=tail, implementation="torch", device=distributed.device, announced=False
         )
 
     @torch.no_grad()
@@ -68,7 +78,7 @@ class Agreement:
             kl = self._loss(logits, batch.labels, batch.rows).cpu() * rows
             same = [self._same(student, logits, batch, head.name) for head in self._heads]
             sums += torch.cat([kl, torch.stack(same).cpu().float(), torch.tensor([float(rows)])])
-        sums = self._team.total(sums)
+        sums = self._distributed.total(sums)
         rows = float(sums[-1])
         if not rows:
             return {}
@@ -92,24 +102,26 @@ def _plain(head: HeadConfig, stored: tuple[float, ...]) -> HeadConfig:
 
 
 class Neighbours:
-    """Cosine kNN accuracy of the trunk's features on labelled images, half of each class against the other."""
+    """Cosine kNN accuracy of the backbone's features on labelled images, half of each class against the other."""
 
-    def __init__(self, settings: TrainConfig, preprocessing: backbone.Preprocessing, team: Team) -> None:
+    def __init__(self, settings: TrainConfig, preprocessing: Preprocessing, distributed: DistributedContext) -> None:
         self._pack = open_or_pack(settings.knn, Path(settings.out) / "knn-pack")
         self._rows, self._labels, _ = class_rows(self._pack, ClassSubset())
         self._train, self._test = split_classes(self._labels, 0.5, settings.seed)
-        self._preprocessing, self._device = preprocessing, team.device
+        self._preprocessing, self._device = preprocessing, distributed.device
         self._settings = settings
 
     @torch.no_grad()
     def accuracy(self, student: Student) -> float:
         """Share of the test half whose 20 nearest of the other half vote for its class."""
         settings, size = self._settings, self._preprocessing.size
-        loader = open_loader(settings.loader, self._pack, (size,), workers=settings.workers, device=self._device.type)
+        loader = open_loader(
+            settings.loader, self._pack, (size,), num_workers=settings.num_workers, device=self._device.type
+        )
         parts = []
         try:
             for batch in loader.batches(whole_images(self._pack, self._rows, settings.batch_size)):
-                pixels = backbone.normalise(batch.pixels[size].to(self._device), self._preprocessing, torch.float32)
+                pixels = normalise(batch.pixels[size].to(self._device), self._preprocessing, torch.float32)
                 parts.append(student.features(pixels).float().cpu().numpy())
         finally:
             loader.close()

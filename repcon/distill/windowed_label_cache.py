@@ -34,8 +34,10 @@ class _Chunk:
     """Crops that no batch has had yet."""
 
 
-class Windows:
-    """The labels of a pass's crops; `cut` is asked for images in the order of decoding, `of` for those of each batch.
+class WindowedLabelCache:
+    """Labels of one pass's crops, read in windows.
+
+    Call `crop_boxes` for images in the order of decoding, `gather` for those of each batch.
 
     Up to three windows are in memory: the one in use, the one before it (where the crops of an image are spread over
     batches, the first batches also hold images of the last window), and the next one, which a thread reads. Together
@@ -58,18 +60,21 @@ class Windows:
         self._chunks: list[_Chunk] = []
         self._lock = threading.Lock()
 
-    def cut(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Boxes (n, c, 4) and flips (n, c) of these images, whose labels are kept until `of` has given them all."""
+    def crop_boxes(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Boxes (n, c, 4) and flips (n, c) of these images, whose labels are kept until `gather` has given them all."""
         rising, places = np.unique(images, return_inverse=True)
         boxes, flips, *labels = self._gathered(rising)
         with self._lock:
             self._chunks.append(_Chunk(images=rising, arrays=labels, left=len(rising) * len(self._crops)))
         return boxes[:, places].swapaxes(0, 1), flips[:, places].T
 
-    def of(
+    def gather(
         self, images: torch.Tensor, crops: torch.Tensor, device: torch.device
     ) -> tuple[torch.Tensor, dict[str, Pair]]:
-        """(rows, labels) of these crops, as `Labels.of` gives them. Raises RuntimeError where `cut` never saw one."""
+        """(rows, labels) of these crops, as `CachedLabels.gather` gives them.
+
+        Raises RuntimeError where `crop_boxes` has not been called for one of the images.
+        """
         with self._lock:
             chunks = list(self._chunks)
         wanted, numbers = images.numpy(), places_of(crops.numpy(), self._crops)

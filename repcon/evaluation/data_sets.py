@@ -1,4 +1,4 @@
-"""The labelled data sets of an evaluation: their names, and the one split of each that every trunk is measured on."""
+"""The labelled data sets of an evaluation: their names, and the split of each, the same for every backbone."""
 
 import re
 from dataclasses import dataclass, replace
@@ -8,7 +8,7 @@ import numpy as np
 
 from repcon.config import DatasetConfig, EvaluateConfig
 from repcon.evaluation import probes
-from repcon.images.pack import Pack, class_rows
+from repcon.images.pack import ImagePack, class_rows
 from repcon.runtime.errors import UserError
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -16,7 +16,7 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Split:
-    """The labelled images that every trunk is measured on."""
+    """The labelled images that every backbone is measured on."""
 
     train: np.ndarray
     """(n,) int64 rows of the pack."""
@@ -63,8 +63,8 @@ def _entry(entry: str, config: EvaluateConfig) -> DatasetConfig:
     return DatasetConfig(name=name, data=data, classes=config.classes)
 
 
-def split_images(pack: Pack, config: EvaluateConfig) -> Split:
-    """The images of the wanted classes, `config.test` of each class for the test; the same for every trunk."""
+def split_images(pack: ImagePack, config: EvaluateConfig) -> Split:
+    """The images of the wanted classes, `config.test` of each class for the test; the same for every backbone."""
     if not 0 < config.test < 1:
         raise UserError(f"test: {config.test} is no share of the images between 0 and 1; 0.5 is usual")
     rows, labels, names = class_rows(pack, config.classes)

@@ -1,7 +1,7 @@
-"""Features of labelled images, extracted once per trunk and kept by content.
+"""Features of labelled images, extracted once per backbone and kept by content.
 
 An image enters as its largest centred square, resized to the input side: nothing of the shape is squeezed, no
-border is guessed, and every trunk sees the same pixels.
+border is guessed, and every backbone sees the same pixels.
 """
 
 import hashlib
@@ -19,12 +19,14 @@ from rich.progress import Progress
 from torch import nn
 
 from repcon.config import LoaderKind
-from repcon.decode.base import Request
+from repcon.decode.base import CropRequest
 from repcon.decode.factory import open_loader
-from repcon.images.pack import Pack
-from repcon.models import backbone
+from repcon.images.pack import ImagePack
 from repcon.models.answers import COMPANY_ROWS, require_repeatable
 from repcon.models.custom import identity, is_factory, make
+from repcon.models.factory import create_model
+from repcon.models.identity import architecture_of, weight_hash
+from repcon.models.preprocessing import Preprocessing, normalise, preprocessing_of
 from repcon.models.untracked import require_registered
 from repcon.runtime.console import console
 from repcon.runtime.errors import UserError
@@ -35,19 +37,19 @@ FORMAT = 1
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reading:
-    """How images become features; `size` 0 takes the trunk's own input side."""
+    """How images become features; `size` 0 takes the backbone's own input side."""
 
     size: int
     batch_size: int
     loader: LoaderKind
-    workers: int
+    num_workers: int
     device: str
     cache: Path
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Features:
-    """One trunk's features of some images."""
+    """One backbone's features of some images."""
 
     values: np.ndarray
     """(n, D) float32, pooled."""
@@ -63,68 +65,70 @@ def centre_boxes(sizes: np.ndarray) -> np.ndarray:
     return np.column_stack([corner, side, side]).astype(np.uint16)
 
 
-def whole_images(pack: Pack, rows: np.ndarray, batch_size: int) -> Iterator[Request]:
+def whole_images(pack: ImagePack, rows: np.ndarray, batch_size: int) -> Iterator[CropRequest]:
     """Requests for the centred square of each row, in order, unflipped."""
     crops, flips = np.zeros((len(rows), 1), np.int64), np.zeros((len(rows), 1), np.uint8)
-    whole = Request(images=rows, crops=crops, boxes=centre_boxes(pack.sizes[rows])[:, None], flips=flips)
+    whole = CropRequest(images=rows, crops=crops, boxes=centre_boxes(pack.sizes[rows])[:, None], flips=flips)
     return whole.parts(batch_size)
 
 
-def extract(model: str, pack: Pack, rows: np.ndarray, reading: Reading, progress: Progress) -> Features:
-    """Gives the trunk's features of `rows`, in their order; only what is not cached is computed.
+def extract(model: str, pack: ImagePack, rows: np.ndarray, reading: Reading, progress: Progress) -> Features:
+    """Gives the backbone's features of `rows`, in their order; only what is not cached is computed.
 
     `model` is whatever `backbone.create` takes, or a `module:function` whose module gives features. Those are not
-    kept: weights do not tell what a function makes of them. Raises UserError for a trunk that cannot take the size.
+    kept: weights do not tell what a function makes of them. Raises UserError for a backbone that cannot take the size.
     """
-    trunk, preprocessing = _trunk(model, reading.size)
-    trunk = trunk.to(reading.device).eval()
+    backbone, preprocessing = _backbone(model, reading.size)
+    backbone = backbone.to(reading.device).eval()
     if is_factory(model):
-        values = _compute(trunk, preprocessing, pack, rows, reading, progress, own=model)
-        return Features(values=values, weight_hash=identity(trunk), input_size=preprocessing.size)
-    weights = backbone.weight_hash(trunk)
+        values = _compute(backbone, preprocessing, pack, rows, reading, progress, own=model)
+        return Features(values=values, weight_hash=identity(backbone), input_size=preprocessing.size)
+    weights = weight_hash(backbone)
     # Layers without weights (activations, pooling) are chosen by a folder's config.json: their list tells them apart.
-    layers = hashlib.sha256(repr(trunk).encode()).hexdigest()
-    name = f"{backbone.architecture(trunk)} {layers}"
+    layers = hashlib.sha256(repr(backbone).encode()).hexdigest()
+    name = f"{architecture_of(backbone)} {layers}"
     cache = FeatureCache(reading.cache, name, weights, pack.fingerprint, preprocessing)
     missing = cache.missing(rows)
     if len(missing):
-        cache.add(missing, _compute(trunk, preprocessing, pack, missing, reading, progress))
+        cache.add(missing, _compute(backbone, preprocessing, pack, missing, reading, progress))
     return Features(values=cache.take(rows), weight_hash=weights, input_size=preprocessing.size)
 
 
-def _trunk(model: str, size: int) -> tuple[nn.Module, backbone.Preprocessing]:
+def _backbone(model: str, size: int) -> tuple[nn.Module, Preprocessing]:
     if not is_factory(model):
-        trunk = backbone.create(model, num_classes=0, size=size)
-        return trunk, backbone.preprocessing(trunk, size)
-    trunk, preprocessing = make(model, "trunk")
-    require_registered(trunk, f"trunk {model}")
-    if isinstance(list(trunk.modules())[-1], nn.Linear):
+        backbone = create_model(model, num_classes=0, size=size)
+        return backbone, preprocessing_of(backbone, size)
+    backbone, preprocessing = make(model, "backbone")
+    require_registered(backbone, f"backbone {model}")
+    if isinstance(list(backbone.modules())[-1], nn.Linear):
         what = "ends in a linear layer; if that is its classifier, return the module without it: features are compared"
         console.print(f"[yellow]careful[/]: {escape(model)} {what}", highlight=False)
-    return trunk, replace(preprocessing, size=size or preprocessing.size)
+    return backbone, replace(preprocessing, size=size or preprocessing.size)
 
 
 def _compute(
-    trunk: nn.Module,
-    preprocessing: backbone.Preprocessing,
-    pack: Pack,
+    backbone: nn.Module,
+    preprocessing: Preprocessing,
+    pack: ImagePack,
     rows: np.ndarray,
     reading: Reading,
     progress: Progress,
     own: str = "",
 ) -> np.ndarray:
-    """Features (n, D) of `rows`; `own` names the user's function that made the trunk, whose answers are checked."""
+    """Features (n, D) of `rows`; `own` names the user's function that made the backbone, whose answers are checked."""
     task = progress.add_task("features", total=len(rows), unit="images", note="")
-    loader = open_loader(reading.loader, pack, (preprocessing.size,), workers=reading.workers, device=reading.device)
+    loader = open_loader(
+        reading.loader, pack, (preprocessing.size,), num_workers=reading.num_workers, device=reading.device
+    )
     parts = []
     try:
         for batch in loader.batches(whole_images(pack, rows, reading.batch_size)):
             pixels = batch.pixels[preprocessing.size].to(reading.device)
-            inputs = backbone.normalise(pixels, preprocessing, torch.float32)
+            inputs = normalise(pixels, preprocessing, torch.float32)
             first = inputs[:COMPANY_ROWS].clone() if own and not parts else None
-            parts.append(_forward(trunk, inputs))
+            parts.append(_forward(backbone, inputs))
             if first is not None:
-                require_repeatable(trunk, first, torch.from_numpy(parts[0]).to(inputs.device), f"trunk {own}")
+                require_repeatable(backbone, first, torch.from_numpy(parts[0]).to(inputs.device), f"backbone {own}")
             progress.advance(task, len(pixels))
     finally:
         loader.close()
@@ -133,22 +137,24 @@ def _compute(
 
 
 @torch.inference_mode()
-def _forward(trunk: nn.Module, inputs: torch.Tensor) -> np.ndarray:
+def _forward(backbone: nn.Module, inputs: torch.Tensor) -> np.ndarray:
     """(B, 3, S, S) to (B, D) float32 on the host."""
     try:
-        features = trunk(inputs)
+        features = backbone(inputs)
     except (KeyboardInterrupt, torch.OutOfMemoryError):
         raise
     except BaseException as error:  # timm asserts that patches fill the input; a user's module may raise anything
         side, why = inputs.shape[-1], str(error).strip() or type(error).__name__
-        raise UserError(f"size: the trunk does not take inputs of {side} pixels ({why}); set its own, or 0") from error
+        raise UserError(
+            f"size: the backbone does not take inputs of {side} pixels ({why}); set its own, or 0"
+        ) from error
     if not isinstance(features, torch.Tensor) or features.ndim != 2 or len(features) != len(inputs):
         given = f"features of shape {tuple(features.shape)}" if hasattr(features, "shape") else type(features).__name__
-        raise UserError(f"the trunk gives {given}, not one vector per image")
+        raise UserError(f"the backbone gives {given}, not one vector per image")
     values = features.float().cpu().numpy()
     if not np.isfinite(values).all():
         raise UserError(
-            "the trunk gives features that are no numbers: its weights are damaged, or its training diverged"
+            "the backbone gives features that are no numbers: its weights are damaged, or its training diverged"
         )
     return values
 
@@ -165,7 +171,7 @@ class FeatureCache:
         architecture: str,
         weights: str,
         pack_fingerprint: str,
-        preprocessing: backbone.Preprocessing,
+        preprocessing: Preprocessing,
     ) -> None:
         normalisation = [preprocessing.size, preprocessing.mean, preprocessing.std]
         self.identity = json.dumps([FORMAT, architecture, weights, pack_fingerprint, *normalisation])

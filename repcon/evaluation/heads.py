@@ -21,9 +21,11 @@ from repcon.decode.factory import open_loader
 from repcon.evaluation import intervals
 from repcon.evaluation.features import whole_images
 from repcon.evaluation.probes import split_classes
-from repcon.images.pack import Pack, class_rows
-from repcon.models import backbone, student
+from repcon.images.pack import ImagePack, class_rows
 from repcon.models import teacher as teachers
+from repcon.models.preprocessing import normalise, preprocessing_of
+from repcon.models.saved_model import CONFIG, model_folder, saved_extra
+from repcon.models.student import head_class_names, head_names, load_student
 from repcon.runtime.console import console, few
 from repcon.runtime.device import choose
 from repcon.runtime.errors import UserError
@@ -38,7 +40,7 @@ class HeadCheck:
     head: str
     teacher: teachers.Teacher
     dataset: str
-    pack: Pack
+    pack: ImagePack
     rows: np.ndarray
     """(n,) int64 rows of the pack."""
     targets: np.ndarray
@@ -47,32 +49,32 @@ class HeadCheck:
     """Whether these are the images of the teacher's own pack that it was not trained on."""
 
 
-def plan_heads(config: EvaluateConfig, trunks: Mapping[str, str], packs: Mapping[str, Pack]) -> list[HeadCheck]:
+def plan_heads(config: EvaluateConfig, backbones: Mapping[str, str], packs: Mapping[str, ImagePack]) -> list[HeadCheck]:
     """What `heads` asks to be measured; nothing where it does not ask.
 
-    Raises UserError where no trunk is a student, a teacher is not that of a head, its classes are not the head's, or
+    Raises UserError where no backbone is a student, a teacher is not that of a head, its classes are not the head's, or
     no data set has images of them.
     """
     if not config.heads:
         return []
-    students = {name: heads for name, model in trunks.items() if (heads := student.head_names(model))}
+    students = {name: heads for name, model in backbones.items() if (heads := head_names(model))}
     if not students:
-        raise UserError("heads: none of the trunks is a student with heads; name a folder of `repcon train`")
+        raise UserError("heads: none of the backbones is a student with heads; name a folder of `repcon train`")
     known = list(dict.fromkeys(head for heads in students.values() for head in heads))
-    given = _given(config.teachers, known) or {name: trunks[name] for name in trunks if name in known}
+    given = _given(config.teachers, known) or {name: backbones[name] for name in backbones if name in known}
     if not given:
         raise UserError(f"teachers: none named; give NAME=MODEL for some of the heads {', '.join(known)}")
     checks: list[HeadCheck] = []
     for head, model in given.items():
         teacher = _load(head, model, config.size)
         for name in (name for name, heads in students.items() if head in heads):
-            _same_classes(trunks[name], head, teacher)
+            _same_classes(backbones[name], head, teacher)
         matches = [(name, pack, *match) for name, pack in packs.items() if (match := _images(teacher, pack))]
         if not matches:
             _no_images(teacher, packs, refuse=bool(config.teachers))
         checks += [
             HeadCheck(
-                student=name, folder=trunks[name], head=head, teacher=teacher, dataset=dataset, pack=pack, rows=rows,
+                student=name, folder=backbones[name], head=head, teacher=teacher, dataset=dataset, pack=pack, rows=rows,
                 targets=targets, held_out=held_out,
             )
             for dataset, pack, rows, targets, held_out in matches
@@ -96,7 +98,7 @@ def _given(entries: Sequence[str], known: Sequence[str]) -> dict[str, str]:
 
 
 def _load(head: str, model: str, size: int) -> teachers.Teacher:
-    folder = str(backbone.model_folder(Path(model))) if Path(model).is_dir() else model
+    folder = str(model_folder(Path(model))) if Path(model).is_dir() else model
     teacher = teachers.load(TeacherConfig(name=head, model=folder, size=size), "cpu")
     if not teacher.section.classes:
         raise UserError(f"teachers: the classes of {head}={model} have no names, so that no image can be matched")
@@ -105,7 +107,7 @@ def _load(head: str, model: str, size: int) -> teachers.Teacher:
 
 def _same_classes(folder: str, head: str, teacher: teachers.Teacher) -> None:
     """Raises UserError where the student's head answers about other classes than the teacher does."""
-    names = student.class_names(folder).get(head, ())
+    names = head_class_names(folder).get(head, ())
     if list(names) != list(teacher.section.classes):
         other = next((pair for pair in zip(names, teacher.section.classes, strict=False) if pair[0] != pair[1]), None)
         what = f"{len(names)} classes in the student, {len(teacher.section.classes)} in the teacher"
@@ -113,7 +115,7 @@ def _same_classes(folder: str, head: str, teacher: teachers.Teacher) -> None:
         raise UserError(f"teachers: {teacher.section.model} is not the teacher of the head {head}: {what}")
 
 
-def _images(teacher: teachers.Teacher, pack: Pack) -> tuple[np.ndarray, np.ndarray, bool] | None:
+def _images(teacher: teachers.Teacher, pack: ImagePack) -> tuple[np.ndarray, np.ndarray, bool] | None:
     """Rows of the pack's images of the teacher's classes, their classes, and whether the teacher held them out; None
     where there are none. Names that several classes share match nothing."""
     times = Counter(teacher.section.classes)
@@ -130,10 +132,10 @@ def _images(teacher: teachers.Teacher, pack: Pack) -> tuple[np.ndarray, np.ndarr
     return rows[matched], targets, of_teacher
 
 
-def _held_out(model: str, pack: Pack) -> np.ndarray | None:
+def _held_out(model: str, pack: ImagePack) -> np.ndarray | None:
     """Rows of the pack that `repcon teach` kept from the training of this teacher; None where that is not known."""
     folder = Path(model)
-    extra = backbone.saved_extra(folder) if (folder / backbone.CONFIG).is_file() else {}
+    extra = saved_extra(folder) if (folder / CONFIG).is_file() else {}
     if extra.get("data_fingerprint") != pack.fingerprint:
         return None
     try:
@@ -145,7 +147,7 @@ def _held_out(model: str, pack: Pack) -> np.ndarray | None:
     return rows[held] if len(held) else None
 
 
-def _no_images(teacher: teachers.Teacher, packs: Mapping[str, Pack], *, refuse: bool) -> None:
+def _no_images(teacher: teachers.Teacher, packs: Mapping[str, ImagePack], *, refuse: bool) -> None:
     there = few(next((pack.classes for pack in packs.values() if pack.classes), ()))
     what = f"no class of the data ({there}) is among those of {teacher.name} ({few(teacher.section.classes)})"
     if refuse:
@@ -179,17 +181,17 @@ def measure_heads(checks: Sequence[HeadCheck], config: EvaluateConfig, bars: Pro
 def _answers(check: HeadCheck, config: EvaluateConfig, bars: Progress) -> tuple[np.ndarray, np.ndarray]:
     """(n,) most probable class by the teacher and by the head, each at its own input size."""
     device = choose(config.device)
-    model = student.load(check.folder).to(device).eval()
-    inputs = backbone.preprocessing(model.trunk)
+    model = load_student(check.folder).to(device).eval()
+    inputs = preprocessing_of(model.backbone)
     module = check.teacher.module.to(device)
     sizes = tuple(dict.fromkeys((inputs.size, check.teacher.preprocessing.size)))
-    loader = open_loader(config.loader, check.pack, sizes, workers=config.workers, device=str(device))
+    loader = open_loader(config.loader, check.pack, sizes, num_workers=config.num_workers, device=str(device))
     task = bars.add_task("heads", total=len(check.rows), unit="images", note=f"{check.head}, {check.dataset}")
     parts: list[tuple[torch.Tensor, torch.Tensor]] = []
     try:
         for batch in loader.batches(whole_images(check.pack, check.rows, config.batch_size)):
             pixels = {size: batch.pixels[size].to(device) for size in sizes}
-            logits = model(backbone.normalise(pixels[inputs.size], inputs, torch.float32))
+            logits = model(normalise(pixels[inputs.size], inputs, torch.float32))
             by_teacher = check.teacher(pixels[check.teacher.preprocessing.size])
             parts.append((by_teacher.argmax(1).cpu(), logits[:, model.head_slices[check.head]].argmax(1).cpu()))
             bars.advance(task, len(parts[-1][0]))

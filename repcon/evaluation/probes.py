@@ -1,4 +1,4 @@
-"""What a frozen trunk's features are worth: cosine kNN, a linear probe, few-shot. Arrays in, answers out."""
+"""What a frozen backbone's features are worth: cosine kNN, a linear probe, few-shot. Arrays in, answers out."""
 
 import warnings
 from dataclasses import dataclass
@@ -76,7 +76,7 @@ def choose_c(train: np.ndarray, labels: np.ndarray, seed: int) -> float:
     """C by accuracy on a quarter of each class that is not fitted: the middle of those as good as the best.
 
     As good means within one standard error. The plateau is wide and the quarter is small: its highest point would
-    jump from trunk to trunk and add its noise to every comparison. Sees the training part only; classes with a
+    jump from backbone to backbone and add its noise to every comparison. Sees the training part only; classes with a
     single image are fitted, not validated.
     """
     fitted, held = split_classes(labels, 0.25, seed)
@@ -107,7 +107,7 @@ def few_shot(
     """(draws, m) bool: whether each test row goes to its class in each draw, that of the nearest class mean by cosine.
 
     A mean is of `shots` random training rows. Draws depend on (seed, shots, draw) and the labels only, so that every
-    trunk is given the same ones.
+    backbone is given the same ones.
     """
     classes = int(labels.max()) + 1
     members = [np.flatnonzero(labels == label) for label in range(classes)]

@@ -12,7 +12,7 @@ from repcon.evaluation.verdict import Answers
 
 def summarise(measured: Answers, about: Mapping[str, Mapping[str, Any]], split: Split, baseline: str) -> dict[str, Any]:
     """Means, intervals and paired differences to the baseline, in per cent and points; JSON-able."""
-    trunks = {
+    backbones = {
         name: {
             **about[name],
             "metrics": {metric: intervals.accuracy(values) for metric, values in answers.items()},
@@ -25,7 +25,7 @@ def summarise(measured: Answers, about: Mapping[str, Mapping[str, Any]], split: 
         if name != baseline
     }
     return {
-        "trunks": trunks,
+        "backbones": backbones,
         "baseline": baseline,
         "differences": differences,
         "classes": len(split.classes),
@@ -40,7 +40,7 @@ def summarise(measured: Answers, about: Mapping[str, Mapping[str, Any]], split: 
 
 
 def combine(results: Mapping[str, Mapping[str, Any]], baseline: str) -> dict[str, Any]:
-    """`datasets` (the results of each, of `summarise`'s shape), and `mean`: `trunks` and `differences` as there.
+    """`datasets` (the results of each, of `summarise`'s shape), and `mean`: `backbones` and `differences` as there.
 
     The mean is of the metrics that every data set has, and counts each set alike.
     """
@@ -50,7 +50,7 @@ def combine(results: Mapping[str, Mapping[str, Any]], baseline: str) -> dict[str
             for name in next(iter(results.values()))[part]
         }
         for part, wrap, unwrap in (
-            ("trunks", lambda metrics: {"metrics": metrics}, lambda held: held["metrics"]),
+            ("backbones", lambda metrics: {"metrics": metrics}, lambda held: held["metrics"]),
             ("differences", lambda metrics: metrics, lambda held: held),
         )
     }
@@ -64,7 +64,7 @@ def _mean(parts: list[Mapping[str, Mapping[str, float]]]) -> dict[str, dict[str,
 
 
 def flat(measured: Answers) -> dict[str, np.ndarray]:
-    """One (m,) array per trunk and metric, named `trunk/metric`, so that others can pair and pool the answers; of
+    """One (m,) array per backbone and metric, named `backbone/metric`, so that others can pair and pool the answers; of
     few-shot the share of draws."""
     return {
         f"{name}/{metric}": values.mean(axis=0) if values.ndim == 2 else values

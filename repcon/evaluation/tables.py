@@ -21,28 +21,28 @@ TITLES: dict[str, str] = {
     "shot_1": "1-shot", "shot_5": "5-shot", "shot_10": "10-shot", "finetune": "fine-tuned",
 }  # fmt: skip
 NAME_COLUMNS, WIDE_COLUMNS = 26, 13
-"""Of the terminal: a trunk's name, and a metric whose interval stands beside its mean."""
+"""Of the terminal: a backbone's name, and a metric whose interval stands beside its mean."""
 
 
 def table(results: Mapping[str, Any], name: str = "") -> None:
     """Accuracies with 95 % intervals, and below each the paired difference to the baseline.
 
-    name: of the data set where there are several. Four trunks fill a screen of 80 columns and 24 lines; a wider one has
-    each interval beside its mean.
+    name: of the data set where there are several. Four backbones fill a screen of 80 columns and 24 lines; on a wider
+    one each interval stands beside its mean.
     """
     baseline = escape(results["baseline"])
-    metrics: list[str] = list(next(iter(results["trunks"].values()))["metrics"])
+    metrics: list[str] = list(next(iter(results["backbones"].values()))["metrics"])
     between = " " if console.width >= NAME_COLUMNS + WIDE_COLUMNS * len(metrics) else "\n"
     where = f"Transfer to {name}" if name else "Transfer"
     grid = Table(
         title=f"{where}: % of {results['test_images']:,} test images of {results['classes']} classes, 95 % intervals",
         title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), collapse_padding=True,
     )  # fmt: skip
-    grid.add_column("trunk", style="bold", overflow="fold")
+    grid.add_column("backbone", style="bold", overflow="fold")
     for metric in metrics:
         grid.add_column(TITLES[metric], justify="right", no_wrap=True)
-    for name, trunk in results["trunks"].items():
-        values = [show(trunk["metrics"][metric]).replace(" ± ", f"{between}± ") for metric in metrics]
+    for name, backbone in results["backbones"].items():
+        values = [show(backbone["metrics"][metric]).replace(" ± ", f"{between}± ") for metric in metrics]
         grid.add_row(escape(name), *values)
         if name in results["differences"]:
             difference = results["differences"][name]
@@ -50,26 +50,28 @@ def table(results: Mapping[str, Any], name: str = "") -> None:
             grid.add_row(Text(f"  - {results['baseline']}", style="dim not bold"), *cells)
     console.print(grid)
     console.print(f"[dim]- {baseline}: paired difference in points, * where an exact paired test gives p < 0.05[/]")
-    if short := [name for name, trunk in results["trunks"].items() if not trunk.get("probe_converged", True)]:
+    if short := [name for name, backbone in results["backbones"].items() if not backbone.get("probe_converged", True)]:
         names = escape(", ".join(short))
         console.print(f"[dim]the probe of {names} stopped before it converged: a little more regularised than asked[/]")
 
 
 def summary(results: Mapping[str, Any]) -> None:
-    """A row per trunk, a column per data set and one for their mean, by the metric of the verdict."""
+    """A row per backbone, a column per data set and one for their mean, by the metric of the verdict."""
     metric = results["verdict"].get("metric")
     if not metric:
         return
-    columns = {name: one["trunks"] for name, one in results["datasets"].items()} | {"mean": results["mean"]["trunks"]}
+    columns = {name: one["backbones"] for name, one in results["datasets"].items()} | {
+        "mean": results["mean"]["backbones"]
+    }
     title = (
         f"{METRICS[metric][0].upper()}{METRICS[metric][1:]} on {len(results['datasets'])} data sets: %, 95 % intervals"
     )
     grid = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), collapse_padding=True)
-    grid.add_column("trunk", style="bold", overflow="fold")
+    grid.add_column("backbone", style="bold", overflow="fold")
     for name in columns:
         grid.add_column(escape(name), justify="right", overflow="fold")
-    for name in results["mean"]["trunks"]:
-        cells = [show(trunks[name]["metrics"][metric]) for trunks in columns.values()]
+    for name in results["mean"]["backbones"]:
+        cells = [show(backbones[name]["metrics"][metric]) for backbones in columns.values()]
         grid.add_row(escape(name), *cells, style="bold green" if name == results["verdict"]["subject"] else "")
     console.print(grid)
 
@@ -110,17 +112,17 @@ def _difference(interval: Mapping[str, float], between: str) -> Text:
     return Text(f"{mean}{'' if colour == 'dim' else '*'}{between}± {rest}", style=colour)
 
 
-@rc_context({"text.parse_math": False})  # a trunk's name is no formula
+@rc_context({"text.parse_math": False})  # a backbone's name is no formula
 def plot(results: Mapping[str, Any], path: Path) -> None:
-    """Two panels as SVG: accuracy per metric and trunk, and the paired difference to the baseline."""
-    trunks = results["trunks"]
-    metrics: list[str] = list(next(iter(trunks.values()))["metrics"])
-    figure = Figure(figsize=(max(4.4, 1.6 + 1.3 * len(metrics)), 5.6 + 0.22 * len(trunks)), layout="constrained")
+    """Two panels as SVG: accuracy per metric and backbone, and the paired difference to the baseline."""
+    backbones = results["backbones"]
+    metrics: list[str] = list(next(iter(backbones.values()))["metrics"])
+    figure = Figure(figsize=(max(4.4, 1.6 + 1.3 * len(metrics)), 5.6 + 0.22 * len(backbones)), layout="constrained")
     above, below = figure.subplots(2, 1, sharex=True)
-    for place, name in enumerate(trunks):
-        offset = (place - (len(trunks) - 1) / 2) * 0.8 / len(trunks)
+    for place, name in enumerate(backbones):
+        offset = (place - (len(backbones) - 1) / 2) * 0.8 / len(backbones)
         look = {"color": f"C{place % 10}", "fmt": "os^Dv"[place % 5], "label": printable(name)}
-        _points(above, [trunks[name]["metrics"][metric] for metric in metrics], offset, look)
+        _points(above, [backbones[name]["metrics"][metric] for metric in metrics], offset, look)
         if name in results["differences"]:
             _points(below, [results["differences"][name][metric] for metric in metrics], offset, look)
     above.set_ylabel("accuracy (%)")

@@ -45,7 +45,7 @@ _PNG_PIXELS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND", b"eXIf")
 """The chunks that a picture and its orientation are made of."""
 
 
-class Unusable(Exception):
+class InvalidImageError(Exception):
     """The image is left out; the message is the reason."""
 
     def __init__(self, reason: str, pixels: int = 0) -> None:
@@ -98,7 +98,7 @@ def encode(data: bytes, max_side: int, quality: int) -> Encoded:
     """
     try:
         return _encode(data, max_side, quality)
-    except Unusable as error:
+    except InvalidImageError as error:
         pixels = error.pixels
         if not pixels:
             raise
@@ -111,7 +111,7 @@ def _encode(data: bytes, max_side: int, quality: int) -> Encoded:
         header = read_header(data)
         _bound(header.width, header.height)
         if data.count(b"\xff\xda") > MAX_SCANS:
-            raise Unusable(f"too many scans: more than {MAX_SCANS}, which could take minutes to decode")
+            raise InvalidImageError(f"too many scans: more than {MAX_SCANS}, which could take minutes to decode")
         decoded, damage = _decode_jpeg(data, header)
         change = _change(header, max_side) or damage
         if not change:
@@ -123,7 +123,7 @@ def _encode(data: bytes, max_side: int, quality: int) -> Encoded:
     try:
         jpeg = simplejpeg.encode_jpeg(np.ascontiguousarray(image), quality=quality, colorsubsampling="420")
     except ValueError as error:
-        raise Unusable(f"cannot encode: {error}", image.width * image.height) from error
+        raise InvalidImageError(f"cannot encode: {error}", image.width * image.height) from error
     return Encoded(jpeg, image.width, image.height, content_hash(jpeg), change)
 
 
@@ -139,11 +139,11 @@ def read_header(data: bytes) -> Header:
         elif marker == 0xE1 and (body := data[place])[:6] == b"Exif\0\0":
             orientation = _orientation(partial(_exif, body))
     if frame is None or len(frame[1]) < 6:
-        raise Unusable("damaged: no frame header")
+        raise InvalidImageError("damaged: no frame header")
     marker, body = frame
     components = body[5]
     if len(body) < 6 + 3 * components:
-        raise Unusable("damaged: a broken frame header")
+        raise InvalidImageError("damaged: a broken frame header")
     parts = [body[6 + 3 * number : 9 + 3 * number] for number in range(components)]
     return Header(
         width=int.from_bytes(body[3:5], "big"),
@@ -175,7 +175,7 @@ def _segments(data: bytes) -> Iterator[tuple[int, slice]]:
             continue
         length = int.from_bytes(data[position + 2 : position + 4], "big")
         if length < 2 or position + 2 + length > len(data):
-            raise Unusable("truncated: the header is cut off")
+            raise InvalidImageError("truncated: the header is cut off")
         yield marker, slice(position + 4, position + 2 + length)
         position += 2 + length
 
@@ -223,9 +223,9 @@ def _too_large(width: int, height: int, max_side: int) -> bool:
 
 def _bound(width: int, height: int) -> None:
     if width < 1 or height < 1:
-        raise Unusable(f"an empty picture: {width} x {height} pixels")
+        raise InvalidImageError(f"an empty picture: {width} x {height} pixels")
     if width * height > MAX_PIXELS:
-        raise Unusable(f"too many pixels: {width} x {height}, of which at most {MAX_PIXELS:,} are decoded")
+        raise InvalidImageError(f"too many pixels: {width} x {height}, of which at most {MAX_PIXELS:,} are decoded")
 
 
 def _decode_jpeg(data: bytes, header: Header) -> tuple[np.ndarray | None, str]:
@@ -237,7 +237,7 @@ def _decode_jpeg(data: bytes, header: Header) -> tuple[np.ndarray | None, str]:
         _, reason = _strict(_bare(data), colorspace)  # what was warned of first may hide worse
     if reason:
         kind = "truncated" if "remature end" in reason else "damaged"
-        raise Unusable(f"{kind}: {reason}", header.width * header.height)
+        raise InvalidImageError(f"{kind}: {reason}", header.width * header.height)
     if harmless:
         return None, "harmless damage"
     # Pillow knows whether Adobe's inverted inks are meant.
@@ -270,7 +270,7 @@ def _decode(data: bytes) -> tuple[Image.Image, str]:
     """
     try:
         return _opened(data)
-    except Unusable:
+    except InvalidImageError:
         bare = _bare_png(data)
         if len(bare) == len(data):
             raise
@@ -286,12 +286,12 @@ def _opened(data: bytes) -> tuple[Image.Image, str]:
             pixels, kind = image.width * image.height, image.format or "unknown"
             image.load()
             return _upright(_rgb(image, kind), _orientation(image.getexif)), kind
-    except (Unusable, MemoryError):
+    except (InvalidImageError, MemoryError):
         raise
     except Image.UnidentifiedImageError as error:
-        raise Unusable("not an image in a known format") from error
+        raise InvalidImageError("not an image in a known format") from error
     except Exception as error:  # decoders raise many kinds on damaged bytes
-        raise Unusable(f"cannot decode: {error}", pixels or _webp_pixels(data)) from error
+        raise InvalidImageError(f"cannot decode: {error}", pixels or _webp_pixels(data)) from error
 
 
 def _webp_pixels(data: bytes) -> int:
@@ -327,7 +327,7 @@ def _rgb(image: Image.Image, kind: str) -> Image.Image:
         values = np.asarray(image).astype(np.uint32)
         return Image.fromarray(((values + 128) // 257).astype(np.uint8)).convert("RGB")
     if image.mode in ("I", "F"):
-        raise Unusable("32-bit pixels, whose white is unknown")
+        raise InvalidImageError("32-bit pixels, whose white is unknown")
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         layer = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
@@ -341,7 +341,9 @@ def _upright(image: Image.Image, orientation: int) -> Image.Image:
 def _shrink(image: Image.Image, max_side: int) -> Image.Image:
     if not _too_large(image.width, image.height, max_side):
         if max(image.size) > MAX_SIDE:
-            raise Unusable(f"too long for a JPEG: {max(image.size)} pixels, which holds {MAX_SIDE}; set max_side")
+            raise InvalidImageError(
+                f"too long for a JPEG: {max(image.size)} pixels, which holds {MAX_SIDE}; set max_side"
+            )
         return image
     scale = max_side / max(image.size)
     size = max(1, round(image.width * scale)), max(1, round(image.height * scale))

@@ -27,7 +27,7 @@ _WORDNET = re.compile(r"n\d{8}")
 
 
 @dataclass(frozen=True, slots=True)
-class Labels:
+class ImageLabels:
     """What the images of a scan are labelled with."""
 
     numbers: list[int]
@@ -37,7 +37,7 @@ class Labels:
     """One line each: what was decided, and what looks like a mistake."""
 
 
-def resolve(scan: Scan) -> Labels:
+def resolve(scan: Scan) -> ImageLabels:
     """Labels what was found; images whose label is unclear go to `scan.left_out`.
 
     Raises UserError where several members may be the label or the image of a sample, and where two classes have one
@@ -56,7 +56,7 @@ def resolve(scan: Scan) -> Labels:
         names = _by_members(scan, field, cautions)
     classes, numbers = _classes(names, list(scan.class_order))
     cautions += about_names(classes)
-    return Labels([numbers.get(name, -1) if name else -1 for name in names], classes, tuple(cautions))
+    return ImageLabels([numbers.get(name, -1) if name else -1 for name in names], classes, tuple(cautions))
 
 
 def _refuse_crowded(crowded: Sequence[tuple[str, list[str]]]) -> None:

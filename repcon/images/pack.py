@@ -1,7 +1,7 @@
 """The pack: the images that teachers and students read, and their identity.
 
-`repcon pack` (`repcon.commands.pack`) writes one; `Pack` reads it, from a path or any URL that fsspec opens. Images
-are known by their content, not by their position or name.
+`repcon pack` (`repcon.commands.pack`) writes one; `ImagePack` reads it, from a path or any URL that fsspec opens.
+Images are known by their content, not by their position or name.
 """
 
 import errno
@@ -16,12 +16,12 @@ from repcon.config import ClassSubset
 from repcon.images import format as pack_format
 from repcon.images.files import Files, files_below
 from repcon.images.format import INDEX, MANIFEST, MAX_MANIFEST_BYTES, Keys, Manifest, shard_name
-from repcon.images.jpeg import Unusable, content_hash, read_header
+from repcon.images.jpeg import InvalidImageError, content_hash, read_header
 from repcon.runtime.errors import UserError
 from repcon.runtime.open_files import is_passing, reason_of
 
 
-class Pack:
+class ImagePack:
     """A read-only view of a pack; safe to read from several threads, and reopened where it is unpickled.
 
     The index is a few arrays, about 60 bytes and the key per image; no image is kept.
@@ -47,7 +47,7 @@ class Pack:
         self._unchecked = bytearray(b"\1" * len(self.labels) if check else len(self.labels))
 
     @classmethod
-    def open(cls, url: str | Path, *, check: bool = True) -> "Pack":
+    def open(cls, url: str | Path, *, check: bool = True) -> "ImagePack":
         """Opens a pack by path or URL.
 
         With `check`, each image's bytes are compared with their content hash, and its header with the index, at the
@@ -84,7 +84,7 @@ class Pack:
         """Pixels in a row of the widest image; 1 where there is none."""
         return int(self.sizes[:, 0].max(initial=1))
 
-    def __reduce__(self) -> tuple[Callable[..., "Pack"], tuple[str, bool, str]]:
+    def __reduce__(self) -> tuple[Callable[..., "ImagePack"], tuple[str, bool, str]]:
         return _reopen, (self.url, self.check, self.fingerprint)
 
     def read(self, image: int) -> bytes:
@@ -112,7 +112,7 @@ class Pack:
             raise self._lost(image, shard, "has changed since it was packed")
         try:
             header = read_header(data)
-        except Unusable as error:
+        except InvalidImageError as error:
             raise self._lost(image, shard, f"is no JPEG ({error})") from error
         if (header.width, header.height) != tuple(self.sizes[image]):
             raise self._lost(image, shard, f"is {header.width} x {header.height} pixels, not as the index says")
@@ -122,8 +122,8 @@ class Pack:
         return UserError(f"{self.url}: image {self.keys[image]} in {shard} {what}; {remedy}")
 
 
-def _reopen(url: str, check: bool, fingerprint: str) -> Pack:
-    pack = Pack.open(url, check=check)
+def _reopen(url: str, check: bool, fingerprint: str) -> ImagePack:
+    pack = ImagePack.open(url, check=check)
     if pack.fingerprint != fingerprint:
         raise UserError(f"{url}: the pack was replaced by another while it was in use; start the command again")
     return pack
@@ -134,7 +134,7 @@ def shared_images(first: np.ndarray, second: np.ndarray) -> int:
     return len(set(map(bytes, first)) & set(map(bytes, second)))
 
 
-def class_rows(pack: Pack, subset: ClassSubset) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
+def class_rows(pack: ImagePack, subset: ClassSubset) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
     """The images of a seeded part of the classes.
 
     Classes with images are ordered by a hash of (seed, name), and the slice from `start` to `stop` is kept: a class's

@@ -12,11 +12,11 @@ from repcon import config as configuration
 from repcon.config import PackConfig
 from repcon.images import hub, sources, writer
 from repcon.images.format import LEFT_OUT, MANIFEST, Manifest
-from repcon.images.pack import Pack
+from repcon.images.pack import ImagePack
 from repcon.runtime.console import console, few
 from repcon.runtime.errors import UserError
 from repcon.runtime.open_files import OpenFile
-from repcon.runtime.run_dir import MARKER, Run, read_results
+from repcon.runtime.run_dir import MARKER, RunDir, read_results
 
 _KINDS = {"images": int, "classes": int, "shards": int, "kept": int, "re_encoded": dict, "left_out": dict}
 _KINDS |= {"megabytes": float, "fingerprint": str}
@@ -29,7 +29,7 @@ def write_pack(config: PackConfig, then: Callable[[Path], None] | None = None) -
     plan, out = writer.plan(config), Path(config.out)
     # The record stays that of the run that did the work.
     figures = _earlier(out) if (out / MANIFEST).is_file() else None
-    record = None if figures else Run(out, "pack", configuration.dump(config))
+    record = None if figures else RunDir(out, "pack", configuration.dump(config))
     manifest = writer.write(plan)
     seconds = time.perf_counter() - started
     if then is not None:
@@ -72,10 +72,10 @@ def is_pack(source: str) -> bool:
     return ("://" in source and not hub.is_dataset(source)) or Path(source, MANIFEST).is_file()
 
 
-def open_or_pack(source: str, cache: Path) -> Pack:
+def open_or_pack(source: str, cache: Path) -> ImagePack:
     """Opens a pack (path or URL); packs any other source into `cache` first, once for each state of the source."""
     if is_pack(source):
-        return Pack.open(source)
+        return ImagePack.open(source)
     held = _made_by(Path(source))
     if held:  # a run's output folder, whose tars are no images of the user's
         what = f"the output of `repcon {held}`, no images"
@@ -86,7 +86,7 @@ def open_or_pack(source: str, cache: Path) -> Pack:
     out = Path(cache) / f"pack-{identity[:16]}"
     if not (out / MANIFEST).is_file():
         write_pack(PackConfig(source=source, out=str(out)))
-    return Pack.open(out)
+    return ImagePack.open(out)
 
 
 def _made_by(folder: Path) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from repcon.images.archives import MAX_LABEL_BYTES, Found, Scan, leave_out, unreadable
-from repcon.images.jpeg import Unusable
+from repcon.images.jpeg import InvalidImageError
 from repcon.images.names import MAX_FILE_BYTES
 from repcon.images.samples import Label
 from repcon.runtime.errors import UserError
@@ -81,7 +81,7 @@ class RowReader:
             self._of, self._group, self._damage = None, -1, ""
             file = _try(lambda: _open(Path(path)), Path(path))
             if isinstance(file, str):
-                raise Unusable(f"a damaged Parquet file: {file}")
+                raise InvalidImageError(f"a damaged Parquet file: {file}")
             counts = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
             self._of, self._file, self._starts = (path, column), file, [0, *accumulate(counts)]
         group = bisect_right(self._starts, row) - 1
@@ -92,7 +92,7 @@ class RowReader:
             held = _try(self._next, Path(path))
             self._held, self._damage = (self._held, held) if isinstance(held, str) else (held, "")
         if self._damage:
-            raise Unusable(f"a damaged row group: {self._damage}")
+            raise InvalidImageError(f"a damaged row group: {self._damage}")
         return _image(self._held[row - self._first])
 
     def _start(self, group: int, column: str) -> None:
@@ -257,9 +257,9 @@ def _image(scalar: Any) -> bytes:
     value = scalar.as_py()
     data = value.get("bytes") if isinstance(value, dict) else value
     if data is None and isinstance(value, dict) and value.get("path"):
-        raise Unusable("only the image's path is stored, not its bytes")
+        raise InvalidImageError("only the image's path is stored, not its bytes")
     if not data:
-        raise Unusable("an empty row")
+        raise InvalidImageError("an empty row")
     if len(data) > MAX_FILE_BYTES:
-        raise Unusable(f"too large a file: {len(data)} bytes, of which at most {MAX_FILE_BYTES} are read")
+        raise InvalidImageError(f"too large a file: {len(data)} bytes, of which at most {MAX_FILE_BYTES} are read")
     return data

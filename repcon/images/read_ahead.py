@@ -10,21 +10,21 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 from repcon.images.files import Files
 from repcon.images.format import Columns, Manifest, shard_name
-from repcon.images.pack import Pack
+from repcon.images.pack import ImagePack
 
 BLOCK_BYTES = 8 << 20
 AHEAD_BLOCKS, HELD_BLOCKS = 2, 12
 """Blocks that are fetched before they are asked for, and blocks that are kept: memory stays below 100 MB."""
 
 
-class NearbyPack(Pack):
+class ReadAheadPack(ImagePack):
     """A pack whose next images are on their way before they are asked for. Rows at random would waste all that."""
 
     def __init__(self, url: str, files: Files, manifest: Manifest, columns: Columns, check: bool) -> None:
-        super().__init__(url, Blocks(files, manifest.shard_bytes), manifest, columns, check)
+        super().__init__(url, BlockCache(files, manifest.shard_bytes), manifest, columns, check)
 
 
-class Blocks:
+class BlockCache:
     """Shards of known lengths, read block by block; threads that want the same block wait for one request."""
 
     def __init__(self, files: Files, shard_bytes: Sequence[int]) -> None:

@@ -27,7 +27,7 @@ from repcon.config import PackConfig
 from repcon.images import format as pack_format
 from repcon.images import sources
 from repcon.images.format import Manifest
-from repcon.images.jpeg import Encoded, Unusable, encode
+from repcon.images.jpeg import Encoded, InvalidImageError, encode
 from repcon.images.names import bytes_of, readable
 from repcon.images.parquet import RowReader
 from repcon.images.several import paths, read_all, told
@@ -76,7 +76,7 @@ def write(plan: Plan) -> Manifest:
     """
     out = plan.out
     try:
-        with alone(out):
+        with exclusive_writer(out):
             _compare(out, plan.settings)
             if not (out / pack_format.MANIFEST).is_file():
                 write_file(out / PARTS / "settings.json", json.dumps(plan.settings).encode())
@@ -91,14 +91,14 @@ def write(plan: Plan) -> Manifest:
     except RuntimeError as error:
         if "new thread" not in str(error):
             raise
-        raise UserError(f"{out}: {error}: give fewer --workers, and run the same command again") from error
+        raise UserError(f"{out}: {error}: give fewer --num-workers, and run the same command again") from error
 
 
 def _check(config: PackConfig) -> None:
     bounds = {
         "limit": (0, 1 << 31),
         "max_side": (0, 1 << 30),
-        "workers": (0, 1024),
+        "num_workers": (0, 1024),
         "shard_megabytes": (1, 1 << 20),
         "jpeg_quality": (1, 100),
     }
@@ -144,7 +144,7 @@ def _begun(started: Path) -> dict[str, Any]:
 
 
 @contextmanager
-def alone(out: Path) -> Iterator[None]:
+def exclusive_writer(out: Path) -> Iterator[None]:
     """Waits while another process writes into the pack; once the block is through, `parts/` is gone. Raises OSError.
 
     On a file system without locks it does not wait: there two processes must not be started at once.
@@ -247,16 +247,16 @@ def _close(out: Path, shard: Shard) -> Part:
 
 def _encoded(items: list[Item], config: PackConfig) -> Iterator[tuple[Item, Encoded | str]]:
     """Each item, in order, with its JPEG or the reason why there is none; a few batches are worked on ahead."""
-    workers = config.workers or cores()
+    num_workers = config.num_workers or cores()
     batches = (items[start : start + BATCH] for start in range(0, len(items), BATCH))
     rows = RowReader()
     waiting: deque[tuple[list[Item], Future[list[Encoded | str]]]] = deque()
-    pool = ThreadPoolExecutor(workers, thread_name_prefix="pack")
+    pool = ThreadPoolExecutor(num_workers, thread_name_prefix="pack")
     try:
         for batch in batches:
             images = [_image(item, rows) for item in batch]
             waiting.append((batch, pool.submit(_encode, batch, images, config)))
-            if len(waiting) > 2 * workers:
+            if len(waiting) > 2 * num_workers:
                 done, future = waiting.popleft()
                 yield from zip(done, future.result(), strict=True)
         for done, future in waiting:
@@ -271,7 +271,7 @@ def _image(item: Item, rows: RowReader) -> Callable[[], bytes]:
         return partial(sources.contents, item)
     try:
         data = rows.read(item.container, item.column, item.offset)
-    except Unusable as error:
+    except InvalidImageError as error:
         return partial(_refuse, str(error))
     except MemoryError as error:
         raise _stopped(item, "memory is too short to read it") from error
@@ -279,7 +279,7 @@ def _image(item: Item, rows: RowReader) -> Callable[[], bytes]:
 
 
 def _refuse(reason: str) -> bytes:
-    raise Unusable(reason)
+    raise InvalidImageError(reason)
 
 
 def _encode(batch: list[Item], images: list[Callable[[], bytes]], config: PackConfig) -> list[Encoded | str]:
@@ -287,7 +287,7 @@ def _encode(batch: list[Item], images: list[Callable[[], bytes]], config: PackCo
     for item, image in zip(batch, images, strict=True):
         try:
             results.append(encode(image(), config.max_side, config.jpeg_quality))
-        except Unusable as error:
+        except InvalidImageError as error:
             results.append(str(error))
         except OSError as error:
             if error.errno not in (errno.EACCES, errno.EPERM):

@@ -19,9 +19,9 @@ from repcon.labels.manifest import (
     MOST_BYTES,
     Manifest,
     StoreSpec,
-    TeacherSection,
-    answers_of,
+    TeacherMetadata,
     difference,
+    label_identity,
     manifest_of,
     plain,
     read_manifest,
@@ -130,16 +130,16 @@ def require_same(held: Manifest, spec: StoreSpec, root: str) -> None:
     have["crops"] = held.parts[0].crops[1] if spec.crops == held.parts[0].crops[1] else held.crops
     if not spec.rows_per_shard:
         asked["rows_per_shard"] = have["rows_per_shard"]
-    sections = {teacher.name: answers_of(teacher) for teacher in held.teachers}
+    sections = {teacher.name: label_identity(teacher) for teacher in held.teachers}
     have["teachers"] = {teacher.name: sections.get(teacher.name) for teacher in spec.teachers}
-    asked["teachers"] = {teacher.name: answers_of(teacher) for teacher in spec.teachers}
+    asked["teachers"] = {teacher.name: label_identity(teacher) for teacher in spec.teachers}
     for derived in ("parts", "metadata", "crops_per_shard"):
         del asked[derived], have[derived]
     if found := difference(have, asked):
         raise UserError(f"{root} was made for something else: {found}; name another folder, or use what the store has")
 
 
-def require_same_section(held: TeacherSection, asked: TeacherSection, root: str) -> None:
+def require_same_section(held: TeacherMetadata, asked: TeacherMetadata, root: str) -> None:
     """Refuses a teacher that differs from the one of its name."""
-    if found := difference(answers_of(held), answers_of(asked), f"teachers.{held.name}"):
+    if found := difference(label_identity(held), label_identity(asked), f"teachers.{held.name}"):
         raise UserError(f"{root}: {found}; a teacher that changed needs another name")

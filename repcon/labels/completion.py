@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 
 from repcon import config
 from repcon.labels.layout import Unit, shards_of
-from repcon.labels.manifest import MARKERS, Manifest, answers_of, check_values, seal, unseal
+from repcon.labels.manifest import MARKERS, Manifest, check_values, label_identity, seal, unseal
 from repcon.runtime.errors import UserError
 from repcon.runtime.filesystem import Files
 
@@ -25,7 +25,7 @@ class ShardFile:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Marker:
+class CompletionRecord:
     """A finished unit. `missing` are the rows that could not be decoded, and `reasons` say why: their labels are
     poison."""
 
@@ -38,7 +38,7 @@ class Marker:
     """`source_of` the unit when it was written; "" in stores that were made before it was kept."""
 
 
-def marker_name(unit: Unit) -> str:
+def record_name(unit: Unit) -> str:
     """The marker's file name."""
     return f"{MARKERS}/{unit.name}.json"
 
@@ -59,50 +59,50 @@ def source_of(manifest: Manifest, unit: Unit) -> str:
     A unit's name says only where it lies: in a store whose manifest was restored from an older copy and then grown in
     another way, it may be the name of other labels.
     """
-    teachers = [answers_of(teacher) for teacher in manifest.teachers if teacher.name in unit.heads]
+    teachers = [label_identity(teacher) for teacher in manifest.teachers if teacher.name in unit.heads]
     rest = [manifest.pack_fingerprint, manifest.crop_recipe, manifest.k, manifest.temperatures, manifest.values]
     return hashlib.sha256(json.dumps([*rest, teachers], sort_keys=True).encode()).hexdigest()
 
 
-class Markers:
+class CompletionRecords:
     """The markers of one store, each read once."""
 
     def __init__(self, files: Files, manifest: Manifest) -> None:
         self._files = files
         self._manifest = manifest
-        self._known: dict[str, Marker] = {}
+        self._known: dict[str, CompletionRecord] = {}
         self._sources: dict[tuple[str, ...], str] = {}
 
-    def get(self, unit: Unit) -> Marker:
+    def get(self, unit: Unit) -> CompletionRecord:
         """The unit's marker. Raises UserError when it is missing or damaged."""
         if unit.name not in self._known:
-            place = f"{self._files.root}/{marker_name(unit)}"
+            place = f"{self._files.root}/{record_name(unit)}"
             try:
                 # Of so many rows: a stranger's marker must not take all memory.
-                data = self._files.read(marker_name(unit), 0, _MOST_BYTES + _MOST_ROW_BYTES * len(unit.rows))
+                data = self._files.read(record_name(unit), 0, _MOST_BYTES + _MOST_ROW_BYTES * len(unit.rows))
             except FileNotFoundError:
                 reason = "no such marker: this unit was never finished"
                 raise UserError(f"{place}: {reason}; run `repcon precompute` again to complete the store") from None
             try:
-                marker = config.parse(Marker, unseal(data, place), place)
+                record = config.parse(CompletionRecord, unseal(data, place), place)
             except RecursionError as error:
                 raise UserError(f"{place}: its values are nested too deeply for a marker") from error
-            check_values(asdict(marker), place)
-            self._check(marker, unit, place)
-            self._known[unit.name] = marker
+            check_values(asdict(record), place)
+            self._check(record, unit, place)
+            self._known[unit.name] = record
         return self._known[unit.name]
 
-    def get_anew(self, unit: Unit) -> Marker:
+    def get_anew(self, unit: Unit) -> CompletionRecord:
         """As `get`, as the file says now."""
         self._known.pop(unit.name, None)
         return self.get(unit)
 
-    def _check(self, marker: Marker, unit: Unit, place: str) -> None:
-        if marker.unit != unit.name:
-            raise UserError(f"{place}: the marker is that of unit {marker.unit}; restore the right one")
-        if any(row not in unit.rows for row in marker.missing):
+    def _check(self, record: CompletionRecord, unit: Unit, place: str) -> None:
+        if record.unit != unit.name:
+            raise UserError(f"{place}: the marker is that of unit {record.unit}; restore the right one")
+        if any(row not in unit.rows for row in record.missing):
             raise UserError(f"{place}: lists missing rows outside {unit.rows.start} to {unit.rows.stop - 1}")
-        if marker.source not in ("", self._source(unit)):
+        if record.source not in ("", self._source(unit)):
             reason = "its labels are of other teachers or crops than the manifest's"
             raise UserError(f"{place}: {reason}; run `repcon precompute` again to complete the store")
 
@@ -114,25 +114,25 @@ class Markers:
     def is_done(self, unit: Unit) -> bool:
         """Whether the marker is whole and lists the unit's shards, each of which has its length."""
         try:
-            marker = self.get(unit)
+            record = self.get(unit)
         except UserError:
             return False
-        return marker.files.keys() == set(shards_of(self._manifest, unit)) and all(
-            self._files.size(name) == shard.bytes for name, shard in marker.files.items()
+        return record.files.keys() == set(shards_of(self._manifest, unit)) and all(
+            self._files.size(name) == shard.bytes for name, shard in record.files.items()
         )
 
     def remove(self, unit: Unit) -> None:
         """Declares the unit unfinished, if it was not."""
         self._known.pop(unit.name, None)
-        if self._files.size(marker_name(unit)) is not None:
-            self._files.delete(marker_name(unit))
+        if self._files.size(record_name(unit)) is not None:
+            self._files.delete(record_name(unit))
 
     def put(self, unit: Unit, missing: Mapping[int, str], files: Mapping[str, ShardFile]) -> None:
         """Declares the unit finished; its shards must be on disk by now. missing: the reason by row."""
         rows = tuple(sorted(missing))
-        marker = Marker(
+        record = CompletionRecord(
             unit=unit.name, missing=rows, reasons=tuple(map(_shown, map(missing.__getitem__, rows))), files=dict(files),
             source=self._source(unit),
         )  # fmt: skip
-        self._files.write(marker_name(unit), seal(asdict(marker)))
-        self._known[unit.name] = marker
+        self._files.write(record_name(unit), seal(asdict(record)))
+        self._known[unit.name] = record

@@ -8,7 +8,7 @@ import numpy as np
 
 from repcon.config import Values
 from repcon.labels import quantize
-from repcon.labels.manifest import Manifest, TeacherSection
+from repcon.labels.manifest import Manifest, TeacherMetadata
 from repcon.labels.topk import id_dtype
 from repcon.runtime.errors import UserError
 
@@ -21,7 +21,7 @@ class HeadInfo:
     classes: int
     k: int
     temperatures: tuple[float, ...]
-    section: TeacherSection
+    section: TeacherMetadata
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,7 +32,7 @@ _MOST_CLASSES, _MOST_SIDE, _MOST_TEACHERS = 2**26, 2**14, 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TeacherSection:
+class TeacherMetadata:
     """Where a head's labels come from."""
 
     name: str
@@ -59,7 +59,7 @@ class StoreSpec:
     crop_recipe: dict[str, Any]
     k: int
     temperatures: tuple[float, ...]
-    teachers: tuple[TeacherSection, ...]
+    teachers: tuple[TeacherMetadata, ...]
     rows_per_shard: int = 0
     """0 chooses by the number of images."""
     codec: Codec = "zstd"
@@ -92,7 +92,7 @@ class Manifest:
     rows_per_shard: int
     codec: Codec
     values: Values
-    teachers: tuple[TeacherSection, ...]
+    teachers: tuple[TeacherMetadata, ...]
     parts: tuple[Part, ...]
     metadata: dict[str, str]
     """sha256 of every `zarr.json`."""
@@ -161,7 +161,7 @@ def check(manifest: Manifest, origin: str) -> None:
     _check_parts(manifest, names, origin)
 
 
-def _check_teacher(teacher: TeacherSection, origin: str) -> None:
+def _check_teacher(teacher: TeacherMetadata, origin: str) -> None:
     if not HEAD_NAME.fullmatch(teacher.name):
         raise UserError(f"{origin}: teacher name {teacher.name!r} may hold letters, digits, - and _, at most 64")
     if not 2 <= teacher.num_classes <= _MOST_CLASSES:
@@ -214,7 +214,7 @@ def plain(record: Any) -> dict[str, Any]:
     return json.loads(json.dumps(dataclasses.asdict(record)))
 
 
-def answers_of(section: TeacherSection) -> dict[str, Any]:
+def label_identity(section: TeacherMetadata) -> dict[str, Any]:
     """What decides a teacher's answers, as JSON has it: not its licence, its versions, or where it was loaded from."""
     return {key: value for key, value in plain(section).items() if key not in ("versions", "licence", "model")}
 

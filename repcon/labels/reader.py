@@ -16,10 +16,10 @@ import numcodecs.blosc
 import numpy as np
 
 from repcon.labels import quantize
-from repcon.labels.completion import Marker, Markers, ShardFile
+from repcon.labels.completion import CompletionRecord, CompletionRecords, ShardFile
 from repcon.labels.layout import BOX, FLIP, HeadInfo, Layout, Unit, head_layouts, heads_of, part_of, shard_name, unit_at
 from repcon.labels.manifest import Manifest
-from repcon.labels.tables import Slab
+from repcon.labels.tables import CropLabels
 from repcon.runtime.errors import UserError
 from repcon.runtime.filesystem import Files, LocalFiles
 from repcon.runtime.open_files import is_passing, reason_of
@@ -43,8 +43,8 @@ def chunk_crcs(shard: bytes, chunks: int) -> tuple[int, ...]:
 class ShardReader:
     """Decodes any crop's rows, several chunks at a time. Thread-safe."""
 
-    def __init__(self, files: Files, manifest: Manifest, markers: Markers) -> None:
-        self._files, self._manifest, self._markers = files, manifest, markers
+    def __init__(self, files: Files, manifest: Manifest, records: CompletionRecords) -> None:
+        self._files, self._manifest, self._records = files, manifest, records
         self._layouts = {head.name: head_layouts(head, manifest.values) for head in heads_of(manifest).values()}
         self._indexes: dict[str, np.ndarray] = {}
         self._lock = threading.Lock()
@@ -57,9 +57,9 @@ class ShardReader:
         for name in (None, *(head.name for head in heads)):
             part = part_of(self._manifest, name, crop)
             for row in range(0, self._manifest.images, self._manifest.rows_per_shard):
-                self._markers.get(unit_at(self._manifest, part, crop, row))
+                self._records.get(unit_at(self._manifest, part, crop, row))
 
-    def read(self, crop: int, rows: Sequence[range], out: Slab, heads: Sequence[HeadInfo]) -> Slab:
+    def read(self, crop: int, rows: Sequence[range], out: CropLabels, heads: Sequence[HeadInfo]) -> CropLabels:
         """Fills `out` with the ranges of rows, one after the other: boxes, flips, and the labels of these heads."""
         jobs: list[tuple[Callable[..., None], tuple]] = []
         for part, place in self._pieces(rows):
@@ -132,7 +132,7 @@ class ShardReader:
 
     def _allow(self, unit: Unit, poisoned: np.ndarray, layout: Layout, crop: int, rows: range) -> None:
         """Poison is right only where the marker lists the row as missing."""
-        if not {int(row) + rows.start for row in poisoned} <= set(self._markers.get(unit).missing):
+        if not {int(row) + rows.start for row in poisoned} <= set(self._records.get(unit).missing):
             raise self._poisoned(layout, crop, rows)
 
     def _poisoned(self, layout: Layout, crop: int, rows: range) -> UserError:
@@ -151,7 +151,7 @@ class ShardReader:
     def _chunk(self, layout: Layout, unit: Unit, crop: int, out: np.ndarray | None = None) -> np.ndarray:
         """One crop's chunk of the unit's shard, decompressed into `out` or a new array."""
         name = shard_name(self._manifest, layout, crop, unit.rows.start)
-        payload = self._payload(name, self._markers.get(unit), crop % self._manifest.crops_per_shard)
+        payload = self._payload(name, self._records.get(unit), crop % self._manifest.crops_per_shard)
         _, decoded_bytes, _, encoded_bytes = _BLOSC_HEADER.unpack_from(payload.data)
         if decoded_bytes != self._manifest.rows_per_shard * layout.bytes_per_row or encoded_bytes != len(payload):
             raise self._damaged(name, "its compressed data do not have the length of a chunk")
@@ -162,9 +162,9 @@ class ShardReader:
             raise self._damaged(name, f"it does not decompress ({error})") from error
         return target
 
-    def _payload(self, name: str, marker: Marker, chunk: int) -> np.ndarray:
+    def _payload(self, name: str, record: CompletionRecord, chunk: int) -> np.ndarray:
         """The chunk's compressed bytes, after index, checksum and marker have been found to agree."""
-        shard = marker.files.get(name)
+        shard = record.files.get(name)
         if shard is None:
             raise self._damaged(name, "the unit's marker does not list it")
         offset, length = self._index(name, shard)[chunk].tolist()

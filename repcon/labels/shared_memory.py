@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from repcon.labels.layout import HeadInfo
-from repcon.labels.tables import Tables, arrays_of, check_memory, tables_of
+from repcon.labels.tables import LabelTable, arrays_of, check_memory, tables_of
 from repcon.runtime.errors import UserError
 
 FOLDER = Path("/dev/shm")
@@ -39,8 +39,8 @@ def shared_tables(
     crops: Sequence[int],
     images: int,
     identity: str,
-    decode: Callable[[Tables], object],
-) -> Tables:
+    decode: Callable[[LabelTable], object],
+) -> LabelTable:
     """The tables of so many images that this node holds once; `decode` fills them where this process is the first.
 
     `identity` tells stores apart. The memory is given back when no process refers to its tables any more.

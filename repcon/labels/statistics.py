@@ -9,7 +9,7 @@ import numpy as np
 
 from repcon.labels.informative import why_uninformative
 from repcon.labels.layout import HeadInfo, Unit
-from repcon.labels.store import LabelStore, Slab
+from repcon.labels.store import CropLabels, LabelStore
 from repcon.labels.truncation import encodings, entropy, probabilities, stored_losses
 
 SAMPLE_ROWS = 2**16
@@ -34,7 +34,8 @@ def figures(store: LabelStore, sample_rows: int = SAMPLE_ROWS) -> dict[str, Any]
     }
     slabs = list(sample(store, done, sample_rows, np.array(list(reasons), np.int64)))
     heads = {
-        name: _sizes(head, sizes, crops[name]) | _labels(store, head, [slab.labels[name] for slab in slabs])
+        name: _sizes(head, sizes, crops[name])
+        | _labels(store, head, [crop_labels.labels[name] for crop_labels in slabs])
         for name, head in store.heads.items()
     }
     manifest = store.manifest
@@ -58,7 +59,7 @@ def figures(store: LabelStore, sample_rows: int = SAMPLE_ROWS) -> dict[str, Any]
         "crop_recipe": manifest.crop_recipe,
         "pack_fingerprint": manifest.pack_fingerprint,
         "fingerprint": store.fingerprint,
-        "sampled_crops": sum(len(slab.flips) for slab in slabs),
+        "sampled_crops": sum(len(crop_labels.flips) for crop_labels in slabs),
         "heads": heads,
         "agreement": _agreement(store, slabs),
     }
@@ -87,7 +88,7 @@ def writes(unit: Unit, head: str | None) -> bool:
     return unit.writes_boxes if head is None else head in unit.heads
 
 
-def sample(store: LabelStore, done: list[Unit], rows: int, missing: np.ndarray) -> Iterator[Slab]:
+def sample(store: LabelStore, done: list[Unit], rows: int, missing: np.ndarray) -> Iterator[CropLabels]:
     """Parts of crops that are finished for boxes and every head, spread evenly, until `rows` rows are read; without the
     rows that are `missing`."""
     writers = len(store.manifest.teachers) + 1
@@ -104,14 +105,16 @@ def sample(store: LabelStore, done: list[Unit], rows: int, missing: np.ndarray) 
     share = -(-rows // max(len(chosen), 1))
     for crop, start in chosen:
         stop = min(start + min(share, store.manifest.rows_per_shard), store.images)
-        slab = store.part(crop, range(start, stop))
-        yield _without_missing(slab, np.isin(np.arange(start, stop), missing))
+        crop_labels = store.read_rows(crop, range(start, stop))
+        yield _without_missing(crop_labels, np.isin(np.arange(start, stop), missing))
 
 
-def _without_missing(slab: Slab, missing: np.ndarray) -> Slab:
+def _without_missing(crop_labels: CropLabels, missing: np.ndarray) -> CropLabels:
     kept = ~missing
-    labels = {name: (ids[kept], logp[kept]) for name, (ids, logp) in slab.labels.items()}
-    return Slab(crop=slab.crop, boxes=slab.boxes[kept], flips=slab.flips[kept], labels=labels)
+    labels = {name: (ids[kept], logp[kept]) for name, (ids, logp) in crop_labels.labels.items()}
+    return CropLabels(
+        crop=crop_labels.crop, boxes=crop_labels.boxes[kept], flips=crop_labels.flips[kept], labels=labels
+    )
 
 
 def _sizes(head: HeadInfo, sizes: dict[str, int], crops: int) -> dict[str, Any]:
@@ -187,7 +190,7 @@ def cut(head: HeadInfo, logp: np.ndarray, k: int) -> np.ndarray:
     return np.column_stack([kept, *parts]).astype(logp.dtype)
 
 
-def _agreement(store: LabelStore, slabs: list[Slab]) -> dict[str, dict[str, float]]:
+def _agreement(store: LabelStore, slabs: list[CropLabels]) -> dict[str, dict[str, float]]:
     """For each two teachers: what one's top-1 tells of the other's, and how often they name the same class.
 
     The first is mutual information, adjusted for chance: 0 nothing, 1 everything, whatever their classes are.
@@ -198,7 +201,8 @@ def _agreement(store: LabelStore, slabs: list[Slab]) -> dict[str, dict[str, floa
     found = {}
     for left, right in combinations(store.heads, 2):
         ids = [
-            np.concatenate([slab.labels[name][0][:, 0] for slab in slabs] or [np.empty(0)]) for name in (left, right)
+            np.concatenate([crop_labels.labels[name][0][:, 0] for crop_labels in slabs] or [np.empty(0)])
+            for name in (left, right)
         ]
         if len(ids[0]) < 2:
             continue

@@ -25,7 +25,7 @@ from repcon.labels.commit import (
     require_same,
     require_same_section,
 )
-from repcon.labels.completion import Markers, shard_file
+from repcon.labels.completion import CompletionRecords, shard_file
 from repcon.labels.layout import HeadInfo, Unit, heads_of, layouts_of, shard_name, units_of
 from repcon.labels.manifest import (
     JOURNAL,
@@ -35,9 +35,9 @@ from repcon.labels.manifest import (
     Manifest,
     Part,
     StoreSpec,
-    TeacherSection,
-    answers_of,
+    TeacherMetadata,
     check,
+    label_identity,
     manifest_of,
     plain,
     read_manifest,
@@ -45,8 +45,8 @@ from repcon.labels.manifest import (
 from repcon.labels.reader import ShardReader
 from repcon.labels.shared_memory import shared_tables
 from repcon.labels.tables import (
-    Slab,
-    Tables,
+    CropLabels,
+    LabelTable,
     Window,
     ahead,
     empty_tables,
@@ -66,13 +66,13 @@ _SCAN_THREADS = 32
 """Requests at a time while the units of a store behind a URL are looked at."""
 
 __all__ = [
+    "CropLabels",
     "HeadInfo",
     "LabelStore",
+    "LabelTable",
     "LostClaimError",
-    "Slab",
     "StoreSpec",
-    "Tables",
-    "TeacherSection",
+    "TeacherMetadata",
     "Unit",
     "Window",
 ]
@@ -93,8 +93,8 @@ class LabelStore:
         self.fingerprint = hashlib.sha256(data).hexdigest()
         self.images, self.crops = self.manifest.images, self.manifest.crops
         self.heads: dict[str, HeadInfo] = heads_of(self.manifest)
-        self._markers = Markers(self._files, self.manifest)
-        self._reader = ShardReader(self._files, self.manifest, self._markers)
+        self._records = CompletionRecords(self._files, self.manifest)
+        self._reader = ShardReader(self._files, self.manifest, self._records)
 
     def __reduce__(self) -> tuple:
         return LabelStore.open, (self.url,)
@@ -135,7 +135,7 @@ class LabelStore:
             else:
                 return store  # Else another process changed the store between the two looks.
 
-    def append_teachers(self, sections: Sequence[TeacherSection], is_held: IsHeld = always) -> None:
+    def append_teachers(self, sections: Sequence[TeacherMetadata], is_held: IsHeld = always) -> None:
         """Adds heads, to be computed on the stored boxes; those of a name that is there must be equal to it."""
         for section in sections:
             if section.name in self.heads:
@@ -146,7 +146,7 @@ class LabelStore:
             teachers, parts = (*self.manifest.teachers, *new), (*self.manifest.parts, part)
             self._change(dataclasses.replace(self.manifest, teachers=teachers, parts=parts), is_held)
 
-    def replace_teacher(self, section: TeacherSection, is_held: IsHeld = always) -> None:
+    def replace_teacher(self, section: TeacherMetadata, is_held: IsHeld = always) -> None:
         """Puts another teacher under a head's name. Raises UserError where a unit of it is finished."""
         if any(section.name in unit.heads and self.is_done(unit) for unit in units_of(self.manifest)):
             raise UserError(f"{self.url}: {section.name} has labels already; give the other teacher another name")
@@ -180,7 +180,7 @@ class LabelStore:
         if data != self._manifest_bytes:  # appending changes it too
             now = heads_of(read_manifest(data, f"{self.url}/{MANIFEST}"))
             for name in unit.heads:
-                if answers_of(now[name].section) != answers_of(self.heads[name].section):
+                if label_identity(now[name].section) != label_identity(self.heads[name].section):
                     raise UserError(f"{self.url}: another run has put another teacher in the place of {name}; stop one")
 
     def units(self) -> list[Unit]:
@@ -189,24 +189,24 @@ class LabelStore:
 
     def is_done(self, unit: Unit) -> bool:
         """Whether the unit has its marker and every shard that it lists, at full length."""
-        return self._markers.is_done(unit)
+        return self._records.is_done(unit)
 
     def unfinished(self, units: Sequence[Unit] | None = None) -> list[Unit]:
         """Those of the units (None for all) that are still to do, as the files say now."""
         units = self.units() if units is None else units
         # Markers of its own, and let go: those of all units are read once, and not kept for as long as the store.
-        done = {unit.name for unit in self._done(Markers(self._files, self.manifest), units)}
+        done = {unit.name for unit in self._done(CompletionRecords(self._files, self.manifest), units)}
         return [unit for unit in units if unit.name not in done]
 
     def finished(self, units: Sequence[Unit] | None = None) -> list[Unit]:
         """Those of the units (None for all) that are done; their markers are kept."""
-        return self._done(self._markers, self.units() if units is None else units)
+        return self._done(self._records, self.units() if units is None else units)
 
-    def _done(self, markers: Markers, units: Sequence[Unit]) -> list[Unit]:
+    def _done(self, records: CompletionRecords, units: Sequence[Unit]) -> list[Unit]:
         marked = self.marked()  # one listing: to ask for each of a million markers that are not there takes minutes
         begun = [unit for unit in units if unit.name in marked]
         with ThreadPoolExecutor(_SCAN_THREADS if "://" in self.url else 1) as pool:
-            return [unit for unit, done in zip(begun, pool.map(markers.is_done, begun), strict=True) if done]
+            return [unit for unit, done in zip(begun, pool.map(records.is_done, begun), strict=True) if done]
 
     def require_pack(self, fingerprint: str, images: int | None = None) -> None:
         """Raises UserError where the labels are not those of the images of the pack of this fingerprint, and of so
@@ -234,8 +234,8 @@ class LabelStore:
     def missing_reasons(self, finished: Iterable[Unit]) -> dict[int, str]:
         """The missing rows of these finished units, rising, and why each image could not be decoded; "" where the store
         was made before that was kept."""
-        markers = [self._markers.get(unit) for unit in finished]
-        pairs = [pair for marker in markers for pair in zip_longest(marker.missing, marker.reasons, fillvalue="")]
+        records = [self._records.get(unit) for unit in finished]
+        pairs = [pair for record in records for pair in zip_longest(record.missing, record.reasons, fillvalue="")]
         return {int(row): reason for row, reason in sorted(pairs)}
 
     def marked(self) -> set[str]:
@@ -247,7 +247,7 @@ class LabelStore:
         rows: set[int] = set()
         for unit in units:
             with contextlib.suppress(UserError, OSError):
-                rows.update(self._markers.get(unit).missing)
+                rows.update(self._records.get(unit).missing)
         return np.array(sorted(rows), np.int64)
 
     def write(
@@ -281,7 +281,7 @@ class LabelStore:
         for layout, block in blocks:
             place = shard_name(self.manifest, layout, unit.crops.start, unit.rows.start)
             shards.append((place, encode_shard(self.manifest, layout, place, unit.crops.start, unit.rows.start, block)))
-        writer = UnitWriter(self._files, self.manifest, self._markers, unit, claim)
+        writer = UnitWriter(self._files, self.manifest, self._records, unit, claim)
         return writer.write(shards, missing, lambda: self._require_teachers(unit))
 
     def boxes(self, crops: range, rows: range) -> tuple[np.ndarray, np.ndarray]:
@@ -289,19 +289,21 @@ class LabelStore:
         boxes = np.empty((len(crops), len(rows), 4), np.uint16)
         flips = np.empty((len(crops), len(rows)), np.uint8)
         for place, crop in enumerate(crops):
-            self._reader.read(crop, [rows], Slab(crop=crop, boxes=boxes[place], flips=flips[place], labels={}), [])
+            self._reader.read(
+                crop, [rows], CropLabels(crop=crop, boxes=boxes[place], flips=flips[place], labels={}), []
+            )
         return boxes, flips
 
-    def part(self, crop: int, rows: range, heads: Iterable[str] | None = None) -> Slab:
+    def read_rows(self, crop: int, rows: range, heads: Iterable[str] | None = None) -> CropLabels:
         """Some neighbouring rows of one crop; those of whole shards cost least. Needs no more than these finished."""
         chosen = self._chosen(heads)
-        return self._filled(empty_tables(chosen, [crop], len(rows)), [rows], chosen).slab(0)
+        return self._filled(empty_tables(chosen, [crop], len(rows)), [rows], chosen).crop_labels(0)
 
     def shard_bytes(self, finished: Iterable[Unit]) -> dict[str, int]:
         """Bytes of the shards of these finished units, by their array's path."""
         sizes: dict[str, int] = {}
         for unit in finished:
-            for name, shard in self._markers.get(unit).files.items():
+            for name, shard in self._records.get(unit).files.items():
                 array = "/".join(name.split("/")[: 3 if name.startswith("heads/") else 2])
                 sizes[array] = sizes.get(array, 0) + shard.bytes
         return sizes
@@ -310,7 +312,7 @@ class LabelStore:
         """SHA-256 in hex of all that decides about these heads' labels; the same after other teachers were appended."""
         beside = ("teachers", "parts", "metadata")
         shared = {name: value for name, value in plain(self.manifest).items() if name not in beside}
-        sections = [answers_of(head.section) for head in self._chosen(heads)]
+        sections = [label_identity(head.section) for head in self._chosen(heads)]
         return hashlib.sha256(json.dumps([shared, sections], sort_keys=True).encode()).hexdigest()
 
     def disagreements(self) -> list[str]:
@@ -335,7 +337,7 @@ class LabelStore:
     def damage(self, unit: Unit) -> list[str]:
         """What is wrong with the unit's marker and files, each by its sha256; empty for a finished, intact unit."""
         try:
-            marker = self._markers.get(unit)
+            record = self._records.get(unit)
         except UserError as error:
             return [str(error)]
         except OSError as error:
@@ -346,10 +348,10 @@ class LabelStore:
         }
         wrong = [
             f"{self.url}/{ascii(name)[1:-1][:200]}: the marker of {unit.name} and the layout do not agree on it"
-            for name in sorted(set(marker.files) ^ set(wanted))
+            for name in sorted(set(record.files) ^ set(wanted))
         ]
-        for name in sorted(set(marker.files) & set(wanted)):
-            shard = marker.files[name]
+        for name in sorted(set(record.files) & set(wanted)):
+            shard = record.files[name]
             if shard.bytes > wanted[name].most_bytes(self.manifest.crops_per_shard, self.manifest.rows_per_shard):
                 wrong.append(f"{self.url}/{name}: the marker of {unit.name} says {shard.bytes} bytes, too many for it")
                 continue
@@ -363,33 +365,33 @@ class LabelStore:
                 )
         return wrong
 
-    def slab_bytes(self, heads: Iterable[str] | None = None) -> int:
+    def crop_labels_bytes(self, heads: Iterable[str] | None = None) -> int:
         """Memory that one slab takes."""
         return table_bytes(self._chosen(heads), self.images)
 
-    def slab(self, crop: int, heads: Iterable[str] | None = None, out: Slab | None = None) -> Slab:
+    def crop_labels(self, crop: int, heads: Iterable[str] | None = None, out: CropLabels | None = None) -> CropLabels:
         """Decodes one crop of all images, into `out` where given. A UserError names the place of any damage."""
         chosen = self._chosen(heads)
         self._reader.require(crop, chosen)
-        target = out or empty_tables(chosen, [crop], self.images).slab(0)
+        target = out or empty_tables(chosen, [crop], self.images).crop_labels(0)
         return self._reader.read(crop, [range(self.images)], target, chosen)
 
-    def slabs(self, crops: Iterable[int], heads: Iterable[str] | None = None) -> Iterator[Slab]:
+    def iter_crop_labels(self, crops: Iterable[int], heads: Iterable[str] | None = None) -> Iterator[CropLabels]:
         """Slabs in the order of `crops`; the next one is decoded by a thread while the last is in use."""
         names = [head.name for head in self._chosen(heads)]
-        return ahead(lambda crop: self.slab(crop, names), crops)
+        return ahead(lambda crop: self.crop_labels(crop, names), crops)
 
-    def tables(self, crops: Sequence[int], heads: Iterable[str] | None = None, *, shared: bool = False) -> Tables:
+    def tables(self, crops: Sequence[int], heads: Iterable[str] | None = None, *, shared: bool = False) -> LabelTable:
         """Several crops of all images, decoded one after the other into one array per kind.
 
         With `shared` the processes of a node that ask for the same crops and heads hold one copy, in shared memory;
-        it is given back when the last of them has let go of its `Tables`.
+        it is given back when the last of them has let go of its `LabelTable`.
         """
         chosen = self._chosen(heads)
         for crop in crops:
             self._reader.require(crop, chosen)
 
-        def decode(tables: Tables) -> Tables:
+        def decode(tables: LabelTable) -> LabelTable:
             return self._filled(tables, [range(self.images)], chosen)
 
         if shared:
@@ -405,7 +407,7 @@ class LabelStore:
         """
         names = [head.name for head in self._chosen(heads)]
         plan = self.window_plan([crop], names, seed=seed, memory_bytes=memory_bytes or memory_available() // 2)
-        return ahead(lambda rows: Window(rows=rows, slab=self.window([crop], rows, names).slab(0)), plan)
+        return ahead(lambda rows: Window(rows=rows, crop_labels=self.window([crop], rows, names).crop_labels(0)), plan)
 
     def window_plan(
         self,
@@ -425,7 +427,7 @@ class LabelStore:
         per_image = table_bytes(chosen, len(crops))
         return window_plan(self.images, self.manifest.rows_per_shard, per_image, memory_bytes, seed)
 
-    def window(self, crops: Sequence[int], rows: np.ndarray, heads: Iterable[str] | None = None) -> Tables:
+    def window(self, crops: Sequence[int], rows: np.ndarray, heads: Iterable[str] | None = None) -> LabelTable:
         """Some rising rows of several crops: image rows[i] of crop crops[j] is row j * n + i of every table.
 
         Needs no more than these rows finished.
@@ -433,10 +435,10 @@ class LabelStore:
         chosen = self._chosen(heads)
         return self._filled(empty_tables(chosen, crops, len(rows)), ranges(rows), chosen)
 
-    def _filled(self, tables: Tables, rows: Sequence[range], heads: Sequence[HeadInfo]) -> Tables:
+    def _filled(self, tables: LabelTable, rows: Sequence[range], heads: Sequence[HeadInfo]) -> LabelTable:
         """The tables, with these rows of each of their crops decoded into them."""
         for place, crop in enumerate(tables.crops):
-            self._reader.read(crop, rows, tables.slab(place), heads)
+            self._reader.read(crop, rows, tables.crop_labels(place), heads)
         return tables
 
     def _chosen(self, heads: Iterable[str] | None) -> list[HeadInfo]:

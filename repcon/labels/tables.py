@@ -17,7 +17,7 @@ Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Slab:
+class CropLabels:
     """One crop of all images, or of a window of them, decoded."""
 
     crop: int
@@ -30,7 +30,7 @@ class Slab:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, weakref_slot=True)
-class Tables:
+class LabelTable:
     """Some crops of all N images, decoded: crop `crops[j]` of image i is row j * N + i of every array."""
 
     crops: tuple[int, ...]
@@ -41,12 +41,12 @@ class Tables:
     labels: dict[str, tuple[np.ndarray, np.ndarray]]
     """Per head: ids (c * N, k), log-probabilities and log-tails (c * N, k + T) float16."""
 
-    def slab(self, place: int) -> Slab:
+    def crop_labels(self, place: int) -> CropLabels:
         """The part of crop `crops[place]`, not a copy."""
         images = len(self.flips) // len(self.crops)
         rows = slice(place * images, (place + 1) * images)
         labels = {name: (ids[rows], logp[rows]) for name, (ids, logp) in self.labels.items()}
-        return Slab(crop=self.crops[place], boxes=self.boxes[rows], flips=self.flips[rows], labels=labels)
+        return CropLabels(crop=self.crops[place], boxes=self.boxes[rows], flips=self.flips[rows], labels=labels)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,7 +55,7 @@ class Window:
 
     rows: np.ndarray
     """(n,) int64."""
-    slab: Slab
+    crop_labels: CropLabels
 
 
 def arrays_of(heads: Sequence[HeadInfo], rows: int) -> list[tuple[tuple[int, ...], np.dtype]]:
@@ -72,14 +72,14 @@ def table_bytes(heads: Sequence[HeadInfo], rows: int) -> int:
     return sum(int(np.prod(shape)) * dtype.itemsize for shape, dtype in arrays_of(heads, rows))
 
 
-def tables_of(crops: Sequence[int], heads: Sequence[HeadInfo], arrays: Sequence[np.ndarray]) -> Tables:
+def tables_of(crops: Sequence[int], heads: Sequence[HeadInfo], arrays: Sequence[np.ndarray]) -> LabelTable:
     """The arrays, in the order of `arrays_of`, by their names."""
     pairs = zip(arrays[2::2], arrays[3::2], strict=True)
     labels = {head.name: pair for head, pair in zip(heads, pairs, strict=True)}
-    return Tables(crops=tuple(crops), boxes=arrays[0], flips=arrays[1], labels=labels)
+    return LabelTable(crops=tuple(crops), boxes=arrays[0], flips=arrays[1], labels=labels)
 
 
-def empty_tables(heads: Sequence[HeadInfo], crops: Sequence[int], rows: int) -> Tables:
+def empty_tables(heads: Sequence[HeadInfo], crops: Sequence[int], rows: int) -> LabelTable:
     """Memory for `rows` images of these crops. Raises UserError where the machine has not so much."""
     check_memory(table_bytes(heads, rows * len(crops)))
     shapes = arrays_of(heads, rows * len(crops))
@@ -90,7 +90,9 @@ def check_memory(needed: int) -> None:
     """Raises UserError for more bytes than the machine has."""
     if needed > memory_total():
         size = f"{needed / 2**30:.1f} GiB of labels, more than this machine's memory"
-        raise UserError(f"the store was asked for {size}; read fewer crops at a time, or windows (train: label_memory)")
+        raise UserError(
+            f"the store was asked for {size}; read fewer crops at a time, or windows (train: label_cache_gib)"
+        )
 
 
 def memory_available() -> int:

@@ -15,7 +15,7 @@ from torch import Tensor
 from repcon.config import Codec, Values
 from repcon.labels import quantize, topk
 from repcon.labels.layout import HeadInfo, head_layouts
-from repcon.labels.manifest import TeacherSection
+from repcon.labels.manifest import TeacherMetadata
 from repcon.labels.zarr_encoding import compressed_bytes
 
 KS = (4, 8, 16, 32, 64)
@@ -78,7 +78,7 @@ def truncation(
         spread = torch.log(outside.clamp(min=1e-300) / max(classes - k, 1))
         terms = torch.where(dropped.isinf(), 0.0, dropped.exp() * (dropped - spread[:, None]))
         lost = terms.sum(1).clamp(min=0)
-        section = TeacherSection(
+        section = TeacherMetadata(
             name="sample", model="", architecture="", weight_hash="", preprocessing={}, num_classes=classes
         )
         head = HeadInfo("sample", classes, k, tuple(temperatures), section)

@@ -9,7 +9,7 @@ the other's marker vouches for it. The order of all that leaves, at worst, a uni
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
-from repcon.labels.completion import Markers, ShardFile, marker_name, shard_file
+from repcon.labels.completion import CompletionRecords, ShardFile, record_name, shard_file
 from repcon.labels.layout import Unit
 from repcon.labels.manifest import Manifest
 from repcon.labels.reader import chunk_crcs
@@ -38,26 +38,26 @@ class UnitWriter:
     """Writes one unit. `claim` None: the caller is known to be alone with it."""
 
     def __init__(
-        self, files: Files, manifest: Manifest, markers: Markers, unit: Unit, claim: UnitClaim | None = None
+        self, files: Files, manifest: Manifest, records: CompletionRecords, unit: Unit, claim: UnitClaim | None = None
     ) -> None:
-        self._files, self._manifest, self._markers, self._unit, self._claim = files, manifest, markers, unit, claim
+        self._files, self._manifest, self._records, self._unit, self._claim = files, manifest, records, unit, claim
 
     def write(
-        self, shards: Sequence[tuple[str, bytes]], missing: Mapping[int, str], before_marker: Callable[[], object]
+        self, shards: Sequence[tuple[str, bytes]], missing: Mapping[int, str], before_record: Callable[[], object]
     ) -> int:
         """Writes shards (name, bytes) and then the marker; gives the shards' bytes.
 
-        `before_marker` is called in between, and may raise. Raises LostClaimError, UserError.
+        `before_record` is called in between, and may raise. Raises LostClaimError, UserError.
         """
         depth = self._manifest.crops_per_shard
         written = {name: shard_file(data, chunk_crcs(data, depth)) for name, data in shards}
         for _ in range(_TRIES):
             # An earlier marker must not vouch for a mixture of its shards and these.
-            self._guarded("", lambda: self._markers.remove(self._unit))
+            self._guarded("", lambda: self._records.remove(self._unit))
             for name, data in shards:
                 self._guarded(name, lambda name=name, data=data: self._files.write(name, data), written[name])
-            before_marker()
-            self._guarded(marker_name(self._unit), lambda: self._markers.put(self._unit, missing, written))
+            before_record()
+            self._guarded(record_name(self._unit), lambda: self._records.put(self._unit, missing, written))
             if self._is_whole(written):
                 return sum(shard.bytes for shard in written.values())
         what = f"unit {self._unit.name}: its files change while they are written"
@@ -84,15 +84,15 @@ class UnitWriter:
     def _take_back(self, name: str, shard: ShardFile | None) -> None:
         """Leaves nothing that no marker vouches for: `name` may have been put over the file of the unit's new owner."""
         try:
-            marker = self._markers.get_anew(self._unit)
+            record = self._records.get_anew(self._unit)
         except UserError:
-            marker = None
+            record = None
         if shard is not None:
-            vouched = marker is not None and marker.files.get(name) == shard
+            vouched = record is not None and record.files.get(name) == shard
             if not vouched and self._is_in_place(name, shard):
                 self._files.delete(name)
-        elif marker is not None and not all(self._is_in_place(*pair) for pair in marker.files.items()):
-            self._markers.remove(self._unit)
+        elif record is not None and not all(self._is_in_place(*pair) for pair in record.files.items()):
+            self._records.remove(self._unit)
 
     def _is_in_place(self, name: str, shard: ShardFile) -> bool:
         """Whether the file holds what was written."""

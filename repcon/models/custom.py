@@ -10,7 +10,8 @@ from typing import Any
 
 from torch import nn
 
-from repcon.models.backbone import Preprocessing, three, weight_hash
+from repcon.models.identity import weight_hash
+from repcon.models.preprocessing import Preprocessing, three
 from repcon.models.untracked import untracked_hash
 from repcon.runtime.errors import UserError
 

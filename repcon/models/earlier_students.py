@@ -5,8 +5,9 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from repcon.labels.layout import HeadInfo
-from repcon.models import backbone, student
-from repcon.models.merge import Member, as_member
+from repcon.models.factory import create_model
+from repcon.models.merge import MergeMember, as_member
+from repcon.models.student import heads_by_teacher, is_student, teachers_of
 from repcon.runtime.errors import UserError
 
 FIELD = "init_students"
@@ -14,17 +15,17 @@ Head = tuple[torch.Tensor, torch.Tensor]
 """Weight (C, F) and bias (C,)."""
 
 
-def load(folders: Sequence[str], size: int) -> dict[str, Member]:
+def load(folders: Sequence[str], size: int) -> dict[str, MergeMember]:
     """{folder: its backbone}, for inputs of `size` pixels.
 
     Raises UserError naming a folder without a student, or whose weights are missing or not finite.
     """
     members = {}
     for folder in folders:
-        if not student.is_student(folder):
+        if not is_student(folder):
             wanted = "name the output folder of an earlier `repcon train`"
             raise UserError(f"{FIELD}: {folder}: holds no student of `repcon train`; {wanted}")
-        members[folder] = as_member(backbone.create(folder, num_classes=0, size=size), size)
+        members[folder] = as_member(create_model(folder, num_classes=0, size=size), size)
     return members
 
 
@@ -37,7 +38,7 @@ def mean_heads(folders: Sequence[str], heads: Mapping[str, HeadInfo]) -> dict[st
     found: dict[str, list[Head]] = {}
     for folder in folders:
         _require_same_teachers(folder, heads)
-        held = student.heads_by_teacher(folder)
+        held = heads_by_teacher(folder)
         for name, head in heads.items():
             if (key := (head.section.weight_hash, head.classes)) in held:
                 found.setdefault(name, []).append(held[key])
@@ -48,7 +49,7 @@ def mean_heads(folders: Sequence[str], heads: Mapping[str, HeadInfo]) -> dict[st
 
 
 def _require_same_teachers(folder: str, heads: Mapping[str, HeadInfo]) -> None:
-    for name, (weight_hash, classes) in student.teachers_of(folder).items():
+    for name, (weight_hash, classes) in teachers_of(folder).items():
         wanted = heads.get(name)
         if wanted is None or (wanted.section.weight_hash, wanted.classes) == (weight_hash, classes):
             continue

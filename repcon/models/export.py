@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from repcon.models import backbone
-from repcon.models.backbone import Preprocessing
+from repcon.models.identity import architecture_of
+from repcon.models.preprocessing import Preprocessing
 from repcon.models.student import Student
 from repcon.runtime.errors import UserError
 from repcon.runtime.extras import require_extra
@@ -39,7 +39,7 @@ class ExportedStudent(nn.Module):
 
     def __init__(self, student: Student, inputs: Preprocessing, *, normalize: bool, heads: bool) -> None:
         super().__init__()
-        self.model = student if heads else student.trunk
+        self.model = student if heads else student.backbone
         self.head_slices = student.head_slices if heads else {}
         self.normalize = normalize
         std = torch.tensor(inputs.std).view(3, 1, 1)
@@ -112,7 +112,7 @@ def _write(model: ExportedStudent, pixels: torch.Tensor, path: Path, to: Format,
 
 def _untraceable(student: Student, path: Path, error: Exception) -> UserError:
     reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-    what = f"{backbone.architecture(student.trunk)} cannot be exported for batches of any size ({reason[:200]})"
+    what = f"{architecture_of(student.backbone)} cannot be exported for batches of any size ({reason[:200]})"
     return UserError(f"{path}: not written: {what}; use the student's folder itself")
 
 

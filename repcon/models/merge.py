@@ -15,8 +15,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from repcon.models import backbone
-from repcon.models.backbone import Preprocessing
+from repcon.models.identity import architecture_of
+from repcon.models.preprocessing import Preprocessing, preprocessing_of
 from repcon.runtime.errors import UserError
 
 SUM_TOLERANCE = 2e-3
@@ -26,7 +26,7 @@ LINEAR_TOLERANCE = 1e-3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Member:
+class MergeMember:
     """A classifier in two parts, float32 and in evaluation mode."""
 
     backbone: nn.Module
@@ -36,13 +36,13 @@ class Member:
     preprocessing: Preprocessing
 
 
-def as_member(model: nn.Module, size: int = 0) -> Member:
+def as_member(model: nn.Module, size: int = 0) -> MergeMember:
     """Take a timm classifier apart (the model itself is changed). `size`: input side in pixels, 0 for its own.
 
     The linear classifier counts only if it gives the model's own logits on a random input.
     """
     model = model.eval().float()
-    preprocessing = backbone.preprocessing(model, size)
+    preprocessing = preprocessing_of(model, size)
     found = getattr(model, "get_classifier", lambda: None)()
     side = preprocessing.size
     noise = torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(0))
@@ -51,7 +51,7 @@ def as_member(model: nn.Module, size: int = 0) -> Member:
         model.reset_classifier(0)  # pyright: ignore[reportCallIssue]
         features = model(noise)
     linear = found if isinstance(found, nn.Linear) and _is_linear(found, features, logits) else None
-    return Member(backbone=model, classifier=linear, preprocessing=preprocessing)
+    return MergeMember(backbone=model, classifier=linear, preprocessing=preprocessing)
 
 
 @torch.no_grad()
@@ -84,16 +84,16 @@ def check_shares(shares: Mapping[str, float], names: Iterable[str], field: str =
 
 
 def require_same_shapes(
-    members: Mapping[str, Member], field: str = "init", remedy: str = "use init = 'backbone'"
+    members: Mapping[str, MergeMember], field: str = "init", remedy: str = "use init = 'backbone'"
 ) -> None:
     """Raises UserError naming `field`, the first difference in architecture, tensors or input normalisation, and what
     helps."""
     (first, reference), *others = members.items()
     held = reference.backbone.state_dict()
-    kind, pixels = backbone.architecture(reference.backbone), reference.preprocessing
+    kind, pixels = architecture_of(reference.backbone), reference.preprocessing
     for name, member in others:
         where = f"{field}: the weights of {name} and {first} cannot be averaged"
-        if (other := backbone.architecture(member.backbone)) != kind:
+        if (other := architecture_of(member.backbone)) != kind:
             raise UserError(f"{where}: {other} is another architecture than {kind}; {remedy}")
         state = member.backbone.state_dict()
         odd = next((key for key in (*held, *state) if _shape(held, key) != _shape(state, key)), None)
@@ -125,7 +125,7 @@ def require_finite(name: str, model: nn.Module) -> None:
             )
 
 
-def average(members: Mapping[str, Member], shares: Mapping[str, float]) -> dict[str, torch.Tensor]:
+def average(members: Mapping[str, MergeMember], shares: Mapping[str, float]) -> dict[str, torch.Tensor]:
     """The state of a backbone whose every floating-point tensor is the mean of the members', weighted by `shares`.
 
     shares: as `check_shares` gives them. The members have equal shapes (`require_same_shapes`). A member of share 1

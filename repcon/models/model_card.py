@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from repcon.models.backbone import Preprocessing
+from repcon.models.preprocessing import Preprocessing
 
 TEACHER = {"architecture": "architecture", "weight_hash": "weights", "precision": "precision", "licence": "licence"}
 """What may be known of a teacher, and its column."""
@@ -22,7 +22,7 @@ def model_card(
 ) -> str:
     """The card of the student in `folder`; what is not known of it is left out.
 
-    `card` may hold: name (or the folder's), trunk, store (fingerprint), pack (fingerprint), images, epochs, teachers
+    `card` may hold: name (or the folder's), backbone, store (fingerprint), pack (fingerprint), images, epochs, teachers
     (mappings with name, architecture, weight_hash, licence, precision), metrics (figure by head by name), versions,
     held_out (how many images the metrics are of), start (`training.start.Start.plain`), recipe (TOML).
     """
@@ -39,7 +39,7 @@ def model_card(
 
 def _head(card: Mapping[str, Any], folder: str) -> str:
     facts = [
-        ("Trunk", card.get("trunk")),
+        ("Backbone", card.get("backbone")),
         ("Label store, fingerprint", card.get("store")),
         ("Image pack, fingerprint", card.get("pack")),
         ("Training images", card.get("images")),
@@ -146,7 +146,7 @@ def _use(preprocessing: Preprocessing, folder: str | Path) -> str:
             "```python",
             "import timm",
             "",
-            f"trunk = timm.create_model({json.dumps(f'local-dir:{folder}')}, pretrained=True)",
+            f"backbone = timm.create_model({json.dumps(f'local-dir:{folder}')}, pretrained=True)",
             "```",
             "",
             f"Inputs: RGB / 255, {preprocessing.size} x {preprocessing.size}, mean {mean}, std {std}. "

@@ -1,4 +1,4 @@
-"""The student: one trunk, and one linear layer that holds every teacher's head."""
+"""The student: one backbone, and one linear layer that holds every teacher's head."""
 
 import errno
 import json
@@ -11,10 +11,13 @@ import torch
 from safetensors.torch import save as to_bytes
 from torch import nn
 
-from repcon.models import backbone
-from repcon.models.backbone import Preprocessing
-from repcon.models.merge import Member, average
+from repcon.models.factory import create_model
+from repcon.models.freeze import freeze
+from repcon.models.identity import weight_hash
+from repcon.models.merge import MergeMember, average
 from repcon.models.model_card import model_card
+from repcon.models.preprocessing import Preprocessing
+from repcon.models.saved_model import model_folder, save_model
 from repcon.models.weights import load_safetensors, require_finite
 from repcon.runtime.errors import UserError
 from repcon.runtime.run_dir import write_data, write_text
@@ -25,25 +28,25 @@ HEADS_INDEX = "heads.json"
 
 
 class Student(nn.Module):
-    """A trunk's features (B, F) and all heads' logits (B, sum of C_h), the heads side by side in `heads`' order.
+    """A backbone's features (B, F) and all heads' logits (B, sum of C_h), the heads side by side in `heads`' order.
 
-    trunk: gives pooled features and has `num_features`, as timm's models with num_classes=0.
+    backbone: gives pooled features and has `num_features`, as timm's models with num_classes=0.
     heads: classes per teacher. projection: width of a hidden layer of each head's own (Linear, GELU, as UNIC's
     projectors); 0 for none, and then ONE linear layer answers for all heads.
     """
 
-    def __init__(self, trunk: nn.Module, heads: Mapping[str, int], projection: int = 0) -> None:
+    def __init__(self, backbone: nn.Module, heads: Mapping[str, int], projection: int = 0) -> None:
         super().__init__()
         if not heads:
             raise UserError("heads: a student needs at least one")
-        self.trunk = trunk
+        self.backbone = backbone
         self.heads = dict(heads)
         self.projection = projection
         self.head_slices = _slices(self.heads)
         self.warm_heads: frozenset[str] = frozenset()
         """Heads that `start_head` was called for; the others start from random weights."""
-        width, classes = int(trunk.num_features), sum(self.heads.values())  # pyright: ignore[reportArgumentType]
-        width = int(getattr(trunk, "head_hidden_size", width) or width)
+        width, classes = int(backbone.num_features), sum(self.heads.values())  # pyright: ignore[reportArgumentType]
+        width = int(getattr(backbone, "head_hidden_size", width) or width)
         if projection:
             self.project = nn.Sequential(nn.Linear(width, projection * len(self.heads)), nn.GELU())
             self.answers = nn.ModuleList(nn.Linear(projection, count) for count in self.heads.values())
@@ -52,10 +55,10 @@ class Student(nn.Module):
 
     def features(self, images: torch.Tensor) -> torch.Tensor:
         """(B, 3, S, S) normalised pixels to (B, F)."""
-        return self.trunk(images)
+        return self.backbone(images)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        return self.head_logits(self.trunk(images))
+        return self.head_logits(self.backbone(images))
 
     def head_logits(self, features: torch.Tensor) -> torch.Tensor:
         """(B, F) pooled features to all heads' logits."""
@@ -66,59 +69,59 @@ class Student(nn.Module):
 
     @torch.no_grad()
     def start_head(self, name: str, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
-        """Gives a head the weight (C, F) and bias (C,), None for zeros, of a classifier on this trunk's features."""
+        """Gives a head the weight (C, F) and bias (C,), None for zeros, of a classifier on this backbone's features."""
         rows = self.head_slices[name]
         self.answer.weight[rows] = weight.to(self.answer.weight.device)
         self.answer.bias[rows] = 0.0 if bias is None else bias.to(self.answer.bias.device)
         self.warm_heads |= {name}
 
     def no_weight_decay(self) -> set[str]:
-        """timm's optimiser factory asks for it: the trunk's own exceptions."""
-        ask: Any = getattr(self.trunk, "no_weight_decay", set)
-        return {f"trunk.{name}" for name in ask()}
+        """timm's optimiser factory asks for it: the backbone's own exceptions."""
+        ask: Any = getattr(self.backbone, "no_weight_decay", set)
+        return {f"backbone.{name}" for name in ask()}
 
 
-def build(
-    trunk: str,
+def build_student(
+    backbone: str,
     heads: Mapping[str, Any],
     *,
     size: int = 0,
     pretrained: bool = True,
-    start_heads: bool = True,
+    init_heads: bool = True,
     projection: int = 0,
     freeze_blocks: int = 0,
     freeze_norm: bool = False,
-    teachers: Mapping[str, Member] | None = None,
+    teachers: Mapping[str, MergeMember] | None = None,
     shares: Mapping[str, float] | None = None,
     earlier: Mapping[str, tuple[torch.Tensor, torch.Tensor]] | None = None,
 ) -> Student:
-    """A student of the heads (`LabelStore.heads`, or some of them) on the trunk that a recipe names, for inputs of
-    `size` pixels (0: the trunk's own).
+    """A student of the heads (`LabelStore.heads`, or some of them) on the backbone that a recipe names, for inputs of
+    `size` pixels (0: the backbone's own).
 
-    teachers: models of the trunk's architecture, `merge.as_member` of each; heads' teachers go by the heads' names.
-    shares: how much the weights of each of them count in the mean that the trunk starts from; None or empty for the
-    trunk's own weights. earlier: by head, the weight (C, F) and bias (C,) that earlier students have for it.
+    teachers: models of the backbone's architecture, `merge.as_member` of each; heads' teachers go by the heads' names.
+    shares: how much the weights of each of them count in the mean that the backbone starts from; None or empty for the
+    backbone's own weights. earlier: by head, the weight (C, F) and bias (C,) that earlier students have for it.
 
-    With `start_heads`, a head starts from `earlier`, else from its teacher's own classifier: that of `teachers`, that
-    of the trunk where the teacher has the trunk's weights, or, where the trunk is an earlier student that had a head
-    for the same teacher's weights, from that head. Heads with projections start from random weights.
+    With `init_heads`, a head starts from `earlier`, else from its teacher's own classifier: that of `teachers`, that
+    of the backbone where the teacher has its weights, or that of an earlier student as backbone with a head for the
+    same teacher's weights. Heads with projections start from random weights.
     """
-    start_heads = start_heads and pretrained and not projection
-    model = backbone.create(trunk, pretrained=pretrained, size=size)
-    own_hash = backbone.weight_hash(model) if start_heads else ""
+    init_heads = init_heads and pretrained and not projection
+    model = create_model(backbone, pretrained=pretrained, size=size)
+    own_hash = weight_hash(model) if init_heads else ""
     classifier = getattr(model, "get_classifier", lambda: None)()
-    backbone.freeze(model, freeze_blocks, freeze_norm)  # while its blocks are still counted as a teacher's
+    freeze(model, freeze_blocks, freeze_norm)  # while its blocks are still counted as a teacher's
     model.reset_classifier(0)  # pyright: ignore[reportCallIssue]
     if shares:
         model.load_state_dict(average(teachers or {}, shares))
     student = Student(model, {name: head.classes for name, head in heads.items()}, projection)
-    if not start_heads:
+    if not init_heads:
         return student
-    of_trunk = heads_by_teacher(trunk) if not shares and is_student(trunk) else {}
+    of_backbone = heads_by_teacher(backbone) if not shares and is_student(backbone) else {}
     own = classifier if isinstance(classifier, nn.Linear) else None
     for name, head in heads.items():
         member = (teachers or {}).get(name)
-        of_student = (earlier or {}).get(name) or of_trunk.get((head.section.weight_hash, head.classes))
+        of_student = (earlier or {}).get(name) or of_backbone.get((head.section.weight_hash, head.classes))
         if of_student:
             student.start_head(name, *of_student)
         elif member is not None:
@@ -129,14 +132,14 @@ def build(
     return student
 
 
-def folder_of(trunk: str) -> Path:
-    """The folder of `save` that a recipe names, also by the run's folder around it."""
-    return backbone.model_folder(Path(trunk.removeprefix("local-dir:")).expanduser())
+def folder_of(backbone: str) -> Path:
+    """The folder of `save_student` that a recipe names, also by the run's folder around it."""
+    return model_folder(Path(backbone.removeprefix("local-dir:")).expanduser())
 
 
-def is_student(trunk: str) -> bool:
-    """Whether the trunk that a recipe names is an earlier student."""
-    return (folder_of(trunk) / HEADS_INDEX).is_file()
+def is_student(backbone: str) -> bool:
+    """Whether the backbone that a recipe names is an earlier student."""
+    return (folder_of(backbone) / HEADS_INDEX).is_file()
 
 
 def teachers_of(folder: str) -> dict[str, tuple[str, int]]:
@@ -158,17 +161,19 @@ def heads_by_teacher(folder: str) -> dict[tuple[str, int], tuple[torch.Tensor, t
     }
 
 
-def save(student: Student, folder: str | Path, *, preprocessing: Preprocessing, card: Mapping[str, Any]) -> None:
-    """Writes a folder that `timm.create_model("local-dir:FOLDER", pretrained=True)` opens as the trunk.
+def save_student(
+    student: Student, folder: str | Path, *, preprocessing: Preprocessing, card: Mapping[str, Any]
+) -> None:
+    """Writes a folder that `timm.create_model("local-dir:FOLDER", pretrained=True)` opens as the backbone.
 
-    Beside the trunk: the heads (`heads.safetensors`, `heads.json`) and README.md, the model card. `card` is what
+    Beside the backbone: the heads (`heads.safetensors`, `heads.json`) and README.md, the model card. `card` is what
     `repcon.models.model_card.model_card` describes; `card["classes"]` may give class names per head.
     """
     folder = Path(folder)
     extra = {"proxy_fingerprint": card["pack"]} if "pack" in card else {}
-    backbone.save(student.trunk, folder, classes=(), preprocessing=preprocessing, extra=extra)
-    state = {k: v.detach().cpu().contiguous() for k, v in student.state_dict().items() if not k.startswith("trunk.")}
-    write_data(folder / HEADS, to_bytes(state))  # not safetensors' own `save_file`, as in `backbone.save`
+    save_model(student.backbone, folder, classes=(), preprocessing=preprocessing, extra=extra)
+    state = {k: v.detach().cpu().contiguous() for k, v in student.state_dict().items() if not k.startswith("backbone.")}
+    write_data(folder / HEADS, to_bytes(state))  # not safetensors' own `save_file`, as in `save_model`
     index = {
         "heads": student.heads,
         "projection": student.projection,
@@ -180,7 +185,7 @@ def save(student: Student, folder: str | Path, *, preprocessing: Preprocessing, 
     write_text(folder / "README.md", model_card(student.heads, preprocessing, card, folder))
 
 
-def rehearse(student: Student, folder: Path, *, preprocessing: Preprocessing, card: Mapping[str, Any]) -> None:
+def check_writable(student: Student, folder: Path, *, preprocessing: Preprocessing, card: Mapping[str, Any]) -> None:
     """Write the student beside `folder` and remove it again: what would keep it from being written shows before it is
     trained. Raises UserError where it cannot be written.
     """
@@ -188,21 +193,21 @@ def rehearse(student: Student, folder: Path, *, preprocessing: Preprocessing, ca
         if folder.exists() and not folder.is_dir():
             raise NotADirectoryError(errno.ENOTDIR, "is no folder")
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".rehearsal-") as temporary:
-            save(student, temporary, preprocessing=preprocessing, card=card)
+            save_student(student, temporary, preprocessing=preprocessing, card=card)
     except (OSError, ValueError) as error:
         why = (isinstance(error, OSError) and error.strerror) or error
         raise UserError(f"{folder}: the student cannot be written there ({why}); nothing was trained") from error
 
 
-def load(folder: str | Path) -> Student:
-    """The student that `save` wrote, also from the output folder of `repcon train` that it lies in.
+def load_student(folder: str | Path) -> Student:
+    """The student that `save_student` wrote, also from the output folder of `repcon train` that it lies in.
 
     Raises UserError where the folder holds no student.
     """
-    folder = backbone.model_folder(Path(folder))
+    folder = model_folder(Path(folder))
     index, state = _read(folder)
-    student = Student(backbone.create(str(folder), num_classes=0), index["heads"], index["projection"])
-    own = {name: value.shape for name, value in student.state_dict().items() if not name.startswith("trunk.")}
+    student = Student(create_model(str(folder), num_classes=0), index["heads"], index["projection"])
+    own = {name: value.shape for name, value in student.state_dict().items() if not name.startswith("backbone.")}
     held = {name: value.shape for name, value in state.items()}
     if wrong := sorted(name for name in own.keys() | held.keys() if own.get(name) != held.get(name)):
         raise UserError(f"{folder / HEADS}: does not fit {HEADS_INDEX}: {', '.join(wrong)}; write the student again")
@@ -215,7 +220,7 @@ def head_names(model: str) -> tuple[str, ...]:
     return tuple(_index(model).get("heads", {}))
 
 
-def class_names(model: str) -> dict[str, tuple[str, ...]]:
+def head_class_names(model: str) -> dict[str, tuple[str, ...]]:
     """{head: its classes' names} of a student, as far as they were saved; {} for any other model."""
     return {name: tuple(names) for name, names in _index(model).get("classes", {}).items()}
 

@@ -8,10 +8,12 @@ import torch
 from torch import nn
 
 from repcon.config import TeacherConfig
-from repcon.labels.store import TeacherSection
-from repcon.models import backbone, custom
+from repcon.labels.store import TeacherMetadata
+from repcon.models import custom
 from repcon.models.answers import asked, require_logits_of
-from repcon.models.backbone import Preprocessing
+from repcon.models.factory import PACKAGE, create_model, licence_of
+from repcon.models.identity import architecture_of, class_names_of, parse_class_names
+from repcon.models.preprocessing import LARGEST_SIDE, Preprocessing, normalise, preprocessing_of
 from repcon.models.untracked import require_registered
 from repcon.runtime.device import DTYPES, require_compiler
 from repcon.runtime.errors import UserError
@@ -27,7 +29,7 @@ class Teacher:
     name: str
     module: nn.Module
     preprocessing: Preprocessing
-    section: TeacherSection
+    section: TeacherMetadata
 
     @property
     def dtype(self) -> torch.dtype:
@@ -36,7 +38,7 @@ class Teacher:
 
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
         """(B, 3, S, S) uint8 pixels to (B, C) float32 logits."""
-        return self.answer(backbone.normalise(images, self.preprocessing, self.dtype))
+        return self.answer(normalise(images, self.preprocessing, self.dtype))
 
     @torch.inference_mode()
     def answer(self, inputs: torch.Tensor) -> torch.Tensor:
@@ -59,18 +61,18 @@ def load(config: TeacherConfig, device: str | torch.device) -> Teacher:
         require_registered(module, f"teacher {config.name}: {config.model}")
         classes, licence = (), ""
     else:
-        module = backbone.create(config.model, size=config.size)
-        preprocessing = backbone.preprocessing(module, config.size)
-        classes = backbone.classes(module)
-        licence = backbone.licence(module, config.model)
+        module = create_model(config.model, size=config.size)
+        preprocessing = preprocessing_of(module, config.size)
+        classes = class_names_of(module)
+        licence = licence_of(module, config.model)
     count = _count_classes(config, module, preprocessing)
     own = getattr(module, "class_names", None) if custom.is_factory(config.model) else None
     if own is not None and (not hasattr(own, "__len__") or len(own)):
-        classes = backbone.class_names(own, count, f"teacher {config.name}: {config.model}: class_names")
-    section = TeacherSection(
+        classes = parse_class_names(own, count, f"teacher {config.name}: {config.model}: class_names")
+    section = TeacherMetadata(
         name=config.name,
         model=config.model,
-        architecture=backbone.architecture(module),
+        architecture=architecture_of(module),
         weight_hash=custom.identity(module),
         preprocessing=asdict(preprocessing) | {"mean": list(preprocessing.mean), "std": list(preprocessing.std)},
         num_classes=count,
@@ -88,7 +90,7 @@ def load(config: TeacherConfig, device: str | torch.device) -> Teacher:
     return Teacher(name=config.name, module=module, preprocessing=preprocessing, section=section)
 
 
-def from_section(section: TeacherSection, device: str | torch.device, *, model: str = "") -> Teacher:
+def from_section(section: TeacherMetadata, device: str | torch.device, *, model: str = "") -> Teacher:
     """Loads the teacher that a store names; refuses other weights, preprocessing or classes than it was made with.
 
     model: where the teacher lies now, in place of the section's word for it, see `require_named`.
@@ -111,7 +113,7 @@ def from_section(section: TeacherSection, device: str | torch.device, *, model: 
     return teacher
 
 
-def require_same(section: TeacherSection, found: TeacherSection, model: str) -> None:
+def require_same(section: TeacherMetadata, found: TeacherMetadata, model: str) -> None:
     """Raises UserError naming the first field in which `model` is not the teacher that made the labels."""
     for field in ("architecture", "weight_hash", "num_classes", "classes", "preprocessing"):
         held, given = getattr(section, field), getattr(found, field)
@@ -120,7 +122,7 @@ def require_same(section: TeacherSection, found: TeacherSection, model: str) -> 
             raise UserError(f"teacher {section.name}: {model} is not the model that made the labels: {what}")
 
 
-def require_named(section: TeacherSection, model: str = "") -> int:
+def require_named(section: TeacherMetadata, model: str = "") -> int:
     """The input side of a store's teacher. Raises UserError for what a store's own word is not enough for.
 
     That is to run code, to download a model, and to take inputs of a side that nobody labels with; `model` is what
@@ -131,7 +133,7 @@ def require_named(section: TeacherSection, model: str = "") -> int:
         hint = f"a store's own word is not enough to run code; verify runs it with --models {section.name}=…"
         raise UserError(f"{who}: its model {section.model} is a function; {hint}")
     place = section.model.removeprefix("local-dir:")
-    here = place.startswith((backbone.PACKAGE, ".", "/", "~")) or ("/" in place and ":" not in place)
+    here = place.startswith((PACKAGE, ".", "/", "~")) or ("/" in place and ":" not in place)
     if not (model or here or Path(place).is_dir()):
         hint = f"a store's own word is not enough to download it; --models {section.name}={section.model} does"
         raise UserError(f"{who}: its model {section.model} is neither a folder here nor an installed package; {hint}")
@@ -140,9 +142,9 @@ def require_named(section: TeacherSection, model: str = "") -> int:
     if "size" not in section.preprocessing:
         hint = "so its crops cannot be made again; verify without --pack"
         raise UserError(f"{who}: its preprocessing names no input size, {hint}")
-    side, most = section.preprocessing["size"], backbone.LARGEST_SIDE if model else TRUSTED_SIDE
+    side, most = section.preprocessing["size"], LARGEST_SIDE if model else TRUSTED_SIDE
     if type(side) is not int or not 1 <= side <= most:
-        hint = f"verify takes up to {backbone.LARGEST_SIDE:,} with --models {section.name}=…"
+        hint = f"verify takes up to {LARGEST_SIDE:,} with --models {section.name}=…"
         raise UserError(f"{who}: the store gives its input as {str(side)[:20]} pixels, not 1 to {most:,}; {hint}")
     return side
 
@@ -154,14 +156,14 @@ def _count_classes(config: TeacherConfig, module: nn.Module, preprocessing: Prep
     side = preprocessing.size
     gray = torch.full((1, 3, side, side), 128, dtype=torch.uint8)
     try:
-        logits = module(backbone.normalise(gray, preprocessing, torch.float32))
+        logits = module(normalise(gray, preprocessing, torch.float32))
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # the user's module may raise anything, and may call exit()
         what = f"{type(error).__name__}: {str(error).strip()}".splitlines()[0][:300]
         raise UserError(f"teacher {config.name}: {config.model} does not take {side} pixels: {what}") from error
     if getattr(module, "num_classes", None) == 0:
-        raise UserError(f"teacher {config.name}: {config.model} is a trunk without a classifier; name a teacher")
+        raise UserError(f"teacher {config.name}: {config.model} is a backbone without a classifier; name a teacher")
     if not isinstance(logits, torch.Tensor) or logits.ndim != 2 or logits.shape[1] < 2:
         raise UserError(f"teacher {config.name}: {config.model} must answer (B, C) logits of two or more classes")
     return int(logits.shape[1])

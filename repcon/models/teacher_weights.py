@@ -7,10 +7,12 @@ from pathlib import Path
 from torch import nn
 
 from repcon.config import TeacherConfig
-from repcon.labels.manifest import TeacherSection
-from repcon.models import backbone, custom
+from repcon.labels.manifest import TeacherMetadata
+from repcon.models import custom
 from repcon.models import teacher as teachers
-from repcon.models.merge import Member, as_member, require_finite
+from repcon.models.factory import PACKAGE, set_input_size
+from repcon.models.identity import architecture_of
+from repcon.models.merge import MergeMember, as_member, require_finite
 from repcon.runtime.errors import UserError
 
 
@@ -18,7 +20,7 @@ from repcon.runtime.errors import UserError
 class Found:
     """Teachers of one architecture, loaded, and why the others were not."""
 
-    members: dict[str, Member]
+    members: dict[str, MergeMember]
     other_architecture: dict[str, str]
     """Teachers of another architecture, and which."""
     not_found: dict[str, str]
@@ -26,20 +28,20 @@ class Found:
 
 
 def find(
-    sections: Sequence[TeacherSection],
-    trunk: nn.Module,
+    sections: Sequence[TeacherMetadata],
+    backbone: nn.Module,
     *,
     size: int,
     models: Mapping[str, str],
     folder: Path | None,
 ) -> Found:
-    """Load the teachers of the trunk's architecture, apart from their classifiers, for inputs of `size` pixels.
+    """Load the teachers of the backbone's architecture, apart from their classifiers, for inputs of `size` pixels.
 
     A teacher is looked for where `models` says, else under its name in the store: as it stands, and relative to
     `folder`, which holds the store. Raises UserError where what is found has other weights than those that made the
     labels, or holds NaN, or where a place that `models` names holds no model.
     """
-    kind = backbone.architecture(trunk)
+    kind = architecture_of(backbone)
     found = Found(members={}, other_architecture={}, not_found={})
     for section in sections:
         if section.architecture != kind:
@@ -51,7 +53,7 @@ def find(
             found.not_found[section.name] = str(error)
             continue
         require_finite(section.name, model)
-        backbone.resize(model, section.model, size, now=int(section.preprocessing["size"]))
+        set_input_size(model, section.model, size, now=int(section.preprocessing["size"]))
         found.members[section.name] = as_member(model, size)
     return found
 
@@ -60,14 +62,14 @@ class _NotFoundError(Exception):
     """A teacher's weights are in none of the places."""
 
 
-def _load(section: TeacherSection, named: str, folder: Path | None) -> nn.Module:
+def _load(section: TeacherMetadata, named: str, folder: Path | None) -> nn.Module:
     """The teacher in float32, from the first place whose weights are those that made the labels."""
     if custom.is_factory(section.model) and not named:
         raise _NotFoundError(f"its model is a function; --models {section.name}={section.model} runs it")
     refused: UserError | None = None
     missing = ""
     for place in [named] if named else _places(section.model, folder):
-        if not named and ":" in place.removeprefix("local-dir:").removeprefix(backbone.PACKAGE):
+        if not named and ":" in place.removeprefix("local-dir:").removeprefix(PACKAGE):
             hint = f"a store's own word is not enough to download it; --models {section.name}={place} does"
             missing = missing or f"its model is {place}; {hint}"
             continue

@@ -223,7 +223,7 @@ def _misfit(
         classes = given[wrong[0]].shape[0]
         hint = f"set num_classes to {classes} wherever config.json has it (model_args too), or take the right file"
     elif absent and not unexpected and not wrong:
-        hint = "take the file that has all; for a trunk without classifier set num_classes to 0 in config.json"
+        hint = "take the file that has all; for a backbone without classifier set num_classes to 0 in config.json"
     return UserError(f"model {model}: its weights do not fit its architecture; {'; '.join(parts)}; {hint}")
 
 

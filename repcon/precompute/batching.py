@@ -22,12 +22,12 @@ Pixels = Mapping[int, torch.Tensor]
 """(B, 3, S, S) uint8 for each side S."""
 
 
-class Passes:
+class AdaptiveBatcher:
     """Cuts batches into passes of at most `size` crops; where the memory does not hold one, `size` is halved."""
 
-    def __init__(self, size: int, device: torch.device, say: Callable[[str], None]) -> None:
-        """`say` is told when the size changes."""
-        self.size, self._device, self._say = size, device, say
+    def __init__(self, size: int, device: torch.device, on_warning: Callable[[str], None]) -> None:
+        """`on_warning` is told when the size changes."""
+        self.size, self._device, self._on_warning = size, device, on_warning
 
     def run(self, pixels: Pixels, answer: Callable[[Pixels], Result]) -> list[Result]:
         """What `answer` gives for the parts of a batch, in order.
@@ -59,7 +59,7 @@ class Passes:
         gc.collect()
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
-        self._say(message)
+        self._on_warning(message)
 
 
 def find_batch_size(teachers: Sequence[Teacher], device: torch.device) -> int:

@@ -7,25 +7,25 @@ import torch
 
 from repcon.config import PrecomputeConfig, require_least
 from repcon.crops import plan as crop_plan
-from repcon.images.pack import Pack
-from repcon.images.read_ahead import NearbyPack
+from repcon.images.pack import ImagePack
+from repcon.images.read_ahead import ReadAheadPack
 from repcon.labels.layout import part_of, unit_at
 from repcon.labels.manifest import HEAD_NAME
 from repcon.labels.store import LabelStore, Unit
 from repcon.models import teacher as teachers
 from repcon.models.teacher import Teacher
 from repcon.precompute.batching import find_batch_size
-from repcon.precompute.output_store import open_target
+from repcon.precompute.output_store import open_or_create_store
 from repcon.runtime.device import choose
 from repcon.runtime.errors import UserError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Bench:
+class PrecomputeContext:
     """What one process labels with."""
 
     config: PrecomputeConfig
-    pack: Pack
+    pack: ImagePack
     store: LabelStore
     teachers: tuple[Teacher, ...]
     device: torch.device
@@ -78,15 +78,15 @@ def check(config: PrecomputeConfig) -> None:
     if wrong := next((name for name in names if not HEAD_NAME.fullmatch(name)), None):
         raise UserError(f"teachers: {wrong!r} is no name for a head; use letters, digits, `-` and `_`, 64 at most")
     crop_plan.check(config.crop)
-    require_least(config, crops=1, k=1, batch_size=0, workers=0, rows_per_shard=0, processes=0)
+    require_least(config, crops=1, k=1, batch_size=0, num_workers=0, rows_per_shard=0, processes=0)
     for teacher in config.teachers:
         if teacher.size < 0:
             raise UserError(f"teacher {teacher.name}: size {teacher.size} makes no sense; 0 takes the model's own")
 
 
 def load(
-    config: PrecomputeConfig, device: str = "", *, pack_type: type[Pack] = Pack
-) -> tuple[Pack, tuple[Teacher, ...], torch.device]:
+    config: PrecomputeConfig, device: str = "", *, pack_type: type[ImagePack] = ImagePack
+) -> tuple[ImagePack, tuple[Teacher, ...], torch.device]:
     """Pack and teachers, on `device` or on the recipe's."""
     pack = pack_type.open(config.pack)
     if not len(pack):
@@ -101,14 +101,16 @@ def load(
         raise UserError(f"device {place}: its memory does not hold the teachers; {hint}") from error
 
 
-def set_up(config: PrecomputeConfig, device: str = "") -> Bench:
+def set_up(config: PrecomputeConfig, device: str = "") -> PrecomputeContext:
     """Pack, teachers and store; the store is made, or compared with the recipe and extended."""
-    nearby = NearbyPack if "://" in config.pack else Pack
+    nearby = ReadAheadPack if "://" in config.pack else ImagePack
     pack, loaded, place = load(config, device, pack_type=nearby)
     size = config.batch_size or find_batch_size(loaded, place)
     # Last: what fails before it leaves no store behind.
-    store = open_target(config, pack, [teacher.section for teacher in loaded])
-    return Bench(config=replace(config, batch_size=size), pack=pack, store=store, teachers=loaded, device=place)
+    store = open_or_create_store(config, pack, [teacher.section for teacher in loaded])
+    return PrecomputeContext(
+        config=replace(config, batch_size=size), pack=pack, store=store, teachers=loaded, device=place
+    )
 
 
 def absolute(config: PrecomputeConfig) -> PrecomputeConfig:

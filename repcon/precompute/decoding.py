@@ -6,11 +6,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from repcon.decode.base import Loader, Request
+from repcon.decode.base import CropRequest, Loader
 from repcon.decode.checks import undecodable
 from repcon.decode.reference import decode
-from repcon.images.pack import Pack
-from repcon.precompute.work_unit import UnitWork
+from repcon.images.pack import ImagePack
+from repcon.precompute.work_unit import WorkUnit
 from repcon.runtime.errors import UserError
 from repcon.runtime.memory import require_memory
 
@@ -22,7 +22,7 @@ _DECODING_BYTES = 24
 class Step:
     """Some images of a unit, (n,) rows of the pack, with the pixels of all their crops, image by image."""
 
-    work: UnitWork
+    work: WorkUnit
     images: np.ndarray
     pixels: dict[int, torch.Tensor]
     completes: bool
@@ -31,8 +31,8 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class _Drawn:
-    work: UnitWork
-    request: Request
+    work: WorkUnit
+    request: CropRequest
     last: bool
 
 
@@ -44,12 +44,12 @@ class Decoding:
     memory, FFCV's own file), stops the run.
     """
 
-    def __init__(self, loader: Loader, pack: Pack, batch_crops: int) -> None:
+    def __init__(self, loader: Loader, pack: ImagePack, batch_crops: int) -> None:
         self._loader, self._pack, self._batch_crops = loader, pack, batch_crops
         self._drawn: list[_Drawn] = []
         self._source_failed = False
 
-    def steps(self, works: Iterator[UnitWork]) -> Iterator[Step]:
+    def steps(self, works: Iterator[WorkUnit]) -> Iterator[Step]:
         """The units' images in order; a batch that fails is taken again image by image."""
         source = self._requests(works)
         while True:
@@ -66,12 +66,12 @@ class Decoding:
             drawn = self._drawn.pop(0)
             yield _step(drawn, *self._one_by_one(drawn))
 
-    def _requests(self, works: Iterator[UnitWork]) -> Iterator[_Drawn]:
+    def _requests(self, works: Iterator[WorkUnit]) -> Iterator[_Drawn]:
         for work in works:
             for request in work.requests(max(1, self._batch_crops // len(work.unit.crops))):
                 yield _Drawn(work, request, int(request.images[-1]) == work.unit.rows[-1])
 
-    def _noted(self, again: list[_Drawn], source: Iterator[_Drawn]) -> Iterator[Request]:
+    def _noted(self, again: list[_Drawn], source: Iterator[_Drawn]) -> Iterator[CropRequest]:
         """The requests for the loader; what it has drawn and not yet answered stays in `_drawn`."""
         for drawn in again:
             self._drawn.append(drawn)

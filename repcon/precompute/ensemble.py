@@ -7,11 +7,11 @@ import numpy as np
 import torch
 
 from repcon.labels import topk
-from repcon.models import backbone
 from repcon.models.answers import COMPANY_ROWS, information, require_logits, require_repeatable
 from repcon.models.custom import is_factory
+from repcon.models.preprocessing import normalise
 from repcon.models.teacher import Teacher
-from repcon.precompute.batching import Passes, Pixels
+from repcon.precompute.batching import AdaptiveBatcher, Pixels
 
 SAMPLE, LEAST_SAMPLE = 64, 4
 """Crops whose answers tell whether a teacher's depend on the image, and so many where there are no more."""
@@ -35,10 +35,10 @@ class Answers:
         return {name: (ids.numpy(), logp.numpy()) for name, (ids, logp) in self.heads.items()}
 
 
-class Panel:
+class TeacherEnsemble:
     """Teachers that see the same crops. Those of one size, normalisation and precision share the input tensor.
 
-    batch_size: crops per forward pass. Where the memory does not hold it, it is halved, and `say` is told.
+    batch_size: crops per forward pass. Where the memory does not hold it, it is halved, and `on_warning` is told.
     """
 
     def __init__(
@@ -49,11 +49,11 @@ class Panel:
         *,
         device: torch.device,
         batch_size: int,
-        say: Callable[[str], None],
+        on_warning: Callable[[str], None],
     ) -> None:
-        self._passes = Passes(batch_size, device, say)
+        self._passes = AdaptiveBatcher(batch_size, device, on_warning)
         self._teachers, self._k, self._temperatures = tuple(teachers), k, tuple(temperatures)
-        self._device, self._say = device, say
+        self._device, self._on_warning = device, on_warning
         self._checked: set[str] = set()
         self._samples = {teacher.name: torch.empty(0, teacher.section.num_classes) for teacher in teachers}
 
@@ -71,7 +71,7 @@ class Panel:
         for teacher, key in zip(asked, keys, strict=True):
             if key not in inputs:
                 images = there[teacher.preprocessing.size]
-                inputs[key] = backbone.normalise(images, teacher.preprocessing, teacher.dtype)
+                inputs[key] = normalise(images, teacher.preprocessing, teacher.dtype)
             # A module of the user's may change its input in place, which other teachers are still to see.
             own = keys.count(key) > 1 and is_factory(teacher.section.model)
             given = inputs[key].clone() if own else inputs[key]
@@ -91,7 +91,7 @@ class Panel:
         with torch.compiler.set_stance("force_eager"):  # else it would be compiled for these batch sizes as well
             require_repeatable(teacher.answer, inputs, logits, who)
         if warning := require_logits(logits, teacher.dtype, who):
-            self._say(f"careful: {warning}")
+            self._on_warning(f"careful: {warning}")
         self._checked.add(teacher.name)
 
     def _take(self, name: str, logits: torch.Tensor) -> None:
@@ -111,7 +111,7 @@ class Panel:
         if found < LEAST_INFORMATION:
             much = f"{found:.1g} nat on average over {len(sample)} crops"
             hint = "check its mean and std, its weights, and whether these are images that it knows"
-            self._say(f"careful: teacher {name}: its answers hardly differ between images ({much}); {hint}")
+            self._on_warning(f"careful: teacher {name}: its answers hardly differ between images ({much}); {hint}")
 
     def _to_host(self, parts: list[Labels]) -> Answers:
         heads = {

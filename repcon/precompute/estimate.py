@@ -12,24 +12,26 @@ from rich.table import Table
 from repcon.config import PrecomputeConfig, Values
 from repcon.crops.plan import CropPlan, plan
 from repcon.decode.factory import open_loader
-from repcon.images.pack import Pack
+from repcon.images.pack import ImagePack
 from repcon.labels.informative import warn_uninformative, why_uninformative
 from repcon.labels.layout import BOX, FLIP
 from repcon.labels.truncation import KS, truncation
 from repcon.labels.zarr_encoding import compressed_bytes
 from repcon.models.answers import require_logits
 from repcon.models.teacher import Teacher
-from repcon.precompute.batching import Passes, Pixels
+from repcon.precompute.batching import AdaptiveBatcher, Pixels
 from repcon.precompute.work_unit import by_image
 from repcon.runtime.console import console, progress
 from repcon.runtime.errors import UserError
-from repcon.runtime.prefetch import Ahead
+from repcon.runtime.prefetch import Prefetcher
 
 SAMPLE_CROPS = 1024
 SAMPLE_SECONDS = 30.0
 
 
-def estimate(config: PrecomputeConfig, pack: Pack, teachers: Sequence[Teacher], device: torch.device) -> dict[str, Any]:
+def estimate(
+    config: PrecomputeConfig, pack: ImagePack, teachers: Sequence[Teacher], device: torch.device
+) -> dict[str, Any]:
     """Labels some images, spread over the pack, and prints what all of them would take; writes nothing."""
     depth = min(config.crops, 8)
     count = min(len(pack), max(1, SAMPLE_CROPS // depth))
@@ -85,7 +87,7 @@ def _encoding(heads: list[dict[str, float]], box_bytes: float, total: int) -> di
 
 def _sample(
     config: PrecomputeConfig,
-    pack: Pack,
+    pack: ImagePack,
     teachers: Sequence[Teacher],
     device: torch.device,
     rows: np.ndarray,
@@ -93,17 +95,19 @@ def _sample(
 ) -> tuple[dict[str, torch.Tensor], float, float]:
     """Logits per teacher, crops per second after the first batch, and the share of time that the teachers waited."""
     sides = [teacher.preprocessing.size for teacher in teachers]
-    loader = open_loader(config.loader, pack, sides, workers=config.workers, device=str(device))
+    loader = open_loader(config.loader, pack, sides, num_workers=config.num_workers, device=str(device))
     parts: dict[str, list[torch.Tensor]] = {teacher.name: [] for teacher in teachers}
     started, first_crops, waited = time.perf_counter(), 0, 0.0
     depth = len(planned.boxes)
     whole = by_image(rows, range(depth), planned.boxes, planned.flips)
     requests = list(whole.parts(max(1, config.batch_size // depth)))
     try:
-        with progress() as bars, Ahead(iter(loader.batches(requests)), 2) as batches:
+        with progress() as bars, Prefetcher(iter(loader.batches(requests)), 2) as batches:
             task = bars.add_task("estimate", total=planned.flips.size, unit="crops", note="")
             limit = time.perf_counter() + SAMPLE_SECONDS
-            passes = Passes(config.batch_size, device, lambda message: bars.console.print(message, style="yellow"))
+            passes = AdaptiveBatcher(
+                config.batch_size, device, lambda message: bars.console.print(message, style="yellow")
+            )
             for number, batch in enumerate(batches):
                 for teacher in teachers:
                     parts[teacher.name] += passes.run(batch.pixels, partial(_logits, teacher, device))

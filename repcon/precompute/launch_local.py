@@ -22,7 +22,7 @@ _POLL_SECONDS = 0.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Post:
+class WorkerSlot:
     """Where one process works."""
 
     gpu: int | None
@@ -44,17 +44,17 @@ class Post:
         return here
 
 
-def posts(count: int, gpus: int) -> list[Post]:
+def worker_slots(count: int, gpus: int) -> list[WorkerSlot]:
     """`count` processes spread over so many GPUs, or over this machine's cores where there are none."""
     threads = max(1, cores() // count)
-    return [Post(gpu=number % gpus if gpus else None, threads=threads) for number in range(count)]
+    return [WorkerSlot(gpu=number % gpus if gpus else None, threads=threads) for number in range(count)]
 
 
-class Member:
+class WorkerProcess:
     """One process of the crew."""
 
-    def __init__(self, job: Callable[..., None], arguments: Sequence[Any], post: Post) -> None:
-        self.post = post
+    def __init__(self, job: Callable[..., None], arguments: Sequence[Any], slot: WorkerSlot) -> None:
+        self.slot = slot
         self.reports, theirs = Pipe(duplex=False)
         # A session of its own: Ctrl-C reaches this process, which then asks the crew to stop, once.
         self.process = subprocess.Popen(
@@ -62,12 +62,12 @@ class Member:
             stdin=subprocess.PIPE,
             pass_fds=[theirs.fileno()],
             start_new_session=True,
-            env=os.environ | post.environment(),
+            env=os.environ | slot.environment(),
         )
         theirs.close()
         assert self.process.stdin is not None
         with self.process.stdin as pipe:
-            pipe.write(pickle.dumps((job, tuple(arguments), post)))
+            pipe.write(pickle.dumps((job, tuple(arguments), slot)))
 
     def ask_to_stop(self) -> None:
         """Asks the process to end after what it is writing."""
@@ -84,51 +84,53 @@ class Member:
 
 
 def run(
-    job: Callable[..., None], arguments: Sequence[Any], places: Sequence[Post], take: Callable[[Any], None]
+    job: Callable[..., None], arguments: Sequence[Any], places: Sequence[WorkerSlot], take: Callable[[Any], None]
 ) -> None:
-    """Calls `job(*arguments, post, report)` in a process per post; what they report arrives at `take`.
+    """Calls `job(*arguments, slot, on_event)` in a process per slot; what they on_event arrives at `take`.
 
     A UserError in one of them ends all and is raised here. One that dies is replaced, a few times.
     """
-    crew: list[Member] = []
+    workers: list[WorkerProcess] = []
     deaths = 0
     try:
-        crew += [Member(job, arguments, post) for post in places]
-        while crew:
-            ready = connection.wait([member.reports for member in crew], _POLL_SECONDS)
-            for member in [member for member in crew if member.reports in ready]:
-                if _receive(member, take):
+        workers += [WorkerProcess(job, arguments, slot) for slot in places]
+        while workers:
+            ready = connection.wait([worker.reports for worker in workers], _POLL_SECONDS)
+            for worker in [worker for worker in workers if worker.reports in ready]:
+                if _receive(worker, take):
                     continue
-                crew.remove(member)
-                if member.process.wait() != 0:
+                workers.remove(worker)
+                if worker.process.wait() != 0:
                     deaths += 1
-                    crew.append(_replacement(job, arguments, member, deaths, len(places)))
+                    workers.append(_replacement(job, arguments, worker, deaths, len(places)))
     finally:
-        for member in crew:
-            member.ask_to_stop()
-        for member in crew:
-            member.wait()
+        for worker in workers:
+            worker.ask_to_stop()
+        for worker in workers:
+            worker.wait()
 
 
-def _receive(member: Member, take: Callable[[Any], None]) -> bool:
+def _receive(worker: WorkerProcess, take: Callable[[Any], None]) -> bool:
     """Passes one report on; False when there will be no more."""
     try:
-        report = member.reports.recv()
+        on_event = worker.reports.recv()
     except (EOFError, OSError):  # OSError: it was killed in the middle of a report.
         return False
-    if isinstance(report, UserError):
-        raise report
-    take(report)
+    if isinstance(on_event, UserError):
+        raise on_event
+    take(on_event)
     return True
 
 
-def _replacement(job: Callable[..., None], arguments: Sequence[Any], dead: Member, deaths: int, count: int) -> Member:
+def _replacement(
+    job: Callable[..., None], arguments: Sequence[Any], dead: WorkerProcess, deaths: int, count: int
+) -> WorkerProcess:
     code = dead.process.returncode
     cause = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
     if deaths > REPLACEMENTS * count:
         raise UserError(f"processes: too many died, the last {cause}; what was finished is kept. Start fewer of them")
     console.print(f"[yellow]a process {cause}; another takes its place[/]")
-    return Member(job, arguments, dead.post)
+    return WorkerProcess(job, arguments, dead.slot)
 
 
 @contextmanager
@@ -144,19 +146,19 @@ def terminable() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _member(reports: connection.Connection) -> int:
+def _worker(reports: connection.Connection) -> int:
     """What a process of the crew runs."""
     console.quiet = True
-    job, arguments, post = pickle.load(sys.stdin.buffer)
+    job, arguments, slot = pickle.load(sys.stdin.buffer)
     one_at_a_time = threading.Lock()
 
-    def report(event: Any) -> None:
+    def on_event(event: Any) -> None:
         with one_at_a_time:  # Several threads report, and a large event is sent in pieces.
             reports.send(event)
 
     try:
         with terminable():
-            job(*arguments, post, report)
+            job(*arguments, slot, on_event)
     except UserError as error:
         reports.send(UserError(str(error)))
     except (KeyboardInterrupt, BrokenPipeError):  # Asked to stop, or the one who asked is gone.
@@ -165,4 +167,4 @@ def _member(reports: connection.Connection) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(_member(connection.Connection(int(sys.argv[1]), readable=False)))
+    sys.exit(_worker(connection.Connection(int(sys.argv[1]), readable=False)))

@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from repcon.config import PrecomputeConfig
-from repcon.images.pack import Pack
+from repcon.images.pack import ImagePack
 from repcon.labels.commit import complete, take_over
-from repcon.labels.manifest import MANIFEST, answers_of
-from repcon.labels.store import LabelStore, StoreSpec, TeacherSection
+from repcon.labels.manifest import MANIFEST, label_identity
+from repcon.labels.store import LabelStore, StoreSpec, TeacherMetadata
 from repcon.precompute.work_queue import Claim, Leases
 from repcon.runtime.console import console
 from repcon.runtime.errors import UserError
@@ -26,14 +26,14 @@ def lease_folder(out: str) -> str:
     return out.rstrip("/") + ".leases"
 
 
-def open_target(config: PrecomputeConfig, pack: Pack, sections: Sequence[TeacherSection]) -> LabelStore:
+def open_or_create_store(config: PrecomputeConfig, pack: ImagePack, sections: Sequence[TeacherMetadata]) -> LabelStore:
     """Opens or makes the store, and appends what it does not hold yet; one process at a time.
 
     Raises UserError naming the field in which the recipe differs from what the store was made for.
     """
     if "://" not in config.out and Path(config.out).is_file():
         raise UserError(f"{config.out} is a file; name a folder for the store")
-    with Leases(lease_folder(config.out), on_wait=_say) as leases, leases.hold("store") as claim:
+    with Leases(lease_folder(config.out), on_wait=_on_warning) as leases, leases.hold("store") as claim:
         if claim.inherited:
             take_over(open_files(config.out))
         if open_files(config.out).size(MANIFEST) is None:
@@ -41,11 +41,11 @@ def open_target(config: PrecomputeConfig, pack: Pack, sections: Sequence[Teacher
         return _grown(config, pack, sections, leases, claim)
 
 
-def _say(message: str) -> None:
+def _on_warning(message: str) -> None:
     console.print(message, style="yellow", markup=False, highlight=False, soft_wrap=True)
 
 
-def spec_of(config: PrecomputeConfig, pack: Pack, sections: Sequence[TeacherSection]) -> StoreSpec:
+def spec_of(config: PrecomputeConfig, pack: ImagePack, sections: Sequence[TeacherMetadata]) -> StoreSpec:
     """What a recipe asks of its store."""
     return StoreSpec(
         pack_fingerprint=pack.fingerprint,
@@ -62,7 +62,7 @@ def spec_of(config: PrecomputeConfig, pack: Pack, sections: Sequence[TeacherSect
 
 
 def _grown(
-    config: PrecomputeConfig, pack: Pack, sections: Sequence[TeacherSection], leases: Leases, claim: Claim
+    config: PrecomputeConfig, pack: ImagePack, sections: Sequence[TeacherMetadata], leases: Leases, claim: Claim
 ) -> LabelStore:
     """The store that is there, compared in all that both have, with the recipe's further teachers and crops added."""
     # A change that was cut short: what the store holds is known after it only.
@@ -91,10 +91,10 @@ def _grown(
     return store
 
 
-def _replace(store: LabelStore, section: TeacherSection, leases: Leases, claim: Claim) -> None:
+def _replace(store: LabelStore, section: TeacherMetadata, leases: Leases, claim: Claim) -> None:
     """A teacher whose first run failed before it finished anything gives its name to the mended one."""
     head = store.heads.get(section.name)
-    if head is None or answers_of(head.section) == answers_of(section):
+    if head is None or label_identity(head.section) == label_identity(section):
         return
     units = [unit for unit in store.units() if section.name in unit.heads]
     if len(store.unfinished(units)) == len(units) and all(leases.is_free(unit.name) for unit in units):

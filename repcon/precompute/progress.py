@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from repcon.runtime.console import console, progress
-from repcon.runtime.run_dir import Run
+from repcon.runtime.run_dir import RunDir
 
 _LOG_SECONDS = 5.0
 _SHOWN_MISSING = 10
@@ -55,7 +55,7 @@ def merged(events: Iterable[Event]) -> Event:
 class Display:
     """One progress line for all workers, and `metrics.jsonl`; `take` may be called from any thread."""
 
-    def __init__(self, record: Run, *, total_crops: int, remaining_crops: int) -> None:
+    def __init__(self, record: RunDir, *, total_crops: int, remaining_crops: int) -> None:
         self._record, self._total = record, total_crops
         self._bars = progress()
         self._task = self._bars.add_task(

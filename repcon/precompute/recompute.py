@@ -7,11 +7,11 @@ import torch
 from rich.markup import escape
 
 from repcon.config import VerifyConfig
-from repcon.decode.base import Request
+from repcon.decode.base import CropRequest
 from repcon.decode.factory import LIBRARIES, open_loader
-from repcon.images.pack import Pack
+from repcon.images.pack import ImagePack
 from repcon.labels.layout import HeadInfo
-from repcon.labels.store import LabelStore, Slab
+from repcon.labels.store import CropLabels, LabelStore
 from repcon.labels.truncation import bucket_kl
 from repcon.models import teacher as teachers
 from repcon.models.teacher_weights import parse_models
@@ -24,7 +24,7 @@ _NEAR_TIE = 0.01
 """Two classes this close in stored probability may change places without being another answer."""
 
 
-def rerun(store: LabelStore, pack: Pack, config: VerifyConfig) -> dict[str, dict[str, dict[str, float]]]:
+def rerun(store: LabelStore, pack: ImagePack, config: VerifyConfig) -> dict[str, dict[str, dict[str, float]]]:
     """Per teacher and loader: `kl` and `kl_worst` in nat from the stored label to the new one, at the temperature that
     loses most, `agreement` of their most probable classes, and `pixel_difference` to the reference loader (mean
     absolute, of 255) where that ran.
@@ -59,13 +59,13 @@ def rerun(store: LabelStore, pack: Pack, config: VerifyConfig) -> dict[str, dict
     return found
 
 
-def draw(store: LabelStore, count: int, seed: int) -> tuple[Request, Slab]:
+def draw(store: LabelStore, count: int, seed: int) -> tuple[CropRequest, CropLabels]:
     """A seeded sample of the store's crops, one per image, and what is stored for them; missing rows are left out."""
     generator = np.random.default_rng(seed)
     rows = np.setdiff1d(np.arange(store.images), store.missing)
     rows = np.sort(generator.choice(rows, min(count, len(rows)), replace=False))
     crops = generator.integers(0, store.crops, len(rows))
-    parts = [store.part(int(crop), range(int(row), int(row) + 1)) for crop, row in zip(crops, rows, strict=True)]
+    parts = [store.read_rows(int(crop), range(int(row), int(row) + 1)) for crop, row in zip(crops, rows, strict=True)]
     if not parts:
         raise UserError(f"{store.url}: every image of this store is missing; there is nothing to compare")
     labels = {
@@ -76,8 +76,8 @@ def draw(store: LabelStore, count: int, seed: int) -> tuple[Request, Slab]:
         for name in store.heads
     }
     boxes, flips = np.stack([part.boxes for part in parts]), np.stack([part.flips for part in parts])
-    request = Request(images=rows, crops=crops[:, None], boxes=boxes, flips=flips)
-    return request, Slab(crop=-1, boxes=boxes[:, 0], flips=flips[:, 0], labels=labels)
+    request = CropRequest(images=rows, crops=crops[:, None], boxes=boxes, flips=flips)
+    return request, CropLabels(crop=-1, boxes=boxes[:, 0], flips=flips[:, 0], labels=labels)
 
 
 def _kinds(config: VerifyConfig) -> list[str]:
@@ -86,7 +86,7 @@ def _kinds(config: VerifyConfig) -> list[str]:
 
 
 def _decode(
-    kind: str, pack: Pack, sizes: list[int], request: Request, config: VerifyConfig, device: torch.device
+    kind: str, pack: ImagePack, sizes: list[int], request: CropRequest, config: VerifyConfig, device: torch.device
 ) -> Mapping[int, torch.Tensor] | None:
     """The sample's pixels (n, 3, S, S) uint8 for each side S on the CPU; None for a loader nobody asked for by name
     that cannot be opened here."""

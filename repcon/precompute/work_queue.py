@@ -219,14 +219,14 @@ def _now() -> float:
 
 def _place() -> str:
     """Where process numbers mean the same: machine, its boot, and the container's process space."""
-    return " ".join([socket.gethostname(), *map(_said, (_boot, lambda: os.readlink("/proc/self/ns/pid")))])
+    return " ".join([socket.gethostname(), *map(_or_empty, (_boot, lambda: os.readlink("/proc/self/ns/pid")))])
 
 
 def _boot() -> str:
     return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
 
 
-def _said(ask: Callable[[], str]) -> str:
+def _or_empty(ask: Callable[[], str]) -> str:
     try:
         return ask()
     except OSError:
@@ -235,7 +235,7 @@ def _said(ask: Callable[[], str]) -> str:
 
 def _born(pid: int) -> str:
     """When the process started, in the kernel's ticks; empty where that is not to be had (no /proc, no process)."""
-    return _said(lambda: Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[19].decode())
+    return _or_empty(lambda: Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[19].decode())
 
 
 def _process_is_gone(held: bytes) -> bool:

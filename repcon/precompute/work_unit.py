@@ -6,15 +6,15 @@ import numpy as np
 
 from repcon.config import CropConfig
 from repcon.crops.plan import plan
-from repcon.decode.base import Request
-from repcon.images.pack import Pack
+from repcon.decode.base import CropRequest
+from repcon.images.pack import ImagePack
 from repcon.labels.store import LabelStore, Unit, UnitClaim
 from repcon.runtime.errors import UserError
 
 
-def by_image(rows: np.ndarray, crops: range, boxes: np.ndarray, flips: np.ndarray) -> Request:
+def by_image(rows: np.ndarray, crops: range, boxes: np.ndarray, flips: np.ndarray) -> CropRequest:
     """The images `rows` (n,) with all their m crops, from boxes (m, n, 4) and flips (m, n), which come crop by crop."""
-    return Request(
+    return CropRequest(
         images=rows,
         crops=np.tile(crops, (len(rows), 1)),
         boxes=np.ascontiguousarray(boxes.swapaxes(0, 1)),
@@ -22,10 +22,10 @@ def by_image(rows: np.ndarray, crops: range, boxes: np.ndarray, flips: np.ndarra
     )
 
 
-class UnitWork:
+class WorkUnit:
     """A unit's boxes and its labels so far; m crops by r images."""
 
-    def __init__(self, unit: Unit, store: LabelStore, pack: Pack, recipe: CropConfig) -> None:
+    def __init__(self, unit: Unit, store: LabelStore, pack: ImagePack, recipe: CropConfig) -> None:
         self.unit, self._store, self._pack = unit, store, pack
         rows = slice(unit.rows.start, unit.rows.stop)
         if unit.writes_boxes:
@@ -42,12 +42,12 @@ class UnitWork:
             ids = np.zeros((*shape, head.k), np.int32)
             self._labels[name] = ids, np.full((*shape, head.k + len(head.temperatures)), np.nan, np.float16)
 
-    def requests(self, images_per_batch: int) -> Iterator[Request]:
+    def requests(self, images_per_batch: int) -> Iterator[CropRequest]:
         """All images of the unit, each once with all its crops."""
         rows = np.arange(self.unit.rows.start, self.unit.rows.stop)
         return by_image(rows, self.unit.crops, self.boxes, self.flips).parts(images_per_batch)
 
-    def keep(self, images: np.ndarray, labels: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> None:
+    def add_labels(self, images: np.ndarray, labels: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> None:
         """Takes the labels of some images: per head ids (n * m, k) and logp (n * m, k + T), image by image.
 
         Raises UserError naming teacher, image and crop where an answer is not a number.

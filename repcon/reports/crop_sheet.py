@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from repcon.decode import reference
-from repcon.images.pack import Pack
+from repcon.images.pack import ImagePack
 from repcon.labels.layout import HeadInfo
 from repcon.labels.store import LabelStore
 
@@ -55,7 +55,7 @@ def sheet(pack_url: str, store_url: str) -> list[Pictured]:
 
     Shown is what is stored: nothing is recomputed, so a mix-up would be seen here.
     """
-    pack, store = Pack.open(pack_url), LabelStore.open(store_url)
+    pack, store = ImagePack.open(pack_url), LabelStore.open(store_url)
     store.require_pack(pack.fingerprint, len(pack))
     usable = np.setdiff1d(np.arange(store.images), store.missing)
     places = np.linspace(0, len(usable) - 1, IMAGES + 2)[1:-1].astype(int) if len(usable) else []
@@ -66,10 +66,10 @@ def sheet(pack_url: str, store_url: str) -> list[Pictured]:
     ]
 
 
-def _crop(pack: Pack, store: LabelStore, number: int, row: int) -> Crop:
-    slab = store.part(number, range(row, row + 1))
-    box = tuple(int(value) for value in slab.boxes[0])
-    flipped = bool(slab.flips[0])
+def _crop(pack: ImagePack, store: LabelStore, number: int, row: int) -> Crop:
+    crop_labels = store.read_rows(number, range(row, row + 1))
+    box = tuple(int(value) for value in crop_labels.boxes[0])
+    flipped = bool(crop_labels.flips[0])
     image = reference.decode(pack.read(row))
     pixels = reference.crop(image, box, SIDE, flipped).permute(1, 2, 0).numpy()
     height, width = image.shape[:2]
@@ -80,7 +80,9 @@ def _crop(pack: Pack, store: LabelStore, number: int, row: int) -> Crop:
         flipped=flipped,
         place=(100 * x / width, 100 * y / height, 100 * w / width, 100 * h / height),
         picture=_uri(pixels),
-        answers=tuple(_answer(head, *(array[0] for array in slab.labels[name])) for name, head in store.heads.items()),
+        answers=tuple(
+            _answer(head, *(array[0] for array in crop_labels.labels[name])) for name, head in store.heads.items()
+        ),
     )
 
 
@@ -95,7 +97,7 @@ def _name(classes: Sequence[str], label: int) -> str:
     return classes[label] if label < len(classes) else f"class {label}"
 
 
-def _pictured(pack: Pack, row: int, crops: list[Crop]) -> Pictured:
+def _pictured(pack: ImagePack, row: int, crops: list[Crop]) -> Pictured:
     image = reference.decode(pack.read(row))
     small = Image.fromarray(image)
     small.thumbnail((2 * SIDE, 2 * SIDE))

@@ -75,7 +75,7 @@ class _Display(Progress):
     def __init__(self, console: Console) -> None:
         super().__init__(console=console)
         self._moves = console.is_terminal and not console.is_dumb_terminal
-        self._wait, self._said = FIRST_LINE, self.get_time()
+        self._wait, self._last_line = FIRST_LINE, self.get_time()
 
     def get_renderables(self) -> Iterable[RenderableType]:
         yield Lines(self.tasks)
@@ -94,9 +94,9 @@ class _Display(Progress):
         """A line per task that goes on, ever more seldom."""
         with self._lock:
             now = self.get_time()
-            if self._moves or not self.live.is_started or now - self._said < self._wait:
+            if self._moves or not self.live.is_started or now - self._last_line < self._wait:
                 return
-            self._said, self._wait = now, min(2 * self._wait, LAST_LINE)
+            self._last_line, self._wait = now, min(2 * self._wait, LAST_LINE)
             going = [task for task in self.tasks if task.visible and not task.finished]
         for task in going:
             note = f"  {task.fields['note']}" if task.fields.get("note") else ""

@@ -59,7 +59,7 @@ def out_of_memory(error: RuntimeError) -> bool:
 
 
 @contextmanager
-def beside(stream: torch.cuda.Stream | None) -> Iterator[None]:
+def stream_context(stream: torch.cuda.Stream | None) -> Iterator[None]:
     """On the stream, in a thread that is to stay on its GPU. Without one, torch.cuda is not asked: on Macs it fails."""
     if stream is None:
         yield

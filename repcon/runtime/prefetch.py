@@ -12,7 +12,7 @@ Item = TypeVar("Item")
 _POLL_SECONDS = 0.2
 
 
-class Ahead(Generic[Item]):
+class Prefetcher(Generic[Item]):
     """Runs an iterator in a thread, at most `depth` items ahead; errors in it are raised where it is consumed."""
 
     def __init__(self, source: Iterator[Item], depth: int) -> None:
@@ -23,7 +23,7 @@ class Ahead(Generic[Item]):
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="repcon-ahead", daemon=True)
 
-    def __enter__(self) -> "Ahead[Item]":
+    def __enter__(self) -> "Prefetcher[Item]":
         # The interpreter's end kills threads, and one that is in compiled code takes the process along.
         atexit.register(self.__exit__)
         self._thread.start()
@@ -75,7 +75,7 @@ class Ahead(Generic[Item]):
             self._queue.get_nowait()
 
 
-class Behind:
+class BackgroundWriter:
     """Runs jobs in a thread, in order, at most `depth` of them waiting; an error is raised at the next `put`.
 
     Leaving the block finishes what was put, whatever the reason; after a job that failed the rest is dropped.
@@ -88,7 +88,7 @@ class Behind:
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="repcon-behind", daemon=True)
 
-    def __enter__(self) -> "Behind":
+    def __enter__(self) -> "BackgroundWriter":
         self._thread.start()
         return self
 

@@ -96,7 +96,7 @@ def require_free(out: str | Path, command: str) -> None:
             raise UserError(f"{path} holds {what}; name an empty or new folder for `repcon {command}`")
 
 
-class Run:
+class RunDir:
     """One command's output folder: `config.toml`, `env.json`, `metrics.jsonl`, `results.json`.
 
     The folder may be empty, or hold an earlier run of the SAME command (which is then continued); anything
@@ -109,18 +109,18 @@ class Run:
         command: str,
         config_toml: str,
         *,
-        afresh: bool = False,
-        alone: bool = False,
+        overwrite: bool = False,
+        exclusive: bool = False,
         trim: Callable[[Path], None] | None = None,
     ) -> None:
-        """`afresh`: the command starts again where it was stopped, and so do its metrics. `alone`: no other process
-        may be at work in the folder. `trim` is given the metrics of the run that is continued, before more are added.
+        """overwrite: start `metrics.jsonl` anew instead of appending to it. exclusive: refuse a folder in which another
+        process is running. trim: called with the metrics file of the run that is continued, before more are added.
         """
         require_free(out, command)
         self.path = Path(out)
         marker = self.path / MARKER
         self.path.mkdir(parents=True, exist_ok=True)
-        self._lock = open_own(self.path / ".lock", "w", encoding="ascii") if alone else None
+        self._lock = open_own(self.path / ".lock", "w", encoding="ascii") if exclusive else None
         if self._lock is not None and _is_locked(self._lock):
             raise UserError(f"{self.path}: another process is at work there; wait for it, or name another folder")
         write_text(marker, command + "\n")
@@ -129,7 +129,7 @@ class Run:
         metrics = self.path / "metrics.jsonl"
         if trim is not None:
             trim(metrics)
-        mode = "w" if afresh else "a"
+        mode = "w" if overwrite else "a"
         self._metrics: TextIO = open_own(metrics, mode, buffering=1, encoding="utf-8")
         self._started = time.monotonic()
 

@@ -70,18 +70,18 @@ def commit() -> str | None:
     root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():  # An installed package may lie in somebody else's checkout.
         return None
-    return _said("git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
+    return _run_command("git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
 
 
 def _power_limit_watts(uuid: str) -> float | None:
-    said = _said("nvidia-smi", f"--id=GPU-{uuid}", "--query-gpu=power.limit", "--format=csv,noheader,nounits")
+    said = _run_command("nvidia-smi", f"--id=GPU-{uuid}", "--query-gpu=power.limit", "--format=csv,noheader,nounits")
     try:
         return float(said or "")
     except ValueError:  # "[N/A]" where the card does not say
         return None
 
 
-def _said(*command: str) -> str | None:
+def _run_command(*command: str) -> str | None:
     """What a command prints; None where it is missing or fails."""
     try:
         done = subprocess.run(

@@ -7,7 +7,10 @@ from typing import Any, Literal, get_args
 
 from repcon.labels.manifest import MANIFEST, MARKERS
 from repcon.labels.store import LabelStore
-from repcon.models import backbone, student
+from repcon.models.factory import create_model
+from repcon.models.identity import weight_hash
+from repcon.models.saved_model import CONFIG, WEIGHTS, model_folder
+from repcon.models.student import HEADS, HEADS_INDEX, is_student, load_student
 from repcon.runtime.errors import UserError
 from repcon.runtime.filesystem import is_safe
 from repcon.runtime.untrusted import UnreadableError, parse_json, read_text
@@ -16,8 +19,8 @@ from repcon.sharing.address import Address
 Kind = Literal["student", "teacher", "store"]
 ABOUT, CARD = "repcon.json", "README.md"
 """What was pushed and its fingerprint; and the card that the hub shows."""
-_MODEL = (backbone.CONFIG, backbone.WEIGHTS)
-_HEADS = (student.HEADS, student.HEADS_INDEX)
+_MODEL = (CONFIG, WEIGHTS)
+_HEADS = (HEADS, HEADS_INDEX)
 FILES: dict[Kind, tuple[str, ...]] = {
     "teacher": (CARD, *_MODEL),
     "student": (CARD, *_MODEL, *_HEADS),
@@ -57,9 +60,9 @@ def find_bundle(source: str) -> Bundle:
         raise UserError(f"{source}: is not in a local folder; copy it to one first, then push that")
     if (Path(source) / MANIFEST).is_file():
         return Bundle("store", Path(source))
-    folder = backbone.model_folder(Path(source))
-    if (folder / backbone.CONFIG).is_file():
-        return Bundle("student" if student.is_student(source) else "teacher", folder)
+    folder = model_folder(Path(source))
+    if (folder / CONFIG).is_file():
+        return Bundle("student" if is_student(source) else "teacher", folder)
     raise UserError(f"{source}: holds no label store, student or teacher; name the folder of one")
 
 
@@ -75,8 +78,8 @@ def fingerprint_of(kind: Kind, folder: Path) -> str:
     """A store's fingerprint, or the hash of a model's weights, heads included, after all have been read."""
     if kind == "store":
         return LabelStore.open(str(folder)).fingerprint
-    model = student.load(folder) if kind == "student" else backbone.create(str(folder))
-    return backbone.weight_hash(model)
+    model = load_student(folder) if kind == "student" else create_model(str(folder))
+    return weight_hash(model)
 
 
 def read_about(path: Path, address: Address) -> tuple[Kind, str]:

@@ -6,8 +6,11 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from repcon.labels.store import LabelStore
-from repcon.models import backbone, student
+from repcon.models.factory import create_model, licence_of
+from repcon.models.identity import architecture_of, class_names_of
 from repcon.models.model_card import plain, teacher_table
+from repcon.models.preprocessing import preprocessing_of
+from repcon.models.student import head_names, teacher_licences
 from repcon.sharing.address import Address
 from repcon.sharing.bundle import CARD, Bundle
 
@@ -67,13 +70,13 @@ def _store(folder: Path, address: Address, fingerprint: str) -> str:
 
 
 def _teacher(folder: Path, address: Address, fingerprint: str) -> str:
-    network = backbone.create(str(folder))
-    licence = backbone.licence(network, str(folder))
-    classes = backbone.classes(network)
+    network = create_model(str(folder))
+    licence = licence_of(network, str(folder))
+    classes = class_names_of(network)
     facts = {
-        "Architecture": backbone.architecture(network),
+        "Architecture": architecture_of(network),
         "Classes": f"{getattr(network, 'num_classes', 0):,}" + (f": {', '.join(classes[:20])}" if classes else ""),
-        "Input": f"{backbone.preprocessing(network).size} pixels",
+        "Input": f"{preprocessing_of(network).size} pixels",
         "Licence": licence or "not stated",
         "Fingerprint of the weights": fingerprint,
     }
@@ -90,13 +93,13 @@ def _teacher(folder: Path, address: Address, fingerprint: str) -> str:
 def _student(folder: Path, address: Address, fingerprint: str) -> str:
     card = folder / CARD
     text = card.read_text(encoding="utf-8") if card.is_file() else f"# {plain(folder.name)}\n"
-    licences = student.teacher_licences(str(folder))
-    heads = student.head_names(str(folder))
+    licences = teacher_licences(str(folder))
+    heads = head_names(str(folder))
     return _joined(
         front_matter([licences.get(head, "") for head in heads], ["image-feature-extraction"], library_name="timm"),
         text.strip(),
         f"## From the hub\n\n- Fingerprint of the weights: {fingerprint}",
-        _pulled(address, "student", "repcon evaluate --trunks student=student --data LABELLED --out transfer"),
+        _pulled(address, "student", "repcon evaluate --backbones student=student --data LABELLED --out transfer"),
         _with_timm(address),
     )
 

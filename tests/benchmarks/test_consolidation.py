@@ -23,9 +23,11 @@ from benchmarks.experiments.consolidation import protocol as protocols
 from benchmarks.experiments.consolidation.steps import Step
 from benchmarks.experiments.consolidation.variants import VARIANTS
 from repcon.config import ClassSubset, TrainConfig, dump
-from repcon.images.pack import Pack, class_rows
+from repcon.images.pack import ImagePack, class_rows
 from repcon.labels.store import LabelStore
-from repcon.models import backbone
+from repcon.models.preprocessing import preprocessing_of
+from repcon.models.saved_model import save_model
+from repcon.models.timm_import import timm
 from repcon.reports.sections.consolidation import METHODS
 from repcon.runtime.errors import UserError
 
@@ -107,13 +109,13 @@ def test_missing_photographs_are_named(tmp_path: Path):
 def finished(photographs: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[study.Study, dict]:
     """A whole study on one small domain, with timm's smallest network as the generalist."""
     torch.manual_seed(0)
-    model = backbone.timm.create_model("test_efficientnet", num_classes=12)
+    model = timm.create_model("test_efficientnet", num_classes=12)
     generalist = tmp_path_factory.mktemp("generalist")
-    preprocessing = backbone.preprocessing(model, 32)
-    backbone.save(model, generalist, classes=[f"c{i}" for i in range(12)], preprocessing=preprocessing, extra={})
+    preprocessing = preprocessing_of(model, 32)
+    save_model(model, generalist, classes=[f"c{i}" for i in range(12)], preprocessing=preprocessing, extra={})
     protocol = protocols.Protocol(
         name="tiny", model=str(generalist), domains=("aerial",), seeds=(4,), proxy_images=24, size=32, epochs=1,
-        teacher_epochs=1, crops=2, freeze_blocks=1, batch_size=8, draws=3, device="cpu",
+        teacher_epochs=1, crops=2, freeze_blocks=1, batch_size=8, fewshot_trials=3, device="cpu",
     )  # fmt: skip
     run = study.Study(photographs, tmp_path_factory.mktemp("work"), protocol)
     return run, run.run()
@@ -147,12 +149,14 @@ def test_no_downstream_image_reaches_the_proxy_and_so_no_student(finished: tuple
 
 def test_every_method_is_measured_and_summarised(finished: tuple[study.Study, dict], tmp_path: Path):
     run, cells = finished
-    assert set(cells[4, "aerial"]["trunks"]) == set(METHODS)
+    assert set(cells[4, "aerial"]["backbones"]) == set(METHODS)
     results = summary.summarise(cells, run.protocol, run.facts())
-    trunks = cells[4, "aerial"]["trunks"]
-    best = max(summary.accuracy(trunks["teacher"]), summary.accuracy(trunks["generalist"]))
-    assert np.isclose(results["finding_2"], summary.accuracy(trunks["task_generalist"]) - best)
-    assert np.isclose(results["finding_1"], summary.accuracy(trunks["generalist"]) - summary.accuracy(trunks["task"]))
+    backbones = cells[4, "aerial"]["backbones"]
+    best = max(summary.accuracy(backbones["teacher"]), summary.accuracy(backbones["generalist"]))
+    assert np.isclose(results["finding_2"], summary.accuracy(backbones["task_generalist"]) - best)
+    assert np.isclose(
+        results["finding_1"], summary.accuracy(backbones["generalist"]) - summary.accuracy(backbones["task"])
+    )
     summary.show(results)
     summary.write(results, tmp_path, Namespace(record=False, json=str(tmp_path / "figures.json")))
     written = json.loads((tmp_path / "figures.json").read_text())
@@ -176,17 +180,17 @@ def test_one_student_of_all_domains_starts_from_those_of_each(photographs: Path,
 def test_margins_of_every_metric_stand_beside_the_probe_s(finished: tuple[study.Study, dict]):
     run, cells = finished
     results = summary.summarise(cells, run.protocol, run.facts())
-    trunks = cells[4, "aerial"]["trunks"]
+    backbones = cells[4, "aerial"]["backbones"]
     for metric in ("shot_1", "knn_5"):  # Classes of six images have three to train on.
-        best = max(summary.accuracy(trunks[name], metric) for name in ("teacher", "generalist"))
-        margin = summary.accuracy(trunks["task_generalist"], metric) - best
+        best = max(summary.accuracy(backbones[name], metric) for name in ("teacher", "generalist"))
+        margin = summary.accuracy(backbones["task_generalist"], metric) - best
         assert results[f"finding_2_{metric}"] == results[f"finding_2_{metric}_aerial"] == pytest.approx(margin)
         assert results[f"finding_2_{metric}_worst"] == results[f"finding_2_{metric}"]
         assert f"generalist_head_{metric}" in results and f"side_by_side_{metric}" in results
     assert "finding_2_shot_10" not in results
-    apart = summary.accuracy(trunks["task_generalist"]) - summary.accuracy(trunks["ceiling"])
+    apart = summary.accuracy(backbones["task_generalist"]) - summary.accuracy(backbones["ceiling"])
     assert results["side_by_side"] == pytest.approx(apart)
-    apart = summary.accuracy(trunks["tasks_generalist"]) - summary.accuracy(trunks["joint"])
+    apart = summary.accuracy(backbones["tasks_generalist"]) - summary.accuracy(backbones["joint"])
     assert results["over_joint"] == pytest.approx(apart)
     text = summary.markdown(results)
     assert text.index("points, linear probe") < text.index("points, 1-shot") < text.index("points, kNN 5")
@@ -197,7 +201,7 @@ def test_margins_over_seeds_have_intervals_for_every_metric():
     def run(student: float) -> dict:
         values = {"teacher": 70.0, "generalist": 60.0, "task_generalist": student}
         figures = {name: {key: {"mean": mean} for key in summary.METRICS} for name, mean in values.items()}
-        return {"trunks": {name: {"metrics": metrics} for name, metrics in figures.items()}}
+        return {"backbones": {name: {"metrics": metrics} for name, metrics in figures.items()}}
 
     protocol = protocols.USUAL.changed(domains=("birds",), seeds=(0, 1))
     results = summary.summarise({(0, "birds"): run(72.0), (1, "birds"): run(73.0)}, protocol, {})
@@ -217,7 +221,7 @@ def test_the_jointly_trained_network_sees_every_domain_s_teacher_half_and_nothin
     run = study.Study(source, tmp_path / "work", protocol)
     run.prepare()
     step = run.joint(4)
-    joint = Pack.open(step.settings.data)
+    joint = ImagePack.open(step.settings.data)
     assert step.settings.epochs == run.teacher("aerial", 4, "", (0.0, 0.5)).settings.epochs
     held, names = [], []
     for domain in ("aerial", "birds"):
@@ -235,9 +239,9 @@ def test_domain_images_in_the_proxy_come_from_the_teachers_half_only(finished: t
     protocol = replace(usual.protocol, domain_images=0, methods=methods)
     run = study.Study(usual.source, usual.work, protocol)
     cells = run.run()
-    assert set(cells[4, "aerial"]["trunks"]) == {*methods, "ceiling"}
+    assert set(cells[4, "aerial"]["backbones"]) == {*methods, "ceiling"}
     student = run.student(4, "aerial", "task_generalist")
-    mixed, aerial = Pack.open(student.settings.pack), run.pack("aerial")
+    mixed, aerial = ImagePack.open(student.settings.pack), run.pack("aerial")
     half = {part: set(map(bytes, aerial.hashes[class_rows(aerial, ClassSubset(seed=4, start=start, stop=stop))[0]]))
             for part, start, stop in (("taught", 0.0, 0.5), ("tested", 0.5, 1.0))}  # fmt: skip
     proxy = set(map(bytes, run.pack("proxy").hashes))
@@ -275,7 +279,7 @@ def test_the_students_recipes_differ_in_their_heads_start_and_rate_only():
         name: protocols.recipe(TrainConfig, name, pack="", store="", out="") for name in protocols.STUDENTS.values()
     }
     plain = TrainConfig(pack="", store="", out="")
-    start = {"heads": (), "init": "auto", "start_heads": True, "head_warmup_steps": plain.head_warmup_steps}
+    start = {"heads": (), "init": "auto", "init_heads": True, "head_warmup_steps": plain.head_warmup_steps}
     assert len({dump(replace(settings, **start, optim=plain.optim)) for settings in shipped.values()}) == 1
     assert {name for name, settings in shipped.items() if settings.optim.lr != 6e-4} == {
         "consolidate-tasks-generalist", "consolidate-quarters-generalist",
@@ -289,7 +293,7 @@ def test_the_students_recipes_differ_in_their_heads_start_and_rate_only():
 
 
 def test_packs_that_share_an_image_stop_the_study(finished: tuple[study.Study, dict]):
-    pack: Pack = finished[0].pack("proxy")
+    pack: ImagePack = finished[0].pack("proxy")
     with pytest.raises(UserError, match="share 24 images"):
         study.check_disjoint({"proxy": pack, "again": pack})
 
@@ -311,10 +315,10 @@ def test_variants_are_the_usual_student_but_for_one_setting(photographs: Path, t
     assert ablation.markdown(figures, variants).count("\n") == 2 + 2 + len(names)
     pack = run.pack("aerial")
     tested = set(map(bytes, pack.hashes[class_rows(pack, ClassSubset(seed=4, start=0.5))[0]]))
-    mixed = Pack.open(recipes["domain_images"].pack)
+    mixed = ImagePack.open(recipes["domain_images"].pack)
     assert len(mixed) == 20 + len(class_rows(pack, ClassSubset(seed=4, stop=0.5))[0])
     assert tested.isdisjoint(map(bytes, mixed.hashes))
-    whole = Pack.open(recipes["all_images"].pack)
+    whole = ImagePack.open(recipes["all_images"].pack)
     assert len(whole) == 31 and set(map(bytes, run.pack("proxy").hashes)) < set(map(bytes, whole.hashes))
     assert tested.isdisjoint(map(bytes, whole.hashes))
 
@@ -328,7 +332,7 @@ def test_what_kept_labels_allow_beyond_the_paper(photographs: Path, tmp_path: Pa
     assert list(store.heads) == ["generalist", "task"] and not store.unfinished() and figures["append_left_bytes"] == 1
     at_once = LabelStore.open(str(tmp_path / "at-once.zarr"))
     for name in store.heads:
-        for one, other in zip(store.slab(1).labels[name], at_once.slab(1).labels[name], strict=True):
+        for one, other in zip(store.crop_labels(1).labels[name], at_once.crop_labels(1).labels[name], strict=True):
             np.testing.assert_array_equal(one, other)
     assert figures["appended_probe_gain"] == pytest.approx(figures["appended_probe"] - figures["generalist_probe"])
     assert figures["online_next_epochs"] >= 1 and figures["online_first_epochs"] >= figures["online_next_epochs"]

@@ -127,7 +127,7 @@ def test_the_package_runs_as_a_module():
     assert done.returncode == 0 and "precompute" in done.stdout
 
 
-@pytest.mark.parametrize(("word", "meant"), [("pak", "pack"), ("Pack", "pack"), ("consolidat", "consolidate")])
+@pytest.mark.parametrize(("word", "meant"), [("pak", "pack"), ("ImagePack", "pack"), ("consolidat", "consolidate")])
 def test_a_misspelt_command_says_what_was_meant(word, meant, capsys):
     if meant not in cli.COMMANDS:
         pytest.skip("there is no such command")

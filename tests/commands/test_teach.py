@@ -14,8 +14,10 @@ import torch
 from repcon.commands import pack, teach
 from repcon.config import ClassSubset, OptimConfig, PackConfig, TeachConfig, TeacherConfig
 from repcon.distill import finetune
-from repcon.models import backbone
 from repcon.models import teacher as teachers
+from repcon.models.preprocessing import normalise, preprocessing_of
+from repcon.models.saved_model import save_model
+from repcon.models.timm_import import timm
 from repcon.runtime.errors import UserError
 
 
@@ -23,10 +25,10 @@ from repcon.runtime.errors import UserError
 def generalist(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a small classifier of 10 classes, random weights."""
     torch.manual_seed(0)
-    model = backbone.timm.create_model("test_efficientnet", num_classes=10)
+    model = timm.create_model("test_efficientnet", num_classes=10)
     folder = tmp_path_factory.mktemp("generalist")
-    preprocessing = backbone.preprocessing(model, 32)
-    backbone.save(model, folder, classes=[f"thing {i}" for i in range(10)], preprocessing=preprocessing, extra={})
+    preprocessing = preprocessing_of(model, 32)
+    save_model(model, folder, classes=[f"thing {i}" for i in range(10)], preprocessing=preprocessing, extra={})
     return folder
 
 
@@ -58,11 +60,11 @@ def test_learns_and_keeps_the_best_epoch(taught: tuple[Path, dict]):
 
 def test_folder_opens_with_timm_and_as_a_teacher(taught: tuple[Path, dict]):
     out, results = taught
-    model = backbone.timm.create_model(f"local-dir:{out}", pretrained=True)
+    model = timm.create_model(f"local-dir:{out}", pretrained=True)
     assert model.num_classes == 4
     teacher = teachers.load(TeacherConfig(name="task", model=str(out), size=32), "cpu")
     pixels = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
-    inputs = backbone.normalise(pixels, backbone.preprocessing(model, 32), torch.float32)
+    inputs = normalise(pixels, preprocessing_of(model, 32), torch.float32)
     with torch.inference_mode():
         assert torch.allclose(model.eval()(inputs), teacher(pixels), atol=1e-5)
     assert list(teacher.section.classes) == results["class_names"]
@@ -72,9 +74,7 @@ def test_folder_opens_with_timm_and_as_a_teacher(taught: tuple[Path, dict]):
 def test_same_seed_same_teacher(recipe: TeachConfig, taught: tuple[Path, dict], tmp_path: Path):
     again = tmp_path / "again"
     teach.run(replace(recipe, out=str(again)))
-    first, second = (
-        backbone.timm.create_model(f"local-dir:{folder}", pretrained=True) for folder in (taught[0], again)
-    )
+    first, second = (timm.create_model(f"local-dir:{folder}", pretrained=True) for folder in (taught[0], again))
     for name, value in first.state_dict().items():
         assert torch.equal(value, second.state_dict()[name]), name
 
@@ -97,7 +97,7 @@ def test_a_stopped_run_goes_on_to_the_same_teacher(
         teach.run(replace(recipe, out=str(out), epochs=7))
     results = teach.run(replace(recipe, out=str(out)))
     assert results == taught[1] and not (out / "checkpoints").exists()
-    first, second = (backbone.timm.create_model(f"local-dir:{folder}", pretrained=True) for folder in (taught[0], out))
+    first, second = (timm.create_model(f"local-dir:{folder}", pretrained=True) for folder in (taught[0], out))
     for name, value in first.state_dict().items():
         assert torch.equal(value, second.state_dict()[name]), name
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
@@ -110,7 +110,7 @@ def test_frozen_blocks_and_norm_stay(recipe: TeachConfig, generalist: Path, tmp_
     out = tmp_path / "frozen"
     teach.run(replace(recipe, out=str(out), epochs=1, freeze_blocks=2, freeze_norm=True))
     start, end = (
-        backbone.timm.create_model(f"local-dir:{folder}", pretrained=True).state_dict() for folder in (generalist, out)
+        timm.create_model(f"local-dir:{folder}", pretrained=True).state_dict() for folder in (generalist, out)
     )
     changed = {
         name for name in start if start[name].shape == end[name].shape and not torch.equal(start[name], end[name])
@@ -181,7 +181,7 @@ def test_corrected_labels_are_other_data(recipe: TeachConfig, picture_folder: Pa
                     entry = tarfile.TarInfo(f"{number:04d}{suffix}")
                     entry.size = len(data)
                     tar.addfile(entry, io.BytesIO(data))
-        pack.run(PackConfig(source=str(path), out=str(tmp_path / name), workers=1))
+        pack.run(PackConfig(source=str(path), out=str(tmp_path / name), num_workers=1))
         packs.append(tmp_path / name)
     wrong, right = (replace(recipe, data=str(held), out=str(tmp_path / "out"), epochs=1) for held in packs)
     first = teach.run(wrong)

@@ -16,13 +16,14 @@ from training_case import CLASSES, SIZE, lines, losses, make_store, pack_path, s
 
 from repcon.commands import train
 from repcon.config import HeadConfig, OptimConfig
-from repcon.distill.loader import Feed
-from repcon.distill.loss import HeadsLoss
+from repcon.distill.loader import DistillLoader
+from repcon.distill.loss import MultiHeadKLLoss
 from repcon.distill.loss_guard import LossGuard
-from repcon.images.pack import Pack
+from repcon.images.pack import ImagePack
 from repcon.labels.store import LabelStore
-from repcon.models import backbone, student
-from repcon.models.backbone import timm
+from repcon.models.preprocessing import normalise, preprocessing_of
+from repcon.models.student import build_student, load_student, save_student
+from repcon.models.timm_import import timm
 from repcon.runtime.errors import UserError
 
 pytest_plugins = ("training_fixtures",)
@@ -51,14 +52,14 @@ def test_the_loss_falls_and_everything_is_written(case: Path, tmp_path: Path) ->
 def test_the_student_opens_with_timm(case: Path, tmp_path: Path) -> None:
     train.run(settings(case, tmp_path / "run", epochs=1, heads=()))
     folder = tmp_path / "run" / "student"
-    assert student.load(tmp_path / "run").heads == CLASSES
-    trunk = timm.create_model(f"local-dir:{folder}", pretrained=True, num_classes=0).eval()
-    loaded = student.load(folder).eval()
+    assert load_student(tmp_path / "run").heads == CLASSES
+    backbone = timm.create_model(f"local-dir:{folder}", pretrained=True, num_classes=0).eval()
+    loaded = load_student(folder).eval()
     images = torch.randn(2, 3, SIZE, SIZE)
     with torch.no_grad():
-        assert torch.equal(trunk(images), loaded.features(images))
+        assert torch.equal(backbone(images), loaded.features(images))
         assert loaded(images).shape == (2, sum(CLASSES.values()))
-    config = timm.data.resolve_model_data_config(trunk)
+    config = timm.data.resolve_model_data_config(backbone)
     assert config["input_size"] == (3, SIZE, SIZE)
     card = (folder / "README.md").read_text()
     store = LabelStore.open(str(case / "labels.zarr"))
@@ -66,15 +67,15 @@ def test_the_student_opens_with_timm(case: Path, tmp_path: Path) -> None:
         assert word in card
 
 
-@pytest.mark.parametrize("trunk", ["resnet10t", "vit_tiny_patch16_224", "mobilenetv3_small_050"])
-def test_any_trunk_from_random_weights(case: Path, tmp_path: Path, trunk: str) -> None:
+@pytest.mark.parametrize("backbone", ["resnet10t", "vit_tiny_patch16_224", "mobilenetv3_small_050"])
+def test_any_backbone_from_random_weights(case: Path, tmp_path: Path, backbone: str) -> None:
     """Also one of a fixed input size, and one whose pooled features are wider than `num_features`."""
-    train.run(settings(case, tmp_path / "run", trunk=trunk, epochs=1))
+    train.run(settings(case, tmp_path / "run", backbone=backbone, epochs=1))
     folder = tmp_path / "run" / "student"
     opened = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
     images = torch.randn(2, 3, SIZE, SIZE)
     with torch.no_grad():
-        assert torch.equal(opened(images), student.load(folder).eval().features(images))
+        assert torch.equal(opened(images), load_student(folder).eval().features(images))
 
 
 def test_a_start_from_a_folder(case: Path, tmp_path: Path) -> None:
@@ -82,7 +83,7 @@ def test_a_start_from_a_folder(case: Path, tmp_path: Path) -> None:
     train.run(settings(case, tmp_path / "first", epochs=1))
     folder = tmp_path / "first" / "student"
     still: dict[str, Any] = {"optim": OptimConfig(lr=0.0, weight_decay=0.0), "freeze_norm": True, "epochs": 1}
-    train.run(settings(case, tmp_path / "second", trunk=str(folder), pretrained=True, **still))
+    train.run(settings(case, tmp_path / "second", backbone=str(folder), pretrained=True, **still))
     first, second = (load_file(tmp_path / name / "student" / "model.safetensors") for name in ("first", "second"))
     assert first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
@@ -119,7 +120,7 @@ def test_a_run_that_begins_again_begins_its_metrics_again(
 def test_a_store_that_got_another_teacher_is_still_the_run_s(
     case: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    store = make_store(tmp_path / "labels.zarr", Pack.open(str(pack_path(case))))
+    store = make_store(tmp_path / "labels.zarr", ImagePack.open(str(pack_path(case))))
     run = settings(case, tmp_path / "run", store=store.url)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         stop_after(6, patch)
@@ -130,12 +131,12 @@ def test_a_store_that_got_another_teacher_is_still_the_run_s(
     assert train.run(run)["steps"] == len(losses(tmp_path / "run"))
 
 
-def test_a_run_s_folder_is_a_trunk(case: Path, tmp_path: Path) -> None:
+def test_a_run_s_folder_is_a_backbone(case: Path, tmp_path: Path) -> None:
     train.run(settings(case, tmp_path / "first", epochs=1))
-    train.run(settings(case, tmp_path / "second", epochs=1, trunk=str(tmp_path / "first"), pretrained=True))
+    train.run(settings(case, tmp_path / "second", epochs=1, backbone=str(tmp_path / "first"), pretrained=True))
     (tmp_path / "first" / "results.json").unlink()
     with pytest.raises(UserError, match="the run that makes it has not ended"):
-        train.run(settings(case, tmp_path / "third", epochs=1, trunk=str(tmp_path / "first"), pretrained=True))
+        train.run(settings(case, tmp_path / "third", epochs=1, backbone=str(tmp_path / "first"), pretrained=True))
 
 
 def test_results_are_those_of_all_parts_of_a_run(case: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -176,7 +177,7 @@ def test_another_recipe_is_refused_by_name(case: Path, tmp_path: Path, changes: 
 def test_another_store_is_refused(case: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     train.run(settings(case, out, epochs=1))
-    pack = Pack.open(str(pack_path(case)))
+    pack = ImagePack.open(str(pack_path(case)))
     make_store(tmp_path / "other.zarr", pack, crop_seed=1)
     with pytest.raises(UserError, match="store was"):
         train.run(settings(case, out, epochs=1, store=str(tmp_path / "other.zarr")))
@@ -192,10 +193,10 @@ def test_another_store_is_refused(case: Path, tmp_path: Path) -> None:
         ({"optim": OptimConfig(schedule="zigzag")}, "optim.schedule"),
         ({"optim": OptimConfig(schedule="plateau")}, "plateau"),
         ({"crops_per_decode": 5}, "crops_per_decode"),
-        ({"trunk": "resnet5000"}, "resnet5000"),
+        ({"backbone": "resnet5000"}, "resnet5000"),
         ({"epochs": 0}, "epochs: 0 makes no sense"),
-        ({"accumulate": -1}, "accumulate: -1"),
-        ({"holdout": 1.0}, "holdout: 1.0 leaves no image"),
+        ({"grad_accum_steps": -1}, "grad_accum_steps: -1"),
+        ({"val_fraction": 1.0}, "val_fraction: 1.0 leaves no image"),
         ({"optim": OptimConfig(clip_norm=-1.0)}, "optim.clip_norm: -1.0"),
         ({"optim": OptimConfig(ema=1.0)}, "optim.ema: 1.0"),
         ({"mix_window": 3}, "mix_window: 3 has nothing to spread"),
@@ -219,7 +220,7 @@ def test_another_packs_labels_are_refused(case: Path, tmp_path: Path, picture_fo
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU")
 def test_compile_gives_the_same_loss(case: Path, tmp_path: Path) -> None:
-    changes: dict[str, Any] = {"trunk": "test_vit", "size": 160, "epochs": 1, "holdout": 0.0}
+    changes: dict[str, Any] = {"backbone": "test_vit", "size": 160, "epochs": 1, "val_fraction": 0.0}
     changes["heads"] = (HeadConfig(name="tones"),)
     train.run(settings(case, tmp_path / "eager", **changes))
     counters.clear()
@@ -234,24 +235,24 @@ def test_the_python_api(case: Path, tmp_path: Path) -> None:
     pack_folder, store_folder, folder = str(pack_path(case)), str(case / "labels.zarr"), tmp_path / "student"
     torch.manual_seed(0)
 
-    pack, store = Pack.open(pack_folder), LabelStore.open(store_folder)
-    feed = Feed(pack, store, size=32, batch_size=8, epochs=4)
-    model = student.build("test_efficientnet", store.heads, pretrained=False)
-    inputs = backbone.preprocessing(model.trunk, size=32)
-    loss = HeadsLoss(store.heads, [HeadConfig(name=name) for name in store.heads])
+    pack, store = ImagePack.open(pack_folder), LabelStore.open(store_folder)
+    loader = DistillLoader(pack, store, size=32, batch_size=8, epochs=4)
+    model = build_student("test_efficientnet", store.heads, pretrained=False)
+    inputs = preprocessing_of(model.backbone, size=32)
+    loss = MultiHeadKLLoss(store.heads, [HeadConfig(name=name) for name in store.heads])
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     told = []
     for epoch in range(4):
-        for batch in feed.batches(epoch):
-            logits = model(backbone.normalise(batch.pixels, inputs, torch.float32))
+        for batch in loader.batches(epoch):
+            logits = model(normalise(batch.pixels, inputs, torch.float32))
             total = loss(logits, batch.labels, batch.rows).sum()
             total.backward()
             optimizer.step()
             optimizer.zero_grad()
             told.append(total.item())
-    student.save(model, folder, preprocessing=inputs, card={})
+    save_student(model, folder, preprocessing=inputs, card={})
 
-    feed.close()
+    loader.close()
     assert np.mean(told[-4:]) < np.mean(told[:4])
     assert timm.create_model(f"local-dir:{folder}", pretrained=True) is not None
 
@@ -260,8 +261,8 @@ def test_labels_in_windows_resume_to_the_same_losses(
     case: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A run within little memory for labels, stopped in the middle of a window, ends as an unbroken one."""
-    sharded = make_store(tmp_path / "labels.zarr", Pack.open(str(pack_path(case))), rows_per_shard=6)
-    changes = {"store": sharded.url, "label_memory": 1000 / 2**30}
+    sharded = make_store(tmp_path / "labels.zarr", ImagePack.open(str(pack_path(case))), rows_per_shard=6)
+    changes = {"store": sharded.url, "label_cache_gib": 1000 / 2**30}
     train.run(settings(case, tmp_path / "whole", **changes))
     with monkeypatch.context() as patch:
         stop_after(6, patch)

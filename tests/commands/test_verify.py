@@ -15,13 +15,14 @@ from repcon.commands import precompute, verify
 from repcon.commands.verify import label_problems
 from repcon.config import PackConfig, PrecomputeConfig, TeacherConfig, VerifyConfig
 from repcon.decode.factory import installed
-from repcon.images.pack import Pack
+from repcon.images.pack import ImagePack
 from repcon.labels import topk
 from repcon.labels.layout import HeadInfo
 from repcon.labels.manifest import seal, unseal
-from repcon.labels.store import LabelStore, TeacherSection
-from repcon.models import backbone
-from repcon.models.backbone import Preprocessing
+from repcon.labels.store import LabelStore, TeacherMetadata
+from repcon.models.factory import create_model
+from repcon.models.preprocessing import Preprocessing
+from repcon.models.saved_model import save_model
 from repcon.precompute.recompute import compare
 from repcon.runtime.errors import UserError
 
@@ -126,13 +127,13 @@ def real(tmp_path_factory, picture_folder) -> Path:
     """A pack, two teachers in folders, and the store that `repcon precompute` made of them."""
     root = tmp_path_factory.mktemp("real")
     packing.run(PackConfig(source=str(picture_folder), out=str(root / "images"), ffcv=installed("ffcv")))
-    pack = Pack.open(root / "images")
+    pack = ImagePack.open(root / "images")
     for seed, classes in ((0, 5), (1, 30)):
         torch.manual_seed(seed)
         data = Preprocessing(size=32, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
-        model = backbone.create("test_resnet", num_classes=classes, pretrained=False)
+        model = create_model("test_resnet", num_classes=classes, pretrained=False)
         names = tuple(f"class {number}" for number in range(classes))
-        backbone.save(model, root / f"teacher-{classes}", classes=names, preprocessing=data, extra={})
+        save_model(model, root / f"teacher-{classes}", classes=names, preprocessing=data, extra={})
     recipe = PrecomputeConfig(
         pack=str(pack.url),
         out=str(root / "labels.zarr"),
@@ -183,10 +184,15 @@ def test_labels_of_other_crops_are_found(real, tmp_path):
     shutil.copytree(real / "labels.zarr", tmp_path / "shifted")
     store = LabelStore.open(str(tmp_path / "shifted"))
     (unit,) = store.units()
-    slabs = [store.slab(crop) for crop in unit.crops]
-    boxes, flips = np.stack([slab.boxes for slab in slabs]), np.stack([slab.flips for slab in slabs])
+    slabs = [store.crop_labels(crop) for crop in unit.crops]
+    boxes, flips = (
+        np.stack([crop_labels.boxes for crop_labels in slabs]),
+        np.stack([crop_labels.flips for crop_labels in slabs]),
+    )
     labels = {
-        name: tuple(np.roll(np.stack([slab.labels[name][part] for slab in slabs]), 1, axis=1) for part in (0, 1))
+        name: tuple(
+            np.roll(np.stack([crop_labels.labels[name][part] for crop_labels in slabs]), 1, axis=1) for part in (0, 1)
+        )
         for name in store.heads
     }
     store.write(unit, boxes, flips, labels)
@@ -205,11 +211,11 @@ def test_other_weights_are_refused(real, tmp_path):
     path = root / "labels.zarr" / "manifest.json"
     values = unseal(path.read_bytes(), "m")
     teacher = values["teachers"][0]
-    model = backbone.create(teacher["model"])
+    model = create_model(teacher["model"])
     with torch.no_grad():
         next(model.parameters()).add_(1e-3)
     inputs = Preprocessing(**{name: teacher["preprocessing"][name] for name in ("size", "mean", "std")})
-    backbone.save(model, tmp_path / "changed", classes=(), preprocessing=inputs, extra={})
+    save_model(model, tmp_path / "changed", classes=(), preprocessing=inputs, extra={})
     teacher["model"] = str(tmp_path / "changed")
     path.write_bytes(seal(values))
     with pytest.raises(UserError, match=r"t5: .* is not the model that made the labels: weight_hash"):
@@ -221,7 +227,7 @@ def test_a_wrong_tail_is_found_at_every_temperature():
     torch.manual_seed(0)
     logits = 3 * torch.randn(20, 30)
     ids, logp = (part.numpy() for part in topk.encode(logits, 4, (1.0, 2.0)))
-    section = TeacherSection(name="t", model="", architecture="", weight_hash="", preprocessing={}, num_classes=30)
+    section = TeacherMetadata(name="t", model="", architecture="", weight_hash="", preprocessing={}, num_classes=30)
     head = HeadInfo("t", 30, 4, (1.0, 2.0), section)
     assert compare(head, ids, logp, logits)["kl"] < 1e-5
     wrong = logp.copy()

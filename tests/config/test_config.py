@@ -52,7 +52,7 @@ def test_a_mistake_is_named_with_its_file(tmp_path, text, named):
 @pytest.mark.parametrize(
     ("kind", "text", "told"),
     [
-        (EvaluateConfig, 'trunks = "a=b"\n', "expected a list, not 'a=b' @ trunks"),
+        (EvaluateConfig, 'backbones = "a=b"\n', "expected a list, not 'a=b' @ backbones"),
         (PrecomputeConfig, "temperatures = 2.0\n", "expected a list, not 2.0 @ temperatures"),
         (PrecomputeConfig, '[teachers]\nname = "a"\n', "double brackets, as in [[teachers]]"),
         (PrecomputeConfig, 'codec = "zip"\n', "expected one of zstd, lz4 @ codec"),

@@ -5,7 +5,7 @@ import torch
 from loader_case import SIDES, make_pack, request
 
 from repcon.decode.factory import installed, open_loader
-from repcon.images.pack import Pack
+from repcon.images.pack import ImagePack
 from repcon.runtime.errors import UserError
 
 pytestmark = pytest.mark.skipif(
@@ -14,15 +14,15 @@ pytestmark = pytest.mark.skipif(
 
 
 @pytest.fixture(scope="module")
-def pack(tmp_path_factory: pytest.TempPathFactory) -> Pack:
-    return Pack.open(make_pack(tmp_path_factory.mktemp("dali")))
+def pack(tmp_path_factory: pytest.TempPathFactory) -> ImagePack:
+    return ImagePack.open(make_pack(tmp_path_factory.mktemp("dali")))
 
 
-def test_it_gives_the_references_crops(pack: Pack) -> None:
+def test_it_gives_the_references_crops(pack: ImagePack) -> None:
     from repcon.decode.dali_gpu import GpuLoader
 
     requests = [request(pack, range(len(pack)), 6, seed=1), request(pack, [3, 1], 2), request(pack, [5] * 140, 3)]
-    loader = GpuLoader(pack, SIDES, workers=2, device="cpu")
+    loader = GpuLoader(pack, SIDES, num_workers=2, device="cpu")
     expected = open_loader("reference", pack, SIDES).batches(requests)
     for wanted, found in zip(expected, loader.batches(requests), strict=True):
         assert torch.equal(wanted.images, found.images) and torch.equal(wanted.crops, found.crops)
@@ -33,12 +33,12 @@ def test_it_gives_the_references_crops(pack: Pack) -> None:
     loader.close()
 
 
-def test_a_damaged_image_is_named(pack: Pack, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_damaged_image_is_named(pack: ImagePack, monkeypatch: pytest.MonkeyPatch) -> None:
     from repcon.decode.dali_gpu import GpuLoader
 
-    real = Pack.read
-    monkeypatch.setattr(Pack, "read", lambda self, row: real(self, row)[: 300 if row == 3 else None])
-    loader = GpuLoader(pack, SIDES, workers=1, device="cpu")
+    real = ImagePack.read
+    monkeypatch.setattr(ImagePack, "read", lambda self, row: real(self, row)[: 300 if row == 3 else None])
+    loader = GpuLoader(pack, SIDES, num_workers=1, device="cpu")
     with pytest.raises(UserError, match="cannot be decoded") as caught:
         list(loader.batches([request(pack, range(len(pack)), 2)]))
     assert pack.keys[3] in str(caught.value)
@@ -62,7 +62,7 @@ def test_a_kernel_that_goes_wrong_is_refused(monkeypatch: pytest.MonkeyPatch) ->
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_on_a_gpu_the_pixels_lie_there(pack: Pack) -> None:
+def test_on_a_gpu_the_pixels_lie_there(pack: ImagePack) -> None:
     wanted = [request(pack, range(len(pack)), 4)]
     loader = open_loader("dali", pack, SIDES, device="cuda")
     (found,) = loader.batches(wanted)

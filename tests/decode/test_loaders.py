@@ -15,13 +15,13 @@ from numba.core import caching
 from repcon.commands import pack as packing
 from repcon.config import PackConfig
 from repcon.decode import factory
-from repcon.decode import resize as compiled_triangle
-from repcon.decode.base import CropBatch, Loader, Request
-from repcon.decode.buffers import Buffers, for_one_image
+from repcon.decode import resize as compiled_resize
+from repcon.decode.base import CropBatch, CropRequest, Loader
+from repcon.decode.buffers import CropBuffers, for_one_image
 from repcon.decode.factory import installed, open_loader
 from repcon.decode.reference import crop, crop_float
-from repcon.distill.sampler import Order, Pass, cut_of
-from repcon.images.pack import Pack
+from repcon.distill.sampler import CropBatchSampler, EpochGroup, cut_of
+from repcon.images.pack import ImagePack
 from repcon.runtime.errors import UserError
 
 MEAN_DIFFERENCE = 0.05
@@ -42,18 +42,18 @@ def pack_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def pack(pack_path: Path) -> Pack:
-    return Pack.open(pack_path)
+def pack(pack_path: Path) -> ImagePack:
+    return ImagePack.open(pack_path)
 
 
 @pytest.fixture
-def loader(pack: Pack, kind: str) -> Iterator[Loader]:
-    opened = open_loader(kind, pack, SIDES, workers=2)
+def loader(pack: ImagePack, kind: str) -> Iterator[Loader]:
+    opened = open_loader(kind, pack, SIDES, num_workers=2)
     yield opened
     opened.close()
 
 
-def all_crops(pack: Pack) -> list[Request]:
+def all_crops(pack: ImagePack) -> list[CropRequest]:
     rows = list(range(len(pack)))
     return [request(pack, rows[:5], 8, seed=1), request(pack, rows[5:][::-1], 8, seed=2), request(pack, rows[2:3], 8)]
 
@@ -63,7 +63,7 @@ def difference(one: CropBatch, other: CropBatch, side: int) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("kind", FAST)
-def test_near_the_reference_whatever_the_jpeg_and_the_box(kind: str, pack: Pack, loader: Loader) -> None:
+def test_near_the_reference_whatever_the_jpeg_and_the_box(kind: str, pack: ImagePack, loader: Loader) -> None:
     requests = all_crops(pack)
     expected = list(open_loader("reference", pack, SIDES).batches(requests))
     found = list(loader.batches(requests))
@@ -75,7 +75,7 @@ def test_near_the_reference_whatever_the_jpeg_and_the_box(kind: str, pack: Pack,
 
 
 @pytest.mark.parametrize("kind", ALL)
-def test_a_batch_for_each_request_in_order(kind: str, pack: Pack, loader: Loader) -> None:
+def test_a_batch_for_each_request_in_order(kind: str, pack: ImagePack, loader: Loader) -> None:
     requests = all_crops(pack)
     batches = list(loader.batches(iter(requests)))
     assert len(batches) == len(requests)
@@ -91,7 +91,7 @@ def test_a_batch_for_each_request_in_order(kind: str, pack: Pack, loader: Loader
 
 
 @pytest.mark.parametrize("kind", ALL)
-def test_a_request_without_crops_decodes_and_gives_none(kind: str, pack: Pack, loader: Loader) -> None:
+def test_a_request_without_crops_decodes_and_gives_none(kind: str, pack: ImagePack, loader: Loader) -> None:
     (batch,) = loader.batches([request(pack, range(3), 0)])
     assert batch.images.tolist() == batch.crops.tolist() == []
     assert all(batch.pixels[side].shape == (0, 3, side, side) for side in SIDES)
@@ -106,7 +106,7 @@ def test_very_long_images(kind: str, tmp_path: Path) -> None:
     packing.run(
         PackConfig(source=str(tmp_path / "source"), out=str(tmp_path / "pack"), max_side=0, ffcv=kind == "ffcv")
     )
-    pack = Pack.open(tmp_path / "pack")
+    pack = ImagePack.open(tmp_path / "pack")
     requests = [request(pack, [0, 1], 6)]
     (expected,), opened = open_loader("reference", pack, SIDES).batches(requests), open_loader(kind, pack, SIDES)
     (found,) = opened.batches(requests)
@@ -116,17 +116,19 @@ def test_very_long_images(kind: str, tmp_path: Path) -> None:
         assert difference(expected, found, side).mean() <= MEAN_DIFFERENCE
 
 
-def of_the_order(pack: Pack, loader: Loader, start: int = 0, window: int = 0, rank: int = 0, world: int = 1):
+def of_the_order(pack: ImagePack, loader: Loader, start: int = 0, window: int = 0, rank: int = 0, world: int = 1):
     """The order, and the batches that the loader makes of it from `start` on; the last one is smaller than the rest."""
-    part, boxes = Pass(epoch=3, crops=(0, 1)), request(pack, range(len(pack)), 6, seed=9)
-    order = Order(np.arange(len(pack)), part, seed=5, batch_size=8, mix_window=window, rank=rank, world=world)
+    part, boxes = EpochGroup(epoch=3, crops=(0, 1)), request(pack, range(len(pack)), 6, seed=9)
+    order = CropBatchSampler(
+        np.arange(len(pack)), part, seed=5, batch_size=8, mix_window=window, rank=rank, world=world
+    )
     stored = [boxes.boxes[:, j] for j in (2, 5)], [boxes.flips[:, j] for j in (2, 5)]
     return order, list(order.batches(loader.batches(order.requests(cut_of(*stored), start)), start))
 
 
 @pytest.mark.parametrize("window", [0, 4])
 @pytest.mark.parametrize("kind", ALL)
-def test_the_order_of_training_is_the_same_in_all(kind: str, window: int, pack: Pack, loader: Loader) -> None:
+def test_the_order_of_training_is_the_same_in_all(kind: str, window: int, pack: ImagePack, loader: Loader) -> None:
     """The same for a seed and an epoch, shared by any number of processes, and from any batch on."""
     order, whole = of_the_order(pack, loader, window=window)
     assert [len(batch.images) for batch in whole] == {0: [8, 8, 6], 4: [7, 8, 7]}[window]
@@ -157,21 +159,21 @@ def pixels_by_crop(batches: list[CropBatch]) -> dict[tuple[int, int], bytes]:
 
 
 @pytest.mark.parametrize("kind", FAST)
-def test_pixels_depend_on_neither_the_batch_nor_the_threads(kind: str, pack: Pack, loader: Loader) -> None:
+def test_pixels_depend_on_neither_the_batch_nor_the_threads(kind: str, pack: ImagePack, loader: Loader) -> None:
     whole = request(pack, range(len(pack)), 3)
     singles = [
-        Request(images=whole.images[i], crops=whole.crops[i], boxes=whole.boxes[i], flips=whole.flips[i])
+        CropRequest(images=whole.images[i], crops=whole.crops[i], boxes=whole.boxes[i], flips=whole.flips[i])
         for i in ([k] for k in range(len(pack)))
     ]
     (together,) = loader.batches([whole])
-    one_thread = open_loader(kind, pack, SIDES, workers=1)
+    one_thread = open_loader(kind, pack, SIDES, num_workers=1)
     apart = torch.cat([batch.pixels[SIDES[0]] for batch in one_thread.batches(singles)])
     one_thread.close()
     assert torch.equal(together.pixels[SIDES[0]], apart)
 
 
 @pytest.mark.parametrize("kind", ALL)
-def test_held_batches_stay_as_they_were(kind: str, pack: Pack, loader: Loader) -> None:
+def test_held_batches_stay_as_they_were(kind: str, pack: ImagePack, loader: Loader) -> None:
     requests = [request(pack, [row % len(pack)], 6, seed=row) for row in range(12)]
     held, copies = [], []
     for batch in loader.batches(requests):
@@ -181,10 +183,10 @@ def test_held_batches_stay_as_they_were(kind: str, pack: Pack, loader: Loader) -
 
 
 @pytest.mark.parametrize("kind", ALL)
-def test_requests_are_taken_a_few_ahead_only(kind: str, pack: Pack, loader: Loader) -> None:
+def test_requests_are_taken_a_few_ahead_only(kind: str, pack: ImagePack, loader: Loader) -> None:
     taken = 0
 
-    def endless() -> Iterator[Request]:
+    def endless() -> Iterator[CropRequest]:
         nonlocal taken
         while True:
             taken += 1
@@ -198,7 +200,7 @@ def test_requests_are_taken_a_few_ahead_only(kind: str, pack: Pack, loader: Load
 
 
 @pytest.mark.parametrize("kind", ALL)
-def test_two_iterations_at_once(kind: str, pack: Pack, loader: Loader) -> None:
+def test_two_iterations_at_once(kind: str, pack: ImagePack, loader: Loader) -> None:
     requests = all_crops(pack)
     pairs = list(zip(loader.batches(requests), loader.batches(requests), strict=True))
     assert len(pairs) == len(requests)
@@ -206,7 +208,7 @@ def test_two_iterations_at_once(kind: str, pack: Pack, loader: Loader) -> None:
 
 
 @pytest.mark.parametrize("kind", ALL)
-def test_a_box_outside_its_image_names_the_image(kind: str, pack: Pack, loader: Loader) -> None:
+def test_a_box_outside_its_image_names_the_image(kind: str, pack: ImagePack, loader: Loader) -> None:
     wrong = request(pack, [1, 0], 2)
     wrong.boxes[1, 1] = (5, 5, *pack.sizes[0])
     with pytest.raises(UserError, match="not inside its") as caught:
@@ -218,14 +220,14 @@ def test_a_box_outside_its_image_names_the_image(kind: str, pack: Pack, loader: 
 def test_an_image_that_vanished_names_itself(kind: str, tmp_path: Path) -> None:
     if kind == "ffcv":
         pytest.skip("its images lie in the .beton; tests/decode/test_ffcv.py")
-    pack = Pack.open(make_pack(tmp_path))
-    loader = open_loader(kind, pack, SIDES, workers=2)
+    pack = ImagePack.open(make_pack(tmp_path))
+    loader = open_loader(kind, pack, SIDES, num_workers=2)
     requests = [request(pack, range(len(pack)), 2, seed=seed) for seed in range(4)]
     assert len(list(loader.batches(requests))) == 4
     (tmp_path / "pack" / "shard-00000.tar").write_bytes(b"short")
-    fresh = Pack.open(tmp_path / "pack")
+    fresh = ImagePack.open(tmp_path / "pack")
     loader.close()
-    loader = open_loader(kind, fresh, SIDES, workers=2)
+    loader = open_loader(kind, fresh, SIDES, num_workers=2)
     with pytest.raises(UserError, match=r"image .* in shard-00000.tar"):
         list(loader.batches(requests))
     loader.close()
@@ -233,11 +235,11 @@ def test_an_image_that_vanished_names_itself(kind: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", [kind for kind in ALL if kind.values != ("ffcv",)])
 def test_bytes_that_cannot_be_decoded_name_the_image(
-    kind: str, pack: Pack, loader: Loader, monkeypatch: pytest.MonkeyPatch
+    kind: str, pack: ImagePack, loader: Loader, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = Pack.read
+    real = ImagePack.read
     # The pack's own check would find this first; with check=False nothing does.
-    monkeypatch.setattr(Pack, "read", lambda self, row: real(self, row) if row != 3 else real(self, row)[:300])
+    monkeypatch.setattr(ImagePack, "read", lambda self, row: real(self, row) if row != 3 else real(self, row)[:300])
     with pytest.raises(UserError, match="cannot be decoded") as caught:
         list(loader.batches([request(pack, range(len(pack)), 2)]))
     assert pack.keys[3] in str(caught.value)
@@ -246,8 +248,8 @@ def test_bytes_that_cannot_be_decoded_name_the_image(
 
 
 @pytest.mark.parametrize("kind", ALL)
-def test_an_error_of_the_requests_reaches_the_consumer(kind: str, pack: Pack, loader: Loader) -> None:
-    def broken() -> Iterator[Request]:
+def test_an_error_of_the_requests_reaches_the_consumer(kind: str, pack: ImagePack, loader: Loader) -> None:
+    def broken() -> Iterator[CropRequest]:
         yield request(pack, [0], 1)
         raise LookupError("no more labels")
 
@@ -256,9 +258,9 @@ def test_an_error_of_the_requests_reaches_the_consumer(kind: str, pack: Pack, lo
 
 
 @pytest.mark.parametrize("kind", FAST)
-def test_closing_ends_the_threads_even_in_the_middle(kind: str, pack: Pack) -> None:
+def test_closing_ends_the_threads_even_in_the_middle(kind: str, pack: ImagePack) -> None:
     before = set(threading.enumerate())
-    opened = open_loader(kind, pack, SIDES, workers=3)
+    opened = open_loader(kind, pack, SIDES, num_workers=3)
     batches = opened.batches(request(pack, range(len(pack)), 4, seed=seed) for seed in range(50))
     next(batches)
     opened.close()
@@ -271,7 +273,7 @@ def test_closing_ends_the_threads_even_in_the_middle(kind: str, pack: Pack) -> N
 
 
 def test_memory_is_taken_again_only_when_nothing_looks_at_it() -> None:
-    buffers = Buffers()
+    buffers = CropBuffers()
     first = buffers.crops(4, 16)
     place, view = first.data_ptr(), first[1:2]
     del first
@@ -294,7 +296,7 @@ def test_the_reference_is_the_triangle_filter() -> None:
 
 def test_the_resize_compiles_where_nothing_can_be_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(caching.CacheImpl, "_locator_classes", [])
-    compiled = compiled_triangle._compiled()(lambda value: 2 * value)
+    compiled = compiled_resize._compiled()(lambda value: 2 * value)
     assert compiled(3) == 6
 
 
@@ -307,7 +309,7 @@ def triangle(length: int, side: int) -> np.ndarray:
     return weights / weights.sum(axis=1, keepdims=True)
 
 
-def test_a_missing_or_unknown_loader_says_what_to_do(pack: Pack, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_or_unknown_loader_says_what_to_do(pack: ImagePack, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match="choose auto, reference, torch, dali, ffcv"):
         open_loader("tape", pack, [32])
     with pytest.raises(UserError, match="at least 1"):
@@ -322,7 +324,7 @@ def test_a_missing_or_unknown_loader_says_what_to_do(pack: Pack, monkeypatch: py
 def test_auto_says_what_it_chose(
     pack_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    pack = Pack.open(pack_path)
+    pack = ImagePack.open(pack_path)
     monkeypatch.setattr(factory, "installed", lambda kind: kind == "torch")
     factory._say.cache_clear()
     for _ in range(2):
@@ -335,16 +337,18 @@ def test_auto_says_what_it_chose(
     assert factory._choose(pack, on_gpu=False)[0] == "torch"
 
 
-def test_beside_a_gpu_some_cores_are_left_to_the_training_step(pack: Pack, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_beside_a_gpu_some_cores_are_left_to_the_training_step(
+    pack: ImagePack, monkeypatch: pytest.MonkeyPatch
+) -> None:
     opened = []
-    monkeypatch.setattr(factory, "_open", lambda kind, pack, sides, workers, device: opened.append(workers))
+    monkeypatch.setattr(factory, "_open", lambda kind, pack, sides, num_workers, device: opened.append(num_workers))
     monkeypatch.setattr(factory, "own_cores", lambda: 16)
-    for device, workers in (("cuda:0", 0), ("cuda:0", 3), ("cpu", 0)):
-        open_loader("torch", pack, SIDES, workers=workers, device=device)
+    for device, num_workers in (("cuda:0", 0), ("cuda:0", 3), ("cpu", 0)):
+        open_loader("torch", pack, SIDES, num_workers=num_workers, device=device)
     assert opened == [12, 3, 0]
 
 
-def test_images_are_decoded_to_an_odd_address(pack: Pack) -> None:
+def test_images_are_decoded_to_an_odd_address(pack: ImagePack) -> None:
     """Where no row of an even width is one that libjpeg-turbo writes past the processor's cache."""
     memory = for_one_image(pack)
     assert memory.ctypes.data % 2 == 1 and memory.size == 3 * int(pack.sizes.prod(axis=1).max())

@@ -7,20 +7,20 @@ import numpy as np
 import pytest
 import torch
 
-from repcon.decode.base import CropBatch, Request
+from repcon.decode.base import CropBatch, CropRequest
 from repcon.decode.worker_pool import BatchPool, numbered_batch
 
 
-def request() -> Request:
+def request() -> CropRequest:
     numbers = np.zeros((4, 1), np.int64)
-    return Request(images=numbers[:, 0], crops=numbers, boxes=np.ones((4, 1, 4), np.uint16), flips=numbers)
+    return CropRequest(images=numbers[:, 0], crops=numbers, boxes=np.ones((4, 1, 4), np.uint16), flips=numbers)
 
 
 def test_closing_ends_a_thread_that_waits_for_a_batch():
     """Its jobs that had not begun are cancelled; who waits for them must hear of it."""
     pool, waiting, told = BatchPool(1), threading.Event(), threading.Event()
 
-    def begin(asked: Request) -> tuple[CropBatch, list]:
+    def begin(asked: CropRequest) -> tuple[CropBatch, list]:
         def job() -> None:
             waiting.set()
             time.sleep(0.2)

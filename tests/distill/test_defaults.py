@@ -60,7 +60,7 @@ def test_no_warm_head_ends_worse_than_it_began_by_default(tmp_path: Path, pictur
     root = make_case(tmp_path, picture_folder)
     heads = (HeadConfig(name="generalist"), HeadConfig(name="birds"))
     made = {"pack": str(pack_path(root)), "store": str(root / "labels.zarr"), "out": str(root / "run")}
-    results = train.run(TrainConfig(**made, trunk=str(root / "generalist"), heads=heads, holdout=0.2))
+    results = train.run(TrainConfig(**made, backbone=str(root / "generalist"), heads=heads, val_fraction=0.2))
     assert results["init"]["warm_heads"] == ["generalist", "birds"]
     assert not results["heads_worse_than_at_the_start"]
     begun, ended = (results[key]["heads"] for key in ("validation_start", "validation"))

@@ -9,9 +9,9 @@ import torch
 
 from repcon.config import HeadConfig, Tail
 from repcon.distill import loss as loss_module
-from repcon.distill.loss import HeadsLoss, choose
+from repcon.distill.loss import MultiHeadKLLoss, choose
 from repcon.labels import topk
-from repcon.labels.store import HeadInfo, TeacherSection
+from repcon.labels.store import HeadInfo, TeacherMetadata
 from repcon.runtime.console import console
 from repcon.runtime.errors import UserError
 
@@ -21,7 +21,7 @@ K = 4
 
 
 def head_info(name: str, classes: int) -> HeadInfo:
-    section = TeacherSection(
+    section = TeacherMetadata(
         name=name, model=name, architecture=name, weight_hash="none", preprocessing={}, num_classes=classes, licence=""
     )
     return HeadInfo(name=name, classes=classes, k=min(K, classes), temperatures=TEMPERATURES, section=section)
@@ -53,7 +53,7 @@ def test_it_is_the_kl_against_the_dense_labels(tail: Tail) -> None:
     _, stored = labels(5)
     heads = [HeadConfig(name="small", temperature=2.0, weight=0.5), HeadConfig(name="birds", temperature=2.0)]
     logits = torch.randn(5, 15, generator=torch.Generator().manual_seed(3))
-    losses = HeadsLoss(STORED, heads, tail=tail)(logits, stored)
+    losses = MultiHeadKLLoss(STORED, heads, tail=tail)(logits, stored)
     for place, (columns, head) in enumerate(zip((slice(0, 3), slice(3, 15)), heads, strict=True)):
         ids, logp = stored[head.name]
         if tail == "bucket" and head.name == "birds":
@@ -68,7 +68,7 @@ def test_a_student_that_agrees_has_nothing_to_learn_from_a_bucket() -> None:
     teachers, stored = labels(6)
     logits = torch.cat([teachers["birds"], teachers["small"]], dim=1).requires_grad_()
     heads = [HeadConfig(name="birds", temperature=2.0), HeadConfig(name="small")]
-    losses = HeadsLoss(STORED, heads, tail="bucket")(logits, stored)
+    losses = MultiHeadKLLoss(STORED, heads, tail="bucket")(logits, stored)
     losses.sum().backward()
     assert losses.shape == (2,) and losses.dtype == torch.float32
     assert float(losses.detach().abs().max()) < 1e-5
@@ -79,7 +79,7 @@ def test_rows_choose_among_the_labels() -> None:
     _, stored = labels(9)
     rows = torch.tensor([7, 0, 7])
     logits = torch.randn(3, 15)
-    loss = HeadsLoss(STORED, [HeadConfig(name=name) for name in STORED])
+    loss = MultiHeadKLLoss(STORED, [HeadConfig(name=name) for name in STORED])
     taken = {name: (ids.long()[rows], logp[rows]) for name, (ids, logp) in stored.items()}
     torch.testing.assert_close(loss(logits, stored, rows), loss(logits, taken))
 
@@ -104,18 +104,18 @@ def test_rows_choose_among_the_labels() -> None:
 )
 def test_mistakes_name_the_head(heads: list[dict[str, Any]], tail: Tail, message: str) -> None:
     with pytest.raises(UserError, match=re.escape(message)):
-        HeadsLoss(STORED, [HeadConfig(**head) for head in heads], tail=tail)
+        MultiHeadKLLoss(STORED, [HeadConfig(**head) for head in heads], tail=tail)
 
 
 def test_renormalise_takes_any_temperature() -> None:
     _, stored = labels(4)
-    loss = HeadsLoss(STORED, [HeadConfig(name="birds", temperature=3.0)], tail="renormalise")
+    loss = MultiHeadKLLoss(STORED, [HeadConfig(name="birds", temperature=3.0)], tail="renormalise")
     assert loss(torch.randn(4, 12), stored).isfinite().all()
 
 
 def test_labels_without_the_head_are_named() -> None:
     _, stored = labels(4)
-    loss = HeadsLoss(STORED, [HeadConfig(name="birds")])
+    loss = MultiHeadKLLoss(STORED, [HeadConfig(name="birds")])
     with pytest.raises(UserError, match="no labels of head 'birds'"):
         loss(torch.randn(4, 12), {"small": stored["small"]})
 
@@ -124,7 +124,7 @@ def test_logits_of_other_heads_are_refused() -> None:
     """Labels of the first head would be learnt in another head's columns."""
     _, stored = labels(4)
     with pytest.raises(UserError, match="15 columns, but the heads small have 3 classes"):
-        HeadsLoss(STORED, [HeadConfig(name="small")])(torch.randn(4, 15), stored)
+        MultiHeadKLLoss(STORED, [HeadConfig(name="small")])(torch.randn(4, 15), stored)
 
 
 def test_the_choice_is_made_by_device_and_said_once() -> None:
@@ -133,7 +133,7 @@ def test_the_choice_is_made_by_device_and_said_once() -> None:
     assert choose("torch", torch.device("cuda"))[0] == "torch"
     with console.capture() as printed:
         for _ in range(2):
-            HeadsLoss(STORED, [HeadConfig(name="birds")])
+            MultiHeadKLLoss(STORED, [HeadConfig(name="birds")])
     assert printed.get() == "loss: torch on cpu (the choice for cpu), tail uniform, 1 head\n"
 
 

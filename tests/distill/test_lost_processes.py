@@ -17,7 +17,7 @@ from repcon.distill.distributed import join
 from repcon.runtime.errors import UserError
 try:
     with join("cpu") as team:
-        team.wait()
+        distributed.barrier()
         if team.rank == 1:
             os._exit(9)
         for _ in range(100):
@@ -70,5 +70,5 @@ def test_an_environment_in_part_is_named(given: dict[str, str], named: str, monk
 def test_empty_variables_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("WORLD_SIZE", "RANK"):
         monkeypatch.setenv(name, "")
-    with join("cpu") as team:
-        assert (team.rank, team.world) == (0, 1)
+    with join("cpu") as distributed:
+        assert (distributed.rank, distributed.world) == (0, 1)

@@ -20,8 +20,8 @@ def figures(birds: float, generalist: float) -> dict[str, Any]:
 
 
 def test_epochs_are_rows_of_one_table_and_heads_its_columns() -> None:
-    with join("cpu") as team, console.capture() as capture:
-        log = TrainingLog(None, Totals(steps=1, images=8, heads=("birds",)), team)
+    with join("cpu") as distributed, console.capture() as capture:
+        log = TrainingLog(None, Totals(steps=1, images=8, heads=("birds",)), distributed)
         log.validated(0, 0, figures(2.5694, 0.5))
         log.validated(1, 1, figures(1.2, 0.75))
         log.validated(2, 2, {"images": 0, "heads": {}})
@@ -47,9 +47,9 @@ def test_many_heads_are_shown_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_heads_that_end_worse_than_they_began_are_named(tmp_path: Path) -> None:
     """Also after a resume; those that moved by next to nothing are not."""
-    with join("cpu") as team, console.capture() as capture:
+    with join("cpu") as distributed, console.capture() as capture:
         totals = Totals(steps=1, images=8, heads=("birds",))
-        first, second = (TrainingLog(None, totals, team) for _ in range(2))
+        first, second = (TrainingLog(None, totals, distributed) for _ in range(2))
         first.validated(0, 0, figures(0.3, 0.5))
         second.resumed(1, 8, first.state())
         second.validated(1, 1, figures(0.5, 0.505))
@@ -62,16 +62,16 @@ def test_a_line_of_several_steps_is_the_same_after_a_resume(monkeypatch) -> None
     monkeypatch.setattr(logs, "MOST_LINES", 2)
     losses = torch.rand(9, 1)
 
-    def feed(log: TrainingLog, steps: range) -> None:
+    def loader(log: TrainingLog, steps: range) -> None:
         for step in steps:
             log.step(step, losses[step - 1], 4, 0.1, Clock())
 
-    with join("cpu") as team:
+    with join("cpu") as distributed:
         totals = Totals(steps=9, images=36, heads=("birds",))
-        whole, first, second = (TrainingLog(None, totals, team) for _ in range(3))
-        feed(whole, range(1, 10))
-        feed(first, range(1, 9))
+        whole, first, second = (TrainingLog(None, totals, distributed) for _ in range(3))
+        loader(whole, range(1, 10))
+        loader(first, range(1, 9))
         second.resumed(8, 32, first.state())
-        feed(second, range(9, 10))
+        loader(second, range(9, 10))
     assert second.results()["loss"] == whole.results()["loss"]
     assert second._shown == whole._shown == 36

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from repcon.config import OptimConfig
-from repcon.distill.optim import Updates, autocast, resolve
+from repcon.distill.optim import OptimizerUpdates, autocast, resolve
 from repcon.runtime.errors import UserError
 
 CPU = torch.device("cpu")
@@ -20,9 +20,9 @@ def line(seed: int = 0) -> nn.Linear:
     return nn.Linear(4, 2)
 
 
-def updates(model: nn.Module, total: int = 10, **changes: object) -> Updates:
+def updates(model: nn.Module, total: int = 10, **changes: object) -> OptimizerUpdates:
     values: dict[str, object] = {"name": "sgd", "lr": 0.1, "weight_decay": 0.0, "warmup_epochs": 0.0, "clip_norm": 0.0}
-    return Updates(model, OptimConfig(**(values | changes)), total=total, per_epoch=5, device=CPU)  # pyright: ignore[reportArgumentType]
+    return OptimizerUpdates(model, OptimConfig(**(values | changes)), total=total, per_epoch=5, device=CPU)  # pyright: ignore[reportArgumentType]
 
 
 def test_parts_of_a_batch_add_up_to_the_whole() -> None:
@@ -165,7 +165,9 @@ class Depthwise(nn.Module):
 def test_grouped_convolutions_that_learn_stay_in_float32_on_cpus() -> None:
     model, images = Depthwise(), torch.randn(2, 4, 8, 8)
     exact = model(images)[1]
-    stepping = Updates(model, OptimConfig(name="sgd", ema=0.5), total=10, per_epoch=5, device=CPU, precision="bf16")
+    stepping = OptimizerUpdates(
+        model, OptimConfig(name="sgd", ema=0.5), total=10, per_epoch=5, device=CPU, precision="bf16"
+    )
     with autocast(CPU, "bf16"):
         wide, out = model(images)
         assert model.frozen(images).dtype == wide.dtype == torch.bfloat16

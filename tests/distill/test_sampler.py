@@ -9,15 +9,15 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from repcon.decode.base import CropBatch, Request
-from repcon.distill.sampler import Order, Pass, cut_of, passes, split
+from repcon.decode.base import CropBatch, CropRequest
+from repcon.distill.sampler import CropBatchSampler, EpochGroup, cut_of, epoch_groups, split
 from repcon.runtime.errors import UserError
 
 BOXES = np.random.default_rng(0).integers(0, 99, (4, 500, 4)).astype(np.uint16)
 FLIPS = np.random.default_rng(1).integers(0, 2, (4, 500)).astype(np.uint8)
 
 
-def decoded(request: Request) -> CropBatch:
+def decoded(request: CropRequest) -> CropBatch:
     """What a loader would give, each pixel telling image and crop."""
     images = np.repeat(request.images, request.crops.shape[1])
     crops = request.crops.ravel()
@@ -26,9 +26,9 @@ def decoded(request: Request) -> CropBatch:
     return CropBatch(pixels={2: pixels}, images=torch.from_numpy(images), crops=torch.from_numpy(crops))
 
 
-def shown(order: Order, start: int = 0) -> list[list[tuple[int, int]]]:
+def shown(order: CropBatchSampler, start: int = 0) -> list[list[tuple[int, int]]]:
     """(image, crop) of every batch, as the pixels tell it; checks that pixels and numbers travel together."""
-    count = len(order.part.crops)
+    count = len(order.epoch_group.crops)
     result = []
     for batch in order.batches(map(decoded, order.requests(cut_of(BOXES[:count], FLIPS[:count]), start)), start):
         told = (batch.images * 7 + batch.crops).to(torch.uint8)
@@ -52,22 +52,23 @@ def test_every_crop_once_whatever_the_team(
 ) -> None:
     assume(not window or -(-images // (batch_size // crops)) >= crops)  # A shorter epoch is refused, see below.
     rows = np.arange(images) * 2
-    part = Pass(epoch=epoch, crops=tuple(range(crops)))
+    part = EpochGroup(epoch=epoch, crops=tuple(range(crops)))
     orders = [
-        Order(rows, part, seed=3, batch_size=batch_size, mix_window=window, rank=r, world=world) for r in range(world)
+        CropBatchSampler(rows, part, seed=3, batch_size=batch_size, mix_window=window, rank=r, world=world)
+        for r in range(world)
     ]
     together = [list(chain(*batches)) for batches in zip(*map(shown, orders), strict=True)]
     assert Counter(chain(*together)) == Counter((int(row), crop) for row in rows for crop in range(crops))
-    alone = shown(Order(rows, part, seed=3, batch_size=batch_size, mix_window=window))
+    alone = shown(CropBatchSampler(rows, part, seed=3, batch_size=batch_size, mix_window=window))
     assert [sorted(batch) for batch in together] == [sorted(batch) for batch in alone]
     assert [len(batch) for batch in alone] == [orders[0].size(step) for step in range(orders[0].steps)]
 
 
 @pytest.mark.parametrize(("crops", "window"), [(1, 0), (4, 0), (4, 4), (4, 9), (3, 7)])
 def test_resume_at_any_batch_gives_the_same_batches(crops: int, window: int) -> None:
-    order = Order(
+    order = CropBatchSampler(
         np.arange(90),
-        Pass(epoch=0, crops=tuple(range(crops))),
+        EpochGroup(epoch=0, crops=tuple(range(crops))),
         seed=0,
         batch_size=12,
         mix_window=window,
@@ -81,19 +82,23 @@ def test_resume_at_any_batch_gives_the_same_batches(crops: int, window: int) -> 
 
 @pytest.mark.parametrize("window", [0, 8])
 def test_samples_tells_the_batches_without_decoding(window: int) -> None:
-    order = Order(np.arange(64), Pass(epoch=0, crops=(2, 3, 0, 1)), seed=0, batch_size=16, mix_window=window)
+    order = CropBatchSampler(
+        np.arange(64), EpochGroup(epoch=0, crops=(2, 3, 0, 1)), seed=0, batch_size=16, mix_window=window
+    )
     for step, batch in enumerate(shown_numbers(order)):
         images, crops = order.samples(step)
         assert list(zip(images.tolist(), crops.tolist(), strict=True)) == batch
 
 
-def shown_numbers(order: Order) -> list[list[tuple[int, int]]]:
+def shown_numbers(order: CropBatchSampler) -> list[list[tuple[int, int]]]:
     batches = order.batches(map(decoded, order.requests(cut_of(BOXES, FLIPS))))
     return [list(zip(b.images.tolist(), b.crops.tolist(), strict=True)) for b in batches]
 
 
 def test_mixing_decodes_each_image_once_and_separates_its_crops() -> None:
-    order = Order(np.arange(400), Pass(epoch=0, crops=(0, 1, 2, 3)), seed=0, batch_size=16, mix_window=12)
+    order = CropBatchSampler(
+        np.arange(400), EpochGroup(epoch=0, crops=(0, 1, 2, 3)), seed=0, batch_size=16, mix_window=12
+    )
     requests = list(order.requests(cut_of(BOXES, FLIPS)))
     assert sorted(np.concatenate([r.images for r in requests]).tolist()) == list(range(400))
     for batch in shown(order):
@@ -109,7 +114,7 @@ def test_mixing_decodes_each_image_once_and_separates_its_crops() -> None:
 
 
 def test_requests_carry_the_stored_boxes() -> None:
-    order = Order(np.arange(30), Pass(epoch=2, crops=(2, 3)), seed=0, batch_size=8)
+    order = CropBatchSampler(np.arange(30), EpochGroup(epoch=2, crops=(2, 3)), seed=0, batch_size=8)
     for request in order.requests(cut_of(BOXES[2:], FLIPS[2:])):
         for place, crop in enumerate((2, 3)):
             assert (request.crops[:, place] == crop).all()
@@ -119,26 +124,26 @@ def test_requests_carry_the_stored_boxes() -> None:
 
 def test_epochs_differ_and_the_order_is_frozen() -> None:
     """The numbers are the contract: other software versions and machines must shuffle alike."""
-    first = Order(np.arange(10), Pass(epoch=0, crops=(0,)), seed=0, batch_size=4).samples(0)[0]
-    second = Order(np.arange(10), Pass(epoch=1, crops=(1,)), seed=0, batch_size=4).samples(0)[0]
+    first = CropBatchSampler(np.arange(10), EpochGroup(epoch=0, crops=(0,)), seed=0, batch_size=4).samples(0)[0]
+    second = CropBatchSampler(np.arange(10), EpochGroup(epoch=1, crops=(1,)), seed=0, batch_size=4).samples(0)[0]
     assert (first.tolist(), second.tolist()) == GOLDEN
 
 
 def test_no_batch_is_tiny() -> None:
-    order = Order(np.arange(65), Pass(epoch=0, crops=(0,)), seed=0, batch_size=32)
+    order = CropBatchSampler(np.arange(65), EpochGroup(epoch=0, crops=(0,)), seed=0, batch_size=32)
     assert [order.size(step) for step in range(order.steps)] == [32, 17, 16]
 
 
 def test_one_image_that_is_left_over_joins_a_batch_of_two() -> None:
-    order = Order(np.arange(7), Pass(epoch=0, crops=(0,)), seed=0, batch_size=2)
+    order = CropBatchSampler(np.arange(7), EpochGroup(epoch=0, crops=(0,)), seed=0, batch_size=2)
     assert [order.size(step) for step in range(order.steps)] == [2, 2, 3]
 
 
 def test_passes_stand_for_epochs() -> None:
-    assert passes(5, 2, 4) == [
-        Pass(epoch=0, crops=(0, 1)),
-        Pass(epoch=2, crops=(2, 3)),
-        Pass(epoch=4, crops=(0,)),
+    assert epoch_groups(5, 2, 4) == [
+        EpochGroup(epoch=0, crops=(0, 1)),
+        EpochGroup(epoch=2, crops=(2, 3)),
+        EpochGroup(epoch=4, crops=(0,)),
     ]
 
 
@@ -158,19 +163,19 @@ def test_split_follows_content_not_place() -> None:
     ("images", "settings_", "word"),
     [
         (10, {"batch_size": 1}, "crops_per_decode"),
-        (0, {"batch_size": 4}, "holdout"),
+        (0, {"batch_size": 4}, "val_fraction"),
         (10, {"batch_size": 4, "mix_window": 1}, "mix_window"),
         (4, {"batch_size": 4, "mix_window": 0, "world": 3}, "processes"),
     ],
 )
 def test_impossible_sizes_are_named(images: int, settings_: dict[str, int], word: str) -> None:
     with pytest.raises(UserError, match=word):
-        Order(np.arange(images), Pass(epoch=0, crops=(0, 1)), seed=0, **settings_)
+        CropBatchSampler(np.arange(images), EpochGroup(epoch=0, crops=(0, 1)), seed=0, **settings_)
 
 
 def test_more_crops_than_stored_are_refused() -> None:
     with pytest.raises(UserError, match="crops_per_decode 5"):
-        passes(5, 5, 4)
+        epoch_groups(5, 5, 4)
 
 
 GOLDEN = ([0, 2, 9, 1], [5, 3, 7, 8])

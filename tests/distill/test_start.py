@@ -18,10 +18,10 @@ from repcon.commands import train
 from repcon.config import HeadConfig, OptimConfig, TeacherConfig
 from repcon.distill import mix
 from repcon.labels.store import LabelStore
-from repcon.models import backbone as backbones
-from repcon.models import student
 from repcon.models import teacher as teachers
+from repcon.models.factory import create_model
 from repcon.models.merge import as_member, average
+from repcon.models.student import load_student
 from repcon.models.teacher_weights import find
 from repcon.runtime.console import console
 from repcon.runtime.errors import UserError
@@ -36,12 +36,12 @@ def related(tmp_path_factory: pytest.TempPathFactory, picture_folder: Path) -> P
     return make_case(tmp_path_factory.mktemp("related"), picture_folder)
 
 
-def trunk_of(out: Path) -> dict[str, torch.Tensor]:
+def backbone_of(out: Path) -> dict[str, torch.Tensor]:
     return load_file(out / "student" / "model.safetensors")
 
 
 def mean_of(root: Path, shares: dict[str, float]) -> dict[str, torch.Tensor]:
-    held = {name: as_member(backbones.create(str(root / name)), SIZE) for name in shares}
+    held = {name: as_member(create_model(str(root / name)), SIZE) for name in shares}
     return average(held, shares)
 
 
@@ -57,10 +57,10 @@ def test_by_default_the_start_is_the_mean_that_the_labels_choose(related: Path, 
     start = results["init"]
     assert start["init"] == "average" and start["warm_heads"] == ["generalist", "birds"]
     assert sum(start["shares"].values()) == pytest.approx(1)
-    assert_same(trunk_of(out), mean_of(related, start["shares"]))
-    made = student.load(out)
+    assert_same(backbone_of(out), mean_of(related, start["shares"]))
+    made = load_student(out)
     for name in ("generalist", "birds"):
-        classifier = backbones.create(str(related / name)).get_classifier()  # pyright: ignore[reportCallIssue]
+        classifier = create_model(str(related / name)).get_classifier()  # pyright: ignore[reportCallIssue]
         assert torch.equal(made.answer.weight[made.head_slices[name]], classifier.weight)
     candidates = start["search"]["candidates"]
     assert len(candidates) == mix.STEPS + 1 and candidates[0]["shares"] == start["shares"]
@@ -80,16 +80,16 @@ def test_a_mix_of_the_recipe_s_is_taken(related: Path, tmp_path: Path) -> None:
     shares = {"generalist": 0.25, "birds": 0.75}
     results = train.run(start_settings(related, tmp_path / "run", optim=STILL, init_weights=shares))
     assert results["init"]["shares"] == shares and "search" not in results["init"]
-    assert_same(trunk_of(tmp_path / "run"), mean_of(related, shares))
+    assert_same(backbone_of(tmp_path / "run"), mean_of(related, shares))
 
 
-def test_the_trunk_s_own_weights_take_warm_heads_too(related: Path, tmp_path: Path) -> None:
+def test_the_backbone_s_own_weights_take_warm_heads_too(related: Path, tmp_path: Path) -> None:
     results = train.run(start_settings(related, tmp_path / "run", optim=STILL, init="backbone"))
     assert results["init"] | {"warm_heads": None} == {
         "init": "backbone", "shares": {}, "weights": {}, "warm_heads": None, "warmed_up_heads": []
     }  # fmt: skip
     assert results["init"]["warm_heads"] == ["generalist", "birds"]
-    assert_same(trunk_of(tmp_path / "run"), mean_of(related, {"generalist": 1.0}))
+    assert_same(backbone_of(tmp_path / "run"), mean_of(related, {"generalist": 1.0}))
 
 
 @pytest.mark.parametrize(
@@ -99,7 +99,7 @@ def test_the_trunk_s_own_weights_take_warm_heads_too(related: Path, tmp_path: Pa
 )
 def test_frozen_blocks_projections_and_bf16(related: Path, tmp_path: Path, changes: dict[str, Any]) -> None:
     """Frozen blocks hold the mean; a projection leaves heads without a classifier; a teacher of another architecture
-    leaves the trunk its own weights."""
+    leaves the backbone its own weights."""
     results = train.run(start_settings(related, tmp_path / "run", **changes))
     start = results["init"]
     if "heads" in changes:
@@ -111,11 +111,11 @@ def test_frozen_blocks_projections_and_bf16(related: Path, tmp_path: Path, chang
         [] if "projection" in changes else ["generalist", "birds"]
     )
     if "freeze_blocks" in changes:
-        assert torch.equal(trunk_of(tmp_path / "run")["conv_stem.weight"], mean["conv_stem.weight"])
+        assert torch.equal(backbone_of(tmp_path / "run")["conv_stem.weight"], mean["conv_stem.weight"])
 
 
 def test_random_heads_learn_on_the_features_first(related: Path, tmp_path: Path) -> None:
-    """Of teachers of another architecture; with a projection too; the trunk stays."""
+    """Of teachers of another architecture; with a projection too; the backbone stays."""
     begun = {}
     for steps in (0, 200):
         for projection in (0, 8):
@@ -123,7 +123,7 @@ def test_random_heads_learn_on_the_features_first(related: Path, tmp_path: Path)
             changes = {"heads": (HeadConfig(name="other"),), "head_warmup_steps": steps, "projection": projection}
             results = train.run(start_settings(related, out, optim=STILL, **changes))
             assert results["init"]["warmed_up_heads"] == (["other"] if steps else [])
-            assert_same(trunk_of(out), mean_of(related, {"generalist": 1.0}))
+            assert_same(backbone_of(out), mean_of(related, {"generalist": 1.0}))
             begun[steps, projection] = lines(out, "step")[0]["loss"]["other"]
     assert begun[200, 0] < 0.7 * begun[0, 0] and begun[200, 8] < 0.7 * begun[0, 8]
 
@@ -156,7 +156,7 @@ def test_a_resume_does_not_search_again(related: Path, tmp_path: Path, monkeypat
     monkeypatch.setattr(mix, "search", None)
     parts = train.run(start_settings(related, tmp_path / "parts", **settings))
     assert parts["init"] | {"search": None} == whole["init"] | {"search": None}
-    assert_same(trunk_of(tmp_path / "parts"), trunk_of(tmp_path / "whole"))
+    assert_same(backbone_of(tmp_path / "parts"), backbone_of(tmp_path / "whole"))
 
 
 @pytest.fixture
@@ -168,8 +168,8 @@ def moved(related: Path, tmp_path: Path) -> Iterator[Path]:
 
 
 def test_teachers_that_moved(related: Path, tmp_path: Path, moved: Path) -> None:
-    """Without them the trunk's own weights are taken, and said; a place may be named; a mean that was asked for is not
-    given up."""
+    """Without them the backbone's own weights are taken and named; their place may be given; a mean that was asked for
+    is not given up."""
     with console.capture() as told:
         results = train.run(start_settings(related, tmp_path / "without", optim=STILL))
     assert results["init"]["init"] == "backbone" and results["init"]["warmed_up_heads"] == ["birds"]
@@ -214,15 +214,15 @@ def test_a_teacher_is_found_relative_to_its_store(
     shutil.copytree(related / "birds", tmp_path / "made" / "birds")
     section = teachers.load(TeacherConfig(name="birds", model=str(related / "birds")), "cpu").section
     section = dataclasses.replace(section, model="birds")
-    trunk = backbones.create(str(related / "generalist"))
+    backbone = create_model(str(related / "generalist"))
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     folder = tmp_path / "made" / "labels.zarr"
-    assert list(find([section], trunk, size=SIZE, models={}, folder=folder).members) == ["birds"]
+    assert list(find([section], backbone, size=SIZE, models={}, folder=folder).members) == ["birds"]
     save_teacher(tmp_path / "here" / "birds", 5, seed=9)
-    assert list(find([section], trunk, size=SIZE, models={}, folder=folder).members) == ["birds"]
+    assert list(find([section], backbone, size=SIZE, models={}, folder=folder).members) == ["birds"]
     with pytest.raises(UserError, match=r"weight_hash is .*; --models birds=MODEL names the right one"):
-        find([section], trunk, size=SIZE, models={}, folder=None)
+        find([section], backbone, size=SIZE, models={}, folder=None)
 
 
 def test_weights_that_are_no_numbers_are_refused(related: Path, tmp_path: Path) -> None:
@@ -232,11 +232,11 @@ def test_weights_that_are_no_numbers_are_refused(related: Path, tmp_path: Path) 
     save_file(state, tmp_path / "broken" / "model.safetensors", metadata={"format": "pt"})
     section = teachers.load(TeacherConfig(name="birds", model=str(related / "birds")), "cpu").section
     section = dataclasses.replace(section, model=str(tmp_path / "broken"))
-    trunk = backbones.create(str(related / "generalist"))
-    found = find([section], trunk, size=SIZE, models={}, folder=None)
+    backbone = create_model(str(related / "generalist"))
+    found = find([section], backbone, size=SIZE, models={}, folder=None)
     assert not found.members and "bn1.running_mean has values that are not finite" in found.not_found["birds"]
     with pytest.raises(UserError, match=r"bn1.running_mean has values that are not finite"):
-        find([section], trunk, size=SIZE, models={"birds": section.model}, folder=None)
+        find([section], backbone, size=SIZE, models={"birds": section.model}, folder=None)
 
 
 def test_three_models_are_walked_from_equal_shares(related: Path) -> None:

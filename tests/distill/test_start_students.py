@@ -13,7 +13,8 @@ from training_case import stop_after
 
 from repcon.commands import train
 from repcon.config import HeadConfig, OptimConfig
-from repcon.models import earlier_students, student
+from repcon.models import earlier_students
+from repcon.models.student import load_student
 from repcon.runtime.console import console
 from repcon.runtime.errors import UserError
 
@@ -42,7 +43,7 @@ def backbone_of(out: Path) -> dict[str, torch.Tensor]:
 
 
 def head_of(out: str | Path, name: str) -> torch.Tensor:
-    made = student.load(out)
+    made = load_student(out)
     return made.answer.weight[made.head_slices[name]]
 
 
@@ -80,7 +81,7 @@ def test_a_head_that_no_student_has_is_learnt_first(related: Path, tmp_path: Pat
     assert results["init"]["warmed_up_heads"] == ["other"]
 
 
-@pytest.mark.parametrize("changes", [{"start_heads": False}, {"projection": 8}], ids=["start_heads", "projection"])
+@pytest.mark.parametrize("changes", [{"init_heads": False}, {"projection": 8}], ids=["init_heads", "projection"])
 def test_without_heads_of_the_students_the_backbone_is_their_mean(
     related: Path, tmp_path: Path, changes: dict[str, Any]
 ) -> None:
@@ -116,12 +117,12 @@ def test_a_resume_needs_the_same_students_but_does_not_read_them_again(
         ({"models": ("birds=x",)}, "models: the start is that of init_students"),
         ({"pretrained": False}, "init_students: .*pretrained is false"),
         ({"init_students": ("nowhere",)}, "init_students: nowhere: holds no student of `repcon train`"),
-        ({"trunk": "other"}, "init_students: .*test_efficientnet is another architecture than test_resnet"),
+        ({"backbone": "other"}, "init_students: .*test_efficientnet is another architecture than test_resnet"),
     ],
 )
 def test_mistakes_are_named(related: Path, tmp_path: Path, changes: dict[str, Any], says: str) -> None:
-    if "trunk" in changes:
-        changes = {"trunk": str(related / changes["trunk"])}
+    if "backbone" in changes:
+        changes = {"backbone": str(related / changes["backbone"])}
     given = {"init_students": students(related)} | changes
     with pytest.raises(UserError, match=says):
         train.run(start_settings(related, tmp_path / "run", **given))

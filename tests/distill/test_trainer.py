@@ -20,7 +20,7 @@ from repcon.distill.loader import Batch
 from repcon.distill.loss_guard import LossGuard
 from repcon.distill.trainer import Trainer
 from repcon.distill.validation import Validation
-from repcon.models import student
+from repcon.models.student import load_student
 from repcon.runtime.errors import UserError
 
 pytest_plugins = ("training_fixtures",)
@@ -32,7 +32,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
     [
         {},
         {"crops_per_decode": 4, "mix_window": 4, "batch_size": 16, "optim": OptimConfig(lr=1e-3, ema=0.9)},
-        {"accumulate": 3, "precision": "bf16", "projection": 8, "epochs": 3},
+        {"grad_accum_steps": 3, "precision": "bf16", "projection": 8, "epochs": 3},
     ],
     ids=["plain", "mixed-ema", "accumulate-bf16"],
 )
@@ -47,7 +47,7 @@ def test_a_stopped_run_goes_on_to_the_last_bit(
         with pytest.raises(KeyboardInterrupt):
             train.run(settings(case, parts, **changes))
     assert not (parts / "results.json").exists()
-    train.run(settings(case, parts, **changes, workers=2))
+    train.run(settings(case, parts, **changes, num_workers=2))
     assert losses(parts) == losses(whole)
     assert [line["heads"] for line in lines(parts, "validation")] == [
         line["heads"] for line in lines(whole, "validation")
@@ -120,9 +120,9 @@ def test_a_signal_ends_the_command_with_130_and_it_goes_on(
 def test_accumulated_batches_count_as_one(case: Path, tmp_path: Path) -> None:
     """Two batches of 8 move the weights as one of 16 does, under clipping too."""
     optim = OptimConfig(name="sgd", lr=0.05, weight_decay=0.0, warmup_epochs=0.0, clip_norm=0.5)
-    changes: dict[str, Any] = {"holdout": 0.0, "freeze_norm": True, "epochs": 2, "optim": optim}
+    changes: dict[str, Any] = {"val_fraction": 0.0, "freeze_norm": True, "epochs": 2, "optim": optim}
     train.run(settings(case, tmp_path / "whole", **changes, batch_size=16))
-    train.run(settings(case, tmp_path / "parts", **changes, batch_size=8, accumulate=2))
+    train.run(settings(case, tmp_path / "parts", **changes, batch_size=8, grad_accum_steps=2))
     states = [torch.load(newest(tmp_path / name), weights_only=True) for name in ("whole", "parts")]
     assert [state["updates"]["count"] for state in states] == [4, 4]
     for name, value in states[0]["student"].items():
@@ -140,7 +140,9 @@ def test_bf16_and_channels_last(case: Path, tmp_path: Path, monkeypatch: pytest.
     convolution = []
     monkeypatch.setattr(LossGuard, "watch", watch)
     monkeypatch.setattr(
-        Trainer, "_apart", lambda self, last: convolution.append(self.student.trunk.conv_stem.weight) or nullcontext()
+        Trainer,
+        "_apart",
+        lambda self, last: convolution.append(self.student.backbone.conv_stem.weight) or nullcontext(),
     )
     train.run(settings(case, tmp_path / "run", epochs=1, precision="bf16"))
     assert set(seen) == {(torch.float32, torch.bfloat16, True)}
@@ -153,7 +155,7 @@ def test_what_is_written_is_the_moving_average(case: Path, tmp_path: Path) -> No
     out = tmp_path / "run"
     train.run(settings(case, out, epochs=2, optim=OptimConfig(lr=3e-3, ema=0.9)))
     state = torch.load(newest(out), weights_only=True)
-    written = student.load(out / "student").state_dict()
+    written = load_student(out / "student").state_dict()
     assert all(torch.equal(written[name], value) for name, value in state["updates"]["ema"].items())
     assert not torch.equal(written["answer.weight"], state["student"]["answer.weight"])
 
@@ -169,7 +171,7 @@ def test_the_best_checkpoint_is_of_the_lowest_kl(case: Path, tmp_path: Path, mon
     wanted = lines(out, "validation")[2]["step"]
     assert torch.load(out / "checkpoints" / "best.pt", weights_only=True)["step"] == wanted
 
-    train.run(settings(case, tmp_path / "blind", epochs=2, holdout=0.0))
+    train.run(settings(case, tmp_path / "blind", epochs=2, val_fraction=0.0))
     blind = tmp_path / "blind"
     best, last = (torch.load(path, weights_only=True) for path in (blind / "checkpoints" / "best.pt", newest(blind)))
     assert best["step"] == last["step"]

@@ -10,12 +10,13 @@ from training_case import SIZE, colour_logits, lines, settings
 from repcon.commands import train
 from repcon.config import OptimConfig
 from repcon.decode.factory import open_loader
-from repcon.distill.loader import Feed
+from repcon.distill.loader import DistillLoader
 from repcon.evaluation.features import whole_images
 from repcon.evaluation.probes import split_classes
-from repcon.images.pack import Pack
+from repcon.images.pack import ImagePack
 from repcon.labels.store import LabelStore
-from repcon.models import backbone, student
+from repcon.models.preprocessing import normalise, preprocessing_of
+from repcon.models.student import load_student
 
 pytest_plugins = ("training_fixtures",)
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -26,14 +27,16 @@ def test_validation_agrees_with_a_dense_computation(case: Path, tmp_path: Path) 
     config = settings(case, tmp_path / "run", epochs=1, optim=OptimConfig(lr=0.0, weight_decay=0.0), freeze_norm=True)
     train.run(config)
     told = lines(tmp_path / "run", "validation")[0]["heads"]
-    pack, store = Pack.open(config.pack), LabelStore.open(config.store)
-    feed = Feed(pack, store, size=SIZE, batch_size=8, epochs=1, holdout=config.holdout, loader="torch", workers=1)
-    model = student.load(tmp_path / "run" / "student").eval()
-    preprocessing = backbone.preprocessing(model.trunk, SIZE)
-    pixels = torch.cat([batch.pixels for batch in feed.held_out()])
-    feed.close()
+    pack, store = ImagePack.open(config.pack), LabelStore.open(config.store)
+    loader = DistillLoader(
+        pack, store, size=SIZE, batch_size=8, epochs=1, val_fraction=config.val_fraction, loader="torch", num_workers=1
+    )
+    model = load_student(tmp_path / "run" / "student").eval()
+    preprocessing = preprocessing_of(model.backbone, SIZE)
+    pixels = torch.cat([batch.pixels for batch in loader.held_out()])
+    loader.close()
     with torch.no_grad():
-        logits = model(backbone.normalise(pixels, preprocessing, torch.float32))[:, model.head_slices["tones"]]
+        logits = model(normalise(pixels, preprocessing, torch.float32))[:, model.head_slices["tones"]]
     teacher = colour_logits(pixels, 3)
     kl = torch.nn.functional.kl_div(
         logits.log_softmax(1), teacher.log_softmax(1), reduction="batchmean", log_target=True
@@ -48,14 +51,14 @@ def test_knn_is_that_of_the_students_features(case: Path, tmp_path: Path, pictur
     out = tmp_path / "run"
     config = settings(case, out, epochs=1, knn=str(picture_folder))
     told = train.run(config)["validation"]["knn"]
-    model = student.load(out / "student").eval()
-    pack = Pack.open(str(next(path.parent for path in (out / "knn-pack").rglob("*.npz"))))
-    inputs = backbone.preprocessing(model.trunk, SIZE)
-    loader = open_loader("torch", pack, (SIZE,), workers=1)
+    model = load_student(out / "student").eval()
+    pack = ImagePack.open(str(next(path.parent for path in (out / "knn-pack").rglob("*.npz"))))
+    inputs = preprocessing_of(model.backbone, SIZE)
+    loader = open_loader("torch", pack, (SIZE,), num_workers=1)
     with torch.no_grad():
         batches = loader.batches(whole_images(pack, np.arange(len(pack)), 8))
         pixels = torch.cat([batch.pixels[SIZE] for batch in batches])
-        features = model.features(backbone.normalise(pixels, inputs, torch.float32))
+        features = model.features(normalise(pixels, inputs, torch.float32))
     loader.close()
     near, far = split_classes(pack.labels, 0.5, config.seed)
     assert len(near) == 16  # Fewer than 20, 4 of each class: all vote, and the nearest class by summed cosine wins.

@@ -9,31 +9,35 @@ import pytest
 import torch
 
 from repcon.evaluation import features
-from repcon.images.pack import Pack
+from repcon.images.pack import ImagePack
 from repcon.images.packing import open_or_pack
-from repcon.models import backbone
+from repcon.models.preprocessing import preprocessing_of
+from repcon.models.saved_model import save_model
+from repcon.models.timm_import import timm
 from repcon.runtime.console import progress
 from repcon.runtime.errors import UserError
 
 
 @pytest.fixture(scope="module")
-def pack(picture_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Pack:
+def pack(picture_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> ImagePack:
     return open_or_pack(str(picture_folder), tmp_path_factory.mktemp("packs"))
 
 
 def network(folder: Path, name: str, seed: int) -> str:
     torch.manual_seed(seed)
-    model = backbone.timm.create_model(name, num_classes=3)
-    backbone.save(model, folder, classes=list("abc"), preprocessing=backbone.preprocessing(model, 32), extra={})
+    model = timm.create_model(name, num_classes=3)
+    save_model(model, folder, classes=list("abc"), preprocessing=preprocessing_of(model, 32), extra={})
     return str(folder)
 
 
 @pytest.fixture
 def reading(tmp_path: Path) -> features.Reading:
-    return features.Reading(size=32, batch_size=5, loader="torch", workers=0, device="cpu", cache=tmp_path / "cache")
+    return features.Reading(
+        size=32, batch_size=5, loader="torch", num_workers=0, device="cpu", cache=tmp_path / "cache"
+    )
 
 
-def extract(model: str, pack: Pack, rows: np.ndarray, reading: features.Reading) -> tuple[np.ndarray, str]:
+def extract(model: str, pack: ImagePack, rows: np.ndarray, reading: features.Reading) -> tuple[np.ndarray, str]:
     with progress() as bars:
         found = features.extract(model, pack, rows, reading, bars)
     assert found.input_size == reading.size or not reading.size
@@ -77,7 +81,7 @@ def test_a_damaged_cache_is_named(pack, reading, tmp_path):
         extract(model, pack, np.arange(2), reading)
 
 
-def test_a_trunk_of_another_input_size_says_so(pack, reading, tmp_path):
+def test_a_backbone_of_another_input_size_says_so(pack, reading, tmp_path):
     model = network(tmp_path / "vit", "test_vit", 0)
     with pytest.raises(UserError, match="size"):
         extract(model, pack, np.arange(2), replace(reading, size=40))
@@ -102,14 +106,14 @@ def test_a_folder_that_pools_otherwise_has_other_features(pack, reading, tmp_pat
         ("self.net(x) - self.net(x).mean(0)", "when other images are beside it"),
         ("nn.functional.dropout(self.net(x), 0.5)", "when it is asked the same again"),
         ("self.parts[0](x)", "is not registered"),
-        ("exit(1)", "the trunk does not take inputs of 32 pixels"),
+        ("exit(1)", "the backbone does not take inputs of 32 pixels"),
         ("(self.net(x),)", "not one vector per image"),
         ("self.net(x)[:1]", "not one vector per image"),
     ],
 )
-def test_a_trunk_of_ones_own_gives_the_same_features_again(pack, reading, tmp_path, monkeypatch, forward, says):
+def test_a_backbone_of_ones_own_gives_the_same_features_again(pack, reading, tmp_path, monkeypatch, forward, says):
     parts = "[nn.Conv2d(3, 8, 3)]" if "parts" in forward else "None"
-    (tmp_path / "own_trunk.py").write_text(
+    (tmp_path / "own_backbone.py").write_text(
         "from torch import nn\n"
         "class Own(nn.Module):\n"
         "    def __init__(self):\n"
@@ -122,10 +126,10 @@ def test_a_trunk_of_ones_own_gives_the_same_features_again(pack, reading, tmp_pa
         "    return Own(), {'size': 32, 'mean': [0.5] * 3, 'std': [0.25] * 3}\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.delitem(sys.modules, "own_trunk", raising=False)
+    monkeypatch.delitem(sys.modules, "own_backbone", raising=False)
     rows = np.arange(8)
     if not says:
-        assert extract("own_trunk:make", pack, rows, reading)[0].shape == (8, 8)
+        assert extract("own_backbone:make", pack, rows, reading)[0].shape == (8, 8)
         return
     with pytest.raises(UserError, match=says):
-        extract("own_trunk:make", pack, rows, reading)
+        extract("own_backbone:make", pack, rows, reading)

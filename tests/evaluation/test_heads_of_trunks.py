@@ -12,10 +12,15 @@ from repcon.config import ClassSubset, EvaluateConfig, OptimConfig, TeachConfig,
 from repcon.evaluation import heads
 from repcon.evaluation.probes import split_classes
 from repcon.images.format import MANIFEST
-from repcon.images.pack import Pack
+from repcon.images.pack import ImagePack
 from repcon.images.packing import open_or_pack
-from repcon.models import backbone, student
 from repcon.models import teacher as teachers
+from repcon.models.factory import create_model
+from repcon.models.identity import class_names_of
+from repcon.models.preprocessing import preprocessing_of
+from repcon.models.saved_model import save_model
+from repcon.models.student import Student, save_student
+from repcon.models.timm_import import timm
 from repcon.runtime.errors import UserError
 
 
@@ -31,10 +36,8 @@ def teacher(pack: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A teacher of three of the four classes, a quarter of each held out."""
     root = tmp_path_factory.mktemp("teacher")
     torch.manual_seed(0)
-    start = backbone.timm.create_model("test_efficientnet", num_classes=5)
-    backbone.save(
-        start, root / "start", classes=list("abcde"), preprocessing=backbone.preprocessing(start, 32), extra={}
-    )
+    start = timm.create_model("test_efficientnet", num_classes=5)
+    save_model(start, root / "start", classes=list("abcde"), preprocessing=preprocessing_of(start, 32), extra={})
     teach.run(
         TeachConfig(
             data=str(pack), out=str(root / "teacher"), model=str(root / "start"), classes=ClassSubset(stop=0.75),
@@ -45,16 +48,16 @@ def teacher(pack: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def write_student(folder: Path, teacher: Path, *, copied: bool, names: list[str] | None = None) -> Path:
-    """A student whose trunk is the teacher's, and whose head is its classifier where `copied`."""
-    model = backbone.create(str(teacher))
-    classifier, inputs = model.get_classifier(), backbone.preprocessing(model)
-    classes = names or list(backbone.classes(model))
+    """A student whose backbone is the teacher's, and whose head is its classifier where `copied`."""
+    model = create_model(str(teacher))
+    classifier, inputs = model.get_classifier(), preprocessing_of(model)
+    classes = names or list(class_names_of(model))
     model.reset_classifier(0)
-    made = student.Student(model, {"other": 4, "task": len(classes)})
+    made = Student(model, {"other": 4, "task": len(classes)})
     if copied:
         made.start_head("task", classifier.weight, classifier.bias)
     card = {"classes": {"task": classes, "other": list("wxyz")}, "teachers": []}
-    student.save(made, folder, preprocessing=inputs, card=card)
+    save_student(made, folder, preprocessing=inputs, card=card)
     return folder
 
 
@@ -62,7 +65,7 @@ def write_student(folder: Path, teacher: Path, *, copied: bool, names: list[str]
 def recipe(pack: Path, teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> EvaluateConfig:
     folder = write_student(tmp_path_factory.mktemp("student") / "student", teacher, copied=True)
     return EvaluateConfig(
-        data=str(pack), out="", trunks=(f"student={folder}",), heads=True, teachers=(f"task={teacher}",), metrics=(),
+        data=str(pack), out="", backbones=(f"student={folder}",), heads=True, teachers=(f"task={teacher}",), metrics=(),
         loader="torch", device="cpu",
     )  # fmt: skip
 
@@ -79,13 +82,13 @@ def test_a_copied_head_is_level_with_its_teacher_on_what_it_held_out(recipe, pac
 def test_the_figures_are_those_of_the_models_themselves(recipe, pack, teacher, tmp_path):
     folder = write_student(tmp_path / "student", teacher, copied=False)
     [check] = heads.plan_heads(
-        replace(recipe, trunks=(f"s={folder}",)), {"s": str(folder)}, {"data": open_or_pack(str(pack), tmp_path)}
+        replace(recipe, backbones=(f"s={folder}",)), {"s": str(folder)}, {"data": open_or_pack(str(pack), tmp_path)}
     )
     held = split_classes(
         check.pack.labels[np.isin(check.pack.labels, np.unique(check.pack.labels[check.rows]))], 0.25, 0
     )
     assert len(held[1]) == len(check.rows)
-    [row] = evaluate.run(replace(recipe, trunks=(f"s={folder}",), out=str(tmp_path / "out")))["heads"]
+    [row] = evaluate.run(replace(recipe, backbones=(f"s={folder}",), out=str(tmp_path / "out")))["heads"]
     accuracies = (row["head_accuracy"]["mean"], row["teacher_accuracy"]["mean"])
     assert np.isclose(row["difference"]["mean"], accuracies[0] - accuracies[1])
 
@@ -108,19 +111,19 @@ def test_a_name_of_several_classes_matches_no_image(pack, teacher):
     first, second, third = held.section.classes
     for names, left in (((first, second, third), 3), ((first, second, first), 1)):
         section = replace(held.section, classes=names, model="x")
-        rows, targets, _ = heads._images(replace(held, section=section), Pack.open(pack))
+        rows, targets, _ = heads._images(replace(held, section=section), ImagePack.open(pack))
         assert len(set(targets.tolist())) == left and len(rows) == 8 * left
 
 
-def test_trunks_that_are_called_like_a_head_are_its_teachers(recipe, teacher, tmp_path, capsys):
-    both = replace(recipe, teachers=(), trunks=(*recipe.trunks, f"task={teacher}"), metrics=("knn",))
+def test_backbones_that_are_called_like_a_head_are_its_teachers(recipe, teacher, tmp_path, capsys):
+    both = replace(recipe, teachers=(), backbones=(*recipe.backbones, f"task={teacher}"), metrics=("knn",))
     results = evaluate.run(replace(both, out=str(tmp_path / "out")))
     assert [row["head"] for row in results["heads"]] == ["task"] and results["verdict"]["subject"] == "student"
-    assert list(results["trunks"]) == ["student", "task"]
+    assert list(results["backbones"]) == ["student", "task"]
 
 
 @pytest.mark.parametrize(("change", "words"), [
-    ({"trunks": ("x=package:efficientnet_lite0",)}, "none of the trunks is a student"),
+    ({"backbones": ("x=package:efficientnet_lite0",)}, "none of the backbones is a student"),
     ({"teachers": ("nobody=x",)}, "nobody=x: expected NAME=MODEL"),
     ({"teachers": ()}, "teachers: none named"),
     ({"heads": False}, "metrics: none named"),
@@ -133,7 +136,7 @@ def test_mistakes_are_named(recipe, tmp_path, change, words):
 def test_other_classes_than_the_heads_are_refused(recipe, teacher, picture_folder, tmp_path):
     folder = write_student(tmp_path / "student", teacher, copied=False, names=["apple", "beech", "cedar"])
     with pytest.raises(UserError, match="is not the teacher of the head task: "):
-        evaluate.run(replace(recipe, trunks=(f"s={folder}",), out=str(tmp_path / "out")))
+        evaluate.run(replace(recipe, backbones=(f"s={folder}",), out=str(tmp_path / "out")))
     for name, source in (("elm", "apple"), ("fir", "birch")):
         (tmp_path / "data" / name).mkdir(parents=True)
         for path in sorted((picture_folder / source).iterdir())[:3]:

@@ -87,7 +87,7 @@ def test_c_is_chosen_without_the_test_rows(monkeypatch: pytest.MonkeyPatch):
     assert probes.linear_probe(train, labels, np.random.default_rng(0).normal(size=test.shape), seed=3).c == first.c
 
 
-def test_few_shot_draws_are_the_same_for_every_trunk_and_improve_with_shots():
+def test_few_shot_draws_are_the_same_for_every_backbone_and_improve_with_shots():
     train, labels = clusters(8, 20, 24, 2.0)
     test, truth = clusters(8, 10, 24, 2.0, seed=1)
     one, again = (probes.few_shot(train, labels, test, truth, 1, 20, seed=0) for _ in range(2))
@@ -96,7 +96,7 @@ def test_few_shot_draws_are_the_same_for_every_trunk_and_improve_with_shots():
     assert ten.mean() > one.mean()
 
 
-def test_equally_good_trunks_seldom_differ_beyond_their_interval():
+def test_equally_good_backbones_seldom_differ_beyond_their_interval():
     """The same picture contents under independent noise: about one interval in twenty leaves zero out."""
     generator, apart = np.random.default_rng(3), 0
     for _ in range(60):

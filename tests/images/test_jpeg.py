@@ -11,7 +11,7 @@ import simplejpeg
 from pictures import photograph
 from PIL import Image, PngImagePlugin
 
-from repcon.images.jpeg import MAX_PIXELS, Encoded, Unusable, content_hash, encode, read_header
+from repcon.images.jpeg import MAX_PIXELS, Encoded, InvalidImageError, content_hash, encode, read_header
 
 
 def saved(image: Image.Image, kind: str, **options: object) -> bytes:
@@ -152,7 +152,7 @@ def test_sixteen_bits_are_scaled_not_cut(kind: str) -> None:
 
 
 def test_thirty_two_bits_are_refused() -> None:
-    with pytest.raises(Unusable, match="32-bit"):
+    with pytest.raises(InvalidImageError, match="32-bit"):
         encode(saved(Image.new("F", (8, 8), 0.5), "TIFF"), 0, 95)
 
 
@@ -169,7 +169,7 @@ def test_bombs_are_refused_from_their_header() -> None:
     png[29:33] = struct.pack(">I", zlib.crc32(png[12:29]))
     tracemalloc.start()
     for data in (huge_jpeg(65_500, 65_500), huge_jpeg(65_535, 2049), bytes(png)):
-        with pytest.raises(Unusable, match=r"pixels|limit"):
+        with pytest.raises(InvalidImageError, match=r"pixels|limit"):
             encode(data, 64, 95)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
@@ -179,13 +179,13 @@ def test_bombs_are_refused_from_their_header() -> None:
 def test_too_many_scans_are_refused() -> None:
     data = saved(Image.fromarray(smooth()), "JPEG", progressive=True)
     scan = data[data.index(b"\xff\xda") : -2]
-    with pytest.raises(Unusable, match="too many scans"):
+    with pytest.raises(InvalidImageError, match="too many scans"):
         encode(data[:-2] + scan * 100 + b"\xff\xd9", 0, 95)
 
 
 def test_sides_beyond_jpeg_need_max_side() -> None:
     wide = saved(Image.new("L", (70_000, 2)), "PNG")
-    with pytest.raises(Unusable, match="set max_side"):
+    with pytest.raises(InvalidImageError, match="set max_side"):
         encode(wide, 0, 95)
     assert encode(wide, 1000, 95).width == 1000
 
@@ -196,14 +196,14 @@ def test_sides_beyond_jpeg_need_max_side() -> None:
 def test_truncated_jpegs_are_refused(share: float, progressive: bool, ended: bool) -> None:
     """Also where the end marker was put back, which many decoders take for a whole picture with a grey rest."""
     whole = saved(Image.fromarray(photograph(1, 160, 120)), "JPEG", quality=95, progressive=progressive)
-    with pytest.raises(Unusable, match=r"truncated|damaged"):
+    with pytest.raises(InvalidImageError, match=r"truncated|damaged"):
         encode(whole[: int(len(whole) * share)] + (b"\xff\xd9" if ended else b""), 0, 95)
 
 
 def test_truncated_cmyk_and_png_are_refused() -> None:
     for image, kind in ((Image.fromarray(smooth()).convert("CMYK"), "JPEG"), (Image.fromarray(smooth()), "PNG")):
         data = saved(image, kind)
-        with pytest.raises(Unusable):
+        with pytest.raises(InvalidImageError):
             encode(data[: len(data) * 2 // 3], 0, 95)
 
 
@@ -220,9 +220,9 @@ def test_harmless_damage_hides_no_other() -> None:
     data = jpeg()
     table, scan = data.index(b"\xff\xc4"), data.index(b"\xff\xda")
     cut = data[: scan + (len(data) - scan) // 3] + b"\xff\xd9"
-    with pytest.raises(Unusable, match="truncated"):
+    with pytest.raises(InvalidImageError, match="truncated"):
         encode(cut[:table] + b"\0\0\0" + cut[table:], 0, 95)
-    with pytest.raises(Unusable, match="extraneous bytes"):  # in the scan its bits went wrong
+    with pytest.raises(InvalidImageError, match="extraneous bytes"):  # in the scan its bits went wrong
         encode(data[:-2] + b"\x11\x22\x33" * 9 + data[-2:], 0, 95)
 
 
@@ -240,7 +240,7 @@ def test_harmless_damage_hides_no_other() -> None:
     ],
 )
 def test_what_is_no_image_is_refused(data: bytes) -> None:
-    with pytest.raises(Unusable):
+    with pytest.raises(InvalidImageError):
         encode(data, 0, 95)
 
 
@@ -258,7 +258,7 @@ def test_any_flipped_or_missing_bytes_give_a_jpeg_or_a_reason() -> None:
             del data[generator.integers(0, len(data)) :]
         try:
             encoded = encode(bytes(data), 32, 90)
-        except Unusable as error:
+        except InvalidImageError as error:
             assert str(error)
         else:
             assert simplejpeg.decode_jpeg(encoded.data).shape == (encoded.height, encoded.width, 3)
@@ -285,7 +285,7 @@ def test_a_png_whose_pixels_are_damaged_is_not_saved_by_dropping_its_texts() -> 
     info.add_text("workflow", "x" * 2_000_000, zip=True)
     data = saved(Image.fromarray(photograph(0, 48, 32)), "PNG", pnginfo=info)
     for cut in (data[:-200], data[:100], data[:9]):
-        with pytest.raises(Unusable):
+        with pytest.raises(InvalidImageError):
             encode(cut, 0, 95)
 
 
@@ -305,7 +305,7 @@ def test_a_decoder_without_memory_is_not_damage(
     """Decoders say that the image is damaged where they get no memory; what is damaged stays so with memory."""
     whole = saved(Image.fromarray(photograph(0, 48, 32)), kind, **options)
     damaged = whole[: len(whole) * 9 // 10]
-    with pytest.raises(Unusable):
+    with pytest.raises(InvalidImageError):
         encode(damaged, 0, 95)
 
     def none_left(size: int) -> None:

@@ -20,7 +20,7 @@ from repcon.commands import pack as packing
 from repcon.config import ClassSubset, PackConfig
 from repcon.images import format as pack_format
 from repcon.images.jpeg import content_hash
-from repcon.images.pack import Pack, class_rows
+from repcon.images.pack import ImagePack, class_rows
 from repcon.images.packing import open_or_pack
 from repcon.runtime.errors import UserError
 
@@ -28,7 +28,7 @@ from repcon.runtime.errors import UserError
 @pytest.fixture(scope="module")
 def original(picture_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("packs") / "original"
-    packing.run(PackConfig(source=str(picture_folder), out=str(out), workers=2))
+    packing.run(PackConfig(source=str(picture_folder), out=str(out), num_workers=2))
     return out
 
 
@@ -44,7 +44,7 @@ def flip(path: Path, place: int) -> None:
 
 
 def test_what_a_pack_tells_of_itself(original: Path, picture_folder: Path) -> None:
-    pack = Pack.open(original)
+    pack = ImagePack.open(original)
     assert len(pack) == len(pack.keys) == 32 and pack.keys[0] == "apple/00"
     assert pack.sizes.shape == (32, 2) and pack.sizes.dtype == np.int32
     assert pack.hashes.shape == (32, 16) and pack.labels.dtype == np.int32
@@ -60,7 +60,7 @@ def test_the_fingerprint_is_that_of_contents_and_order(original: Path, picture_f
     source = Path(shutil.copytree(picture_folder, tmp_path / "source"))
     (source / "apple").rename(source / "another name")
     renamed = open_or_pack(str(source), tmp_path / "cache")
-    assert renamed.fingerprint == Pack.open(original).fingerprint
+    assert renamed.fingerprint == ImagePack.open(original).fingerprint
     (source / "cedar/03.jpg").unlink()
     assert open_or_pack(str(source), tmp_path / "cache").fingerprint != renamed.fingerprint
 
@@ -76,25 +76,25 @@ def test_a_source_is_packed_once_and_a_pack_is_opened(original: Path, picture_fo
 
 
 def test_changed_bytes_are_found_at_the_first_read(copy: Path) -> None:
-    pack = Pack.open(copy)
+    pack = ImagePack.open(copy)
     place = int(pack._offset[3]) + int(pack.lengths[3]) // 2
     flip(copy / "shard-00000.tar", place)
     with pytest.raises(UserError, match=r"copy: image apple/03 in shard-00000.tar has changed .*; restore"):
         pack.read(3)
     with pytest.raises(UserError, match="has changed"):
         pack.read(3)
-    assert pack.read(2) and Pack.open(copy, check=False).read(3)
+    assert pack.read(2) and ImagePack.open(copy, check=False).read(3)
 
 
 def test_every_flipped_byte_of_index_and_manifest_is_found(copy: Path) -> None:
     """Nothing opens that differs in what is read: identity, labels, sizes, offsets."""
-    wanted = Pack.open(copy)
+    wanted = ImagePack.open(copy)
     for name in ("index.npz", "pack.json"):
         whole = (copy / name).read_bytes()
         for place in range(0, len(whole), 41):
             flip(copy / name, place)
             try:
-                pack = Pack.open(copy)
+                pack = ImagePack.open(copy)
             except UserError:
                 pass
             else:  # a byte of the settings or of a class's name, which nothing depends on
@@ -104,7 +104,7 @@ def test_every_flipped_byte_of_index_and_manifest_is_found(copy: Path) -> None:
 
 
 def test_truncated_and_missing_shards_are_named(copy: Path) -> None:
-    pack = Pack.open(copy)
+    pack = ImagePack.open(copy)
     shard = copy / "shard-00000.tar"
     whole = shard.read_bytes()
     shard.write_bytes(whole[: int(pack._offset[20]) + 10])
@@ -115,7 +115,7 @@ def test_truncated_and_missing_shards_are_named(copy: Path) -> None:
         pack.read(21)
     shard.unlink()
     with pytest.raises(UserError, match=r"cannot be read \(No such file"):
-        Pack.open(copy).read(0)
+        ImagePack.open(copy).read(0)
 
 
 def test_an_index_that_lies_about_a_header_is_found(copy: Path) -> None:
@@ -136,20 +136,20 @@ def test_an_index_that_lies_about_a_header_is_found(copy: Path) -> None:
     manifest["fingerprint"] = pack_format.fingerprint(hashes, columns["size"])
     (copy / "pack.json").write_text(json.dumps(manifest))
     with pytest.raises(UserError, match="is 65500 x 65500 pixels, not as the index says"):
-        Pack.open(copy).read(0)
+        ImagePack.open(copy).read(0)
 
 
 def test_a_manifest_of_a_terabyte_is_not_read(copy: Path) -> None:
     os.truncate(copy / "pack.json", 2**40)
     with pytest.raises(UserError, match="too many for a manifest"):
-        Pack.open(copy)
+        ImagePack.open(copy)
 
 
 def test_no_pack_there(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no finished pack there .*; make one with `repcon pack`"):
-        Pack.open(tmp_path)
+        ImagePack.open(tmp_path)
     with pytest.raises(UserError, match="no finished pack there"):
-        Pack.open("memory://nothing/here")
+        ImagePack.open("memory://nothing/here")
 
 
 @pytest.mark.parametrize("scheme", ["memory", "file"])
@@ -157,7 +157,7 @@ def test_packs_open_by_url(scheme: str, original: Path, tmp_path: Path) -> None:
     url = "memory://bucket/a pack" if scheme == "memory" else f"file://{original}"
     if scheme == "memory":
         fsspec.filesystem("memory").put(str(original) + "/", "/bucket/a pack/", recursive=True)
-    pack, local = Pack.open(url), Pack.open(original)
+    pack, local = ImagePack.open(url), ImagePack.open(original)
     assert pack.fingerprint == local.fingerprint and list(pack.keys) == list(local.keys)
     assert [pack.read(image) for image in range(32)] == [local.read(image) for image in range(32)]
     assert open_or_pack(url, tmp_path).fingerprint == local.fingerprint
@@ -173,13 +173,13 @@ def test_packs_open_by_url(scheme: str, original: Path, tmp_path: Path) -> None:
         assert pickle.loads(pickle.dumps(pack)).fingerprint == pack.fingerprint
 
 
-def read_in_worker(pack: Pack, image: int) -> bytes:
+def read_in_worker(pack: ImagePack, image: int) -> bytes:
     return pack.read(image)
 
 
 def test_workers_reopen_the_pack(original: Path, copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(original.parent)
-    pack = Pack.open(original.name, check=False)
+    pack = ImagePack.open(original.name, check=False)
     monkeypatch.chdir(copy)
     again = pickle.loads(pickle.dumps(pack))
     assert not again.check and again.read(1) == pack.read(1)
@@ -188,7 +188,7 @@ def test_workers_reopen_the_pack(original: Path, copy: Path, monkeypatch: pytest
 
 
 def test_a_replaced_pack_is_not_reopened_for_the_old_one(copy: Path, picture_folder: Path) -> None:
-    pickled = pickle.dumps(Pack.open(copy))
+    pickled = pickle.dumps(ImagePack.open(copy))
     source = Path(shutil.copytree(picture_folder, copy.parent / "source"))
     (source / "apple/00.jpg").unlink()
     shutil.rmtree(copy)
@@ -198,8 +198,8 @@ def test_a_replaced_pack_is_not_reopened_for_the_old_one(copy: Path, picture_fol
 
 
 def test_threads_share_a_pack(original: Path) -> None:
-    pack = Pack.open(original)
-    wanted = [Pack.open(original).read(image) for image in range(32)]
+    pack = ImagePack.open(original)
+    wanted = [ImagePack.open(original).read(image) for image in range(32)]
     with ThreadPoolExecutor(8) as pool:
         assert list(pool.map(pack.read, list(range(32)) * 20)) == wanted * 20
 
@@ -214,13 +214,13 @@ def test_more_shards_than_stay_open(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         (tmp_path / f"source/{number}.jpg").write_bytes(data)
     figures = packing.run(PackConfig(source=str(tmp_path / "source"), out=str(tmp_path / "pack"), shard_megabytes=1))
     assert figures["shards"] >= 2 and figures["classes"] == 0
-    pack = Pack.open(tmp_path / "pack")
+    pack = ImagePack.open(tmp_path / "pack")
     for image in (3, 0, 3, 1, 2, 0):
         assert pack.read(image) == (tmp_path / f"source/{image}.jpg").read_bytes()
 
 
 def test_class_halves_are_seeded_disjoint_and_whole(original: Path) -> None:
-    pack = Pack.open(original)
+    pack = ImagePack.open(original)
     first, labels, names = class_rows(pack, ClassSubset(seed=5, stop=0.5))
     second, _, others = class_rows(pack, ClassSubset(seed=5, start=0.5))
     assert set(names) | set(others) == set(pack.classes) and len(names) == len(others) == 2
@@ -234,7 +234,7 @@ def test_class_halves_are_seeded_disjoint_and_whole(original: Path) -> None:
 
 
 def test_class_subsets_that_cannot_be(original: Path, tmp_path: Path) -> None:
-    pack = Pack.open(original)
+    pack = ImagePack.open(original)
     with pytest.raises(UserError, match="1 of its 4 classes chosen; at least two"):
         class_rows(pack, ClassSubset(stop=0.25))
     with pytest.raises(UserError, match="must rise"):
@@ -275,5 +275,5 @@ def test_a_beton_is_made_of_the_same_pack(picture_folder: Path, tmp_path: Path) 
     again = packing.run(PackConfig(source=str(picture_folder), out=str(out), ffcv=True))
     assert again["fingerprint"] == plain["fingerprint"]
     beton = (out / "images.beton").read_bytes()
-    assert all(Pack.open(out).read(image) in beton for image in range(32))
+    assert all(ImagePack.open(out).read(image) in beton for image in range(32))
     assert not list(out.glob(".*"))

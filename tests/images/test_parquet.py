@@ -14,7 +14,7 @@ from simplejpeg import encode_jpeg
 from repcon.commands import pack as packing
 from repcon.config import PackConfig
 from repcon.images import sources
-from repcon.images.pack import Pack
+from repcon.images.pack import ImagePack
 from repcon.images.packing import is_pack, open_or_pack
 from repcon.images.parquet import RowReader
 from repcon.runtime.errors import UserError
@@ -48,10 +48,10 @@ def write(path: Path, columns: dict[str, Any], metadata: dict[bytes, bytes] | No
     return path
 
 
-def packed(source: Path | Sequence[Path], out: Path, **settings: Any) -> tuple[Pack, dict[str, Any]]:
+def packed(source: Path | Sequence[Path], out: Path, **settings: Any) -> tuple[ImagePack, dict[str, Any]]:
     names = str(source) if isinstance(source, Path) else tuple(map(str, source))
     figures = packing.run(PackConfig(source=names, out=str(out), **settings))
-    return Pack.open(out), figures
+    return ImagePack.open(out), figures
 
 
 def labels_of(source: Path) -> list[str | None]:
@@ -267,7 +267,7 @@ def test_several_sources_of_the_hub_and_of_the_disk(tmp_path: Path, monkeypatch:
     hub_cache(tmp_path / "cache", ["default/train/0000.parquet"], monkeypatch)
     local = write(tmp_path / "more.parquet", {"image": pictures(1, 50), "label": ["c"]})
     figures = packing.run(PackConfig(source=("hf://datasets/org/birds:train", str(local)), out=str(tmp_path / "pack")))
-    pack = Pack.open(tmp_path / "pack")
+    pack = ImagePack.open(tmp_path / "pack")
     assert figures["images"] == 3 and pack.classes == ("a", "b", "c")
     assert list(pack.keys)[::2] == ["birds-train/0000.parquet/0", "more_parquet/more.parquet/0"]
 

@@ -9,8 +9,8 @@ import pytest
 from precompute_case import pack_path
 
 from repcon.images import read_ahead
-from repcon.images.pack import Pack
-from repcon.images.read_ahead import Blocks, NearbyPack
+from repcon.images.pack import ImagePack
+from repcon.images.read_ahead import BlockCache, ReadAheadPack
 
 __all__ = ["pack_path"]
 
@@ -42,7 +42,7 @@ def small_blocks(monkeypatch):
 
 def test_parts_are_what_they_would_be_and_each_block_is_asked_for_once():
     files = Counted(25_300)
-    blocks = Blocks(files, [25_300])
+    blocks = BlockCache(files, [25_300])
     parts = [blocks.part("shard-00000.tar", start, 70) for start in range(0, 25_300, 70)]
     assert b"".join(parts) == files.data
     assert sorted(files.asked) == [1000 * number for number in range(26)]
@@ -51,7 +51,7 @@ def test_parts_are_what_they_would_be_and_each_block_is_asked_for_once():
 
 
 def test_few_blocks_are_held():
-    blocks = Blocks(Counted(100_000), [100_000])
+    blocks = BlockCache(Counted(100_000), [100_000])
     for start in range(0, 100_000, 500):
         blocks.part("shard-00000.tar", start, 100)
     assert len(blocks._held) <= read_ahead.HELD_BLOCKS
@@ -59,7 +59,7 @@ def test_few_blocks_are_held():
 
 def test_threads_that_want_the_same_block_wait_for_one_request():
     files = Counted(3_000)
-    blocks = Blocks(files, [3_000])
+    blocks = BlockCache(files, [3_000])
     with ThreadPoolExecutor(16) as pool:
         parts = list(pool.map(lambda start: blocks.part("shard-00000.tar", start, 10), range(0, 3_000, 10)))
     assert b"".join(parts) == files.data and sorted(files.asked) == [0, 1000, 2000]
@@ -68,7 +68,7 @@ def test_threads_that_want_the_same_block_wait_for_one_request():
 def test_a_failed_request_is_told_and_tried_again():
     files = Counted(5_000)
     files.fail = {0, 2000}
-    blocks = Blocks(files, [5_000])
+    blocks = BlockCache(files, [5_000])
     with pytest.raises(OSError, match="network"):
         blocks.part("shard-00000.tar", 10, 10)
     files.fail = set()
@@ -79,7 +79,7 @@ def test_a_failed_request_is_told_and_tried_again():
 def test_a_pack_behind_a_url_reads_the_same_images(pack_path):
     memory = fsspec.filesystem("memory")
     memory.put(str(pack_path), "/nearby", recursive=True)
-    near, plain = NearbyPack.open("memory://nearby"), Pack.open(pack_path)
+    near, plain = ReadAheadPack.open("memory://nearby"), ImagePack.open(pack_path)
     assert near.fingerprint == plain.fingerprint
     assert all(near.read(row) == plain.read(row) for row in range(len(plain)))
     memory.rm("/nearby", recursive=True)

@@ -9,7 +9,7 @@ from pictures import photograph
 from repcon import cli
 from repcon.commands import pack as packing
 from repcon.config import PackConfig
-from repcon.images.pack import Pack
+from repcon.images.pack import ImagePack
 from repcon.images.several import equal_shares, read_all
 from repcon.runtime.errors import UserError
 
@@ -34,7 +34,7 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 def test_classes_of_one_name_are_one_and_keys_tell_the_sources_apart(two: tuple[Path, Path], tmp_path: Path) -> None:
     packing.run(PackConfig(source=tuple(map(str, two)), out=str(tmp_path / "pack")))
-    pack = Pack.open(tmp_path / "pack")
+    pack = ImagePack.open(tmp_path / "pack")
     assert pack.classes == ("cat", "dog", "owl")
     assert [pack.classes[label] for label in pack.labels] == ["cat"] * 5 + ["dog"] * 5 + ["dog"] * 2 + ["owl"]
     keys = list(pack.keys)
@@ -86,5 +86,5 @@ def test_the_command_line_takes_several_with_flags_anywhere(two: tuple[Path, Pat
     for words in ("a b c out --limit 3 --ffcv", "--limit 3 a b --ffcv c out", "--ffcv a --limit=3 b c out"):
         assert cli._settings("pack", kind, words.split(), None) == wanted
     assert cli._settings("pack", kind, ["a", "out"], None) == PackConfig(source="a", out="out")
-    assert cli.main(["pack", *map(str, two), str(tmp_path / "pack"), "--limit", "6", "--workers", "1"]) == 0
-    assert len(Pack.open(tmp_path / "pack")) == 6
+    assert cli.main(["pack", *map(str, two), str(tmp_path / "pack"), "--limit", "6", "--num-workers", "1"]) == 0
+    assert len(ImagePack.open(tmp_path / "pack")) == 6

@@ -23,7 +23,7 @@ from repcon.images import format as pack_format
 from repcon.images import sources
 from repcon.images.format import COLUMNS, KEY_TEXT
 from repcon.images.jpeg import content_hash
-from repcon.images.pack import Pack, class_rows
+from repcon.images.pack import ImagePack, class_rows
 from repcon.runtime.errors import UserError
 
 ODD = st.recursive(
@@ -62,7 +62,7 @@ def bounded() -> Iterator[None]:
 def use(folder: Path) -> None:
     """Reads all of a pack. What is given must be right: each image is what its content hash says."""
     try:
-        pack = Pack.open(folder)
+        pack = ImagePack.open(folder)
         class_rows(pack, ClassSubset())
         ", ".join([*pack.keys, *pack.classes]).encode()
         for image in range(len(pack)):

@@ -22,7 +22,7 @@ from repcon.commands import pack as packing
 from repcon.config import PackConfig
 from repcon.images import sources, writer
 from repcon.images.format import Manifest
-from repcon.images.pack import Pack
+from repcon.images.pack import ImagePack
 from repcon.images.packing import open_or_pack
 from repcon.runtime.errors import UserError
 
@@ -65,7 +65,7 @@ def unbroken(noisy_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> di
 
 def test_shards_are_webdataset_tars(picture_folder: Path, tmp_path: Path) -> None:
     pack(picture_folder, tmp_path / "pack")
-    opened = Pack.open(tmp_path / "pack")
+    opened = ImagePack.open(tmp_path / "pack")
     with tarfile.open(tmp_path / "pack/shard-00000.tar") as tar:
         members = {member.name: tar.extractfile(member).read() for member in tar}  # type: ignore[union-attr]
     names = list(members)
@@ -89,11 +89,11 @@ def test_a_pack_of_tars_equals_that_of_their_folder(picture_folder: Path, tmp_pa
     assert first["shard-00000.tar"] == contents(tmp_path / "of pack")["shard-00000.tar"]
 
 
-@pytest.mark.parametrize("workers", [1, 3, 16])
+@pytest.mark.parametrize("num_workers", [1, 3, 16])
 def test_the_bytes_do_not_depend_on_workers(
-    workers: int, noisy_folder: Path, unbroken: dict[str, bytes], tmp_path: Path
+    num_workers: int, noisy_folder: Path, unbroken: dict[str, bytes], tmp_path: Path
 ) -> None:
-    pack(noisy_folder, tmp_path / "pack", shard_megabytes=1, workers=workers)
+    pack(noisy_folder, tmp_path / "pack", shard_megabytes=1, num_workers=num_workers)
     assert contents(tmp_path / "pack") == unbroken
     assert sum(name.startswith("shard-") for name in unbroken) >= 4
 
@@ -121,7 +121,7 @@ def test_left_out_and_duplicates_are_listed(unbroken: dict[str, bytes]) -> None:
 def test_killed_packs_go_on_and_end_the_same(noisy_folder: Path, unbroken: dict[str, bytes], tmp_path: Path) -> None:
     """Killed as each shard's record appears, then somewhere within the next shard."""
     out = tmp_path / "pack"
-    config = PackConfig(source=str(noisy_folder), out=str(out), shard_megabytes=1, workers=1)
+    config = PackConfig(source=str(noisy_folder), out=str(out), shard_megabytes=1, num_workers=1)
     # Slow enough that a shard is never finished between the record of the last one and the kill.
     program = f"""
 import time
@@ -247,7 +247,7 @@ def test_all_kinds_of_pictures_in_one_pack(tmp_path: Path) -> None:
     Image.new("RGB", (20_000, 10), "red").save(source / "ein Ordner/strip.jpg")
     (source / "ein Ordner/text.jpg").write_text("not a picture")
     manifest = pack(source, tmp_path / "pack", max_side=512)
-    opened = Pack.open(tmp_path / "pack")
+    opened = ImagePack.open(tmp_path / "pack")
     assert list(opened.keys) == [f"ein Ordner/{name}" for name in ("cmyk", "gray", "one", "strip", "猫 1")]
     assert opened.sizes.tolist() == [[90, 60], [90, 60], [1, 1], [512, 1], [90, 60]]
     assert manifest.summary["re_encoded"] == {"CMYK": 1, "PNG": 1, "grayscale": 1, "larger than max_side": 1}
@@ -258,7 +258,7 @@ def test_all_kinds_of_pictures_in_one_pack(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("jpeg_quality", 0), ("jpeg_quality", 101), ("max_side", -1), ("workers", -1), ("shard_megabytes", 0)],
+    [("jpeg_quality", 0), ("jpeg_quality", 101), ("max_side", -1), ("num_workers", -1), ("shard_megabytes", 0)],
 )
 def test_senseless_settings_are_refused_by_name(name: str, value: int, picture_folder: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=f"{name} = {value}"):
@@ -295,7 +295,7 @@ def test_what_passes_leaves_no_image_out(
 
     monkeypatch.setattr(sources, "contents", fails)
     with pytest.raises(UserError, match=r"class . ?.*jpg: .*; no image is left out for that: .* run the same command"):
-        pack(noisy_folder, tmp_path / "pack", shard_megabytes=1, workers=1)
+        pack(noisy_folder, tmp_path / "pack", shard_megabytes=1, num_workers=1)
     assert not (tmp_path / "pack/pack.json").exists()
     pack(noisy_folder, tmp_path / "pack", shard_megabytes=1)
     assert contents(tmp_path / "pack") == unbroken

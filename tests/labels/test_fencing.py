@@ -79,13 +79,13 @@ def test_wherever_it_stops_the_store_is_its_successors_or_unfinished(url, monkey
         if now.is_done(unit):
             assert now.damage(unit) == []
             wanted = other_labels(store, unit) if left_by_successor == "all" else labels_of(store, unit)
-            np.testing.assert_array_equal(now.slab(0).labels["wide"][1], wanted["wide"][1][0])
+            np.testing.assert_array_equal(now.crop_labels(0).labels["wide"][1], wanted["wide"][1][0])
         elif left_by_successor == "all":
             assert not after  # its file lay over the successor's for a moment, and was taken back
         successor.write(unit, *boxes_of(unit), labels_of(store, unit), claim=Claim(holders, "second", inherited=True))
         now = LabelStore.open(place)
         assert now.is_done(unit) and now.damage(unit) == []
-        np.testing.assert_array_equal(now.slab(0).labels["wide"][1], expected(store, 0, "wide")[1])
+        np.testing.assert_array_equal(now.crop_labels(0).labels["wide"][1], expected(store, 0, "wide")[1])
 
 
 def test_a_stopped_writers_late_file_is_found_by_its_successor(url, monkeypatch):

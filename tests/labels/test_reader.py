@@ -15,10 +15,10 @@ def test_every_codec_reads_as_zarr_python_reads_it(tmp_path, codec, values, imag
     store = fill(LabelStore.create(str(tmp_path / "s"), facts))
     group = zarr.open_group(store.url, mode="r")
     for crop in range(crops):
-        slab = store.slab(crop)
-        np.testing.assert_array_equal(group["crops/box"][crop], slab.boxes)
-        np.testing.assert_array_equal(group["crops/flip"][crop], slab.flips)
-        for name, (ids, logp) in slab.labels.items():
+        crop_labels = store.crop_labels(crop)
+        np.testing.assert_array_equal(group["crops/box"][crop], crop_labels.boxes)
+        np.testing.assert_array_equal(group["crops/flip"][crop], crop_labels.flips)
+        for name, (ids, logp) in crop_labels.labels.items():
             np.testing.assert_array_equal(group[f"heads/{name}/ids"][crop], ids)
             if values == "float16":
                 np.testing.assert_array_equal(group[f"heads/{name}/logp"][crop], logp)
@@ -46,7 +46,7 @@ def test_ids_of_a_very_wide_head_are_uint32(tmp_path):
 
     facts = spec(teachers=(section("huge", 70_000),), images=6, crops=1)
     store = fill(LabelStore.create(str(tmp_path / "s"), facts))
-    assert store.slab(0).labels["huge"][0].dtype == np.uint32
+    assert store.crop_labels(0).labels["huge"][0].dtype == np.uint32
     assert zarr.open_group(store.url, mode="r")["heads/huge/ids"].fill_value == 2**32 - 1
 
 
@@ -54,4 +54,4 @@ def test_a_slab_larger_than_the_memory_is_refused(tmp_path, monkeypatch):
     store = fill(LabelStore.create(str(tmp_path / "s"), spec()))
     monkeypatch.setattr("repcon.labels.tables.memory_total", lambda: 1000)
     with pytest.raises(UserError, match="more than this machine's memory"):
-        store.slab(0)
+        store.crop_labels(0)

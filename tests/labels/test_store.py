@@ -16,10 +16,10 @@ def store(tmp_path) -> LabelStore:
 
 
 def check_labels(store: LabelStore, tolerance: float = 0.0) -> None:
-    for slab in store.slabs(range(store.crops)):
-        assert set(slab.labels) == set(store.heads)
-        for name, (ids, logp) in slab.labels.items():
-            wanted_ids, wanted_logp = expected(store, slab.crop, name)
+    for crop_labels in store.iter_crop_labels(range(store.crops)):
+        assert set(crop_labels.labels) == set(store.heads)
+        for name, (ids, logp) in crop_labels.labels.items():
+            wanted_ids, wanted_logp = expected(store, crop_labels.crop, name)
             np.testing.assert_array_equal(ids, wanted_ids)
             np.testing.assert_allclose(logp, wanted_logp, atol=tolerance)
 
@@ -38,11 +38,11 @@ def test_what_is_written_is_read(tmp_path, codec, place):
 def test_eight_bit_values_come_back_as_float16_like_any_other(tmp_path):
     create_and_fill(str(tmp_path / "s"), values="gaps8")
     store = LabelStore.open(str(tmp_path / "s"))
-    slab = store.slab(0)
-    assert slab.labels["wide"][1].dtype == np.float16 and slab.labels["wide"][1].shape == (100, 7)
-    np.testing.assert_array_equal(slab.labels["wide"][0], expected(store, 0, "wide")[0])
-    np.testing.assert_allclose(slab.labels["wide"][1][:, :5], expected(store, 0, "wide")[1][:, :5], atol=0.03)
-    assert np.isneginf(slab.labels["small"][1][:, 4:]).all()
+    crop_labels = store.crop_labels(0)
+    assert crop_labels.labels["wide"][1].dtype == np.float16 and crop_labels.labels["wide"][1].shape == (100, 7)
+    np.testing.assert_array_equal(crop_labels.labels["wide"][0], expected(store, 0, "wide")[0])
+    np.testing.assert_allclose(crop_labels.labels["wide"][1][:, :5], expected(store, 0, "wide")[1][:, :5], atol=0.03)
+    assert np.isneginf(crop_labels.labels["small"][1][:, 4:]).all()
 
 
 def test_boxes_come_back_for_any_range(store):
@@ -54,32 +54,34 @@ def test_boxes_come_back_for_any_range(store):
         there = slice(rows.start - unit.rows.start, rows.stop - unit.rows.start)
         np.testing.assert_array_equal(boxes[:, here], wanted_boxes[1:3, there])
         np.testing.assert_array_equal(flips[:, here], wanted_flips[1:3, there])
-    assert store.slab(2).boxes.shape == (100, 4)
-    np.testing.assert_array_equal(store.slab(2).boxes[30:90], boxes[1])
+    assert store.crop_labels(2).boxes.shape == (100, 4)
+    np.testing.assert_array_equal(store.crop_labels(2).boxes[30:90], boxes[1])
 
 
 def test_some_heads_and_memory_of_ones_own(store):
-    out = store.slab(0, ["small"])
-    again = store.slab(1, ["small"], out=out)
+    out = store.crop_labels(0, ["small"])
+    again = store.crop_labels(1, ["small"], out=out)
     assert list(again.labels) == ["small"] and again.labels["small"][0] is out.labels["small"][0] and again.crop == 1
     with pytest.raises(UserError, match="no head tiny; it holds wide, small"):
-        store.slab(0, ["tiny"])
+        store.crop_labels(0, ["tiny"])
     with pytest.raises(UserError, match="crop 4 of the boxes is not in the store"):
-        store.slab(4)
-    assert store.slab_bytes() == sum(
-        array.nbytes for slab in [store.slab(0)] for array in (slab.boxes, slab.flips, *sum(slab.labels.values(), ()))
+        store.crop_labels(4)
+    assert store.crop_labels_bytes() == sum(
+        array.nbytes
+        for crop_labels in [store.crop_labels(0)]
+        for array in (crop_labels.boxes, crop_labels.flips, *sum(crop_labels.labels.values(), ()))
     )
 
 
 def test_zarr_python_reads_the_same_store(store):
     group = zarr.open_group(store.url, mode="r")
     for crop in range(store.crops):
-        slab = store.slab(crop)
-        for name, (ids, logp) in slab.labels.items():
+        crop_labels = store.crop_labels(crop)
+        for name, (ids, logp) in crop_labels.labels.items():
             np.testing.assert_array_equal(group[f"heads/{name}/ids"][crop], ids)
             np.testing.assert_array_equal(group[f"heads/{name}/logp"][crop], logp)
-        np.testing.assert_array_equal(group["crops/box"][crop], slab.boxes)
-        np.testing.assert_array_equal(group["crops/flip"][crop], slab.flips)
+        np.testing.assert_array_equal(group["crops/box"][crop], crop_labels.boxes)
+        np.testing.assert_array_equal(group["crops/flip"][crop], crop_labels.flips)
 
 
 def test_a_second_run_finds_nothing_to_do_and_changes_nothing(tmp_path, store):
@@ -147,9 +149,9 @@ def test_a_teacher_is_added_on_the_stored_boxes(tmp_path, store):
         store.write(unit, np.empty(0), np.empty(0), labels_of(store, unit))
     resumed = LabelStore.open(store.url)
     assert len(resumed.unfinished()) == 2
-    assert set(resumed.slab(0, ["wide"]).labels) == {"wide"}
+    assert set(resumed.crop_labels(0, ["wide"]).labels) == {"wide"}
     with pytest.raises(UserError, match="never finished"):
-        resumed.slab(0)
+        resumed.crop_labels(0)
     check_labels(fill(resumed))
     after = snapshot(tmp_path)
     assert {name: after[name] for name in before if name != "labels.zarr/manifest.json"} == {
@@ -199,7 +201,7 @@ def test_missing_rows_are_poison_listed_and_allowed(tmp_path, values):
         write(store, unit, [row for row in (3, 77) if row in unit.rows])
     store = LabelStore.open(store.url)
     assert store.missing.tolist() == [3, 77] and store.unfinished() == []
-    ids, logp = store.slab(1).labels["wide"]
+    ids, logp = store.crop_labels(1).labels["wide"]
     assert (ids[[3, 77]] == 65_535).all() and np.isnan(logp[[3, 77]]).all()
     assert (np.delete(ids, [3, 77], 0) < 300).all() and not np.isnan(np.delete(logp, [3, 77], 0)).any()
 

@@ -32,9 +32,9 @@ def store(tmp_path) -> LabelStore:
 
 def read_everything(url: str, heads: list[str] | None = None, crops: int = 4) -> None:
     store = LabelStore.open(url)
-    for slab in store.slabs(range(crops), heads):
-        for name, (ids, logp) in slab.labels.items():
-            wanted_ids, wanted_logp = expected(store, slab.crop, name)
+    for crop_labels in store.iter_crop_labels(range(crops), heads):
+        for name, (ids, logp) in crop_labels.labels.items():
+            wanted_ids, wanted_logp = expected(store, crop_labels.crop, name)
             np.testing.assert_array_equal(ids, wanted_ids)
             np.testing.assert_array_equal(logp, wanted_logp)
 
@@ -84,7 +84,7 @@ def test_every_single_byte_of_a_shard_counts(tmp_path):
     for place in range(len(whole)):
         path.write_bytes(whole[:place] + bytes([whole[place] ^ 0x10]) + whole[place + 1 :])
         with pytest.raises(UserError, match="heads/small/ids/c/0/0/0"):
-            pickle.loads(pickle.dumps(store)).slab(0, ["small"])
+            pickle.loads(pickle.dumps(store)).crop_labels(0, ["small"])
 
 
 @pytest.mark.parametrize("damage", ["deleted", "empty", "shortened", "lengthened"])
@@ -130,7 +130,7 @@ def test_shards_that_changed_places_are_found(tmp_path):
     one.write_bytes(right)
     other.write_bytes(left)
     with pytest.raises(UserError, match="not the one that was written"):
-        LabelStore.open(store.url).slab(0)
+        LabelStore.open(store.url).crop_labels(0)
 
 
 def test_markers_that_changed_places_are_found(store):
@@ -160,7 +160,7 @@ def test_labels_of_a_teacher_that_the_manifest_does_not_name_are_unfinished(stor
         again = grown(others)
         assert [unit.heads for unit in again.unfinished()] == [(others.name,)] * 3
         with pytest.raises(UserError, match=r"other teachers or crops.*precompute"):
-            again.slab(0)
+            again.crop_labels(0)
         fill(again)
         assert again.unfinished() == [] and not any(again.damage(unit) for unit in again.units())
 
@@ -199,7 +199,7 @@ def test_a_disk_that_cannot_be_read_is_not_called_missing(store, monkeypatch):
     opened = LabelStore.open(store.url)
     monkeypatch.setattr(os, "pread", read)
     with pytest.raises(OSError) as caught:
-        opened.slab(0)
+        opened.crop_labels(0)
     assert str(caught.value.filename).startswith(store.url)
     monkeypatch.undo()
     plain = LocalFiles.read
@@ -306,7 +306,8 @@ def test_a_change_cut_short_at_any_write_leaves_a_store_that_reads_and_completes
                 pass
         if change != "create":
             assert np.array_equal(
-                LabelStore.open(url).slab(1).flips, LabelStore.open(str(tmp_path / "before")).slab(1).flips
+                LabelStore.open(url).crop_labels(1).flips,
+                LabelStore.open(str(tmp_path / "before")).crop_labels(1).flips,
             )
         act(url)
         assert snapshot(Path(url)) == snapshot(tmp_path / "whole")

@@ -98,9 +98,9 @@ def use(url: Path, honest: Path) -> bool:
         with bounded(), told():
             store = LabelStore.open(str(url))
             for crop in range(min(store.crops, 2)):
-                slab = store.slab(crop)
+                crop_labels = store.crop_labels(crop)
                 for name in set(store.heads) & set(truth.heads):
-                    np.testing.assert_array_equal(slab.labels[name][0], expected(truth, crop, name)[0])
+                    np.testing.assert_array_equal(crop_labels.labels[name][0], expected(truth, crop, name)[0])
         with bounded(), told():
             inspect.run(InspectConfig(store=str(url)))
         with bounded():

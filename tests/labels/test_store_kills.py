@@ -15,10 +15,10 @@ from precompute_case import contents, pack_path, recipe, teacher_folders, with_t
 from store_builder import create_and_fill
 
 from repcon.commands import precompute
-from repcon.images.pack import Pack
+from repcon.images.pack import ImagePack
 from repcon.labels.store import LabelStore
-from repcon.models import backbone
-from repcon.precompute import engine
+from repcon.models.preprocessing import normalise
+from repcon.precompute import engine, ensemble
 
 __all__ = ["pack_path", "recipe", "teacher_folders"]
 
@@ -87,10 +87,10 @@ def test_a_resume_reads_and_labels_nothing_of_finished_units(recipe, monkeypatch
     (Path(recipe.out) / "done" / "part-0-crop-0-row-8.json").unlink()
     (Path(recipe.out) / "heads/five/ids/c/0/1/0").unlink()
     read, asked = [], []
-    whole_read, whole_normalise = Pack.read, backbone.normalise
-    monkeypatch.setattr(Pack, "read", lambda self, row: read.append(int(row)) or whole_read(self, row))
+    whole_read, whole_normalise = ImagePack.read, normalise
+    monkeypatch.setattr(ImagePack, "read", lambda self, row: read.append(int(row)) or whole_read(self, row))
     monkeypatch.setattr(
-        backbone, "normalise", lambda images, *rest: asked.append(len(images)) or whole_normalise(images, *rest)
+        ensemble, "normalise", lambda images, *rest: asked.append(len(images)) or whole_normalise(images, *rest)
     )
     setting_up = precompute.set_up(recipe)
     read.clear()

@@ -199,10 +199,10 @@ class Life(RuleBasedStateMachine):
         wanted = labels_of(store, unit)
         for place, crop in enumerate(unit.crops):
             with contextlib.suppress(UserError):  # a teacher's crop whose boxes were damaged
-                slab = store.part(crop, unit.rows, unit.heads)
+                crop_labels = store.read_rows(crop, unit.rows, unit.heads)
                 for name in unit.heads:
-                    np.testing.assert_array_equal(slab.labels[name][0], wanted[name][0][place])
-                    np.testing.assert_array_equal(slab.labels[name][1], wanted[name][1][place])
+                    np.testing.assert_array_equal(crop_labels.labels[name][0], wanted[name][0][place])
+                    np.testing.assert_array_equal(crop_labels.labels[name][1], wanted[name][1][place])
 
 
 Life.TestCase.settings = settings(max_examples=25, stateful_step_count=14, deadline=None, derandomize=True)

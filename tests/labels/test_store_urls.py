@@ -35,12 +35,12 @@ def test_a_store_lives_in_a_bucket(bucket):
     create_and_fill(url)
     store = LabelStore.open(url)
     assert store.unfinished() == []
-    for slab in store.slabs(range(4)):
-        for name, (ids, logp) in slab.labels.items():
-            np.testing.assert_array_equal(ids, expected(store, slab.crop, name)[0])
-            np.testing.assert_array_equal(logp, expected(store, slab.crop, name)[1])
+    for crop_labels in store.iter_crop_labels(range(4)):
+        for name, (ids, logp) in crop_labels.labels.items():
+            np.testing.assert_array_equal(ids, expected(store, crop_labels.crop, name)[0])
+            np.testing.assert_array_equal(logp, expected(store, crop_labels.crop, name)[1])
     group = zarr.open_group(url, mode="r", storage_options=options)
-    np.testing.assert_array_equal(group["heads/wide/ids"][1], store.slab(1).labels["wide"][0])
+    np.testing.assert_array_equal(group["heads/wide/ids"][1], store.crop_labels(1).labels["wide"][0])
 
 
 def test_a_run_in_a_bucket_is_resumed_and_extended(bucket):
@@ -63,7 +63,7 @@ def test_a_damaged_object_is_named(bucket):
     data[50] ^= 1
     files.pipe_file(name, bytes(data))
     with pytest.raises(UserError, match="heads/wide/logp/c/0/1/0: the checksum"):
-        LabelStore.open(url).slab(0)
+        LabelStore.open(url).crop_labels(0)
 
 
 def test_no_store_in_the_bucket(bucket):

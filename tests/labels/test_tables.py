@@ -33,7 +33,7 @@ def test_tables_are_slabs_in_one_array(store):
     tables = store.tables([3, 1], ["wide"])
     assert tables.crops == (3, 1) and tables.labels["wide"][0].shape == (400, 5)
     for place, crop in enumerate(tables.crops):
-        same(tables.slab(place), store.slab(crop, ["wide"]))
+        same(tables.crop_labels(place), store.crop_labels(crop, ["wide"]))
 
 
 def test_the_next_is_done_while_the_last_is_used():
@@ -61,19 +61,19 @@ def test_an_error_ahead_is_raised_in_its_turn():
 
 
 def test_stopping_early_leaves_no_thread(store):
-    store.slab(0)  # The reader's own threads stay for the next slab.
+    store.crop_labels(0)  # The reader's own threads stay for the next slab.
     before = threading.active_count()
-    slabs = store.slabs(range(4))
+    slabs = store.iter_crop_labels(range(4))
     next(slabs)
     slabs.close()
     assert threading.active_count() <= before
 
 
 def test_a_forked_process_reads_with_threads_of_its_own(store):
-    expected = store.slab(0).boxes
+    expected = store.crop_labels(0).boxes
 
     def read() -> None:
-        os._exit(0 if np.array_equal(store.slab(0).boxes, expected) else 1)
+        os._exit(0 if np.array_equal(store.crop_labels(0).boxes, expected) else 1)
 
     child = multiprocessing.get_context("fork").Process(target=read)
     child.start()
@@ -93,27 +93,27 @@ def test_windows_hold_every_row_once_within_the_budget(images, rows_per_shard, b
 
 
 def test_windows_read_what_the_slab_holds(store):
-    whole = store.slab(2)
-    shard = 30 * store.slab_bytes() // 200
+    whole = store.crop_labels(2)
+    shard = 30 * store.crop_labels_bytes() // 200
     windows = list(store.windows(2, seed=1, memory_bytes=2 * 3 * shard + 1000))
     assert [len(window.rows) for window in windows] in ([90, 90, 20], [90, 80, 30], [80, 90, 30])
     assert windows[0].rows[0] != 0 or windows[0].rows[-1] != 89  # shuffled by shards
     for window in windows:
-        np.testing.assert_array_equal(window.slab.boxes, whole.boxes[window.rows])
-        for name, (ids, logp) in window.slab.labels.items():
+        np.testing.assert_array_equal(window.crop_labels.boxes, whole.boxes[window.rows])
+        for name, (ids, logp) in window.crop_labels.labels.items():
             np.testing.assert_array_equal(ids, whole.labels[name][0][window.rows])
             np.testing.assert_array_equal(logp, whole.labels[name][1][window.rows])
 
 
 def test_where_two_slabs_fit_there_is_one_window(store):
-    (window,) = store.windows(0, seed=1, memory_bytes=2 * store.slab_bytes())
+    (window,) = store.windows(0, seed=1, memory_bytes=2 * store.crop_labels_bytes())
     np.testing.assert_array_equal(window.rows, np.arange(200))
     assert len(list(store.windows(0, seed=1))) == 1
 
 
 def test_an_unfinished_crop_is_refused_before_anything_is_read(tmp_path):
     store = LabelStore.create(str(tmp_path / "s"), spec())
-    for read in (lambda: store.slab(0), lambda: store.tables([0]), lambda: list(store.windows(0, seed=0))):
+    for read in (lambda: store.crop_labels(0), lambda: store.tables([0]), lambda: list(store.windows(0, seed=0))):
         with pytest.raises(UserError, match="never finished"):
             read()
 

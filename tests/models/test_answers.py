@@ -14,8 +14,10 @@ from torch import nn
 from repcon.commands import precompute
 from repcon.config import PrecomputeConfig, TeacherConfig
 from repcon.labels.store import LabelStore
-from repcon.models import answers, backbone, teacher
+from repcon.models import answers, teacher
 from repcon.models.custom import identity
+from repcon.models.factory import create_model
+from repcon.models.identity import weight_hash
 from repcon.models.untracked import require_registered
 from repcon.runtime.errors import UserError
 
@@ -169,7 +171,7 @@ def test_parts_are_found_wherever_they_are_kept() -> None:
     back.parts = [back.body, back]  # what is registered elsewhere in the module
     require_registered(back, "t")
     for architecture in ("test_vit", "test_resnet", "test_efficientnet", "test_convnext"):
-        require_registered(backbone.create(architecture, pretrained=False), "t")
+        require_registered(create_model(architecture, pretrained=False), "t")
 
 
 def test_tensors_outside_the_state_are_part_of_the_identity() -> None:
@@ -178,14 +180,14 @@ def test_tensors_outside_the_state_are_part_of_the_identity() -> None:
 
     assert identity(own(1.0)) == identity(own(1.0)) != identity(own(2.0))
     plain = Colours()
-    assert identity(plain) == backbone.weight_hash(plain)
+    assert identity(plain) == weight_hash(plain)
 
 
 def test_a_store_names_neither_downloads_nor_absurd_sizes(
     teacher_folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     section = teacher.load(TeacherConfig(name="five", model=str(teacher_folders["five"])), "cpu").section
-    monkeypatch.setattr(backbone, "create", lambda *a, **b: pytest.fail("loaded"))
+    monkeypatch.setattr(teacher, "create_model", lambda *a, **b: pytest.fail("loaded"))
     for model in ("hf-hub:somebody/something", "resnet18", "vit_base_patch16_224.augreg_in21k", "hf_hub:x/y", "s3:x"):
         with pytest.raises(UserError, match=r"teacher five: .*--models five="):
             teacher.from_section(replace(section, model=model), "cpu")

@@ -8,7 +8,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from repcon.models import backbone
+from repcon.models.factory import create_model
+from repcon.models.identity import class_names_of
+from repcon.models.preprocessing import preprocessing_of
+from repcon.models.saved_model import CONFIG, WEIGHTS, save_model, saved_class_names, saved_extra
 from repcon.runtime.errors import UserError
 
 KEYS = (
@@ -28,7 +31,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import timm  # after repcon, which completes torchvision for it
 
     network = timm.create_model("test_byobnet", pretrained=False, num_classes=3)
-    backbone.save(network, made, classes=["a", "b", "c"], preprocessing=backbone.preprocessing(network), extra={})
+    save_model(network, made, classes=["a", "b", "c"], preprocessing=preprocessing_of(network), extra={})
     return made
 
 
@@ -40,20 +43,20 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_any_config_is_a_model_or_one_line(
     changed: dict[str, Any], inner: dict[str, Any], folder: Path, tmp_path: Path
 ) -> None:
-    held = json.loads((folder / backbone.CONFIG).read_text())
+    held = json.loads((folder / CONFIG).read_text())
     held["pretrained_cfg"] = held["pretrained_cfg"] | inner
-    (tmp_path / backbone.CONFIG).write_text(json.dumps(held | changed))
-    (tmp_path / backbone.WEIGHTS).write_bytes((folder / backbone.WEIGHTS).read_bytes())
+    (tmp_path / CONFIG).write_text(json.dumps(held | changed))
+    (tmp_path / WEIGHTS).write_bytes((folder / WEIGHTS).read_bytes())
     try:
-        network = backbone.create(str(tmp_path))
-        backbone.preprocessing(network)
-        backbone.classes(network)
-        backbone.saved_extra(tmp_path)
-        backbone.saved_classes(tmp_path)
+        network = create_model(str(tmp_path))
+        preprocessing_of(network)
+        class_names_of(network)
+        saved_extra(tmp_path)
+        saved_class_names(tmp_path)
     except UserError:
         return
     ours = {key: value for key, value in network.state_dict().items()}
-    theirs = backbone.create(str(folder)).state_dict()
+    theirs = create_model(str(folder)).state_dict()
     assert ours.keys() == theirs.keys()
     assert all((ours[key] == theirs[key]).all() for key in ours)
 
@@ -61,8 +64,8 @@ def test_any_config_is_a_model_or_one_line(
 @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=st.binary(max_size=40) | st.sampled_from([b"[" * 100_000, b'{"a":' * 100_000, b"9" * 5000, b"[]", b'"x"']))
 def test_any_bytes_are_a_config_or_one_line(data: bytes, folder: Path, tmp_path: Path) -> None:
-    (tmp_path / backbone.CONFIG).write_bytes(data)
-    (tmp_path / backbone.WEIGHTS).write_bytes((folder / backbone.WEIGHTS).read_bytes())
-    for read in (backbone.create, backbone.saved_extra, backbone.saved_classes):
+    (tmp_path / CONFIG).write_bytes(data)
+    (tmp_path / WEIGHTS).write_bytes((folder / WEIGHTS).read_bytes())
+    for read in (create_model, saved_extra, saved_class_names):
         with pytest.raises(UserError, match=str(tmp_path)):
             read(str(tmp_path))

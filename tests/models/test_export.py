@@ -10,8 +10,10 @@ import torch
 
 import repcon
 from repcon import cli
-from repcon.models import backbone, export, student
-from repcon.models.student import Student
+from repcon.models import export
+from repcon.models.factory import create_model
+from repcon.models.preprocessing import normalise, preprocessing_of
+from repcon.models.student import Student, load_student, save_student
 from repcon.runtime import extras
 from repcon.runtime.errors import UserError
 
@@ -25,11 +27,11 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     """A saved student with two heads, of a convolutional network, and of a transformer with projections."""
     name, projection = request.param
     torch.manual_seed(0)
-    trunk = backbone.create(name, num_classes=0, pretrained=False, size=SIZE)
-    model = Student(trunk, {"birds": 5, "food": 7}, projection).eval()
+    backbone = create_model(name, num_classes=0, pretrained=False, size=SIZE)
+    model = Student(backbone, {"birds": 5, "food": 7}, projection).eval()
     path = tmp_path_factory.mktemp(name) / "run" / "student"
     card = {"classes": {"birds": ["a", "b", "c", "d", "e"]}}
-    student.save(model, path, preprocessing=backbone.preprocessing(trunk, SIZE), card=card)
+    save_student(model, path, preprocessing=preprocessing_of(backbone, SIZE), card=card)
     return path
 
 
@@ -52,9 +54,9 @@ def test_features_are_the_student_s(folder: Path, to: str, tmp_path: Path) -> No
     path = Path(figures["file"])
     assert figures["bytes"] == path.stat().st_size and figures["difference"] < 1e-4
     assert [made.name for made in tmp_path.iterdir()] == [path.name]
-    model = student.load(folder).eval()
+    model = load_student(folder).eval()
     for batch in (1, 5):
-        images = backbone.normalise(pixels(batch), backbone.preprocessing(model.trunk), torch.float32)
+        images = normalise(pixels(batch), preprocessing_of(model.backbone), torch.float32)
         found = opened(path, images)
         assert list(found) == ["features"]
         wanted = model.features(images).detach().numpy()
@@ -66,11 +68,11 @@ def test_with_heads_and_normalisation_it_takes_pixels(folder: Path, to: str, cap
     assert cli.main(["export", str(folder), "--to", to, "--normalize", "--heads"]) == 0
     path = folder / f"student{export.SUFFIXES[to]}"
     assert f"exported: {path}; open it with" in capsys.readouterr().out
-    model = student.load(folder).eval()
+    model = load_student(folder).eval()
     for batch in (1, 5):
         found = opened(path, pixels(batch))
         assert list(found) == ["features", "logits/birds", "logits/food"]
-        logits = model(backbone.normalise(pixels(batch), backbone.preprocessing(model.trunk), torch.float32))
+        logits = model(normalise(pixels(batch), preprocessing_of(model.backbone), torch.float32))
         for name, columns in model.head_slices.items():
             wanted = logits[:, columns].detach().numpy()
             np.testing.assert_allclose(found[f"logits/{name}"], wanted, rtol=1e-3, atol=1e-4 * np.abs(wanted).max())
@@ -86,7 +88,7 @@ def test_the_file_says_what_it_takes_and_gives(folder: Path, tmp_path: Path) -> 
     assert about == held[export.ABOUT]
     said = json.loads(about)
     assert said["heads"] == {"birds": ["a", "b", "c", "d", "e"], "food": []}
-    inputs = backbone.preprocessing(student.load(folder).trunk)
+    inputs = preprocessing_of(load_student(folder).backbone)
     assert said["input"] == {"size": SIZE, "mean": list(inputs.mean), "std": list(inputs.std), "normalize": False}
     assert session.get_inputs()[0].shape == ["batch", 3, SIZE, SIZE]
 
@@ -107,10 +109,10 @@ def test_what_cannot_be_exported_leaves_no_file(folder: Path, tmp_path: Path, mo
 
 def test_a_model_that_branches_on_its_batch_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def branching(self: Student, images: torch.Tensor) -> torch.Tensor:
-        return self.trunk(images) if images.mean() > 0 else self.trunk(-images)
+        return self.backbone(images) if images.mean() > 0 else self.backbone(-images)
 
-    trunk = backbone.create("test_resnet", num_classes=0, pretrained=False)
-    student.save(Student(trunk, {"one": 2}), tmp_path, preprocessing=backbone.preprocessing(trunk, 32), card={})
+    backbone = create_model("test_resnet", num_classes=0, pretrained=False)
+    save_student(Student(backbone, {"one": 2}), tmp_path, preprocessing=preprocessing_of(backbone, 32), card={})
     monkeypatch.setattr(Student, "features", branching)
     with pytest.raises(UserError, match="test_resnet cannot be exported for batches of any size") as caught:
         repcon.export(tmp_path, to="torch", heads=True)
@@ -121,12 +123,12 @@ def test_the_page_runs_as_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     pytest.importorskip("onnxruntime")
     page = (Path(__file__).parents[2] / "docs" / "how-to" / "export.md").read_text()
     monkeypatch.chdir(tmp_path)
-    trunk = backbone.create("test_resnet", num_classes=0, pretrained=False)
-    inputs = backbone.preprocessing(trunk, 128)
-    student.save(Student(trunk, {"one": 2}), "demo-run/student/student", preprocessing=inputs, card={})
+    backbone = create_model("test_resnet", num_classes=0, pretrained=False)
+    inputs = preprocessing_of(backbone, 128)
+    save_student(Student(backbone, {"one": 2}), "demo-run/student/student", preprocessing=inputs, card={})
     for words in re.findall(r"^repcon (.*)$", page, re.MULTILINE):
         assert cli.main(words.split()) == 0
     for code in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
         names: dict = {}
         exec(compile(code, "export.md", "exec"), names)
-        assert names["features"].shape == (5, trunk.num_features)
+        assert names["features"].shape == (5, backbone.num_features)

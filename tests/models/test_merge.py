@@ -7,15 +7,17 @@ import pytest
 import torch
 from torch import nn
 
-from repcon.models import backbone as backbones
+from repcon.models.factory import create_model
 from repcon.models.merge import (
-    Member,
+    MergeMember,
     as_member,
     average,
     check_shares,
     require_finite,
     require_same_shapes,
 )
+from repcon.models.preprocessing import preprocessing_of
+from repcon.models.timm_import import timm
 from repcon.runtime.errors import UserError
 
 SIZE = 32
@@ -26,13 +28,13 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 def model(seed: int, name: str = "test_efficientnet", classes: int = 5) -> nn.Module:
     """Random weights, and batch norms that have seen images."""
     torch.manual_seed(seed)
-    made = backbones.create(name, num_classes=classes, pretrained=False, size=SIZE).train()
+    made = create_model(name, num_classes=classes, pretrained=False, size=SIZE).train()
     with torch.no_grad():
         made(torch.randn(4, 3, SIZE, SIZE) * (1 + seed))
     return made.eval()
 
 
-def members(**seeds: int) -> dict[str, Member]:
+def members(**seeds: int) -> dict[str, MergeMember]:
     return {name: as_member(model(seed), SIZE) for name, seed in seeds.items()}
 
 
@@ -62,8 +64,8 @@ def test_a_share_of_one_gives_the_model_to_the_bit() -> None:
 )
 def test_a_linear_classifier_gives_the_model_s_answers(name: str) -> None:
     torch.manual_seed(0)
-    whole = backbones.create(name, num_classes=5, pretrained=False).eval()
-    images = torch.randn(2, 3, backbones.preprocessing(whole).size, backbones.preprocessing(whole).size)
+    whole = create_model(name, num_classes=5, pretrained=False).eval()
+    images = torch.randn(2, 3, preprocessing_of(whole).size, preprocessing_of(whole).size)
     with torch.no_grad():
         logits = whole(images)
         member = as_member(whole)
@@ -112,9 +114,9 @@ def test_shares_are_completed_and_thirds_sum_to_one() -> None:
     ("other", "says"),
     [
         (lambda: model(1, "test_resnet"), "test_resnet is another architecture than test_efficientnet"),
-        (lambda: backbones.timm.create_model("test_efficientnet", channel_multiplier=2.0), "a tensor of another shape"),
+        (lambda: timm.create_model("test_efficientnet", channel_multiplier=2.0), "a tensor of another shape"),
         (
-            lambda: backbones.timm.create_model("test_efficientnet", pretrained_cfg_overlay={"mean": (0, 0, 0)}),
+            lambda: timm.create_model("test_efficientnet", pretrained_cfg_overlay={"mean": (0, 0, 0)}),
             "normalised by mean",
         ),
     ],

@@ -5,9 +5,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from repcon.models import backbone, student
-from repcon.models.backbone import Preprocessing, timm
 from repcon.models.model_card import model_card, plain
+from repcon.models.preprocessing import Preprocessing, preprocessing_of
+from repcon.models.student import Student, save_student
+from repcon.models.timm_import import timm
 
 INPUTS = Preprocessing(size=32, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
 
@@ -29,8 +30,8 @@ def test_what_is_known_of_one_teacher_only_is_not_stated_of_the_other() -> None:
 def test_what_others_wrote_is_shown_as_it_is() -> None:
     assert plain("a|b\n*c* <d> e_f _g_ $h$") == "a\\|b \\*c\\* \\<d\\> e_f \\_g\\_ \\$h\\$"
     teachers = [{"name": "birds", "licence": "~~no~~ &lt;"}]
-    text = model_card({"birds": 5}, INPUTS, {"name": "<s>", "trunk": "*t*", "teachers": teachers}, "s")
-    assert "# \\<s\\>\n" in text and "- Trunk: \\*t\\*" in text and "| birds | 5 | \\~\\~no\\~\\~ \\&lt; |" in text
+    text = model_card({"birds": 5}, INPUTS, {"name": "<s>", "backbone": "*t*", "teachers": teachers}, "s")
+    assert "# \\<s\\>\n" in text and "- Backbone: \\*t\\*" in text and "| birds | 5 | \\~\\~no\\~\\~ \\&lt; |" in text
 
 
 def test_figures_have_units() -> None:
@@ -41,11 +42,11 @@ def test_figures_have_units() -> None:
 
 def test_the_code_opens_the_folder_that_was_saved_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    model = student.Student(timm.create_model("test_efficientnet", num_classes=0), {"birds": 5}).eval()
-    student.save(model, "my-student", preprocessing=backbone.preprocessing(model.trunk, 64), card={})
+    model = Student(timm.create_model("test_efficientnet", num_classes=0), {"birds": 5}).eval()
+    save_student(model, "my-student", preprocessing=preprocessing_of(model.backbone, 64), card={})
     code = Path("my-student/README.md").read_text().partition("```python\n")[2].partition("```")[0]
     opened: dict = {}
     exec(code, opened)
     images = torch.randn(1, 3, 64, 64)
     with torch.no_grad():
-        assert torch.equal(opened["trunk"].eval()(images), model.features(images))
+        assert torch.equal(opened["backbone"].eval()(images), model.features(images))

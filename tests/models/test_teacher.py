@@ -10,10 +10,12 @@ import torch
 from torch._dynamo.utils import counters
 
 from repcon.config import TeacherConfig
-from repcon.models import backbone
 from repcon.models import teacher as teachers
-from repcon.models.backbone import Preprocessing
 from repcon.models.custom import is_factory
+from repcon.models.factory import create_model
+from repcon.models.identity import weight_hash
+from repcon.models.preprocessing import Preprocessing
+from repcon.models.saved_model import save_model
 from repcon.runtime.errors import UserError
 
 SIZE = 32
@@ -23,10 +25,10 @@ SIZE = 32
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random classifier of five classes, saved as `repcon teach` saves one."""
     torch.manual_seed(1)
-    model = backbone.create("test_resnet", num_classes=5, pretrained=False)
+    model = create_model("test_resnet", num_classes=5, pretrained=False)
     place = tmp_path_factory.mktemp("teacher")
     data = Preprocessing(size=SIZE, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
-    backbone.save(model, place, classes=tuple("abcde"), preprocessing=data, extra={"licence": "CC0-1.0"})
+    save_model(model, place, classes=tuple("abcde"), preprocessing=data, extra={"licence": "CC0-1.0"})
     return place
 
 
@@ -75,11 +77,11 @@ def test_a_compiled_teacher_answers_as_the_model_does(folder):
 
 def test_a_folder_s_teacher_answers_as_the_model_does(folder):
     teacher = teachers.load(TeacherConfig(name="task", model=str(folder)), "cpu")
-    model = backbone.create(str(folder)).eval()
+    model = create_model(str(folder)).eval()
     wanted = model((pixels().float() / 255 - 0.5) / 0.25)
     assert torch.allclose(teacher(pixels()), wanted, atol=1e-5)
     section = teacher.section
-    assert section.weight_hash == backbone.weight_hash(model)
+    assert section.weight_hash == weight_hash(model)
     assert section.classes == tuple("abcde") and section.num_classes == 5
     assert section.preprocessing == {"size": SIZE, "mean": [0.5] * 3, "std": [0.25] * 3}
     assert section.licence == "CC0-1.0" and "torch" in section.versions and section.architecture == "test_resnet"
@@ -107,11 +109,11 @@ def test_the_generalist_from_its_package_knows_its_classes():
     assert section.preprocessing["size"] == 64
 
 
-def test_a_trunk_is_no_teacher(tmp_path):
-    trunk = backbone.create("test_resnet", num_classes=0, pretrained=False)
+def test_a_backbone_is_no_teacher(tmp_path):
+    backbone = create_model("test_resnet", num_classes=0, pretrained=False)
     data = Preprocessing(size=SIZE, mean=(0.5,) * 3, std=(0.5,) * 3)
-    backbone.save(trunk, tmp_path, classes=(), preprocessing=data, extra={})
-    with pytest.raises(UserError, match=r"teacher t: .*trunk without a classifier"):
+    save_model(backbone, tmp_path, classes=(), preprocessing=data, extra={})
+    with pytest.raises(UserError, match=r"teacher t: .*backbone without a classifier"):
         teachers.load(TeacherConfig(name="t", model=str(tmp_path)), "cpu")
 
 

@@ -10,8 +10,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from repcon.models import backbone, student, weights
-from repcon.models.backbone import Preprocessing
+from repcon.models import weights
+from repcon.models.factory import create_model
+from repcon.models.preprocessing import Preprocessing
+from repcon.models.saved_model import save_model
+from repcon.models.student import load_student
 from repcon.models.timm_import import timm
 from repcon.runtime.errors import UserError
 
@@ -25,7 +28,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("saved") / "five"
     model = timm.create_model("test_resnet", num_classes=5)
-    backbone.save(model, folder, classes=(), preprocessing=PLAIN, extra={})
+    save_model(model, folder, classes=(), preprocessing=PLAIN, extra={})
     return folder
 
 
@@ -77,11 +80,11 @@ MISFITS: dict[str, tuple[Callable[[dict[str, torch.Tensor]], dict[str, torch.Ten
 @pytest.mark.parametrize("num_classes", [None, 0, 3])
 @pytest.mark.parametrize("case", MISFITS)
 def test_weights_that_do_not_fit_are_told(folder: Path, case: str, num_classes: int | None) -> None:
-    """As a teacher, as a trunk and as a start alike."""
+    """As a teacher, as a backbone and as a start alike."""
     change, says = MISFITS[case]
     rewrite(folder, change)
     with pytest.raises(UserError, match=rf"model .*model.*{says}") as caught:
-        backbone.create(str(folder), num_classes=num_classes)
+        create_model(str(folder), num_classes=num_classes)
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 900
 
 
@@ -106,13 +109,13 @@ def test_a_config_that_says_otherwise_than_the_weights_is_refused(
 ) -> None:
     configure(folder, **top)
     with pytest.raises(UserError, match=says):
-        backbone.create(str(folder), num_classes=num_classes)
+        create_model(str(folder), num_classes=num_classes)
 
 
 def test_half_precision_and_missing_counters_are_fine(folder: Path) -> None:
     before = load_file(folder / FILE)
     rewrite(folder, lambda held: {k: v.half() for k, v in held.items() if "num_batches" not in k})
-    model = backbone.create(str(folder))
+    model = create_model(str(folder))
     assert torch.allclose(model.get_classifier().weight, before["fc.weight"], atol=1e-3)
 
 
@@ -132,28 +135,28 @@ def test_what_lies_in_the_place_of_weights_is_named(folder: Path, kind: str, nam
     data, says = PLACEHOLDERS[kind]
     (folder / name).write_bytes(data)
     with pytest.raises(UserError, match=rf"{name}.*{says}"):
-        backbone.create(str(folder))
+        create_model(str(folder))
 
 
 def test_a_link_to_nothing_is_named(folder: Path) -> None:
     (folder / FILE).unlink()
     (folder / FILE).symlink_to("../.git/annex/objects/x")
     with pytest.raises(UserError, match="a link to a file that is not here"):
-        backbone.create(str(folder))
+        create_model(str(folder))
 
 
 def test_of_several_files_none_is_guessed(folder: Path) -> None:
     state = load_file(folder / FILE)
     (folder / FILE).rename(folder / "heads.safetensors")  # a student's heads are no weights of its backbone
     with pytest.raises(UserError, match="no weight file"):
-        backbone.create(str(folder))
+        create_model(str(folder))
     torch.save(state, folder / "best.pth")
-    backbone.create(str(folder))
+    create_model(str(folder))
     torch.save({k: v * 0 for k, v in state.items()}, folder / "last.pth")
     with pytest.raises(UserError, match=r"several weight files \(best\.pth, last\.pth\)"):
-        backbone.create(str(folder))
+        create_model(str(folder))
     torch.save(state, folder / "pytorch_model.bin")
-    assert torch.equal(backbone.create(str(folder)).get_classifier().weight, state["fc.weight"])
+    assert torch.equal(create_model(str(folder)).get_classifier().weight, state["fc.weight"])
 
 
 class Thing:
@@ -165,9 +168,9 @@ def test_checkpoints_are_opened_and_code_is_not_run(folder: Path, capsys: pytest
     (folder / FILE).unlink()
     path = folder / "last.pth"
     torch.save({"epoch": 3, "state_dict": {f"module.{k}": v for k, v in state.items()}}, path)
-    assert torch.equal(backbone.create(str(folder)).get_classifier().weight, state["fc.weight"])
+    assert torch.equal(create_model(str(folder)).get_classifier().weight, state["fc.weight"])
     torch.save({"state_dict": state, "state_dict_ema": {k: v * 2 for k, v in state.items()}}, path)
-    assert torch.equal(backbone.create(str(folder)).get_classifier().weight, 2 * state["fc.weight"])
+    assert torch.equal(create_model(str(folder)).get_classifier().weight, 2 * state["fc.weight"])
     assert "its averaged weights (state_dict_ema) are taken" in " ".join(capsys.readouterr().out.split())
     for held, says in (
         ({"epoch": 3, "net": state}, "holds epoch, net where tensors by name are expected"),
@@ -176,11 +179,11 @@ def test_checkpoints_are_opened_and_code_is_not_run(folder: Path, capsys: pytest
     ):
         torch.save(held, path)
         with pytest.raises(UserError, match=says) as caught:
-            backbone.create(str(folder))
+            create_model(str(folder))
         assert "weights_only=False" not in str(caught.value)
     torch.jit.script(torch.nn.Linear(2, 2)).save(path)
     with pytest.raises(UserError, match=r"TorchScript program.*torch\.jit\.load"):
-        backbone.create(str(folder))
+        create_model(str(folder))
 
 
 def test_models_that_others_create_meanwhile_load_as_ever(folder: Path) -> None:
@@ -198,7 +201,7 @@ def test_of_several_known_files_the_one_that_is_taken_is_named(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     torch.save({name: value * 0 for name, value in load_file(folder / FILE).items()}, folder / "pytorch_model.bin")
-    assert bool(backbone.create(str(folder)).get_classifier().weight.any())
+    assert bool(create_model(str(folder)).get_classifier().weight.any())
     assert "of its weight files model.safetensors, pytorch_model.bin the first is taken" in capsys.readouterr().out
 
 
@@ -207,7 +210,7 @@ def test_two_tensors_for_one_part_are_refused(folder: Path, prefix: str) -> None
     """One of them would be dropped once the prefixes of parallel training are taken away."""
     rewrite(folder, lambda held: held | {f"{prefix}fc.weight": held["fc.weight"] * 0})
     with pytest.raises(UserError, match=r"two tensors for one part of the model \(.*fc\.weight"):
-        backbone.create(str(folder))
+        create_model(str(folder))
 
 
 @pytest.mark.parametrize("name", ["config.json", "heads.json"])
@@ -215,4 +218,4 @@ def test_an_endless_file_is_refused_before_it_is_read(folder: Path, name: str) -
     with (folder / name).open("wb") as file:
         file.truncate(1 << 40)
     with pytest.raises(UserError, match=rf"{name}|no student"):
-        student.load(folder)
+        load_student(folder)

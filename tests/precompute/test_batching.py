@@ -8,7 +8,7 @@ from torch._dynamo.utils import counters
 
 from repcon.config import TeacherConfig
 from repcon.models import teacher
-from repcon.precompute.batching import Passes, find_batch_size
+from repcon.precompute.batching import AdaptiveBatcher, find_batch_size
 from repcon.runtime.errors import UserError
 
 CPU = torch.device("cpu")
@@ -27,7 +27,7 @@ def holding(limit: int):
 
 def test_the_parts_are_the_batch_in_order_and_what_fitted_stays():
     said: list[str] = []
-    passes = Passes(8, CPU, said.append)
+    passes = AdaptiveBatcher(8, CPU, said.append)
     batch = torch.arange(11)[:, None]
     assert torch.equal(torch.cat(passes.run({4: batch}, holding(3))), batch)
     assert passes.size == 2 and [line.rsplit(" ", 1)[1] for line in said] == ["4", "2"]
@@ -37,7 +37,7 @@ def test_the_parts_are_the_batch_in_order_and_what_fitted_stays():
 
 def test_not_even_one_crop_is_a_clear_line():
     with pytest.raises(UserError, match="out of memory with one crop; name fewer teachers"):
-        Passes(4, CPU, print).run({4: torch.zeros(4, 1)}, holding(0))
+        AdaptiveBatcher(4, CPU, print).run({4: torch.zeros(4, 1)}, holding(0))
 
 
 def test_other_errors_are_not_taken_for_memory():
@@ -45,7 +45,7 @@ def test_other_errors_are_not_taken_for_memory():
         raise RuntimeError("shapes do not fit")
 
     with pytest.raises(RuntimeError, match="shapes"):
-        Passes(4, CPU, print).run({4: torch.zeros(4, 1)}, broken)
+        AdaptiveBatcher(4, CPU, print).run({4: torch.zeros(4, 1)}, broken)
 
 
 @pytest.mark.skipif(

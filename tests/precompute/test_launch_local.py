@@ -25,7 +25,7 @@ from repcon.runtime.errors import UserError
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 __all__ = ["pack_path", "recipe", "teacher_folders"]
-POST = launch_local.Post(gpu=None, threads=1)
+POST = launch_local.WorkerSlot(gpu=None, threads=1)
 
 
 @pytest.fixture(autouse=True)
@@ -85,13 +85,13 @@ def test_ctrl_c_asks_each_of_them_to_end(tmp_path):
 
 def test_posts_share_the_cores_and_the_gpus(monkeypatch):
     cores = len(os.sched_getaffinity(0))
-    assert [(post.device, post.threads) for post in launch_local.posts(2, 0)] == [("cpu", max(1, cores // 2))] * 2
+    assert [(slot.device, slot.threads) for slot in launch_local.slots(2, 0)] == [("cpu", max(1, cores // 2))] * 2
     assert set(POST.environment()) == {"OMP_NUM_THREADS"}
     for seen, given in (("", ["0", "1", "0"]), ("3,GPU-5", ["3", "GPU-5", "3"])):
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", seen)
-        posts = launch_local.posts(3, 2)
-        assert [post.environment()["CUDA_VISIBLE_DEVICES"] for post in posts] == given
-        assert {post.device for post in posts} == {"cuda"}
+        slots = launch_local.slots(3, 2)
+        assert [slot.environment()["CUDA_VISIBLE_DEVICES"] for slot in slots] == given
+        assert {slot.device for slot in slots} == {"cuda"}
 
 
 def test_two_processes_write_the_bytes_of_one(recipe):

@@ -21,12 +21,12 @@ from repcon.commands import inspect, precompute, verify
 from repcon.config import CropConfig, InspectConfig, PrecomputeConfig, TeacherConfig, VerifyConfig
 from repcon.crops.plan import plan
 from repcon.decode.reference import crop, decode
-from repcon.images.pack import Pack
+from repcon.images.pack import ImagePack
 from repcon.labels import topk
 from repcon.labels.store import LabelStore
-from repcon.models import backbone
 from repcon.models import teacher as teachers
-from repcon.precompute import engine, stall_detector
+from repcon.models.preprocessing import normalise
+from repcon.precompute import engine, ensemble, stall_detector
 from repcon.precompute.context import absolute
 from repcon.precompute.output_store import lease_folder, run_folder
 from repcon.runtime.errors import UserError
@@ -39,28 +39,32 @@ def own(recipe: PrecomputeConfig, factory: str) -> PrecomputeConfig:
     return replace(recipe, teachers=(TeacherConfig(name="own", model=f"precompute_case:{factory}"),))
 
 
-def recomputed(store: LabelStore, pack: Pack, head: str, number: int) -> tuple[torch.Tensor, torch.Tensor]:
+def recomputed(store: LabelStore, pack: ImagePack, head: str, number: int) -> tuple[torch.Tensor, torch.Tensor]:
     """One crop of all images, through PIL, the reference's resize and a plain forward pass, one image at a time."""
     info = store.heads[head]
     teacher = teachers.from_section(info.section, "cpu")
-    slab, rows = store.slab(number), []
+    crop_labels, rows = store.crop_labels(number), []
     for row in range(len(pack)):
-        pixels = crop(decode(pack.read(row)), slab.boxes[row], teacher.preprocessing.size, bool(slab.flips[row]))
+        pixels = crop(
+            decode(pack.read(row)), crop_labels.boxes[row], teacher.preprocessing.size, bool(crop_labels.flips[row])
+        )
         rows.append(teacher(pixels[None])[0])
     return topk.encode(torch.stack(rows), info.k, info.temperatures)
 
 
 def test_stored_labels_are_the_teachers_answers_on_the_same_crops(recipe, teacher_folders, pack_path):
     figures = precompute.run(with_teachers(recipe, teacher_folders, "five", "wide"))
-    pack, store = Pack.open(pack_path), LabelStore.open(recipe.out)
+    pack, store = ImagePack.open(pack_path), LabelStore.open(recipe.out)
     planned = plan(recipe.crop, pack.hashes, pack.sizes, range(8))
     assert store.unfinished() == [] and figures["crops"] == figures["total_crops"] == 8 * len(pack)
     for head in ("five", "wide"):
         for number in (0, 7):
             ids, logp = recomputed(store, pack, head, number)
-            slab = store.slab(number)
-            held_ids, held = slab.labels[head]
-            assert (slab.boxes == planned.boxes[number]).all() and (slab.flips == planned.flips[number]).all()
+            crop_labels = store.crop_labels(number)
+            held_ids, held = crop_labels.labels[head]
+            assert (crop_labels.boxes == planned.boxes[number]).all() and (
+                crop_labels.flips == planned.flips[number]
+            ).all()
             assert np.allclose(held.astype(np.float32), logp.numpy(), atol=2e-3)
             same = held_ids == ids.numpy()
             assert same.mean() > 0.98  # Ranks swap only where float32 sums in another order make a tie.
@@ -70,23 +74,22 @@ def test_every_loader_gives_nearly_the_same_labels(recipe):
     precompute.run(recipe)
     other = replace(recipe, out=recipe.out + "-torch", loader="torch")
     precompute.run(other)
-    left, right = (LabelStore.open(out).slab(0).labels["five"][1] for out in (recipe.out, other.out))
+    left, right = (LabelStore.open(out).crop_labels(0).labels["five"][1] for out in (recipe.out, other.out))
     assert np.abs(left.astype(np.float32) - right.astype(np.float32)).max() < 0.1
 
 
 def test_teachers_of_equal_inputs_share_one_tensor(recipe, teacher_folders, monkeypatch):
     seen = []
-    normalise = backbone.normalise
 
     def counted(images, preprocessing, dtype):
         seen.append(len(images))
         return normalise(images, preprocessing, dtype)
 
-    monkeypatch.setattr(backbone, "normalise", counted)
+    monkeypatch.setattr(ensemble, "normalise", counted)
     loaded = with_teachers(recipe, teacher_folders, "five", "nine", "wide")
-    bench = precompute.set_up(loaded)
+    context = precompute.set_up(loaded)
     seen.clear()
-    engine.work(bench, lambda event: None)
+    engine.work(context, lambda event: None)
     assert sum(seen) == 2 * 8 * 32  # Two inputs (32 and 48 pixels) for three teachers.
 
 
@@ -153,8 +156,8 @@ def test_a_resume_with_other_weights_preprocessing_or_pack_is_refused(recipe, te
 
     folder = tmp_path / "one" / "class"
     folder.mkdir(parents=True)
-    (folder / "a.jpg").write_bytes(Pack.open(pack_path).read(0))
-    packing.run(config.PackConfig(source=str(tmp_path / "one"), out=str(tmp_path / "other"), workers=1))
+    (folder / "a.jpg").write_bytes(ImagePack.open(pack_path).read(0))
+    packing.run(config.PackConfig(source=str(tmp_path / "one"), out=str(tmp_path / "other"), num_workers=1))
     with pytest.raises(UserError, match=r"pack_fingerprint|images"):
         precompute.run(replace(recipe, pack=str(tmp_path / "other")))
 
@@ -190,7 +193,7 @@ def test_a_teacher_that_failed_before_its_first_unit_can_be_mended(recipe, teach
             precompute.run(broken)
     plain = replace(recipe, teachers=(mended,), out=recipe.out + "-plain")
     precompute.run(plain)
-    left, right = (LabelStore.open(out).slab(1).labels["own"] for out in (recipe.out, plain.out))
+    left, right = (LabelStore.open(out).crop_labels(1).labels["own"] for out in (recipe.out, plain.out))
     assert all(map(np.array_equal, left, right))
 
 
@@ -200,7 +203,7 @@ def test_a_teacher_that_writes_into_its_input_spoils_no_other(recipe, teacher_fo
     precompute.run(replace(recipe, teachers=(tidy,)))
     both = replace(recipe, teachers=(rude, tidy), out=recipe.out + "-both")
     precompute.run(both)
-    left, right = (LabelStore.open(out).slab(2).labels["five"] for out in (recipe.out, both.out))
+    left, right = (LabelStore.open(out).crop_labels(2).labels["five"] for out in (recipe.out, both.out))
     assert all(map(np.array_equal, left, right))
 
 
@@ -223,8 +226,8 @@ def test_more_crops_leave_the_first_as_they_are(recipe, teacher_folders):
     after, store = contents(recipe.out, "heads"), LabelStore.open(recipe.out)
     assert figures["crops"] == 8 * 32 and store.crops == 16 and store.unfinished() == []
     assert all(after[name] == digest for name, digest in before.items() if not name.endswith("zarr.json"))
-    pack = Pack.open(recipe.pack)
-    assert (store.slab(12).boxes == plan(recipe.crop, pack.hashes, pack.sizes, [12]).boxes[0]).all()
+    pack = ImagePack.open(recipe.pack)
+    assert (store.crop_labels(12).boxes == plan(recipe.crop, pack.hashes, pack.sizes, [12]).boxes[0]).all()
     with pytest.raises(UserError, match="takes every teacher, also five"):
         precompute.run(with_teachers(replace(recipe, crops=24), teacher_folders, "nine"))
 
@@ -241,9 +244,9 @@ def test_a_rotten_image_is_marked_and_the_rest_is_as_ever(recipe, pack_path, tmp
     store, whole = LabelStore.open(damaged.out), LabelStore.open(recipe.out)
     assert store.missing.tolist() == [5, 17] and store.unfinished() == []
     rest = np.setdiff1d(np.arange(32), [5, 17])
-    ids, logp = store.slab(3).labels["five"]
+    ids, logp = store.crop_labels(3).labels["five"]
     assert np.isnan(logp[[5, 17]].astype(np.float32)).all()
-    wanted = whole.slab(3).labels["five"]
+    wanted = whole.crop_labels(3).labels["five"]
     assert (ids[rest] == wanted[0][rest]).mean() > 0.99
     assert np.allclose(logp[rest].astype(np.float32), wanted[1][rest].astype(np.float32), atol=2e-3)
     lines = [json.loads(line) for line in (run_folder(damaged.out) / "metrics.jsonl").read_text().splitlines()]
@@ -281,7 +284,7 @@ def test_a_loader_that_fails_on_whole_images_stops_the_run_and_marks_nothing(rec
 
 
 def test_nan_from_a_teacher_names_teacher_and_image(recipe, pack_path):
-    key = Pack.open(pack_path).keys[0]
+    key = ImagePack.open(pack_path).keys[0]
     with pytest.raises(UserError, match=rf"teacher own: .*not a number.*image {key}, crop 0"):
         precompute.run(own(recipe, "nan"))
     assert len(LabelStore.open(recipe.out).unfinished()) == 4
@@ -292,7 +295,7 @@ def test_masked_classes_are_stored_as_impossible_ones(recipe, pack_path, values)
     """A teacher that rules classes out answers -inf: with k of all its classes they are among the k."""
     precompute.run(replace(own(recipe, "masked"), values=values))
     store = LabelStore.open(recipe.out)
-    ids, logp = store.slab(0).labels["own"]
+    ids, logp = store.crop_labels(0).labels["own"]
     assert store.unfinished() == [] and np.isfinite(logp[:, : store.heads["own"].k]).all()
     sums = np.where(np.isin(ids, (0, 3)), np.exp(logp[:, : ids.shape[1]].astype(np.float64)), 0).sum(1)
     np.testing.assert_allclose(sums, 1, atol=0.03)
@@ -306,7 +309,7 @@ def test_out_of_memory_halves_the_batch_and_says_so(recipe, capsys):
     precompute.run(own(recipe, "small_memory"))
     said = capsys.readouterr().out
     assert "out of memory with 16 crops per pass: going on with 8" in said and "going on with 4" in said
-    left, right = (LabelStore.open(out).slab(0).labels["own"] for out in (recipe.out, recipe.out + "-plain"))
+    left, right = (LabelStore.open(out).crop_labels(0).labels["own"] for out in (recipe.out, recipe.out + "-plain"))
     assert (left[0] == right[0]).all() and np.allclose(left[1].astype(float), right[1].astype(float), atol=1e-3)
 
 

@@ -12,7 +12,7 @@ from precompute_case import contents, pack_path, recipe, teacher_folders, with_t
 
 from repcon import cli, config
 from repcon.commands import precompute
-from repcon.images.pack import Pack
+from repcon.images.pack import ImagePack
 from repcon.labels.store import LabelStore
 from repcon.precompute.output_store import lease_folder
 
@@ -93,9 +93,9 @@ def test_several_processes_share_a_bucket_and_a_further_run_extends_it(there, re
 
 def test_the_store_in_the_bucket_is_read_from_there(there, pack_path):
     assert command(there) == 0
-    store, pack = LabelStore.open(there.out), Pack.open(there.pack)
+    store, pack = LabelStore.open(there.out), ImagePack.open(there.pack)
     assert store.unfinished() == [] and len(pack) == 32
-    assert store.manifest.pack_fingerprint == pack.fingerprint == Pack.open(pack_path).fingerprint
+    assert store.manifest.pack_fingerprint == pack.fingerprint == ImagePack.open(pack_path).fingerprint
 
 
 def test_a_pack_that_is_not_there_is_one_clear_line(there, capsys):

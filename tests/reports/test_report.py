@@ -23,22 +23,22 @@ from report_case import (
 
 from repcon.commands import pack as packing
 from repcon.config import PackConfig
-from repcon.images.pack import Pack
+from repcon.images.pack import ImagePack
 from repcon.labels.statistics import figures
 from repcon.labels.store import LabelStore
 from repcon.reports import crop_sheet, sources, tables
 from repcon.reports.plots import Interval
 from repcon.reports.tables import Cell
 from repcon.runtime.errors import UserError
-from repcon.runtime.run_dir import Run
+from repcon.runtime.run_dir import RunDir
 
 
 @pytest.fixture(scope="module")
 def world(picture_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with everything that a report may be made of."""
     root = tmp_path_factory.mktemp("world")
-    packing.run(PackConfig(source=str(picture_folder), out=str(root / "pack"), workers=1))
-    write_store(root / "labels.zarr", Pack.open(str(root / "pack")), name="teacher")
+    packing.run(PackConfig(source=str(picture_folder), out=str(root / "pack"), num_workers=1))
+    write_store(root / "labels.zarr", ImagePack.open(str(root / "pack")), name="teacher")
     for seed, name in enumerate(["student", f"student {EVIL.replace('/', '')}"]):
         write_train(root / name, str(root / "pack"), str(root / "labels.zarr"), ["generalist", EVIL], seed=seed)
     write_evaluate(root / "transfer", ["generalist", "teacher", f"student {EVIL}"])
@@ -117,7 +117,7 @@ def test_both_pages_say_the_same(pages: tuple[str, str, Path]) -> None:
 
 
 def test_the_sheet_shows_the_stored_labels_of_the_crop(world: Path) -> None:
-    pack = Pack.open(str(world / "pack"))
+    pack = ImagePack.open(str(world / "pack"))
     store = LabelStore.open(str(world / "labels.zarr"))
     sheet = crop_sheet.sheet(str(world / "pack"), str(world / "labels.zarr"))
     assert len(sheet) == crop_sheet.IMAGES
@@ -134,7 +134,7 @@ def test_the_sheet_shows_the_stored_labels_of_the_crop(world: Path) -> None:
 
 
 def test_a_store_that_moved_or_belongs_elsewhere_is_a_note(world: Path, tmp_path: Path, picture_folder: Path) -> None:
-    packing.run(PackConfig(source=str(picture_folder / "apple"), out=str(tmp_path / "other"), workers=1))
+    packing.run(PackConfig(source=str(picture_folder / "apple"), out=str(tmp_path / "other"), num_workers=1))
     write_train(tmp_path / "run", str(tmp_path / "other"), str(world / "labels.zarr"), ["teacher"])
     html, _ = make(tmp_path / "out", tmp_path / "run")
     assert "another pack" in html
@@ -240,11 +240,11 @@ def test_sources_of_one_name_are_told_apart_and_counted_once(tmp_path: Path) -> 
 
 def test_figures_of_no_known_shape_go_into_a_table(tmp_path: Path) -> None:
     (tmp_path / "figures.json").write_text(
-        json.dumps({"trunks": 3, "differences": [], "loss": "?", "x": {"y": [1, {}]}})
+        json.dumps({"backbones": 3, "differences": [], "loss": "?", "x": {"y": [1, {}]}})
     )
-    run = Run(tmp_path / "evaluate", "evaluate", 'data = "x"\n')
+    run = RunDir(tmp_path / "evaluate", "evaluate", 'data = "x"\n')
     run.log("step", loss=3)
-    run.finish({"trunks": ["a"], "answer": 42})
+    run.finish({"backbones": ["a"], "answer": 42})
     html, markdown = make(tmp_path / "out", tmp_path / "figures.json", tmp_path / "evaluate")
     assert "| answer | 42 |" in markdown
     assert "| x / y |" in markdown
@@ -291,7 +291,7 @@ def test_gains_of_variants_share_a_plot(tmp_path: Path) -> None:
 
 
 def test_evaluations_of_one_test_are_compared_and_marked_beyond_the_noise(tmp_path: Path) -> None:
-    paths = [write_evaluate(tmp_path / name, trunks) for name, trunks in (("a", ["x", "y"]), ("b", ["y", "x"]))]
+    paths = [write_evaluate(tmp_path / name, backbones) for name, backbones in (("a", ["x", "y"]), ("b", ["y", "x"]))]
     _, markdown = make(tmp_path / "out", *paths)
     side = markdown[markdown.index("## Transfer side by side") :]
     assert "| x, linear probe | 51.0 ± 2.0 | 56.0 ± 2.0 **higher** |" in side
@@ -299,7 +299,7 @@ def test_evaluations_of_one_test_are_compared_and_marked_beyond_the_noise(tmp_pa
 
 
 def test_the_demos_folder_brings_the_runs_inside_it(tmp_path: Path) -> None:
-    Run(tmp_path / "demo", "demo", "").finish({})
+    RunDir(tmp_path / "demo", "demo", "").finish({})
     write_teach(tmp_path / "demo" / "teacher")
     make(tmp_path / "demo" / "report", tmp_path / "demo" / "teacher")
     assert [source.name for source in sources.read([str(tmp_path / "demo")])] == ["demo", "teacher"]
@@ -337,7 +337,7 @@ def test_an_evaluation_over_several_data_sets_opens_with_its_verdict(tmp_path: P
 
 
 def test_one_data_set_s_verdict_and_heads_alone_are_shown(tmp_path: Path) -> None:
-    run = Run(tmp_path / "heads", "evaluate", "")
+    run = RunDir(tmp_path / "heads", "evaluate", "")
     interval = {"mean": 80.0, "low": 70.0, "high": 88.0}
     row = {"student": "s", "head": "h", "dataset": "d", "images": 4, "held_out": False}
     row |= dict.fromkeys(("teacher_accuracy", "head_accuracy", "difference"), interval)

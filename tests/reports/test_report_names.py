@@ -9,9 +9,9 @@ from report_case import Page, write_evaluate, write_record, write_store, write_t
 from repcon.commands import pack
 from repcon.commands import report as report_module
 from repcon.config import PackConfig, ReportConfig
-from repcon.images.pack import Pack
+from repcon.images.pack import ImagePack
 from repcon.labels.statistics import figures
-from repcon.runtime.run_dir import Run
+from repcon.runtime.run_dir import RunDir
 
 
 def evil(place: str) -> str:
@@ -26,14 +26,14 @@ def page(picture_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Page
     source.mkdir(parents=True)
     for number, picture in enumerate(sorted(picture_folder.rglob("*.jpg"))[:8]):
         (source / f"{evil('file')}{number}.jpg").write_bytes(picture.read_bytes())
-    pack.run(PackConfig(source=str(root / "source"), out=str(root / "pack"), workers=1))
-    store = write_store(root / "labels.zarr", Pack.open(str(root / "pack")), text=evil)
+    pack.run(PackConfig(source=str(root / "source"), out=str(root / "pack"), num_workers=1))
+    store = write_store(root / "labels.zarr", ImagePack.open(str(root / "pack")), text=evil)
     found = figures(store)
     found["heads"] = {evil("teacher"): found["heads"]["teacher"]}
     found["agreement"] = {evil("pair"): {"mutual_information": 0.5}}
     (root / f"{evil('inspected')}.json").write_text(json.dumps(found))
     write_train(root / evil("run"), str(root / "pack"), str(root / "labels.zarr"), [evil("head")])
-    write_evaluate(root / "transfer", [evil("baseline"), evil("trunk")])
+    write_evaluate(root / "transfer", [evil("baseline"), evil("backbone")])
     write_teach(root / "taught", text=evil)
     write_record(root / evil("record"), **{evil("figure"): evil("value"), f"{evil('peer')}_over_ours": 2.0})
     interval = {"mean": 50.0, "low": 49.0, "high": 51.0}
@@ -43,8 +43,8 @@ def page(picture_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Page
         **{evil("margin"): interval, f"{evil('margin')}_worst": 49.0},
     )  # fmt: skip
     licences = [{evil("column"): evil("licence"), "url": "javascript:alert(1)"}]
-    Run(root / "demo", "demo", f"out = '{evil('setting')}'\n").finish({"licences": licences})
-    Run(root / "odd", evil("command"), "").finish({"x": 1})
+    RunDir(root / "demo", "demo", f"out = '{evil('setting')}'\n").finish({"licences": licences})
+    RunDir(root / "odd", evil("command"), "").finish({"x": 1})
     paths = [path for path in root.iterdir() if path.name not in ("source", "pack")]
     out = root / "report"
     report_module.run(ReportConfig(paths=tuple(map(str, paths)), out=str(out), title=evil("title")))
@@ -53,7 +53,7 @@ def page(picture_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Page
 
 PLACES = (
     "class", "architecture", "terms", "folder", "file", "teacher", "pair", "inspected", "run", "head", "baseline",
-    "trunk", "record", "figure", "value", "peer", "domain", "method", "margin", "column", "licence", "setting",
+    "backbone", "record", "figure", "value", "peer", "domain", "method", "margin", "column", "licence", "setting",
     "command", "title",
 )  # fmt: skip
 

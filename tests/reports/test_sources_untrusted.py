@@ -44,8 +44,8 @@ HOSTILE = {
     "kinds": {"metrics__jsonl": '{"event":"step","loss":[1]}\n{"event":["x"]}\n{"event":"validation","heads":3}\n'},
     "nested lines": {"metrics__jsonl": "[" * 200_000 + "\n"},
     "not finite": {"results__json": '{"a":NaN,"b":Infinity}', "config__toml": "a=nan\nb=inf\nc=2020-01-01\n"},
-    "trunks": {"command": "evaluate", "results__json": '{"trunks":{"a":{"metrics":{"probe":{"mean":1,"low":0,"high":2'
-               '}}}},"baseline":[1],"differences":{"a":3},"verdict":5,"chance":"x","datasets":7,"tests":[1]}'},
+    "backbones": {"command": "evaluate", "results__json": '{"backbones":{"a":{"metrics":{"probe":{"mean":1,"low":0'
+               ',"high":2}}}},"baseline":[1],"differences":{"a":3},"verdict":5,"chance":"x","datasets":7,"tests":[1]}'},
 }  # fmt: skip
 
 
@@ -111,7 +111,7 @@ JSON = st.recursive(
     max_leaves=12,
 )  # fmt: skip
 NAMES = st.sampled_from(
-    ["step", "seconds", "loss", "validation", "heads", "a", "probe_over_knn", "metrics", "trunks", "mean", "low",
+    ["step", "seconds", "loss", "validation", "heads", "a", "probe_over_knn", "metrics", "backbones", "mean", "low",
      "high", "x_low", "x_high", "x", "k4_kl", "k8_kl", "k16_kl", "licences", "baseline", "differences", "targets",
      "bytes", "protocol", "domains", "datasets", "verdict", "class_names", "environment", "versions", "models", "tests"]
 )  # fmt: skip

@@ -26,6 +26,6 @@ def test_cuda_is_refused_where_there_is_none(monkeypatch: pytest.MonkeyPatch) ->
 @pytest.mark.parametrize(("given", "wanted"), [({}, "32"), ({"CUDA_DEVICE_MAX_CONNECTIONS": "1"}, "1")])
 def test_a_gpus_queues_are_asked_for_unless_the_user_did(given: dict[str, str], wanted: str) -> None:
     environ = {name: value for name, value in os.environ.items() if name != "CUDA_DEVICE_MAX_CONNECTIONS"} | given
-    code = "import os; from repcon import Feed; print(os.environ['CUDA_DEVICE_MAX_CONNECTIONS'])"
+    code = "import os; from repcon import DistillLoader; print(os.environ['CUDA_DEVICE_MAX_CONNECTIONS'])"
     done = subprocess.run([sys.executable, "-c", code], env=environ, capture_output=True, text=True, check=True)
     assert done.stdout.split() == [wanted]

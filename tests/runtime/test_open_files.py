@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from repcon.images.pack import Pack
+from repcon.images.pack import ImagePack
 from repcon.runtime.errors import UserError
 from repcon.runtime.filesystem import open_files
 from repcon.runtime.open_files import OpenFile, OpenFiles, is_passing, reason_of
@@ -56,7 +56,7 @@ def test_no_descriptor_left_is_not_called_damage(picture_folder: Path, tmp_path:
     from repcon.config import PackConfig
 
     packing.run(PackConfig(source=str(picture_folder), out=str(tmp_path / "pack")))
-    pack = Pack.open(tmp_path / "pack")
+    pack = ImagePack.open(tmp_path / "pack")
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     held: list[int] = []
     try:
@@ -71,7 +71,7 @@ def test_no_descriptor_left_is_not_called_damage(picture_folder: Path, tmp_path:
             pack.read(0)
         assert "pack the images again" not in str(caught.value) and isinstance(caught.value.__cause__, OSError)
         with pytest.raises(UserError, match="the pack cannot be read now"):
-            Pack.open(tmp_path / "pack")
+            ImagePack.open(tmp_path / "pack")
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
         for descriptor in held:
@@ -113,7 +113,7 @@ def test_a_pipe_in_a_pack_does_not_hang(name: str, picture_folder: Path, tmp_pat
     os.mkfifo(tmp_path / "pack" / name)
     signal.alarm(20)
     with pytest.raises(UserError, match="a named pipe, not a plain file"):
-        Pack.open(tmp_path / "pack").read(0)
+        ImagePack.open(tmp_path / "pack").read(0)
     signal.alarm(0)
 
 

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from repcon.runtime.prefetch import Ahead, Behind
+from repcon.runtime.prefetch import BackgroundWriter, Prefetcher
 
 
 def test_ahead_keeps_order_and_its_bound():
@@ -17,7 +17,7 @@ def test_ahead_keeps_order_and_its_bound():
             yield number
 
     seen = []
-    with Ahead(source(), 2) as items:
+    with Prefetcher(source(), 2) as items:
         for item in items:
             seen.append(item)
             time.sleep(0.002)
@@ -31,7 +31,7 @@ def test_ahead_raises_the_source_s_error_where_it_is_consumed():
         raise OSError("disk")
 
     seen = []
-    with pytest.raises(OSError, match="disk"), Ahead(source(), 2) as items:
+    with pytest.raises(OSError, match="disk"), Prefetcher(source(), 2) as items:
         seen += items
     assert seen == [1]
 
@@ -46,7 +46,7 @@ def test_leaving_ahead_early_closes_the_source_and_its_thread():
         finally:
             closed.set()
 
-    with Ahead(source(), 1) as items:
+    with Prefetcher(source(), 1) as items:
         for _ in items:
             break
     assert closed.is_set()
@@ -58,14 +58,14 @@ def test_ahead_measures_how_long_its_consumer_waited():
         time.sleep(0.1)
         yield 1
 
-    with Ahead(slow(), 1) as items:
+    with Prefetcher(slow(), 1) as items:
         assert list(items) == [1]
     assert items.waited_seconds >= 0.09
 
 
 def test_behind_runs_jobs_in_order_and_finishes_them():
     seen = []
-    with Behind(1) as jobs:
+    with BackgroundWriter(1) as jobs:
         for number in range(5):
             jobs.put(lambda number=number: seen.append(number))
     assert seen == [0, 1, 2, 3, 4]
@@ -75,19 +75,19 @@ def test_behind_raises_at_the_next_put_or_at_the_end():
     def fail():
         raise ValueError("full")
 
-    with pytest.raises(ValueError, match="full"), Behind(1) as jobs:
+    with pytest.raises(ValueError, match="full"), BackgroundWriter(1) as jobs:
         jobs.put(fail)
         time.sleep(0.05)
         for _ in range(3):
             jobs.put(lambda: None)
-    with pytest.raises(ValueError, match="full"), Behind(1) as jobs:
+    with pytest.raises(ValueError, match="full"), BackgroundWriter(1) as jobs:
         jobs.put(fail)
 
 
 @pytest.mark.parametrize("reason", [KeyboardInterrupt, RuntimeError])
 def test_behind_finishes_what_was_put_whatever_ends_the_block(reason):
     seen, gate = [], threading.Event()
-    with pytest.raises(reason), Behind(2) as jobs:
+    with pytest.raises(reason), BackgroundWriter(2) as jobs:
         jobs.put(gate.wait)
         jobs.put(lambda: seen.append("kept"))
         threading.Timer(0.1, gate.set).start()
@@ -97,14 +97,14 @@ def test_behind_finishes_what_was_put_whatever_ends_the_block(reason):
 
 def test_behind_drops_what_follows_a_job_that_failed():
     seen = []
-    with pytest.raises(ZeroDivisionError), Behind(2) as jobs:
+    with pytest.raises(ZeroDivisionError), BackgroundWriter(2) as jobs:
         jobs.put(lambda: 1 / 0)
         jobs.put(lambda: seen.append("dropped"))
     assert seen == []
 
 
 def test_behind_measures_how_long_its_producer_waited():
-    with Behind(1) as jobs:
+    with BackgroundWriter(1) as jobs:
         for _ in range(3):
             jobs.put(lambda: time.sleep(0.1))
     assert jobs.waited_seconds >= 0.08

@@ -38,7 +38,7 @@ def test_results_that_did_not_outlive_a_power_cut_are_none(held: bytes, tmp_path
 def test_a_damaged_marker_is_another_command_s(held: bytes, tmp_path: Path) -> None:
     (tmp_path / "command").write_bytes(held)
     with pytest.raises(UserError, match="name an empty or new folder"):
-        run_dir.Run(tmp_path, "train", "")
+        run_dir.RunDir(tmp_path, "train", "")
 
 
 def test_metrics_of_any_bytes_are_trimmed(tmp_path: Path) -> None:
@@ -77,7 +77,7 @@ def test_a_full_disk_names_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
 def test_metrics_on_a_full_disk_name_the_file(tmp_path: Path) -> None:
-    run = run_dir.Run(tmp_path / "run", "train", "")
+    run = run_dir.RunDir(tmp_path / "run", "train", "")
     run._metrics = open("/dev/full", "w", buffering=1, encoding="utf-8")  # noqa: SIM115
     with pytest.raises(UserError, match="/dev/full: cannot write"):
         run.log("step", step=1)
@@ -89,7 +89,7 @@ def test_where_nothing_moves_a_line_comes_now_and_then(monkeypatch: pytest.Monke
     monkeypatch.setattr(console, "console", shown)
     bars = console.progress()
     monkeypatch.setattr(bars, "get_time", lambda: now[0])
-    bars._said = 0.0
+    bars._last_line = 0.0
     task = bars.add_task("pack\x1b[2J", total=1000, unit="images", note="a [note]")
     with bars:
         for _ in range(200):
@@ -121,7 +121,7 @@ class OutOfMemoryError(RuntimeError):
     [
         (MemoryError(), "out of memory"), (OutOfMemoryError("CUDA out of memory. Tried"), "out of memory (CUDA"),
         (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"), "out of memory"),
-        (RuntimeError("can't start new thread"), "make workers smaller"),
+        (RuntimeError("can't start new thread"), "make num_workers smaller"),
         (UserError("first\n[red]error second\x1b[2J"), r"error first [red]error second\x1b[2J"),
         (OSError(errno.ENOSPC, "No space left on device", "a/b"), "a/b: No space left on device"),
     ],

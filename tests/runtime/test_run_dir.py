@@ -13,12 +13,12 @@ from rich.progress import Progress
 
 from repcon.runtime.console import Lines
 from repcon.runtime.errors import UserError
-from repcon.runtime.run_dir import Run, write_json, write_text
+from repcon.runtime.run_dir import RunDir, write_json, write_text
 from repcon.runtime.system import environment
 
 
 def test_a_run_leaves_configuration_environment_metrics_and_results(tmp_path):
-    run = Run(tmp_path / "run", "train", "size = 96\n")
+    run = RunDir(tmp_path / "run", "train", "size = 96\n")
     run.log("step", step=1, loss=2.5)
     assert run.finish({"loss": 2.5}) == {"loss": 2.5}
     assert (run.path / "config.toml").read_text() == "size = 96\n"
@@ -29,7 +29,7 @@ def test_a_run_leaves_configuration_environment_metrics_and_results(tmp_path):
 
 def test_a_second_run_of_the_same_command_appends(tmp_path):
     for step in (1, 2):
-        run = Run(tmp_path, "train", "")
+        run = RunDir(tmp_path, "train", "")
         run.log("step", step=step)
         run.finish({})
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
@@ -39,20 +39,20 @@ def test_a_second_run_of_the_same_command_appends(tmp_path):
 def test_a_folder_that_holds_something_else_is_left_alone(tmp_path):
     (tmp_path / "thesis.tex").write_text("years of work")
     with pytest.raises(UserError, match="holds other files"):
-        Run(tmp_path, "train", "")
+        RunDir(tmp_path, "train", "")
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
 def test_another_commands_folder_is_refused(tmp_path):
-    Run(tmp_path / "run", "teach", "").finish({})
+    RunDir(tmp_path / "run", "teach", "").finish({})
     with pytest.raises(UserError, match="output of `repcon teach`"):
-        Run(tmp_path / "run", "train", "")
+        RunDir(tmp_path / "run", "train", "")
 
 
 def test_a_file_is_refused(tmp_path):
     (tmp_path / "run").write_text("")
     with pytest.raises(UserError, match="is a file"):
-        Run(tmp_path / "run", "train", "")
+        RunDir(tmp_path / "run", "train", "")
 
 
 def test_the_environment_names_what_a_figure_depends_on():
@@ -72,7 +72,7 @@ def test_json_is_replaced_whole(tmp_path):
 @pytest.mark.parametrize("width", [40, 60, 80, 120, 200])
 def test_no_line_of_progress_is_wider_than_the_terminal(width):
     bars = Progress()
-    bars.add_task("trunks", total=4, completed=1, unit="trunks", note="student (consolidated)")
+    bars.add_task("backbones", total=4, completed=1, unit="backbones", note="student (consolidated)")
     bars.add_task("features of [bold]package:efficientnet_lite0", total=123_456, completed=23_456, unit="images")
     bars.add_task("train", total=10, completed=10, unit="images", note="loss 2.345, 12 % waiting for data, 12.5 MB")
     shown = Console(width=width, file=io.StringIO())
@@ -108,25 +108,28 @@ def test_json_has_null_for_what_is_no_number(tmp_path):
 
 
 def test_a_run_that_must_be_alone_is_refused_while_another_is_at_work(tmp_path):
-    code = "import sys, time; from repcon.runtime.run_dir import Run; run = Run(sys.argv[1], 'train', '', alone=True); "
+    code = "import sys, time; from repcon.runtime.run_dir import RunDir; "
+    code += "run = RunDir(sys.argv[1], 'train', '', exclusive=True); "
     command = [sys.executable, "-c", code + "print('there', flush=True); time.sleep(60)", str(tmp_path / "run")]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout is not None and other.stdout.readline() == "there\n"
         with pytest.raises(UserError, match="another process is at work there"):
-            Run(tmp_path / "run", "train", "", alone=True)
+            RunDir(tmp_path / "run", "train", "", exclusive=True)
         other.kill()
-    failed = Run(tmp_path / "run", "train", "", alone=True)
-    Run(tmp_path / "run", "train", "", alone=True).finish({})  # in the same process, as in a notebook after an error
+    failed = RunDir(tmp_path / "run", "train", "", exclusive=True)
+    RunDir(tmp_path / "run", "train", "", exclusive=True).finish(
+        {}
+    )  # in the same process, as in a notebook after an error
     failed.log("step", step=1)
 
 
 def test_an_output_folder_is_no_url():
     with pytest.raises(UserError, match="s3://bucket/student: `repcon train` writes to a local folder"):
-        Run("s3://bucket/student", "train", "")
+        RunDir("s3://bucket/student", "train", "")
 
 
 def test_metrics_have_null_for_what_is_no_number(tmp_path):
-    Run(tmp_path / "run", "teach", "").log("epoch", loss=float("nan"), shares=[0.5, float("inf")])
+    RunDir(tmp_path / "run", "teach", "").log("epoch", loss=float("nan"), shares=[0.5, float("inf")])
     line = (tmp_path / "run" / "metrics.jsonl").read_text()
     assert '"loss": null, "shares": [0.5, null]' in line
 
@@ -137,14 +140,14 @@ def test_what_a_stranger_put_in_a_file_s_place_is_not_written_through(name: str,
     """A run's folder that somebody else made: a link to a file of the user's, a pipe that nobody reads."""
     precious, out = tmp_path / "precious", tmp_path / "run"
     precious.write_text("mine")
-    Run(out, "train", "").finish({})
+    RunDir(out, "train", "").finish({})
     (out / name).unlink(missing_ok=True)
     if kind == "link":
         (out / name).symlink_to(precious)
     else:
         os.mkfifo(out / name)
     with pytest.raises(OSError, match="a link, a pipe or a socket, not a plain file"):
-        Run(out, "train", "", alone=True)
+        RunDir(out, "train", "", exclusive=True)
     assert precious.read_text() == "mine"
 
 

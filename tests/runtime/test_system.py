@@ -37,7 +37,7 @@ def test_the_commit_is_known_in_a_checkout_only(tmp_path, monkeypatch):
 
 
 def test_a_power_limit_that_no_one_tells_is_left_out(monkeypatch):
-    monkeypatch.setattr(module, "_said", lambda *command: "[N/A]")
+    monkeypatch.setattr(module, "_run_command", lambda *command: "[N/A]")
     assert module._power_limit_watts("1234") is None
-    monkeypatch.setattr(module, "_said", lambda *command: "700.00")
+    monkeypatch.setattr(module, "_run_command", lambda *command: "700.00")
     assert module._power_limit_watts("1234") == 700.0

@@ -16,8 +16,12 @@ from store_builder import fill, snapshot, spec
 import repcon
 from repcon import cli
 from repcon.labels.store import LabelStore
-from repcon.models import backbone, student
-from repcon.models.student import Student
+from repcon.models.factory import create_model
+from repcon.models.identity import weight_hash
+from repcon.models.preprocessing import preprocessing_of
+from repcon.models.saved_model import save_model
+from repcon.models.student import Student, load_student, save_student
+from repcon.models.timm_import import timm
 from repcon.runtime import extras
 from repcon.runtime.errors import UserError
 from repcon.sharing.address import parse_address
@@ -45,12 +49,12 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
 def student_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The output folder of a run, with other files beside the student."""
     torch.manual_seed(0)
-    trunk = backbone.create("test_resnet", num_classes=0, pretrained=False)
+    backbone = create_model("test_resnet", num_classes=0, pretrained=False)
     run = tmp_path_factory.mktemp("runs") / "run"
     teachers = [{"name": "birds", "licence": "CC-BY-4.0"}, {"name": "food", "licence": "CC-BY-4.0"}]
-    inputs = backbone.preprocessing(trunk, SIZE)
-    model = Student(trunk, {"birds": 5, "food": 7})
-    student.save(model, run / "student", preprocessing=inputs, card={"name": "both", "teachers": teachers})
+    inputs = preprocessing_of(backbone, SIZE)
+    model = Student(backbone, {"birds": 5, "food": 7})
+    save_student(model, run / "student", preprocessing=inputs, card={"name": "both", "teachers": teachers})
     (run / "student" / "helper.py").write_text(SECRET)
     (run / "metrics.jsonl").write_text("{}\n")
     return run
@@ -59,10 +63,10 @@ def student_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def teacher_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(1)
-    model = backbone.create("test_resnet", num_classes=3, pretrained=False)
+    model = create_model("test_resnet", num_classes=3, pretrained=False)
     folder = tmp_path_factory.mktemp("teachers") / "birds"
-    inputs = backbone.preprocessing(model, SIZE)
-    backbone.save(model, folder, classes=["a", "b", "c"], preprocessing=inputs, extra={"licence": "CC0-1.0"})
+    inputs = preprocessing_of(model, SIZE)
+    save_model(model, folder, classes=["a", "b", "c"], preprocessing=inputs, extra={"licence": "CC0-1.0"})
     return folder
 
 
@@ -89,7 +93,7 @@ def test_a_student_comes_back_as_it_was(
     pulled = repcon.pull("hf://me/both", out=tmp_path / "deep" / "student")
     assert "next: repcon export" in capsys.readouterr().out
     assert (pulled["kind"], pulled["fingerprint"]) == ("student", made["fingerprint"])
-    ours, theirs = student.load(student_run).state_dict(), student.load(tmp_path / "deep" / "student").state_dict()
+    ours, theirs = load_student(student_run).state_dict(), load_student(tmp_path / "deep" / "student").state_dict()
     assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
     assert [path.name for path in (tmp_path / "deep").iterdir()] == ["student"]
     assert {path.name for path in (tmp_path / "deep" / "student").iterdir()} == names
@@ -107,7 +111,7 @@ def test_cards_say_what_it_is(hub: Hub, student_run: Path, teacher_folder: Path,
     assert b"# both" in card and b"## Teachers" in card and fingerprints["me/both"].encode() in card
     card = hub.files("me/birds")["README.md"]
     assert front(card)["license"] == "cc0-1.0" and b"Classes: 3: a, b, c" in card
-    assert fingerprints["me/birds"] == backbone.weight_hash(backbone.create(str(teacher_folder)))
+    assert fingerprints["me/birds"] == weight_hash(create_model(str(teacher_folder)))
     repcon.push(store_folder, "hf://datasets/me/labels")
     card = hub.files("me/labels", "dataset")["README.md"]
     assert front(card)["license"] == "apache-2.0" and front(card)["viewer"] is False
@@ -127,10 +131,10 @@ def test_timm_opens_what_was_pushed(hub: Hub, teacher_folder: Path, student_run:
     repcon.push(teacher_folder, "hf://me/birds")
     repcon.push(student_run, "hf://me/both")
     assert b'timm.create_model("hf-hub:me/birds", pretrained=True)' in hub.files("me/birds")["README.md"]
-    opened = backbone.timm.create_model("hf-hub:me/birds", pretrained=True)
-    assert backbone.weight_hash(opened) == backbone.weight_hash(backbone.create(str(teacher_folder)))
-    trunk = backbone.timm.create_model("hf-hub:me/both", pretrained=True)
-    assert backbone.weight_hash(trunk) == backbone.weight_hash(student.load(student_run).trunk)
+    opened = timm.create_model("hf-hub:me/birds", pretrained=True)
+    assert weight_hash(opened) == weight_hash(create_model(str(teacher_folder)))
+    backbone = timm.create_model("hf-hub:me/both", pretrained=True)
+    assert weight_hash(backbone) == weight_hash(load_student(student_run).backbone)
 
 
 def test_a_store_comes_back_as_it_was(hub: Hub, store_folder: Path, tmp_path: Path) -> None:

@@ -52,9 +52,9 @@ class Ablation(Study):
         self.do([self._student(seed, name, variant) for seed in seeds for name, variant in variants.items()])
         steps = []
         for seed in seeds:
-            trunks = {"generalist": self.generalist, "teacher": str(self._teacher(seed, plain).out)}
-            trunks |= {name: str(self._student(seed, name, variant).out) for name, variant in variants.items()}
-            steps.append(self.measure(seed, self.protocol.domains[0], trunks, baseline="usual"))
+            backbones = {"generalist": self.generalist, "teacher": str(self._teacher(seed, plain).out)}
+            backbones |= {name: str(self._student(seed, name, variant).out) for name, variant in variants.items()}
+            steps.append(self.measure(seed, self.protocol.domains[0], backbones, baseline="usual"))
         return dict(zip(seeds, self.do(steps), strict=True))
 
     def _teacher(self, seed: int, variant: Variant) -> Step:
@@ -90,7 +90,7 @@ class Ablation(Study):
         labels = self._labels(seed, variant).settings
         out = self.work / "students" / f"{seed}-{name}"
         settings = recipe(TrainConfig, "consolidate", pack=labels.pack, store=labels.out, out=str(out))
-        settings = replace(settings, trunk=self.generalist, epochs=self.protocol.epochs, seed=seed, **self.shared())
+        settings = replace(settings, backbone=self.generalist, epochs=self.protocol.epochs, seed=seed, **self.shared())
         settings = changed(settings, variant.train)
         heads = tuple(replace(head, **variant.heads.get(head.name, {})) for head in settings.heads)
         return Step(settings=replace(settings, heads=tuple(head for head in heads if head.weight)), out=out)

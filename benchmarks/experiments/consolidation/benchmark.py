@@ -12,7 +12,7 @@ distilled on unlabeled images of other things. FOLDER holds the five tars of too
 finding_1   generalist - student of the task teacher alone: what distilling one task costs
 finding_2   student of task teacher and generalist - better of the two
 finding_3   the same for ONE student of all domains' teachers and the generalist; mean and worst domain
-side_by_side, side_by_side_of_tasks   those two students - task teacher and generalist side by side, two trunks
+side_by_side, side_by_side_of_tasks   those two students - task teacher and generalist side by side, two backbones
 over_joint  ONE student of all domains - one network trained with all domains' labels (the paper's oracle)
 
 In points of linear-probe accuracy; `finding_2_shot_5` and so on are the same by 1-, 5- and 10-shot and by kNN.

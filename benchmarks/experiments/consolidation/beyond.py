@@ -65,8 +65,8 @@ class Beyond(Study):
         appended, appended_seconds = self._student("appended", store)
         before, before_seconds = self._student("before", store, names=(GENERALIST,))
         trial_seconds = self._student("online", store, online=True, epochs=1)[1]
-        trunks = {"generalist": self.generalist, "teacher": str(task.out)}
-        trunks |= {"before": str(before), "appended": str(appended)}
+        backbones = {"generalist": self.generalist, "teacher": str(task.out)}
+        backbones |= {"before": str(before), "appended": str(appended)}
         costs |= {"before_seconds": before_seconds, "appended_seconds": appended_seconds}
         costs |= {"appended_epochs": self.protocol.epochs, "before_epochs": self.protocol.epochs}
         equal = {"online_first": costs["both_seconds"] + appended_seconds, "online_next": appended_seconds}
@@ -74,9 +74,9 @@ class Beyond(Study):
             epochs = max(1, round(seconds / trial_seconds))
             out, costs[f"{name}_seconds"] = self._student(name, store, online=True, epochs=epochs)
             costs[f"{name}_epochs"] = epochs
-            trunks[name] = str(out)
-        trunks |= self._smaller(domain)
-        (results,) = self.do([self.measure(self.seed, domain, trunks, baseline="generalist")])
+            backbones[name] = str(out)
+        backbones |= self._smaller(domain)
+        (results,) = self.do([self.measure(self.seed, domain, backbones, baseline="generalist")])
         return summary.paired([results], ROWS, baseline="generalist") | costs
 
     def _label_twice(self, task: Path) -> tuple[Path, dict[str, float]]:
@@ -106,7 +106,7 @@ class Beyond(Study):
         )
         heads = tuple(head for head in settings.heads if head.name in names)
         settings = replace(
-            settings, trunk=self.generalist, heads=heads, epochs=epochs or self.protocol.epochs, seed=self.seed,
+            settings, backbone=self.generalist, heads=heads, epochs=epochs or self.protocol.epochs, seed=self.seed,
             **self.shared(),
         )  # fmt: skip
         marker = out.with_name(f"{out.name}.seconds.json")

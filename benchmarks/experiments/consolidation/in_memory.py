@@ -19,13 +19,13 @@ from benchmarks.experiments.consolidation.protocol import DOWNSTREAM_HALF, GENER
 from benchmarks.experiments.consolidation.study import Study
 from repcon.config import ClassSubset, CropConfig
 from repcon.crops import plan as crop_plan
-from repcon.decode.base import Request
+from repcon.decode.base import CropRequest
 from repcon.decode.factory import open_loader
 from repcon.evaluation import probes
 from repcon.evaluation.features import whole_images
-from repcon.images.pack import Pack, class_rows
-from repcon.models import backbone
-from repcon.models.backbone import Preprocessing
+from repcon.images.pack import ImagePack, class_rows
+from repcon.models.factory import create_model
+from repcon.models.preprocessing import Preprocessing, normalise, preprocessing_of
 
 # isort: split
 from timm.optim import param_groups_weight_decay  # pyright: ignore[reportPrivateImportUsage]
@@ -117,9 +117,9 @@ def device() -> str:
 def prepare(study: Study, teachers: Mapping[str, Path], images: int = 0) -> Setup:
     """Decodes all crops and runs all models over them; `images` of the proxy only, unless 0."""
     models = {GENERALIST: study.generalist} | {name: str(folder) for name, folder in teachers.items()}
-    networks = {name: backbone.create(model).eval() for name, model in models.items()}
+    networks = {name: create_model(model).eval() for name, model in models.items()}
     first = networks[GENERALIST]
-    inputs = backbone.preprocessing(first, study.protocol.size)
+    inputs = preprocessing_of(first, study.protocol.size)
     tails = {name: Tail(network).eval().to(device()) for name, network in networks.items()}
     pack = study.pack("proxy")
     rows = np.arange(len(pack))[: images or None]
@@ -134,27 +134,27 @@ def prepare(study: Study, teachers: Mapping[str, Path], images: int = 0) -> Setu
     return Setup(maps=maps, images=len(rows), tails=tails, answers=answers, downstream=downstream, rivals=rivals)
 
 
-def _planned(pack: Pack, rows: np.ndarray) -> Iterable[Request]:
+def _planned(pack: ImagePack, rows: np.ndarray) -> Iterable[CropRequest]:
     plan = crop_plan.plan(CropConfig(), pack.hashes[rows], pack.sizes[rows], range(CROPS))
     for crop in range(CROPS):
         numbers = np.full((len(rows), 1), crop)
         boxes, flips = plan.boxes[crop][:, None], plan.flips[crop][:, None]
-        yield from Request(images=rows, crops=numbers, boxes=boxes, flips=flips).parts(64)
+        yield from CropRequest(images=rows, crops=numbers, boxes=boxes, flips=flips).parts(64)
 
 
 @torch.inference_mode()
-def _maps(network: Any, inputs: Preprocessing, pack: Pack, requests: Iterable[Request]) -> torch.Tensor:
+def _maps(network: Any, inputs: Preprocessing, pack: ImagePack, requests: Iterable[CropRequest]) -> torch.Tensor:
     frozen = nn.Sequential(network.conv_stem, network.bn1, *list(network.blocks)[:STAGES]).to(device())
-    loader, parts = open_loader("torch", pack, (inputs.size,), workers=0, device="cpu"), []
+    loader, parts = open_loader("torch", pack, (inputs.size,), num_workers=0, device="cpu"), []
     for batch in loader.batches(requests):
         pixels = batch.pixels[inputs.size].to(device())
-        parts.append(frozen(backbone.normalise(pixels, inputs, torch.float32)).half())
+        parts.append(frozen(normalise(pixels, inputs, torch.float32)).half())
     loader.close()
     return torch.cat(parts)
 
 
 def _downstream(
-    network: Any, inputs: Preprocessing, pack: Pack, seed: int, few: bool
+    network: Any, inputs: Preprocessing, pack: ImagePack, seed: int, few: bool
 ) -> tuple[torch.Tensor, np.ndarray, np.ndarray]:
     start, stop = DOWNSTREAM_HALF
     rows, labels, _ = class_rows(pack, ClassSubset(seed=seed, start=start, stop=stop))
@@ -319,9 +319,9 @@ def learn_heads(model: Student, setup: Setup, steps: int) -> None:
 
 def train(model: Student, setup: Setup, recipe: Recipe, weights: Sequence[float], seed: int) -> None:
     """AdamW with one cosine cycle; batch-norm statistics stay."""
-    trunk = param_groups_weight_decay(model.tail, recipe.weight_decay)
+    backbone = param_groups_weight_decay(model.tail, recipe.weight_decay)
     heads = param_groups_weight_decay(model.head, recipe.weight_decay)
-    optimizer = torch.optim.AdamW([*trunk, *heads], lr=recipe.lr, fused=True)
+    optimizer = torch.optim.AdamW([*backbone, *heads], lr=recipe.lr, fused=True)
     rows = np.flatnonzero(np.arange(setup.images) % HELD_OUT)
     per_epoch = -(-len(rows) // recipe.batch_size)
     total, warmup, step = per_epoch * recipe.epochs, min(per_epoch, per_epoch * recipe.epochs // 2), 0
@@ -338,9 +338,9 @@ def train(model: Student, setup: Setup, recipe: Recipe, weights: Sequence[float]
             rate = recipe.lr * ((step + 1) / warmup if step < warmup else cosine)
             for group in optimizer.param_groups:
                 group["lr"] = rate
-            for group in optimizer.param_groups[: len(trunk)]:
+            for group in optimizer.param_groups[: len(backbone)]:
                 group["lr"] = rate if epoch >= recipe.heads_first else 0.0
-            for group in optimizer.param_groups[len(trunk) :]:
+            for group in optimizer.param_groups[len(backbone) :]:
                 group["lr"] = rate * recipe.head_rate
             loss = batch_loss(model, setup, recipe, weights, batch, order)
             optimizer.zero_grad()

@@ -48,7 +48,7 @@ class Protocol:
     crops: int = 3
     freeze_blocks: int = 11
     batch_size: int = 64
-    draws: int = 20
+    fewshot_trials: int = 20
     device: config.Device = "auto"
 
     def changed(self, **changes: Any) -> "Protocol":
@@ -77,7 +77,7 @@ EPOCHS_WITH_ALL = 3
 """With all images of the domains the proxy is three times as large; students see about twice as many in all."""
 SHORT = Protocol(
     name="short", domains=("aerial",), seeds=(9,), methods=("generalist", "teacher", "task", "task_generalist"),
-    proxy_images=400, size=64, epochs=1, teacher_epochs=1, crops=1, draws=3,
+    proxy_images=400, size=64, epochs=1, teacher_epochs=1, crops=1, fewshot_trials=3,
 )  # fmt: skip
 LONG = Protocol(
     name="long", seeds=tuple(range(5)), proxy_images=0, size=224, epochs=30, teacher_epochs=20, crops=15,

@@ -19,8 +19,9 @@ from typing import Any
 from repcon import config
 from repcon.commands import evaluate, pack, precompute, teach, train
 from repcon.config import EvaluateConfig, PackConfig, PrecomputeConfig, TeachConfig, TrainConfig
-from repcon.models import backbone
+from repcon.models.factory import create_model
 from repcon.models.merge import as_member, average
+from repcon.models.saved_model import save_model
 from repcon.runtime.console import console
 from repcon.runtime.errors import UserError
 from repcon.runtime.memory import keep_freed_memory
@@ -40,12 +41,12 @@ class AverageConfig:
 
 def write_average(settings: AverageConfig) -> dict[str, Any]:
     """Writes the mean as a folder that timm opens."""
-    created = {name: backbone.create(model, size=settings.size) for name, model in settings.models.items()}
+    created = {name: create_model(model, size=settings.size) for name, model in settings.models.items()}
     members = {name: as_member(model, settings.size) for name, model in created.items()}
     first = next(iter(members.values()))
     state = average(members, settings.shares)
     first.backbone.load_state_dict(state)
-    backbone.save(first.backbone, settings.out, classes=(), preprocessing=first.preprocessing, extra={})
+    save_model(first.backbone, settings.out, classes=(), preprocessing=first.preprocessing, extra={})
     return {"shares": settings.shares}
 
 

@@ -28,7 +28,7 @@ from repcon.config import (
     TeacherConfig,
     TrainConfig,
 )
-from repcon.images.pack import Pack, class_rows, shared_images
+from repcon.images.pack import ImagePack, class_rows, shared_images
 from repcon.runtime.errors import UserError
 from repcon.runtime.run_dir import write_json
 
@@ -57,8 +57,8 @@ class Study:
             self.do(stage)
         averages = {cell: self.averages(cell[0], teachers, students[cell]) for cell in cells}
         self.do([step for methods in averages.values() for step in methods.values()])
-        trunks = {cell: self.trunks(*cell, teachers, students[cell] | averages[cell]) for cell in cells}
-        results = self.do([self.measure(*cell, trunks[cell]) for cell in cells])
+        backbones = {cell: self.backbones(*cell, teachers, students[cell] | averages[cell]) for cell in cells}
+        results = self.do([self.measure(*cell, backbones[cell]) for cell in cells])
         return dict(zip(cells, results, strict=True))
 
     def facts(self) -> dict[str, Any]:
@@ -85,8 +85,8 @@ class Study:
             self.do([Step(settings=PackConfig(source=str(source), out=str(out)), out=out)])
         check_disjoint({name: self.pack(name) for name in ("proxy", *self.protocol.domains)})
 
-    def pack(self, name: str) -> Pack:
-        return Pack.open(str(self.work / "packs" / name))
+    def pack(self, name: str) -> ImagePack:
+        return ImagePack.open(str(self.work / "packs" / name))
 
     def teachers(self, seed: int) -> dict[str, Step]:
         """{head name: step}: per domain the teacher of the half, and where asked for those of the quarters."""
@@ -239,7 +239,7 @@ class Study:
             starts = tuple(str(self.student(seed, each, "task_generalist").out) for each in self.protocol.domains)
         out = self.work / "students" / f"{seed}-{'+'.join(head.name for head in heads)}{self._form}"
         settings = replace(
-            settings, out=str(out), trunk=self.generalist, heads=heads, init_students=starts,
+            settings, out=str(out), backbone=self.generalist, heads=heads, init_students=starts,
             epochs=self.protocol.epochs, seed=seed, **self.shared(),
         )  # fmt: skip
         return Step(settings=settings, out=out)
@@ -251,31 +251,31 @@ class Study:
         names |= {other: f"{other}-{seed}" for other in self.protocol.domains}
         return tuple(replace(head, name=names[head.name]) for head in heads if head.name in names)
 
-    def trunks(
+    def backbones(
         self, seed: int, domain: str, teachers: Mapping[str, Step], students: Mapping[str, Step]
     ) -> dict[str, str]:
         """{method: model} of all that is compared on a domain."""
-        trunks = {"generalist": self.generalist, "teacher": str(teachers[f"{domain}-{seed}"].out)}
+        backbones = {"generalist": self.generalist, "teacher": str(teachers[f"{domain}-{seed}"].out)}
         for part in QUARTERS:
             if f"{domain}-{seed}-{part}" in teachers:
-                trunks[f"teacher_{part}"] = str(teachers[f"{domain}-{seed}-{part}"].out)
-        trunks |= {method: str(step.out) for method, step in students.items()}
+                backbones[f"teacher_{part}"] = str(teachers[f"{domain}-{seed}-{part}"].out)
+        backbones |= {method: str(step.out) for method, step in students.items()}
         if "joint" in self.protocol.methods:
-            trunks["joint"] = str(self.joint(seed).out)
-        return trunks | {"ceiling": f"{trunks['teacher']} + {trunks['generalist']}"}
+            backbones["joint"] = str(self.joint(seed).out)
+        return backbones | {"ceiling": f"{backbones['teacher']} + {backbones['generalist']}"}
 
-    def measure(self, seed: int, domain: str, trunks: Mapping[str, str], baseline: str = "") -> Step:
-        """Trunks, {name: model}, on the domain's downstream half."""
+    def measure(self, seed: int, domain: str, backbones: Mapping[str, str], baseline: str = "") -> Step:
+        """Backbones, {name: model}, on the domain's downstream half."""
         start, stop = DOWNSTREAM_HALF
         out = self.work / "evaluate" / f"{domain}-{seed}{self._form}"
         settings = EvaluateConfig(
             data=str(self.work / "packs" / domain),
             out=str(out),
-            trunks=tuple(f"{name}={model}" for name, model in trunks.items()),
+            backbones=tuple(f"{name}={model}" for name, model in backbones.items()),
             baseline=baseline,
             classes=ClassSubset(seed=seed, start=start, stop=stop),
             size=self.protocol.size,
-            draws=self.protocol.draws,
+            fewshot_trials=self.protocol.fewshot_trials,
             cache=str(self.work / "features"),
             device=self.protocol.device,
             seed=seed,
@@ -298,12 +298,12 @@ class Study:
         }
 
 
-def _write_images(folder: Path, prefix: str, pack: Pack, rows: Iterable[int]) -> None:
+def _write_images(folder: Path, prefix: str, pack: ImagePack, rows: Iterable[int]) -> None:
     for row in rows:
         (folder / f"{prefix}-{int(row):07d}.jpg").write_bytes(pack.read(int(row)))
 
 
-def check_disjoint(packs: dict[str, Pack]) -> None:
+def check_disjoint(packs: dict[str, ImagePack]) -> None:
     """Raises UserError where two packs share an image by its content hash."""
     names = list(packs)
     for place, first in enumerate(names):

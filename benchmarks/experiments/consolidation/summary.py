@@ -39,16 +39,16 @@ def summarise(cells: Cells, protocol: Protocol, facts: Mapping[str, Any]) -> dic
         for method in METHODS:
             for metric in METRICS:
                 runs = [
-                    cells[seed, domain]["trunks"].get(method, {}).get("metrics", {}).get(metric)
+                    cells[seed, domain]["backbones"].get(method, {}).get("metrics", {}).get(metric)
                     for seed in protocol.seeds
                 ]
                 if all(runs):
                     put(figures, f"{domain}_{method}_{metric}", runs)
     for metric in METRICS:
         for name, (method, rivals) in FINDINGS.items():
-            if not all(_has(results["trunks"], (method, *rivals), metric) for results in cells.values()):
+            if not all(_has(results["backbones"], (method, *rivals), metric) for results in cells.values()):
                 continue
-            margins = {cell: _margin(results["trunks"], method, rivals, metric) for cell, results in cells.items()}
+            margins = {cell: _margin(results["backbones"], method, rivals, metric) for cell, results in cells.items()}
             name = margin_name(name, metric)
             _finding(figures, name, margins, protocol)
             by_run[name] = {f"{seed}/{domain}": margin for (seed, domain), margin in margins.items()}
@@ -77,17 +77,17 @@ def margin_name(name: str, metric: str) -> str:
     return name if metric == "probe" else f"{name}_{metric}"
 
 
-def _has(trunks: Mapping[str, Any], methods: Iterable[str], metric: str) -> bool:
-    return all(metric in trunks.get(method, {}).get("metrics", {}) for method in methods)
+def _has(backbones: Mapping[str, Any], methods: Iterable[str], metric: str) -> bool:
+    return all(metric in backbones.get(method, {}).get("metrics", {}) for method in methods)
 
 
-def _margin(trunks: Mapping[str, Any], method: str, rivals: tuple[str, ...], metric: str) -> float:
-    return accuracy(trunks[method], metric) - max(accuracy(trunks[rival], metric) for rival in rivals)
+def _margin(backbones: Mapping[str, Any], method: str, rivals: tuple[str, ...], metric: str) -> float:
+    return accuracy(backbones[method], metric) - max(accuracy(backbones[rival], metric) for rival in rivals)
 
 
-def accuracy(trunk: Mapping[str, Any], metric: str = "probe") -> float:
+def accuracy(backbone: Mapping[str, Any], metric: str = "probe") -> float:
     """In per cent."""
-    return trunk["metrics"][metric]["mean"]
+    return backbone["metrics"][metric]["mean"]
 
 
 def put(figures: dict[str, Any], name: str, runs: list[Mapping[str, float]]) -> None:
@@ -97,7 +97,7 @@ def put(figures: dict[str, Any], name: str, runs: list[Mapping[str, float]]) -> 
 
 
 PAIRED = ("probe", "shot_5")
-"""The metrics of a table of trunks and their paired gains."""
+"""The metrics of a table of backbones and their paired gains."""
 
 
 def paired(runs: Iterable[Mapping[str, Any]], names: Iterable[str], baseline: str) -> dict[str, float]:
@@ -108,7 +108,7 @@ def paired(runs: Iterable[Mapping[str, Any]], names: Iterable[str], baseline: st
     runs, figures = list(runs), {}
     for name in names:
         for metric in PAIRED:
-            accuracies = [results["trunks"][name]["metrics"].get(metric) for results in runs]
+            accuracies = [results["backbones"][name]["metrics"].get(metric) for results in runs]
             if not all(accuracies):
                 continue
             put(figures, f"{name}_{metric}", accuracies)

@@ -37,7 +37,7 @@ MARGINS = {
     "generalist_head": "what the generalist's head adds to the student of one task",
     "generalist_head_of_tasks": "what the generalist's head adds to the student of all domains' tasks",
     "task_heads": "what the task teacher's head adds to the student of the generalist",
-    "side_by_side": "the student of task teacher and generalist over both trunks side by side",
+    "side_by_side": "the student of task teacher and generalist over both backbones side by side",
     "side_by_side_of_tasks": "ONE student of all domains over each domain's teacher and the generalist side by side",
     "over_joint": "ONE student of all domains over one network trained with all domains' labels",
     "training": "what distilling adds to the mean of both models' weights that the student starts from",

@@ -68,19 +68,19 @@ def _apart(source: Source) -> list[Source]:
 
 
 def _over_sets(source: Source) -> Section:
-    """A row per trunk and a column per data set and for their mean, by the metric of the verdict."""
+    """A row per backbone and a column per data set and for their mean, by the metric of the verdict."""
     columns = {name: measured(one) for name, one in _sets(source.figures).items()}
     columns["mean"] = measured(source.figures.get("mean", {}))
     verdict = source.figures.get("verdict")
     metric = str(verdict.get("metric")) if isinstance(verdict, Mapping) else "probe"
     rows = [
-        [trunk, *(_with_difference(held.get(trunk, {}).get(metric), None) for held in columns.values())]
-        for trunk in columns["mean"]
+        [backbone, *(_with_difference(held.get(backbone, {}).get(metric), None) for held in columns.values())]
+        for backbone in columns["mean"]
     ]
     note = "Accuracy in per cent with 95 % intervals; the mean counts each data set alike."
     title = f"Transfer to {len(columns) - 1} data sets: {METRICS.get(metric, metric)}"
     lead = " ".join(f"{line}." for line in verdicts([source]))
-    return Section(title=title, lead=lead, tables=(table("", ("trunk", *columns), rows, note),))
+    return Section(title=title, lead=lead, tables=(table("", ("backbone", *columns), rows, note),))
 
 
 def _is_row(row: Any) -> bool:
@@ -105,24 +105,24 @@ def _heads(rows: Sequence[tuple[Source, Mapping[str, Any]]]) -> Section:
 
 
 def _side_by_side(sources: Sequence[Source]) -> Table | None:
-    """Accuracies of trunks that several evaluations have under one name; None where there are none."""
+    """Accuracies of backbones that several evaluations have under one name; None where there are none."""
     held = {source.name: measured(source.figures) for source in sources}
     rows: list[list[str | Cell]] = []
-    pairs = dict.fromkeys((t, m) for trunks in held.values() for t, values in trunks.items() for m in values)
-    for trunk, metric in pairs:
-        values = [trunks.get(trunk, {}).get(metric) for trunks in held.values()]
+    pairs = dict.fromkeys((t, m) for backbones in held.values() for t, values in backbones.items() for m in values)
+    for backbone, metric in pairs:
+        values = [backbones.get(backbone, {}).get(metric) for backbones in held.values()]
         if sum(value is not None for value in values) > 1:
             cells = [Cell(text=with_half(value) if value else "-", mark=mark(value, values[0])) for value in values]
-            rows.append([f"{trunk}, {METRICS.get(metric, metric)}", *cells])
-    return table("", ("trunk", *held), rows, f"Accuracy in per cent with 95 % intervals. {MARKED}") if rows else None
+            rows.append([f"{backbone}, {METRICS.get(metric, metric)}", *cells])
+    return table("", ("backbone", *held), rows, f"Accuracy in per cent with 95 % intervals. {MARKED}") if rows else None
 
 
 def measured(figures: Mapping[str, Any]) -> dict[str, dict[str, Interval]]:
-    """trunk -> metric -> interval, as far as the figures are of that shape."""
-    trunks = figures.get("trunks")
+    """backbone -> metric -> interval, as far as the figures are of that shape."""
+    backbones = figures.get("backbones")
     found: dict[str, dict[str, Interval]] = {}
-    for name, trunk in trunks.items() if isinstance(trunks, Mapping) else ():
-        metrics = trunk.get("metrics", {}) if isinstance(trunk, Mapping) else {}
+    for name, backbone in backbones.items() if isinstance(backbones, Mapping) else ():
+        metrics = backbone.get("metrics", {}) if isinstance(backbone, Mapping) else {}
         found[name] = _intervals(metrics)
     return {name: metrics for name, metrics in found.items() if metrics}
 
@@ -133,8 +133,8 @@ def _intervals(values: Any) -> dict[str, Interval]:
 
 
 def _transfer(source: Source, number: int, *, several: bool) -> Section:
-    figures, trunks = source.figures, measured(source.figures)
-    metrics = list(dict.fromkeys(metric for values in trunks.values() for metric in values))
+    figures, backbones = source.figures, measured(source.figures)
+    metrics = list(dict.fromkeys(metric for values in backbones.values() for metric in values))
     baseline = str(figures.get("baseline", ""))
     differences = figures.get("differences")
     differences = {
@@ -142,12 +142,12 @@ def _transfer(source: Source, number: int, *, several: bool) -> Section:
         for name, values in (differences.items() if isinstance(differences, Mapping) else ())
     }
     rows = [
-        [name, *(_with_difference(trunks[name].get(m), differences.get(name, {}).get(m)) for m in metrics)]
-        for name in trunks
+        [name, *(_with_difference(backbones[name].get(m), differences.get(name, {}).get(m)) for m in metrics)]
+        for name in backbones
     ]
     titles = [METRICS.get(metric, metric) for metric in metrics]
     note = f"95 % intervals. Below each, the paired difference to {baseline} in points." if differences else ""
-    drawn = [_dots(f"transfer{number}", "Accuracy", trunks, metrics, "accuracy (%)")]
+    drawn = [_dots(f"transfer{number}", "Accuracy", backbones, metrics, "accuracy (%)")]
     if any(differences.values()):
         title = f"Difference to {baseline}"
         drawn.append(_dots(f"gain{number}", title, {baseline: {}} | differences, metrics, "points", zero=True))
@@ -156,7 +156,7 @@ def _transfer(source: Source, number: int, *, several: bool) -> Section:
         title=f"Transfer{name}",
         lead=_transfer_lead(figures),
         plots=tuple(drawn),
-        tables=(table("", ("trunk", *titles), rows, note),),
+        tables=(table("", ("backbone", *titles), rows, note),),
     )
 
 
@@ -167,7 +167,7 @@ def _transfer_lead(figures: Mapping[str, Any]) -> str:
     test, train, classes, chance = counts
     return (
         f"Accuracy in per cent of {words('', test)} test images of {words('', classes)} classes, with probes trained "
-        f"on {words('', train)} images; chance is {chance:.1f} %. Every trunk sees the same images, splits and draws."
+        f"on {words('', train)} images; chance is {chance:.1f} %. All backbones see the same images, splits and draws."
     )
 
 
@@ -187,12 +187,14 @@ def with_half(value: Interval, *, signed: bool = False) -> str:
 
 
 def _dots(
-    name: str, title: str, trunks: Mapping[str, Mapping[str, Interval]], metrics: Sequence[str], x: str, *,
+    name: str, title: str, backbones: Mapping[str, Mapping[str, Interval]], metrics: Sequence[str], x: str, *,
     zero: bool = False,
 ) -> Plot:  # fmt: skip
-    """A row per metric, a point per trunk; a trunk without values still takes its colour."""
+    """A row per metric, a point per backbone; a backbone without values still takes its colour."""
     groups = {
-        METRICS.get(metric, metric): {trunk: values[metric] for trunk, values in trunks.items() if metric in values}
+        METRICS.get(metric, metric): {
+            backbone: values[metric] for backbone, values in backbones.items() if metric in values
+        }
         for metric in metrics
     }
-    return plots.intervals(name, title, groups, list(trunks), x, zero=zero)
+    return plots.intervals(name, title, groups, list(backbones), x, zero=zero)

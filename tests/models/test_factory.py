@@ -10,8 +10,12 @@ import pytest
 import torch
 from torch import nn
 
-from repcon.models import backbone
-from repcon.models.backbone import Preprocessing
+from repcon.models import factory
+from repcon.models.factory import create_model
+from repcon.models.freeze import freeze
+from repcon.models.identity import architecture_of, class_names_of, parse_class_names, weight_hash
+from repcon.models.preprocessing import Preprocessing, normalise, preprocessing_of
+from repcon.models.saved_model import save_model, saved_extra
 from repcon.runtime.errors import UserError
 
 SMALL = "test_resnet"
@@ -20,13 +24,13 @@ PLAIN = Preprocessing(size=64, mean=(0.5, 0.4, 0.3), std=(0.2, 0.25, 0.3))
 
 @pytest.fixture(scope="module")
 def lite0() -> nn.Module:
-    return backbone.create("package:efficientnet_lite0")
+    return create_model("package:efficientnet_lite0")
 
 
 @pytest.fixture
 def small() -> nn.Module:
     torch.manual_seed(0)
-    return backbone.create(SMALL, num_classes=5, pretrained=False)
+    return create_model(SMALL, num_classes=5, pretrained=False)
 
 
 def test_package_weights_are_the_package_s_own_tensors(lite0):
@@ -40,19 +44,19 @@ def test_package_weights_are_the_package_s_own_tensors(lite0):
     )
     assert len(ours) == 247
     assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
-    assert backbone.architecture(lite0) == "tf_efficientnet_lite0"
-    assert backbone.preprocessing(lite0) == Preprocessing(size=224, mean=(0.5,) * 3, std=(0.5,) * 3)
-    assert backbone.classes(lite0)[:1] == ("tench, Tinca tinca",)
+    assert architecture_of(lite0) == "tf_efficientnet_lite0"
+    assert preprocessing_of(lite0) == Preprocessing(size=224, mean=(0.5,) * 3, std=(0.5,) * 3)
+    assert class_names_of(lite0)[:1] == ("tench, Tinca tinca",)
 
 
 def test_classifier_is_kept_replaced_or_removed(lite0):
     pixels = torch.zeros(1, 3, 64, 64)
     assert lite0.eval()(pixels).shape == (1, 1000)
-    assert backbone.create("package:efficientnet_lite0", num_classes=7).eval()(pixels).shape == (1, 7)
-    trunk = backbone.create("package:efficientnet_lite0", num_classes=0).eval()
-    assert trunk(pixels).shape == (1, trunk.num_features)
+    assert create_model("package:efficientnet_lite0", num_classes=7).eval()(pixels).shape == (1, 7)
+    backbone = create_model("package:efficientnet_lite0", num_classes=0).eval()
+    assert backbone(pixels).shape == (1, backbone.num_features)
     own = {k: v for k, v in lite0.state_dict().items() if not k.startswith("classifier")}
-    assert all(torch.equal(own[k], v) for k, v in trunk.state_dict().items())
+    assert all(torch.equal(own[k], v) for k, v in backbone.state_dict().items())
 
 
 @pytest.mark.parametrize(
@@ -67,32 +71,32 @@ def test_classifier_is_kept_replaced_or_removed(lite0):
     ],
 )
 def test_a_model_that_is_not_there_is_one_clear_line(model, says, monkeypatch):
-    monkeypatch.setattr(backbone, "find_spec", lambda module: None)  # Somebody may have installed it.
+    monkeypatch.setattr(factory, "find_spec", lambda module: None)  # Somebody may have installed it.
     with pytest.raises(UserError, match=says) as caught:
-        backbone.create(model)
+        create_model(model)
     assert "\n" not in str(caught.value)
 
 
 def test_folders_without_config_or_weights_are_refused(tmp_path, small):
     with pytest.raises(UserError, match=r"no config\.json"):
-        backbone.create(str(tmp_path))
-    backbone.save(small, tmp_path, classes=(), preprocessing=PLAIN, extra={})
+        create_model(str(tmp_path))
+    save_model(small, tmp_path, classes=(), preprocessing=PLAIN, extra={})
     (tmp_path / "model.safetensors").unlink()
     with pytest.raises(UserError, match="no weight file"):
-        backbone.create(str(tmp_path))
+        create_model(str(tmp_path))
     (tmp_path / "model.safetensors").write_bytes(b"not weights")
     with pytest.raises(UserError, match="cannot be read as weights"):
-        backbone.create(str(tmp_path))
+        create_model(str(tmp_path))
     (tmp_path / "config.json").write_text('{"architectures": ["ViTForImageClassification"], "model_type": "vit"}')
     with pytest.raises(UserError, match=r"names no architecture of timm's; for a model of another library"):
-        backbone.create(str(tmp_path))
+        create_model(str(tmp_path))
 
 
 def test_saved_folder_opens_with_timm_alone(tmp_path, small):
     names = ("ape", "bee", "cat", "dog", "eel")
     small = small.to(memory_format=torch.channels_last)
-    backbone.save(small, tmp_path, classes=names, preprocessing=PLAIN, extra={"epoch": 3})
-    import timm  # After repcon.models.backbone, which completes torchvision.
+    save_model(small, tmp_path, classes=names, preprocessing=PLAIN, extra={"epoch": 3})
+    import timm  # After repcon.models.timm_import, which completes torchvision.
 
     theirs = timm.create_model(f"local-dir:{tmp_path}", pretrained=True)
     assert all(
@@ -100,27 +104,27 @@ def test_saved_folder_opens_with_timm_alone(tmp_path, small):
     )
     data = timm.data.resolve_model_data_config(theirs)
     assert data["input_size"] == (3, 64, 64) and data["mean"] == list(PLAIN.mean)
-    ours = backbone.create(str(tmp_path))
-    assert backbone.preprocessing(ours) == PLAIN and backbone.classes(ours) == names
-    assert backbone.weight_hash(ours) == backbone.weight_hash(small)
-    assert backbone.saved_extra(tmp_path) == {"epoch": 3}
+    ours = create_model(str(tmp_path))
+    assert preprocessing_of(ours) == PLAIN and class_names_of(ours) == names
+    assert weight_hash(ours) == weight_hash(small)
+    assert saved_extra(tmp_path) == {"epoch": 3}
     assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "model.safetensors"]
 
 
-def test_saving_again_replaces_and_a_trunk_keeps_no_class_names(tmp_path, small):
-    backbone.save(small, tmp_path, classes=("a", "b", "c", "d", "e"), preprocessing=PLAIN, extra={})
-    trunk = backbone.create(str(tmp_path), num_classes=0)
-    backbone.save(trunk, tmp_path, classes=(), preprocessing=PLAIN, extra={})
-    assert backbone.create(str(tmp_path)).num_classes == 0
+def test_saving_again_replaces_and_a_backbone_keeps_no_class_names(tmp_path, small):
+    save_model(small, tmp_path, classes=("a", "b", "c", "d", "e"), preprocessing=PLAIN, extra={})
+    backbone = create_model(str(tmp_path), num_classes=0)
+    save_model(backbone, tmp_path, classes=(), preprocessing=PLAIN, extra={})
+    assert create_model(str(tmp_path)).num_classes == 0
     assert "label_names" not in json.loads((tmp_path / "config.json").read_text())
 
 
 def test_position_embeddings_follow_the_size(tmp_path):
-    model = backbone.create("test_vit", num_classes=5, pretrained=False, size=96)
+    model = create_model("test_vit", num_classes=5, pretrained=False, size=96)
     assert model.eval()(torch.zeros(1, 3, 96, 96)).shape == (1, 5)
-    backbone.save(model, tmp_path, classes=(), preprocessing=backbone.preprocessing(model, 96), extra={})
-    again = backbone.create(str(tmp_path))
-    assert backbone.preprocessing(again).size == 96
+    save_model(model, tmp_path, classes=(), preprocessing=preprocessing_of(model, 96), extra={})
+    again = create_model(str(tmp_path))
+    assert preprocessing_of(again).size == 96
     assert torch.equal(again.eval()(torch.ones(1, 3, 96, 96)), model(torch.ones(1, 3, 96, 96)))
 
 
@@ -129,28 +133,28 @@ def test_normalise_is_the_textbook_formula_and_keeps_channels_last():
     pixels = pixels.to(memory_format=torch.channels_last)
     mean, std = torch.tensor(PLAIN.mean).view(3, 1, 1), torch.tensor(PLAIN.std).view(3, 1, 1)
     wanted = (pixels.double() / 255 - mean) / std
-    made = backbone.normalise(pixels, PLAIN, torch.float32)
+    made = normalise(pixels, PLAIN, torch.float32)
     assert made.is_contiguous(memory_format=torch.channels_last)
     assert (made - wanted).abs().max() < 1e-6
-    assert backbone.normalise(pixels, PLAIN, torch.bfloat16).dtype == torch.bfloat16
+    assert normalise(pixels, PLAIN, torch.bfloat16).dtype == torch.bfloat16
 
 
 def test_weight_hash_sees_values_names_shapes_and_dtypes(small):
-    start = backbone.weight_hash(small)
-    assert start == backbone.weight_hash(copy.deepcopy(small)) and len(start) == 64
+    start = weight_hash(small)
+    assert start == weight_hash(copy.deepcopy(small)) and len(start) == 64
     changed = copy.deepcopy(small)
     with torch.no_grad():
         next(changed.parameters()).view(-1)[0] += 1e-3
     flat, folded = nn.Module(), nn.Module()
     flat.register_buffer("x", torch.zeros(4))
     folded.register_buffer("x", torch.zeros(2, 2))
-    hashes = [backbone.weight_hash(model) for model in (changed, flat, folded, copy.deepcopy(small).half())]
+    hashes = [weight_hash(model) for model in (changed, flat, folded, copy.deepcopy(small).half())]
     assert len({start, *hashes}) == 5
 
 
 def test_freeze_keeps_stem_blocks_and_their_statistics(lite0):
     model = copy.deepcopy(lite0)
-    backbone.freeze(model, 11, norm=False)
+    freeze(model, 11, norm=False)
     free = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
     assert free[0].startswith("blocks.5.0") and free[-1] == "classifier.bias"
     before = {k: v.clone() for k, v in model.state_dict().items()}
@@ -161,7 +165,7 @@ def test_freeze_keeps_stem_blocks_and_their_statistics(lite0):
 
 def test_freeze_norm_survives_train_and_copies(lite0):
     model = copy.deepcopy(lite0)
-    backbone.freeze(model, 0, norm=True)
+    freeze(model, 0, norm=True)
     twin = copy.deepcopy(model).train()
     norms = [module for module in twin.modules() if isinstance(module, nn.BatchNorm2d)]
     assert norms and not any(module.training for module in norms) and twin.training
@@ -173,21 +177,21 @@ def test_freeze_norm_survives_train_and_copies(lite0):
 
 def test_freezing_more_blocks_than_there_are_is_refused(lite0):
     with pytest.raises(UserError, match="has 16 blocks, not 17"):
-        backbone.freeze(copy.deepcopy(lite0), 17, norm=False)
+        freeze(copy.deepcopy(lite0), 17, norm=False)
 
 
 def test_timm_imports_where_torchvision_s_operators_are_missing(tmp_path: Path):
     """A fresh process: the package's import order must not matter, and nothing is defined twice."""
-    code = "import repcon.models.backbone, torchvision, torch; print(hasattr(torch.ops.torchvision, 'nms'))"
+    code = "import repcon.models.timm_import, torchvision, torch; print(hasattr(torch.ops.torchvision, 'nms'))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "True"
 
 
 def test_a_classifier_that_is_asked_for_is_fresh_whatever_was_saved(tmp_path: Path) -> None:
-    saved = backbone.create(SMALL, num_classes=5, pretrained=False)
-    about = {"preprocessing": backbone.preprocessing(saved), "extra": {}}
-    backbone.save(saved, tmp_path, classes=list("abcde"), **about)
-    kept, fresh = backbone.create(str(tmp_path)), backbone.create(str(tmp_path), num_classes=5)
+    saved = create_model(SMALL, num_classes=5, pretrained=False)
+    about = {"preprocessing": preprocessing_of(saved), "extra": {}}
+    save_model(saved, tmp_path, classes=list("abcde"), **about)
+    kept, fresh = create_model(str(tmp_path)), create_model(str(tmp_path), num_classes=5)
     assert torch.equal(kept.get_classifier().weight, saved.get_classifier().weight)
     assert not torch.equal(fresh.get_classifier().weight, saved.get_classifier().weight)
     assert torch.equal(next(fresh.parameters()), next(saved.parameters()))
@@ -217,7 +221,7 @@ def test_preprocessing_that_no_model_has_is_refused(tmp_path: Path, small: nn.Mo
     """Given to the class, and in a folder's config.json."""
     with pytest.raises(UserError, match=r"mean .* and std|size .*must be a whole number"):
         Preprocessing(size=size, mean=mean, std=std)
-    backbone.save(small, tmp_path, classes=(), preprocessing=PLAIN, extra={})
+    save_model(small, tmp_path, classes=(), preprocessing=PLAIN, extra={})
     config = json.loads((tmp_path / "config.json").read_text())
     given = {"mean": mean, "std": std, "input_size": [3, size, size]}
     config["pretrained_cfg"] |= given
@@ -225,7 +229,7 @@ def test_preprocessing_that_no_model_has_is_refused(tmp_path: Path, small: nn.Mo
     if size == 64.5 or size == "64":
         return  # rounded, as timm's own JSON may have it
     with pytest.raises(UserError, match=str(tmp_path)):
-        backbone.preprocessing(backbone.create(str(tmp_path)))
+        preprocessing_of(create_model(str(tmp_path)))
 
 
 def test_a_list_serves_as_mean() -> None:
@@ -248,27 +252,25 @@ IN_ORDER = {str(number): f"name-of-{number}" for number in range(12)}
     ],
 )
 def test_class_names_are_by_id(tmp_path: Path, given, third: str) -> None:
-    model = backbone.create(SMALL, num_classes=12, pretrained=False)
-    backbone.save(model, tmp_path, classes=(), preprocessing=PLAIN, extra={})
+    model = create_model(SMALL, num_classes=12, pretrained=False)
+    save_model(model, tmp_path, classes=(), preprocessing=PLAIN, extra={})
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | {"label_names": given}))
-    names = backbone.classes(backbone.create(str(tmp_path)))
+    names = class_names_of(create_model(str(tmp_path)))
     assert len(names) == 12 and names[2] == third and names[11] == "name-of-11"
 
 
 def test_names_that_are_numbers_are_told_from_ids() -> None:
     """{name: id} as JSON has it, for folders 0 to 11 that were numbered in order of their letters."""
     by_letters = sorted(map(str, range(12)))
-    assert backbone.class_names({name: place for place, name in enumerate(by_letters)}, 12, "x") == tuple(by_letters)
-    assert backbone.class_names({place: int(name) for place, name in enumerate(by_letters)}, 12, "x") == tuple(
-        by_letters
-    )
-    assert backbone.class_names({str(place): name for place, name in enumerate(by_letters)}, 12, "x")[2] == "10"
+    assert parse_class_names({name: place for place, name in enumerate(by_letters)}, 12, "x") == tuple(by_letters)
+    assert parse_class_names({place: int(name) for place, name in enumerate(by_letters)}, 12, "x") == tuple(by_letters)
+    assert parse_class_names({str(place): name for place, name in enumerate(by_letters)}, 12, "x")[2] == "10"
 
 
 def test_a_name_of_several_classes_is_told(capsys: pytest.CaptureFixture[str]) -> None:
     for names in (["crane", "auk", "crane"], {"0": "crane", "1": "auk", "2": "crane"}):
-        assert backbone.class_names(names, 3, "x: label_names") == ("crane", "auk", "crane")
+        assert parse_class_names(names, 3, "x: label_names") == ("crane", "auk", "crane")
         assert "x: label_names: 1 names stand for several classes each, 'crane' first" in capsys.readouterr().out
 
 
@@ -288,4 +290,4 @@ def test_a_name_of_several_classes_is_told(capsys: pytest.CaptureFixture[str]) -
 )
 def test_class_names_of_other_classes_are_refused(given, says: str) -> None:
     with pytest.raises(UserError, match=f"x: label_names: .*{says}"):
-        backbone.class_names(given, 12, "x: label_names")
+        parse_class_names(given, 12, "x: label_names")

@@ -1,0 +1,50 @@
+"""Freezing: blocks that keep their weights, batch norms that keep their statistics."""
+
+from types import MethodType
+
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from repcon.models.identity import architecture_of
+from repcon.models.timm_import import timm
+from repcon.runtime.errors import UserError
+
+
+def freeze(model: nn.Module, blocks: int, norm: bool) -> None:
+    """Keeps the stem and the first `blocks` blocks as they are, batch-norm statistics included.
+
+    Blocks are counted as timm groups a model's layers, stages of several blocks one by one. With `norm`, batch
+    norms everywhere keep normalising by their stored statistics (their scales and shifts still learn).
+    """
+    if blocks:
+        layers = _layers(model)
+        deepest = sorted(set(layers.values()))[1:-1]
+        if blocks > len(deepest):
+            raise UserError(f"freeze_blocks: {architecture_of(model)} has {len(deepest)} blocks, not {blocks}")
+        for name, parameter in model.named_parameters():
+            if layers[name] <= blocks:
+                parameter.requires_grad_(False)
+    for module in model.modules():
+        if isinstance(module, _BatchNorm) and (norm or _frozen(module)):
+            module.eval()
+            module.train = MethodType(_stay_in_eval, module)
+
+
+def _layers(model: nn.Module) -> dict[str, int]:
+    """Each parameter's layer: 0 the stem, then one number per block, the last for what follows the blocks."""
+    matcher = getattr(model, "group_matcher", None)
+    if matcher is None:
+        raise UserError(
+            f"freeze_blocks: timm does not say what the blocks of {architecture_of(model)} are; leave it at 0"
+        )
+    return timm.models.group_parameters(model, matcher(coarse=False), reverse=True)  # pyright: ignore[reportReturnType]
+
+
+def _frozen(module: nn.Module) -> bool:
+    parameters = list(module.parameters())
+    return bool(parameters) and not any(parameter.requires_grad for parameter in parameters)
+
+
+def _stay_in_eval(self: nn.Module, mode: bool = True) -> nn.Module:
+    """Stands in for `train` on a frozen batch norm: the model around it may go to training mode, it does not."""
+    return self

@@ -1,0 +1,94 @@
+"""Preprocessing of a model's inputs: size, mean and standard deviation, and their use on uint8 pixels."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+from torch import nn
+
+from repcon.models.identity import architecture_of
+from repcon.runtime.errors import UserError
+
+LARGEST_SIDE = 4096
+"""Pixels of an input's side above which a size is taken for a mistake."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Preprocessing:
+    """What a model takes: square pixels of `size`, divided by 255, less the mean, over the deviation, per channel.
+
+    Raises UserError for values that no model was trained with.
+    """
+
+    size: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+    def __post_init__(self) -> None:
+        try:
+            mean, std = three(self.mean), three(self.std)
+        except (TypeError, ValueError) as error:
+            raise UserError(f"mean {self.mean} and std {self.std}: must be three numbers each") from error
+        object.__setattr__(self, "mean", mean)
+        object.__setattr__(self, "std", std)
+        if not (all(0 <= value <= 1 for value in mean) and all(0 < value <= 1 for value in std)):
+            hint = "they are of pixels from 0 to 1: divide those of pixels from 0 to 255 by 255; no std is 0 or less"
+            raise UserError(f"mean {mean} and std {std}; {hint}")
+        if type(self.size) is not int or not 1 <= self.size <= LARGEST_SIDE:
+            raise UserError(f"size {self.size}: must be a whole number of pixels from 1 to {LARGEST_SIDE:,}")
+
+
+def preprocessing_of(model: nn.Module, size: int = 0) -> Preprocessing:
+    """What the model was trained on; `size` in pixels instead of the model's own where it is not 0."""
+    config = timm_config(model)
+    where = f"model {config.get('file') or architecture_of(model)}"
+    try:
+        mean, std, side = list(config["mean"]), list(config["std"]), size or input_side(config)
+    except (KeyError, TypeError, ValueError) as error:
+        hint = "its config.json must give input_size, mean and std as lists of three numbers"
+        raise UserError(f"{where}: its preprocessing cannot be read; {hint}") from error
+    if len(mean) != 3 or len(std) != 3:
+        raise UserError(f"{where}: takes {len(mean)} channels; repcon feeds three")
+    try:
+        return Preprocessing(size=side, mean=three(mean), std=three(std))
+    except (UserError, TypeError, ValueError) as error:
+        raise UserError(f"{where}: {error}") from error
+
+
+def three(values: Iterable[Any]) -> tuple[float, float, float]:
+    """Three numbers, one per channel. Raises ValueError for another count."""
+    red, green, blue = values
+    return float(red), float(green), float(blue)
+
+
+def input_side(config: Mapping[str, Any]) -> int:
+    _, height, width = map(int, config["input_size"])
+    if height != width:
+        raise UserError(f"model {config.get('architecture')}: its own input is {width} x {height}; give it a `size`")
+    return height
+
+
+def timm_config(model: nn.Module) -> dict[str, Any]:
+    config = getattr(model, "pretrained_cfg", None)
+    if not config:
+        raise UserError(f"model {architecture_of(model)}: not a timm model, so its preprocessing must be given with it")
+    return dict(config)
+
+
+def normalise(images: torch.Tensor, p: Preprocessing, dtype: torch.dtype) -> torch.Tensor:
+    """(B, 3, S, S) uint8 to `dtype`, computed in float32 where the pixels are; keeps channels-last memory."""
+    scale, shift = _scale_and_shift(p.mean, p.std, images.device)
+    return images.to(torch.float32).mul_(scale).add_(shift).to(dtype)
+
+
+@cache
+def _scale_and_shift(
+    mean: tuple[float, ...], std: tuple[float, ...], device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(3, 1, 1) float32 each, kept: made anew for every batch, their copies would have a GPU run empty each time."""
+    with torch.inference_mode(False):
+        deviations = torch.tensor(std).view(3, 1, 1)
+        shift = -torch.tensor(mean).view(3, 1, 1) / deviations
+        return (1 / (255 * deviations)).to(device), shift.to(device)

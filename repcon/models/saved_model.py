@@ -1,0 +1,75 @@
+"""Model folders in timm's format, with what repcon adds to their config.json."""
+
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save as to_bytes
+from torch import nn
+
+from repcon.models.identity import parse_class_names
+from repcon.models.preprocessing import Preprocessing
+from repcon.models.timm_import import timm
+from repcon.runtime.errors import UserError
+from repcon.runtime.untrusted import UnreadableError, read_json
+
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
+
+
+def model_folder(folder: Path) -> Path:
+    """A run's output folder to the folder inside it that holds the model; any other is given back as it is."""
+    inner = folder / "student"
+    return inner if (inner / CONFIG).is_file() and not (folder / CONFIG).is_file() else folder
+
+
+def save_model(
+    model: nn.Module,
+    folder: str | Path,
+    *,
+    classes: Sequence[str],
+    preprocessing: Preprocessing,
+    extra: Mapping[str, Any],
+) -> None:
+    """Writes model.safetensors and config.json, which `timm.create_model("local-dir:FOLDER", pretrained=True)` opens.
+
+    `extra` (JSON-able) lands under `repcon` in config.json. Each file appears whole, in place of an earlier one.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    size = (3, preprocessing.size, preprocessing.size)
+    data = {"input_size": size, "mean": preprocessing.mean, "std": preprocessing.std}
+    about: dict[str, Any] = {"repcon": dict(extra)}
+    if classes:
+        about["label_names"] = list(classes)
+    # clone: safetensors refuses tensors that share memory.
+    state = {k: v.detach().cpu().contiguous().clone() for k, v in model.state_dict().items()}
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as temporary:
+        # Not safetensors' own `save_file`, whose files nobody but their owner may read.
+        Path(temporary, WEIGHTS).write_bytes(to_bytes(state, metadata={"format": "pt"}))
+        timm.models._hub.save_config_for_hf(model, str(Path(temporary, CONFIG)), model_config=about, data_config=data)
+        for name in (WEIGHTS, CONFIG):
+            os.replace(Path(temporary, name), folder / name)
+
+
+def saved_extra(folder: str | Path) -> dict[str, Any]:
+    """What `save` was given as `extra`; empty for a folder of another writer."""
+    extra = saved_config(folder).get("repcon")
+    return extra if isinstance(extra, dict) else {}
+
+
+def saved_class_names(folder: str | Path) -> tuple[str, ...]:
+    """What `save` was given as `classes`."""
+    names = saved_config(folder).get("label_names") or ()
+    return parse_class_names(names, len(names), f"{folder}/{CONFIG}: label_names")
+
+
+def saved_config(folder: str | Path) -> dict[str, Any]:
+    try:
+        saved = read_json(Path(folder, CONFIG))
+    except UnreadableError as error:
+        raise UserError(f"{folder}/{CONFIG}: cannot be read ({error})") from error
+    if not isinstance(saved, dict):
+        raise UserError(f"{folder}/{CONFIG}: holds no JSON object; name a folder that timm or repcon wrote")
+    return saved

@@ -237,7 +237,8 @@ class TrainConfig(Checked):
     label_cache_gib: float = 0.0
     """GiB for stored labels in each process: where two passes' labels take more, they are read, and images shuffled, in
     windows. 0 holds them whole, one copy for all processes of a machine."""
-    optim: OptimConfig = OptimConfig(lr=3e-4)
+    optim: OptimConfig = OptimConfig(lr=0.0)
+    """A rate `lr` of 0 takes 3e-4, times crops / 64 where a step has fewer crops than 64."""
     grad_accum_steps: int = 1
     """Batches whose gradients are summed into one step."""
     freeze_blocks: int = 0

@@ -1,6 +1,6 @@
 """The settings of `repcon train` that follow from store and pack where the recipe leaves them open.
 
-The fixed defaults (learning rate, epochs) are those of `config.TrainConfig`.
+The fixed defaults (epochs) are those of `config.TrainConfig`.
 """
 
 import dataclasses
@@ -19,10 +19,13 @@ BATCH_SIZES = ((20_000, 64), (80_000, 128), (None, 256))
 """Batch size for up to so many images."""
 LEAST_STEPS, SMALLEST_BATCH = 16, 8
 """Smaller batches, down to 8, where an epoch would have fewer steps."""
+RATE, RATE_BATCH = 3e-4, 64
+"""The rate for a step of so many crops or more; in smaller steps it falls with their number. At 3e-4 in steps of 8
+crops, heads that start warm end worse than they began."""
 
 
 def resolve(settings: TrainConfig, store: LabelStore) -> TrainConfig:
-    """The settings with heads, size, batch size and norms decided; prints in one line what was chosen here.
+    """The settings with heads, size, batch size, rate and norms decided; prints in one line what was chosen here.
 
     Heads that the store does not have are left as they are: the loss refuses them by name.
     """
@@ -37,6 +40,10 @@ def resolve(settings: TrainConfig, store: LabelStore) -> TrainConfig:
     if not batch_size:
         batch_size = batch_size_for(store.images)
         chosen.append(f"batches of {batch_size}")
+    optim = settings.optim
+    if not optim.lr:
+        optim = dataclasses.replace(optim, lr=rate_for(batch_size * settings.grad_accum_steps))
+        chosen.append(f"rate {optim.lr:.2g}")
     balance_heads = not settings.heads if settings.balance_heads == "auto" else settings.balance_heads
     if freeze_norm == "auto":
         freeze_norm = settings.pretrained
@@ -46,8 +53,9 @@ def resolve(settings: TrainConfig, store: LabelStore) -> TrainConfig:
     if chosen:
         console.print(f"chosen: {'; '.join(chosen)}", highlight=False, markup=False, soft_wrap=True)
     return dataclasses.replace(
-        settings, heads=heads, balance_heads=balance_heads, size=size, batch_size=batch_size, freeze_norm=freeze_norm
-    )
+        settings, heads=heads, balance_heads=balance_heads, size=size, batch_size=batch_size, freeze_norm=freeze_norm,
+        optim=optim,
+    )  # fmt: skip
 
 
 def all_heads(store: LabelStore) -> tuple[HeadConfig, ...]:
@@ -73,3 +81,8 @@ def batch_size_for(images: int) -> int:
     while size > SMALLEST_BATCH and size * LEAST_STEPS > images:
         size //= 2
     return size
+
+
+def rate_for(crops: int) -> float:
+    """The learning rate for steps of so many crops."""
+    return RATE * min(1.0, crops / RATE_BATCH)

@@ -13,10 +13,10 @@ from typing import Any, get_args, get_origin
 
 import tyro
 from rich.markup import escape
-from rich.table import Table
 from rich.text import Text
 
 from repcon import __version__, config
+from repcon.commands import help, next_step
 from repcon.runtime.console import console
 from repcon.runtime.errors import UserError
 from repcon.runtime.memory import keep_freed_memory
@@ -76,7 +76,7 @@ def _main(words: list[str]) -> int:
     if words[:1] == ["help"]:  # `repcon help train` is `repcon train --help`
         words = [*words[1:2], "--help"]
     if not words or words[0] in ("-h", "--help"):
-        _help()
+        help.overview(COMMANDS)
         return 0
     json_path = None
     try:
@@ -154,9 +154,15 @@ def _command(name: str, words: list[str]) -> dict[str, Any]:
     if name not in COMMANDS:
         raise UserError(f"no command {name!r}; {_suggestion(name)}there are {', '.join(COMMANDS)}")
     kind, module = COMMANDS[name]
+    if words and words[-1] in ("-h", "--help"):
+        help.show(name, kind)
+        raise SystemExit(0)
+    words = ["--help" if word == "--help-all" else word for word in words]
     settings = _settings(name, kind, words, _take(words, "--recipe"))
     keep_freed_memory()
-    return importlib.import_module(module).run(settings)
+    figures = importlib.import_module(module).run(settings)
+    next_step.show(name, settings)
+    return figures
 
 
 def _suggestion(name: str) -> str:
@@ -264,15 +270,6 @@ def _written(path: str | None, figures: dict[str, Any]) -> bool:
         errors.print(f"[bold red]error[/] --json {escape(str(path))}: {error.strerror}", highlight=False)
         return False
     return True
-
-
-def _help() -> None:
-    table = Table(box=None, show_header=False, padding=(0, 2))
-    for name, (kind, _) in COMMANDS.items():
-        table.add_row(f"[bold cyan]{name}[/]", (kind.__doc__ or "").splitlines()[0])
-    console.print("[bold]repcon[/] COMMAND \\[--recipe FILE] \\[--json FILE] \\[flags]\n")
-    console.print(table)
-    console.print("\n`repcon COMMAND --help` lists the flags; a recipe is a TOML file with the same names.")
 
 
 if __name__ == "__main__":

@@ -1,13 +1,16 @@
+import dataclasses
 import json
 import os
+import shlex
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 
 import repcon
 from repcon import cli
-from repcon.commands import pack
+from repcon.commands import help, next_step, pack
 from repcon.runtime.console import console
 
 
@@ -20,9 +23,35 @@ def test_help_names_every_command(capsys):
 @pytest.mark.parametrize("command", cli.COMMANDS)
 def test_every_command_explains_its_flags(command, capsys):
     with pytest.raises(SystemExit) as stop:
-        cli.main([command, "--help"])
+        cli.main([command, "--help-all"])
     assert stop.value.code == 0
-    assert command in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert command in shown
+    plain = [field for field in dataclasses.fields(cli.COMMANDS[command][0]) if "Annotated" not in str(field.type)]
+    for field in plain:
+        name = f"--{field.name.replace('_', '-')}"
+        assert name in shown or dataclasses.is_dataclass(field.default) or "Config" in str(field.type), name
+
+
+@pytest.mark.parametrize("command", cli.COMMANDS)
+def test_help_fits_a_screen(command, capsys, monkeypatch):
+    monkeypatch.setattr(console, "_width", 80)
+    with pytest.raises(SystemExit) as stop:
+        cli.main([command, "--help"])
+    lines = capsys.readouterr().out.splitlines()
+    assert stop.value.code == 0 and command in lines[0]
+    assert len(lines) <= 30 and max(map(len, lines)) <= 80
+    fields = {field.name for field in dataclasses.fields(cli.COMMANDS[command][0])}
+    assert set(help.COMMON.get(command, ())) <= fields
+
+
+@pytest.mark.parametrize("command", next_step.LINES)
+def test_each_command_ends_with_the_next_one(command):
+    settings = SimpleNamespace(out="a b", pack="p", store="s")
+    made, following = next_step.LINES[command](settings)
+    assert "a b" in made or "s" in made
+    words = shlex.split(following)
+    assert words[0] == "open" or (words[0] == "repcon" and words[1] in cli.COMMANDS)
 
 
 def test_an_unknown_command_is_one_line(capsys):

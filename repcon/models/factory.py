@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import nn
 
+from repcon.models.config_limits import require_fitting, require_possible
 from repcon.models.preprocessing import LARGEST_SIDE, input_side, timm_config
 from repcon.models.saved_model import CONFIG, model_folder, saved_config, saved_extra
 from repcon.models.timm_import import timm
@@ -56,12 +57,17 @@ def create_model(model: str, *, num_classes: int | None = None, pretrained: bool
 def _from_timm(model: str, num_classes: int | None, pretrained: bool) -> nn.Module:
     """With `pretrained`, the model as its weights have it, classifier included; else one of `num_classes`."""
     name, folder = _timm_name(model)
+    tensors = None
+    if folder is not None:
+        if pretrained:
+            tensors = read_weights(find_weights(folder, model, careful, beside=NOT_OF_THE_BACKBONE), model, careful)
+        config = saved_config(folder)
+        require_possible(config, tensors, model)
+        if tensors is not None and config.get("model_args"):
+            require_fitting(name, tensors, model)
     if not pretrained:
         asked: dict[str, Any] = {} if num_classes is None else {"num_classes": num_classes}
         return _made(model, lambda: timm.create_model(name, pretrained=False, **asked))
-    tensors = None
-    if folder is not None:
-        tensors = read_weights(find_weights(folder, model, careful, beside=NOT_OF_THE_BACKBONE), model, careful)
     registered = folder is None and ":" not in name
     with checked_loading(model, tensors, registered=registered):
         network = _made(model, lambda: timm.create_model(name, pretrained=True))

@@ -69,3 +69,37 @@ def test_any_bytes_are_a_config_or_one_line(data: bytes, folder: Path, tmp_path:
     for read in (create_model, saved_extra, saved_class_names):
         with pytest.raises(UserError, match=str(tmp_path)):
             read(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "changed, says",
+    [
+        ({"num_classes": 10**9}, "num_classes = 1,000,000,000 makes no sense"),
+        ({"model_args": {"num_classes": 10**9}}, "model_args.num_classes = 1,000,000,000 makes no sense"),
+        ({"model_args": {"stem_chs": 10**40}}, "model_args.stem_chs = so large a number makes no sense"),
+        ({"model_args": {"drop_path_rate": -1e300}}, "model_args.drop_path_rate = so large a number makes no sense"),
+        ({"model_args": {"x": [[[[[[[[[[[[1]]]]]]]]]]]]}}, "nested too deeply"),
+        ({"model_args": {"x": [1] * 2000}}, "too many values"),
+        ({"model_args": {"num_features": 4096, "num_classes": 4096}}, "is of [0-9,]* numbers and its weights hold"),
+    ],
+)
+def test_a_config_that_asks_for_more_than_its_weights_is_refused(
+    changed: dict[str, Any], says: str, folder: Path, tmp_path: Path
+) -> None:
+    """Before any memory is taken."""
+    held = json.loads((folder / CONFIG).read_text())
+    (tmp_path / CONFIG).write_text(json.dumps(held | changed))
+    (tmp_path / WEIGHTS).write_bytes((folder / WEIGHTS).read_bytes())
+    with pytest.raises(UserError, match=says):
+        create_model(str(tmp_path))
+
+
+def test_arguments_that_fit_the_weights_build_the_model(tmp_path: Path) -> None:
+    import timm
+
+    network = timm.create_model("test_vit", pretrained=False, num_classes=3, img_size=64, depth=2)
+    arguments = {"img_size": 64, "depth": 2}
+    config = {"architecture": "test_vit", "num_classes": 3, "model_args": arguments, "pretrained_cfg": {}}
+    save_model(network, tmp_path, classes=[], preprocessing=preprocessing_of(network, 64), extra={})
+    (tmp_path / CONFIG).write_text(json.dumps(json.loads((tmp_path / CONFIG).read_text()) | config))
+    assert len(create_model(str(tmp_path)).blocks) == 2

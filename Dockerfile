@@ -13,8 +13,9 @@ RUN apt-get update && apt-get install -y --no-install-recommends g++ && rm -rf /
 
 WORKDIR /src
 COPY constraints.txt ./
+# Beside PyPI, which has the other packages: of one version pip takes the build with a suffix, 2.13.0+cpu.
 RUN pip install --no-cache-dir --constraint constraints.txt torch torchvision \
-    --index-url "https://download.pytorch.org/whl/${TORCH}"
+    --extra-index-url "https://download.pytorch.org/whl/${TORCH}"
 COPY pyproject.toml README.md LICENSE ./
 COPY repcon repcon
 COPY kernels kernels

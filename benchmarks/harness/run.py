@@ -21,10 +21,9 @@ from typing import Any
 import torch
 from rich.markup import escape
 
+from benchmarks import report
 from benchmarks.harness.records import number
 from benchmarks.harness.targets import met, targets
-from repcon.commands import report as report_module
-from repcon.config import ReportConfig
 from repcon.runtime.console import console
 from repcon.runtime.errors import UserError
 
@@ -85,7 +84,7 @@ def main() -> None:
         else:
             failed.append(benchmark.name)
     if written:
-        report_module.run(ReportConfig(paths=tuple(map(str, written)), out=str(out / "report"), title="Benchmarks"))
+        report.write([str(path) for path in written], str(out / "report"))
     console.print(f"all in {_minutes(time.perf_counter() - started)}")
     if failed:
         raise UserError(f"failed: {', '.join(failed)}; their output is in {out}")

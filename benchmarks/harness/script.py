@@ -9,10 +9,12 @@ from typing import Any
 from rich.markup import escape
 
 from benchmarks.harness.records import write_record
-from benchmarks.harness.tables import Grid
+from benchmarks.harness.tables import Grid, of_figures
+from benchmarks.harness.targets import targets
 from repcon.runtime.console import console
 from repcon.runtime.errors import UserError
 from repcon.runtime.run_dir import write_json
+from repcon.runtime.system import environment
 
 
 def parser(description: str, data: str = "") -> argparse.ArgumentParser:
@@ -37,6 +39,16 @@ def finish(what: str, figures: dict[str, Any], grids: Sequence[Grid], arguments:
     for grid in grids:
         console.print(grid.table())
     keep(what, figures, "\n".join(grid.markdown() for grid in grids), arguments)
+
+
+def finish_figures(what: str, figures: dict[str, Any], title: str, arguments: argparse.Namespace, **facts: str) -> None:
+    """Add the environment and the targets to the figures, and finish with one table of them all.
+
+    facts: parts of the environment that are known better here.
+    """
+    found = environment() | facts
+    figures |= {"environment": found, "targets": targets(what, found["device"])}
+    finish(what, figures, [of_figures(title, figures)], arguments)
 
 
 def keep(

@@ -64,6 +64,7 @@ ON_GPU: Mapping[str, Targets] = {
 
 def targets(what: str, device: str) -> Targets:
     """Those of one benchmark on a device, `cpu` or a GPU's name."""
+    what = what.replace("-", "_")
     return {**TARGETS.get(what, {}), **(ON_GPU.get(what, {}) if device != "cpu" else {})}
 
 

@@ -25,9 +25,8 @@ import torch
 import torch.nn.functional as F
 from repcon_kernels import cut_crops
 
-from benchmarks.harness import script, tables
+from benchmarks.harness import script
 from benchmarks.harness.records import put
-from benchmarks.harness.targets import targets
 from benchmarks.loaders.contenders import Case, Contender
 from benchmarks.loaders.contract import contract, put_contract
 from benchmarks.loaders.sample_images import generated, mosaics, pack, photographs
@@ -38,7 +37,7 @@ from repcon.images.pack import ImagePack
 from repcon.models.timm_import import timm
 from repcon.runtime.console import console
 from repcon.runtime.errors import UserError
-from repcon.runtime.system import cores, environment
+from repcon.runtime.system import cores
 
 IMAGES, LABELLED, PICTURE = 2048, 1024, (400, 300)
 BATCH, SIDE = 256, 224
@@ -53,10 +52,8 @@ def main() -> None:
         raise UserError("loaders_gpu: torch sees no CUDA device here")
     with tempfile.TemporaryDirectory() as folder:
         figures = measure(arguments.data, Path(folder))
-    facts = environment()
-    figures |= {"environment": facts, "targets": targets("loaders_gpu", facts["device"])}
     title = f"DALI on a GPU, crops of {SIDE} pixels; pictures: {figures['pictures']}"
-    script.finish("loaders-gpu", figures, [tables.of_figures(title, figures)], arguments)
+    script.finish_figures("loaders-gpu", figures, title, arguments)
 
 
 def measure(data: str, folder: Path) -> dict[str, Any]:

@@ -30,9 +30,8 @@ from typing import Any
 
 import torch
 
-from benchmarks.harness import script, tables
+from benchmarks.harness import script
 from benchmarks.harness.records import put
-from benchmarks.harness.targets import targets
 from benchmarks.loaders.sample_images import DIFFERENT, generated, mosaics, photographs
 from benchmarks.precompute import growth as precompute_growth
 from benchmarks.precompute.contenders import Job, Packs, Took, alone, fkd, load, ours
@@ -41,7 +40,6 @@ from repcon.models.teacher import Teacher
 from repcon.precompute.batching import find_batch_size
 from repcon.runtime.console import console, progress
 from repcon.runtime.memory import keep_freed_memory
-from repcon.runtime.system import environment
 
 PICTURE = (400, 300)
 CROPS, OTHER_CROPS = 4, (1, 16)
@@ -92,15 +90,10 @@ def main() -> None:
     keep_freed_memory()
     with tempfile.TemporaryDirectory() as folder:
         figures = measure(setting, torch.device("cuda" if on_gpu else "cpu"), arguments.data, Path(folder))
-    facts = environment()
-    figures |= {
-        "pictures": "mosaics of photographs" if arguments.data else "generated",
-        "heavy_weights": "random",
-        "environment": facts,
-        "targets": targets("precompute", facts["device"]),
-    }
-    title = f"Precompute; the heavy teacher's weights are random; pictures: {figures['pictures']}"
-    script.finish("precompute", figures, [tables.of_figures(title, figures)], arguments)
+    pictures = "mosaics of photographs" if arguments.data else "generated"
+    figures |= {"pictures": pictures, "heavy_weights": "random"}
+    title = f"Precompute; the heavy teacher's weights are random; pictures: {pictures}"
+    script.finish_figures("precompute", figures, title, arguments)
 
 
 def measure(setting: Setting, device: torch.device, data: str, folder: Path) -> dict[str, Any]:

@@ -27,8 +27,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.harness import script, tables
-from benchmarks.harness.targets import targets
+from benchmarks.harness import script
 from benchmarks.loaders.sample_images import DIFFERENT, generated
 from benchmarks.precompute.contenders import Job, Packs, alone, ours
 from repcon.config import LoaderKind, Precision, TeacherConfig
@@ -38,7 +37,6 @@ from repcon.models.timm_import import timm
 from repcon.precompute.batching import find_batch_size
 from repcon.runtime.console import console
 from repcon.runtime.memory import keep_freed_memory
-from repcon.runtime.system import environment
 
 PICTURE = (500, 375)
 PANELS = {
@@ -117,9 +115,7 @@ def main() -> None:
         race = Race(setting, torch.device("cpu" if arguments.dry else "cuda"), packs, Path(folder), stop, figures)
         for name in setting.shares:
             race.run(name)
-    facts = environment()
-    figures |= {"environment": facts, "targets": targets("precompute-gpu", facts["device"])}
-    script.finish("precompute-gpu", figures, [tables.of_figures("Precompute, random weights", figures)], arguments)
+    script.finish_figures("precompute-gpu", figures, "Precompute, random weights", arguments)
 
 
 class Race:

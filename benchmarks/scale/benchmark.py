@@ -31,13 +31,11 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.harness import script, tables
+from benchmarks.harness import script
 from benchmarks.harness.records import in_new_process, peak_memory_bytes
-from benchmarks.harness.targets import targets
 from benchmarks.scale.simulation import CROPS, Simulation
 from repcon.labels.store import LabelStore
 from repcon.runtime.console import progress
-from repcon.runtime.system import environment
 
 BATCH, WINDOW_BYTES, UNIT_ROWS, REPEATS = 256, 1_000_000, 64, 7
 FLAT = ("open_seconds", "first_window_bytes", "bytes_per_row")
@@ -62,9 +60,7 @@ def main() -> None:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         figures = measure(LONG if arguments.long else SHORT, Path(folder))
-    facts = environment()
-    figures |= {"environment": facts, "targets": targets("scale", facts["device"])}
-    script.finish("scale", figures, [tables.of_figures("Scale", figures)], arguments)
+    script.finish_figures("scale", figures, "Scale", arguments)
 
 
 def measure(setting: Setting, folder: Path) -> dict[str, Any]:

@@ -26,16 +26,14 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.harness import script, tables
+from benchmarks.harness import script
 from benchmarks.harness.records import put
-from benchmarks.harness.targets import targets
 from benchmarks.store.faults import faults
 from benchmarks.store.labels import CROPS, Labels, make_labels, spec_of
 from benchmarks.store.peers import PEERS, Peer
 from repcon.labels.store import CropLabels, LabelStore
 from repcon.labels.truncation import bucket_kl
 from repcon.runtime.console import progress
-from repcon.runtime.system import environment
 
 BATCH, ROWS_PER_SHARD = 256, 16_384
 STORES = {"zstd": ("zstd", "float16"), "lz4": ("lz4", "float16"), "gaps": ("zstd", "gaps8")}
@@ -52,9 +50,7 @@ def main() -> None:
         figures = measure(Path(folder), images=131_072 if arguments.long else 32_768, rounds=6)
         if arguments.long:
             figures |= faults(Path(folder), kills=100, damages=400)
-    facts = environment() | {"device": "cpu"}  # whatever else the machine has
-    figures |= {"environment": facts, "targets": targets("store", "cpu")}
-    script.finish("store", figures, [tables.of_figures("Label store", figures)], arguments)
+    script.finish_figures("store", figures, "Label store", arguments, device="cpu")  # whatever else the machine has
 
 
 def measure(folder: Path, images: int, rounds: int) -> dict[str, Any]:

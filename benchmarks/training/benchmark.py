@@ -32,15 +32,13 @@ from typing import Any, get_args
 import numpy as np
 import torch
 
-from benchmarks.harness import script, tables
+from benchmarks.harness import script
 from benchmarks.harness.records import in_new_process, peak_memory_bytes, put
-from benchmarks.harness.targets import targets
 from benchmarks.training.contenders import Contender, heavy_contenders, light_contenders
 from benchmarks.training.data import Setting, make_data, open_data
 from repcon.config import LoaderKind
 from repcon.runtime.console import console, progress
 from repcon.runtime.memory import keep_freed_memory
-from repcon.runtime.system import environment
 
 SHORT = Setting(heavy_images=64, light_images=192, batch_size=16, rounds=3)
 LONG = Setting(heavy_images=256, light_images=960, batch_size=32, rounds=7)
@@ -70,11 +68,9 @@ def main() -> None:
     keep_freed_memory()
     with tempfile.TemporaryDirectory() as folder:
         figures = measure(setting, arguments.device, Path(folder), ALONE_LONG if arguments.long else ALONE)
-    facts = environment()
-    facts["device"] = facts["device"] if arguments.device == "cuda" else "cpu"
     figures["loader"] = f"{setting.loader}, {setting.num_workers or 'its own number of'} threads"
-    figures |= {"environment": facts, "targets": targets("training", facts["device"])}
-    script.finish("training", figures, [tables.of_figures("Training", figures)], arguments)
+    facts = {} if arguments.device == "cuda" else {"device": "cpu"}
+    script.finish_figures("training", figures, "Training", arguments, **facts)
 
 
 def measure(setting: Setting, device: str, folder: Path, alone: Sequence[str]) -> dict[str, Any]:

@@ -17,11 +17,11 @@ from rich.table import Table
 from repcon.commands import consolidation_plan as plan
 from repcon.commands import evaluate, inspect, precompute, teach, train
 from repcon.commands import report as reporting
-from repcon.commands.evaluate import resolve_model
 from repcon.config import ConsolidateConfig, InspectConfig, dump, require_least
 from repcon.distill.checkpoint import flat
 from repcon.evaluation import tables
-from repcon.evaluation.data_sets import named, split_images
+from repcon.evaluation.backbones import resolve_model
+from repcon.evaluation.data_sets import parse_data_sets, split_images
 from repcon.images.pack import ImagePack, class_rows, shared_images
 from repcon.images.packing import open_or_pack, write_pack
 from repcon.labels.manifest import TeacherMetadata
@@ -171,7 +171,7 @@ def _check_sets(config: ConsolidateConfig, proxy: ImagePack, packs: Mapping[str,
     """Raises UserError where a data set cannot be measured on, or its measured images are in the proxy."""
     if not packs:
         return
-    settings = named(plan.evaluation(config, {name: pack.url for name, pack in packs.items()}, {}, ()))
+    settings = parse_data_sets(plan.evaluation(config, {name: pack.url for name, pack in packs.items()}, {}, ()))
     for name, pack in packs.items():
         split_images(pack, settings[name])
         rows = class_rows(pack, settings[name].classes)[0]

@@ -16,6 +16,7 @@ from repcon.config import (
     TeacherConfig,
     TrainConfig,
     named_values,
+    split_name,
 )
 from repcon.images import hub
 from repcon.images.packing import is_pack
@@ -57,10 +58,8 @@ def sources(config: ConsolidateConfig) -> Sources:
 
 
 def _with_name(entry: str) -> str:
-    """A data set without a name is called by the end of its path."""
-    if "=" in entry and not Path(entry).exists():
-        return entry
-    return f"{hub.short_name(entry) if hub.is_dataset(entry) else Path(entry).resolve().name}={entry}"
+    """A data set without a name is called by the end of its path, one of the Hugging Face hub by its own name."""
+    return f"{hub.short_name(entry)}={entry}" if hub.is_dataset(entry) else "=".join(split_name(entry))
 
 
 def proxy_pack(config: ConsolidateConfig) -> str:

@@ -4,7 +4,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
 
@@ -12,9 +11,11 @@ from repcon.config import InspectConfig
 from repcon.labels.informative import warn_uninformative
 from repcon.labels.statistics import MUTUAL_INFORMATION, UNCOMPRESSED, figures, known, why_no_labels
 from repcon.labels.store import LabelStore
-from repcon.reports.tables import nat, size, words
+from repcon.reports.figures import format_loss, format_value
 from repcon.runtime.console import console
 from repcon.runtime.run_dir import write_text
+from repcon.runtime.tables import narrow_table
+from repcon.runtime.units import format_bytes
 
 _SHOWN_MISSING = 10
 
@@ -38,7 +39,7 @@ def show(store: LabelStore, found: dict[str, Any]) -> None:
     facts.add_row("images", f"{found['images']:,}" + (f" ({found['missing']} missing)" if found["missing"] else ""))
     facts.add_row("crops per image", f"{found['crops']}   [dim]{escape(recipe)}[/]")
     facts.add_row("units finished", f"{found['units_finished']} of {found['units']}")
-    facts.add_row("size", f"{size(found['bytes'])} in {found['codec']}, values as {found['values']}")
+    facts.add_row("size", f"{format_bytes(found['bytes'])} in {found['codec']}, values as {found['values']}")
     if found["bytes_per_crop"] is not None:
         boxes = f"{found['box_bytes_per_crop']:.1f} of them boxes"
         facts.add_row("bytes per crop", f"{found['bytes_per_crop']:.1f} ({boxes})")
@@ -79,22 +80,19 @@ def _agreement(pairs: dict[str, dict[str, float]]) -> None:
 
 def _range(value: Any) -> str:
     """`0.25 to 1` for a pair of ends."""
-    return " to ".join(words("", end) for end in value) if isinstance(value, list | tuple) else words("", value)
+    return " to ".join(format_value(end) for end in value) if isinstance(value, list | tuple) else format_value(value)
 
 
 def _heads(found: dict[str, Any]) -> Table:
     title = "Teachers (mass: of the k stored; on top: classes that ever were)"
-    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    table.add_column("teacher", overflow="fold")
-    for column in ("classes", "k", "B/crop", "top-1 p", "mass", "entropy", "on top"):
-        table.add_column(column, justify="right")
+    table = narrow_table(title, "teacher", ["classes", "k", "B/crop", "top-1 p", "mass", "entropy", "on top"])
     for name, head in found["heads"].items():
         labels = ["-"] * 4
         if "mass" in head:
             labels = [f"{head['top1_probability']:.3f}", f"{head['mass']:.4f}", f"{head['entropy_nat']:.2f} nat"]
             labels.append(f"{head['classes_on_top']:,}")
         size_per_crop = "-" if head["bytes_per_crop"] is None else f"{head['bytes_per_crop']:.1f}"
-        title = f"{escape(name)}\n[dim]{escape(head['architecture'])}[/]"
+        title = f"{escape(name)}\n[dim not bold]{escape(head['architecture'])}[/]"
         table.add_row(title, f"{head['classes']:,}", str(head["k"]), size_per_crop, *labels)
     return table
 
@@ -104,9 +102,7 @@ def _losses(found: dict[str, Any]) -> Table:
     heads = found["heads"]
     largest = max(head["k"] for head in heads.values())
     ks = sorted({k for k in (1, 2, 4, 8, 16, 32, 64, 128, 256, largest) if k <= largest})
-    table = Table("teacher", title="KL lost by a smaller k (mass kept)", title_justify="left")
-    for k in ks:
-        table.add_column(f"k={k}", justify="right")
+    table = narrow_table("KL lost by a smaller k (mass kept)", "teacher", [f"k={k}" for k in ks])
     for name, head in heads.items():
         pairs = zip(head.get("kl_by_k", ()), head.get("mass_by_k", ()), strict=True)
         cells = [f"{lost:.4f}\n[dim]({mass:.3f})[/]" for lost, mass in pairs]
@@ -116,26 +112,27 @@ def _losses(found: dict[str, Any]) -> Table:
 
 def _encodings(found: dict[str, Any]) -> Table:
     """Size and loss of both encodings of the values, whichever the store has."""
-    table = Table("teacher", "values", title="Encodings of these rows", title_justify="left")
-    for column in ("B/crop", "mean KL", "worst KL", "saturated"):
-        table.add_column(column, justify="right")
+    columns = ["values", "B/crop", "mean KL", "worst KL", "saturated"]
+    table = narrow_table("Encodings of these rows", "teacher", columns)
     for name, head in found["heads"].items():
         for values, held in head.get("encodings", {}).items():
             mark = " (here)" if values == found["values"] else ""
-            lost = [nat(held[key]) for key in ("kl", "kl_worst")]
-            cells = (f"{held['bytes_per_crop']:.1f}", *lost, f"{100 * held['saturated']:.1f} %")
-            table.add_row(escape(name), values + mark, *cells)
+            lost = [format_loss(held[key]) for key in ("kl", "kl_worst")]
+            cells = (values + mark, f"{held['bytes_per_crop']:.1f}", *lost, f"{100 * held['saturated']:.1f} %")
+            table.add_row(escape(name), *cells)
     return table
 
 
 def _write_page(path: Path, title: str, found: dict[str, Any]) -> None:
     # Imported here: matplotlib and the templates are for pages only.
     from repcon.reports import page as report
-    from repcon.reports.sections.store import sections
+    from repcon.reports.plot_style import SeriesStyles
+    from repcon.reports.sections.store import store_sections
     from repcon.reports.sources import Source
 
     made = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())
     source = Source(path=path, name=title, kind="store", figures=found)
-    page = report.Report(title=title, made=made, sources=(source,), sections=tuple(sections(found)), notes=())
+    sections = tuple(store_sections(found, SeriesStyles(), "store"))
+    page = report.Report(title=title, made=made, sources=(source,), sections=sections, notes=())
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, report.html(page))

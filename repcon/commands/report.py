@@ -5,16 +5,20 @@ from typing import Any
 from rich.markup import escape
 
 from repcon.config import ReportConfig, dump
-from repcon.reports.page import build, html, markdown
+from repcon.reports.page import RecordSections, build, html, markdown
 from repcon.reports.plot_style import standalone
-from repcon.reports.sources import read
+from repcon.reports.sections.records import record_sections
+from repcon.reports.sources import read_sources
 from repcon.runtime.console import console
 from repcon.runtime.run_dir import RunDir, write_text
 
 
-def run(config: ReportConfig) -> dict[str, Any]:
-    """Writes `report.html`, `report.md` and the plots as files into `config.out`; gives their paths and counts."""
-    report = build(read(config.paths), config.title)
+def run(config: ReportConfig, records: RecordSections = record_sections) -> dict[str, Any]:
+    """Write `report.html`, `report.md` and the plots as files into `config.out`; give their paths and counts.
+
+    records: makes the sections on benchmark records.
+    """
+    report = build(read_sources(config.paths), config.title, records)
     output = RunDir(config.out, "report", dump(config))
     pages = {"report.html": html(report), "report.md": markdown(report)}
     plots = [plot for section in report.sections for plot in section.plots]

@@ -1,6 +1,6 @@
 """Settings of every command, and the TOML files that hold them."""
 
-from repcon.config.checks import at_home, named_values
+from repcon.config.checks import at_home, named_values, split_name
 from repcon.config.schema import (
     ClassSubset,
     Codec,
@@ -71,4 +71,5 @@ __all__ = [
     "read_toml",
     "require_least",
     "require_sane",
+    "split_name",
 ]

@@ -4,7 +4,8 @@ import dataclasses
 import math
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
+from pathlib import Path
 from typing import Any
 
 from repcon.runtime.errors import UserError
@@ -49,21 +50,33 @@ def at_home(value: Any) -> Any:
     return _HOME.sub(lambda found: found[1] + os.path.expanduser(found[2]), value)
 
 
-def named_values(field: str, entries: Iterable[str], form: str) -> dict[str, str]:
+def named_values(field: str, entries: Iterable[str], form: str, known: Collection[str] | None = None) -> dict[str, str]:
     """["NAME=VALUE"] as {name: value}, in the order given.
 
-    form: what each is to look like, for the message. Raises UserError for another form and for a name that is there
-    twice.
+    form: what each is to look like, for the message. known: the names that may be given; None allows any. Raises
+    UserError for another form or name, and for a name that is there twice.
     """
     found: dict[str, str] = {}
     for entry in entries:
         name, _, value = entry.partition("=")
-        if not name or not value:
-            raise UserError(f"{field}: {entry!r} must be {form}")
+        if not name or not value or (known is not None and name not in known):
+            names = f", with a NAME of {', '.join(known)}" if known is not None else ""
+            raise UserError(f"{field}: {entry!r} must be {form}{names}")
         if name in found:
             raise UserError(f"{field}: two are called {name!r}; each needs a name of its own")
         found[name] = value
     return found
+
+
+def split_name(entry: str) -> tuple[str, str]:
+    """`NAME=PATH` as (name, path); a path or URL without a name is called by its end.
+
+    What exists as a path, or has a slash before its first `=`, is a path with a `=` of its own.
+    """
+    name, equals, path = entry.partition("=")
+    if not equals or "/" in name or Path(entry).exists():
+        return Path(entry).name or Path(entry).resolve().name, entry
+    return name, path
 
 
 def _require_possible(field: str, value: float) -> None:

@@ -27,8 +27,10 @@ AutoBool = bool | Literal["auto"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClassSubset(Checked):
-    """A seeded part of a data set's classes: they are shuffled by `seed` and the slice [start, stop) is kept."""
+    """A part of a data set's classes: those of `names`, or a slice [start, stop) of all, shuffled by `seed`."""
 
+    names: Annotated[tuple[str, ...], arg(name="")] = ()
+    """Classes by name or number (`--classes 5 6 7`); a number counts the pack's classes in their order, from 0."""
     seed: int = 0
     start: float = 0.0
     """Where the slice begins, as a share of the classes."""

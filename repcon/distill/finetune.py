@@ -18,7 +18,7 @@ from repcon.decode.factory import open_loader
 from repcon.distill.loss_guard import batch_norm_explained
 from repcon.distill.optim import OptimizerUpdates, autocast, keyed
 from repcon.distill.sampler import CropBatchSampler, EpochGroup, cut_of
-from repcon.evaluation.features import whole_images
+from repcon.evaluation.features import centred_squares
 from repcon.images.pack import ImagePack
 from repcon.models.freeze import freeze
 from repcon.models.preprocessing import Preprocessing, normalise, preprocessing_of
@@ -189,7 +189,7 @@ def predict(
     model.eval()
     device = next(model.parameters()).device
     parts: list[Any] = []
-    for batch in loader.batches(whole_images(pack, rows, batch_size)):
+    for batch in loader.batches(centred_squares(pack, rows, batch_size)):
         inputs = normalise(batch.pixels[preprocessing.size].to(device), preprocessing, torch.float32)
         with torch.no_grad():
             parts.append(model(inputs).float().cpu())

@@ -9,6 +9,7 @@ from torch import nn
 
 import repcon.models.timm_import  # noqa: F401 - first: timm imports torchvision, which this makes importable
 from repcon.config import OptimConfig, Precision, TrainingPrecision
+from repcon.models import timm_import  # noqa: F401 (must run before timm is imported)
 from repcon.runtime.device import DTYPES
 from repcon.runtime.errors import UserError
 

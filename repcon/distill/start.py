@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from repcon.config import HeadConfig, TrainConfig
+from repcon.config import HeadConfig, TrainConfig, named_values
 from repcon.distill import mix
 from repcon.distill.distributed import DistributedContext
 from repcon.distill.head_warmup import warm_up
@@ -24,7 +24,7 @@ from repcon.models.factory import create_model
 from repcon.models.merge import MergeMember, as_member, check_shares, require_same_shapes
 from repcon.models.preprocessing import preprocessing_of
 from repcon.models.student import Student, build_student, is_student
-from repcon.models.teacher_weights import Found, find, parse_models
+from repcon.models.teacher_weights import Found, find
 from repcon.runtime.console import console
 from repcon.runtime.errors import UserError
 
@@ -137,7 +137,7 @@ def _decided(settings: TrainConfig, store: LabelStore, heads: Mapping[str, HeadI
     """The teachers' weights at hand (or the earlier students'), what `Start.init` will say, and why."""
     if settings.init_students:
         return Found(members=_students(settings), other_architecture={}, not_found={}), "students", "as asked for"
-    models = parse_models(settings.models, store.heads)
+    models = named_values("models", settings.models, "NAME=MODEL", store.heads)
     if settings.init == "backbone" and (settings.projection or not settings.init_heads):
         return Found(members={}, other_architecture={}, not_found={}), "backbone", "as asked for"
     folder = Path(store.url) if "://" not in store.url else None

@@ -13,7 +13,7 @@ from repcon.decode.factory import open_loader
 from repcon.distill.distributed import DistributedContext
 from repcon.distill.loader import Batch, DistillLoader
 from repcon.distill.loss import MultiHeadKLLoss
-from repcon.evaluation.features import whole_images
+from repcon.evaluation.features import centred_squares
 from repcon.evaluation.probes import knn, split_classes
 from repcon.images.pack import class_rows
 from repcon.images.packing import open_or_pack
@@ -120,7 +120,7 @@ class Neighbours:
         )
         parts = []
         try:
-            for batch in loader.batches(whole_images(self._pack, self._rows, settings.batch_size)):
+            for batch in loader.batches(centred_squares(self._pack, self._rows, settings.batch_size)):
                 pixels = normalise(batch.pixels[size].to(self._device), self._preprocessing, torch.float32)
                 parts.append(student.features(pixels).float().cpu().numpy())
         finally:

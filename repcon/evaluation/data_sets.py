@@ -2,11 +2,10 @@
 
 import re
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 
-from repcon.config import DatasetConfig, EvaluateConfig
+from repcon.config import DatasetConfig, EvaluateConfig, split_name
 from repcon.evaluation import probes
 from repcon.images.pack import ImagePack, class_rows
 from repcon.runtime.errors import UserError
@@ -26,7 +25,7 @@ class Split:
     test_labels: np.ndarray
     classes: tuple[str, ...]
     left_out: tuple[str, ...]
-    """Classes with a single image, which cannot be both trained and tested on."""
+    """Classes with a single image, which cannot be in both parts."""
 
     @property
     def fewest(self) -> int:
@@ -34,20 +33,22 @@ class Split:
         return int(np.bincount(self.train_labels).min())
 
 
-def named(config: EvaluateConfig) -> dict[str, EvaluateConfig]:
-    """{name: the settings of an evaluation of that data set alone}, in the order given.
+def parse_data_sets(config: EvaluateConfig) -> dict[str, EvaluateConfig]:
+    """{name: the settings of an evaluation of that data set alone}, in the given order.
 
     Raises UserError for no data set, two of one name, or a name that is no file name.
     """
     if config.datasets and config.data:
         raise UserError("data: given beside `datasets`; name every data set in one of the two")
     entries = config.data if isinstance(config.data, tuple) else (config.data,) if config.data else ()
-    given = config.datasets or tuple(_entry(entry, config) for entry in entries)
-    if not given:
+    data_sets = config.datasets or tuple(
+        DatasetConfig(name=name, data=data, classes=config.classes) for name, data in map(split_name, entries)
+    )
+    if not data_sets:
         raise UserError("data: none given; name a labelled image folder, tar or pack, or several as NAME=DATA")
     found: dict[str, EvaluateConfig] = {}
-    for one in given:
-        if len(given) > 1 and not NAME.fullmatch(one.name):
+    for one in data_sets:
+        if len(data_sets) > 1 and not NAME.fullmatch(one.name):
             raise UserError(f"data: {one.name!r} is no name for a data set; use letters, digits, `.`, `-` and `_`")
         if one.name in found:
             raise UserError(f"data: two data sets are called {one.name!r}; give each a name of its own, NAME=DATA")
@@ -55,16 +56,11 @@ def named(config: EvaluateConfig) -> dict[str, EvaluateConfig]:
     return found
 
 
-def _entry(entry: str, config: EvaluateConfig) -> DatasetConfig:
-    """`NAME=DATA`, or the data alone, which is then named by its end."""
-    name, equals, data = entry.partition("=")
-    if not equals or Path(entry).exists() or not NAME.fullmatch(name):  # a path or URL may hold a `=` of its own
-        name, data = Path(entry).name, entry
-    return DatasetConfig(name=name, data=data, classes=config.classes)
-
-
 def split_images(pack: ImagePack, config: EvaluateConfig) -> Split:
-    """The images of the wanted classes, `config.test` of each class for the test; the same for every backbone."""
+    """Split the images of `config.classes`, alike for every backbone; `config.test` of each class is for the test.
+
+    Raises UserError for a share that is none, and for fewer than two classes of two images.
+    """
     if not 0 < config.test < 1:
         raise UserError(f"test: {config.test} is no share of the images between 0 and 1; 0.5 is usual")
     rows, labels, names = class_rows(pack, config.classes)

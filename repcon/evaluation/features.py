@@ -1,7 +1,6 @@
-"""Features of labelled images, extracted once per backbone and kept by content.
+"""Features of labelled images, extracted once per backbone and cached by content.
 
-An image enters as its largest centred square, resized to the input side: nothing of the shape is squeezed, no
-border is guessed, and every backbone sees the same pixels.
+Every backbone gets the largest centred square of an image, resized to the input side.
 """
 
 import hashlib
@@ -32,12 +31,12 @@ from repcon.runtime.console import console
 from repcon.runtime.errors import UserError
 
 FORMAT = 1
-"""Part of every cache key: raised when extraction changes what a key's values would be."""
+"""Version of the extraction, part of every cache key."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Reading:
-    """How images become features; `size` 0 takes the backbone's own input side."""
+class ExtractConfig:
+    """Settings of the extraction; `size` 0 takes the backbone's own input side."""
 
     size: int
     batch_size: int
@@ -65,32 +64,32 @@ def centre_boxes(sizes: np.ndarray) -> np.ndarray:
     return np.column_stack([corner, side, side]).astype(np.uint16)
 
 
-def whole_images(pack: ImagePack, rows: np.ndarray, batch_size: int) -> Iterator[CropRequest]:
-    """Requests for the centred square of each row, in order, unflipped."""
+def centred_squares(pack: ImagePack, rows: np.ndarray, batch_size: int) -> Iterator[CropRequest]:
+    """Crop requests for the centred square of each row, in order, not flipped."""
     crops, flips = np.zeros((len(rows), 1), np.int64), np.zeros((len(rows), 1), np.uint8)
-    whole = CropRequest(images=rows, crops=crops, boxes=centre_boxes(pack.sizes[rows])[:, None], flips=flips)
-    return whole.parts(batch_size)
+    squares = CropRequest(images=rows, crops=crops, boxes=centre_boxes(pack.sizes[rows])[:, None], flips=flips)
+    return squares.parts(batch_size)
 
 
-def extract(model: str, pack: ImagePack, rows: np.ndarray, reading: Reading, progress: Progress) -> Features:
-    """Gives the backbone's features of `rows`, in their order; only what is not cached is computed.
+def extract(model: str, pack: ImagePack, rows: np.ndarray, config: ExtractConfig, progress: Progress) -> Features:
+    """The backbone's features of `rows`, in their order; cached rows are not computed again.
 
-    `model` is whatever `backbone.create` takes, or a `module:function` whose module gives features. Those are not
-    kept: weights do not tell what a function makes of them. Raises UserError for a backbone that cannot take the size.
+    model: as for `factory.create_model`, or a `module:function` whose module gives features. The latter are not cached,
+    since weights do not tell what a function makes of them. Raises UserError for a backbone that cannot take the size.
     """
-    backbone, preprocessing = _backbone(model, reading.size)
-    backbone = backbone.to(reading.device).eval()
+    backbone, preprocessing = _backbone(model, config.size)
+    backbone = backbone.to(config.device).eval()
     if is_factory(model):
-        values = _compute(backbone, preprocessing, pack, rows, reading, progress, own=model)
+        values = _compute(backbone, preprocessing, pack, rows, config, progress, own=model)
         return Features(values=values, weight_hash=identity(backbone), input_size=preprocessing.size)
     weights = weight_hash(backbone)
     # Layers without weights (activations, pooling) are chosen by a folder's config.json: their list tells them apart.
     layers = hashlib.sha256(repr(backbone).encode()).hexdigest()
     name = f"{architecture_of(backbone)} {layers}"
-    cache = FeatureCache(reading.cache, name, weights, pack.fingerprint, preprocessing)
+    cache = FeatureCache(config.cache, name, weights, pack.fingerprint, preprocessing)
     missing = cache.missing(rows)
     if len(missing):
-        cache.add(missing, _compute(backbone, preprocessing, pack, missing, reading, progress))
+        cache.add(missing, _compute(backbone, preprocessing, pack, missing, config, progress))
     return Features(values=cache.take(rows), weight_hash=weights, input_size=preprocessing.size)
 
 
@@ -111,19 +110,22 @@ def _compute(
     preprocessing: Preprocessing,
     pack: ImagePack,
     rows: np.ndarray,
-    reading: Reading,
+    config: ExtractConfig,
     progress: Progress,
     own: str = "",
 ) -> np.ndarray:
-    """Features (n, D) of `rows`; `own` names the user's function that made the backbone, whose answers are checked."""
+    """Features (n, D) of `rows`.
+
+    own: the user's function that made the backbone; it is checked to give the same features of an image in any batch.
+    """
     task = progress.add_task("features", total=len(rows), unit="images", note="")
     loader = open_loader(
-        reading.loader, pack, (preprocessing.size,), num_workers=reading.num_workers, device=reading.device
+        config.loader, pack, (preprocessing.size,), num_workers=config.num_workers, device=config.device
     )
     parts = []
     try:
-        for batch in loader.batches(whole_images(pack, rows, reading.batch_size)):
-            pixels = batch.pixels[preprocessing.size].to(reading.device)
+        for batch in loader.batches(centred_squares(pack, rows, config.batch_size)):
+            pixels = batch.pixels[preprocessing.size].to(config.device)
             inputs = normalise(pixels, preprocessing, torch.float32)
             first = inputs[:COMPANY_ROWS].clone() if own and not parts else None
             parts.append(_forward(backbone, inputs))
@@ -162,7 +164,7 @@ def _forward(backbone: nn.Module, inputs: torch.Tensor) -> np.ndarray:
 class FeatureCache:
     """One file of features per (architecture, weights, pack, preprocessing): other weights are another file.
 
-    The file grows by the rows that are asked for; it is replaced whole, so a killed run leaves the old one.
+    `add` replaces the file atomically, so a killed run leaves the old one.
     """
 
     def __init__(
@@ -191,11 +193,11 @@ class FeatureCache:
             raise UserError(f"{self.path}: this cache holds the features of something else; delete it")
 
     def missing(self, rows: np.ndarray) -> np.ndarray:
-        """The asked rows that are not held, sorted, each once."""
+        """The rows that are not cached, sorted, each once."""
         return np.setdiff1d(rows, self._rows)
 
     def add(self, rows: np.ndarray, values: np.ndarray) -> None:
-        """Adds (n,) rows with their (n, D) values and writes the file."""
+        """Add (n,) rows with their (n, D) values and write the file."""
         all_rows = np.concatenate([self._rows, rows])
         all_values = np.concatenate([self._values, values]) if len(self._rows) else values
         order = np.argsort(all_rows)

@@ -1,8 +1,7 @@
-"""A student's heads beside the classifiers of their teachers, on labelled images of the teachers' classes.
+"""Accuracy of a student's heads beside the classifiers of their teachers, on labelled images of the teachers' classes.
 
-The question is whether the teachers can be retired. Images are matched to the teacher's classes by name. Where the
-teacher was made by `repcon teach` from the very pack, only the images that it held out are taken: on those that it was
-trained on it would be flattered.
+Images are matched to the teacher's classes by name. Where `repcon teach` made the teacher from the same pack, only the
+images that it held out are taken, since the teacher was trained on the others.
 """
 
 from collections import Counter
@@ -16,10 +15,10 @@ import torch
 from rich.markup import escape
 from rich.progress import Progress
 
-from repcon.config import EvaluateConfig, TeachConfig, TeacherConfig, parse
+from repcon.config import EvaluateConfig, TeachConfig, TeacherConfig, named_values, parse
 from repcon.decode.factory import open_loader
 from repcon.evaluation import intervals
-from repcon.evaluation.features import whole_images
+from repcon.evaluation.features import centred_squares
 from repcon.evaluation.probes import split_classes
 from repcon.images.pack import ImagePack, class_rows
 from repcon.models import teacher as teachers
@@ -33,7 +32,7 @@ from repcon.runtime.errors import UserError
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HeadCheck:
-    """One head of one student, its teacher, and the labelled images of one data set that both answer about."""
+    """One head of one student, its teacher, and the labelled images of one data set that both are measured on."""
 
     student: str
     folder: str
@@ -50,7 +49,7 @@ class HeadCheck:
 
 
 def plan_heads(config: EvaluateConfig, backbones: Mapping[str, str], packs: Mapping[str, ImagePack]) -> list[HeadCheck]:
-    """What `heads` asks to be measured; nothing where it does not ask.
+    """The comparisons that `config.heads` asks for; none where it is off.
 
     Raises UserError where no backbone is a student, a teacher is not that of a head, its classes are not the head's, or
     no data set has images of them.
@@ -61,17 +60,19 @@ def plan_heads(config: EvaluateConfig, backbones: Mapping[str, str], packs: Mapp
     if not students:
         raise UserError("heads: none of the backbones is a student with heads; name a folder of `repcon train`")
     known = list(dict.fromkeys(head for heads in students.values() for head in heads))
-    given = _given(config.teachers, known) or {name: backbones[name] for name in backbones if name in known}
+    given = named_values("teachers", config.teachers, "NAME=MODEL", known) or {
+        name: backbones[name] for name in backbones if name in known
+    }
     if not given:
         raise UserError(f"teachers: none named; give NAME=MODEL for some of the heads {', '.join(known)}")
     checks: list[HeadCheck] = []
     for head, model in given.items():
         teacher = _load(head, model, config.size)
         for name in (name for name, heads in students.items() if head in heads):
-            _same_classes(backbones[name], head, teacher)
+            _require_same_classes(backbones[name], head, teacher)
         matches = [(name, pack, *match) for name, pack in packs.items() if (match := _images(teacher, pack))]
         if not matches:
-            _no_images(teacher, packs, refuse=bool(config.teachers))
+            _report_no_images(teacher, packs, refuse=bool(config.teachers))
         checks += [
             HeadCheck(
                 student=name, folder=backbones[name], head=head, teacher=teacher, dataset=dataset, pack=pack, rows=rows,
@@ -86,17 +87,6 @@ def plan_heads(config: EvaluateConfig, backbones: Mapping[str, str], packs: Mapp
     return checks
 
 
-def _given(entries: Sequence[str], known: Sequence[str]) -> dict[str, str]:
-    """`teachers` as {head: model}."""
-    found: dict[str, str] = {}
-    for entry in entries:
-        name, equals, model = entry.partition("=")
-        if not equals or name not in known:
-            raise UserError(f"teachers: {entry}: expected NAME=MODEL, NAME one of the heads {', '.join(known)}")
-        found[name] = model
-    return found
-
-
 def _load(head: str, model: str, size: int) -> teachers.Teacher:
     folder = str(model_folder(Path(model))) if Path(model).is_dir() else model
     teacher = teachers.load(TeacherConfig(name=head, model=folder, size=size), "cpu")
@@ -105,8 +95,8 @@ def _load(head: str, model: str, size: int) -> teachers.Teacher:
     return teacher
 
 
-def _same_classes(folder: str, head: str, teacher: teachers.Teacher) -> None:
-    """Raises UserError where the student's head answers about other classes than the teacher does."""
+def _require_same_classes(folder: str, head: str, teacher: teachers.Teacher) -> None:
+    """Raise UserError where the student's head has other classes than the teacher."""
     names = head_class_names(folder).get(head, ())
     if list(names) != list(teacher.section.classes):
         other = next((pair for pair in zip(names, teacher.section.classes, strict=False) if pair[0] != pair[1]), None)
@@ -147,7 +137,8 @@ def _held_out(model: str, pack: ImagePack) -> np.ndarray | None:
     return rows[held] if len(held) else None
 
 
-def _no_images(teacher: teachers.Teacher, packs: Mapping[str, ImagePack], *, refuse: bool) -> None:
+def _report_no_images(teacher: teachers.Teacher, packs: Mapping[str, ImagePack], *, refuse: bool) -> None:
+    """Raise or print that no data set has images of the teacher's classes."""
     there = few(next((pack.classes for pack in packs.values() if pack.classes), ()))
     what = f"no class of the data ({there}) is among those of {teacher.name} ({few(teacher.section.classes)})"
     if refuse:
@@ -160,7 +151,7 @@ def measure_heads(checks: Sequence[HeadCheck], config: EvaluateConfig, bars: Pro
     `teacher_accuracy`, `head_accuracy` and `difference` (head less teacher, paired)."""
     found: list[dict[str, Any]] = []
     for check in checks:
-        teacher, head = (answered == check.targets for answered in _answers(check, config, bars))
+        teacher, head = (answered == check.targets for answered in _predictions(check, config, bars))
         found.append(
             {
                 "student": check.student,
@@ -178,8 +169,8 @@ def measure_heads(checks: Sequence[HeadCheck], config: EvaluateConfig, bars: Pro
 
 
 @torch.inference_mode()
-def _answers(check: HeadCheck, config: EvaluateConfig, bars: Progress) -> tuple[np.ndarray, np.ndarray]:
-    """(n,) most probable class by the teacher and by the head, each at its own input size."""
+def _predictions(check: HeadCheck, config: EvaluateConfig, bars: Progress) -> tuple[np.ndarray, np.ndarray]:
+    """The most probable classes (n,) by the teacher and by the head, each at its own input size."""
     device = choose(config.device)
     model = load_student(check.folder).to(device).eval()
     inputs = preprocessing_of(model.backbone)
@@ -189,7 +180,7 @@ def _answers(check: HeadCheck, config: EvaluateConfig, bars: Progress) -> tuple[
     task = bars.add_task("heads", total=len(check.rows), unit="images", note=f"{check.head}, {check.dataset}")
     parts: list[tuple[torch.Tensor, torch.Tensor]] = []
     try:
-        for batch in loader.batches(whole_images(check.pack, check.rows, config.batch_size)):
+        for batch in loader.batches(centred_squares(check.pack, check.rows, config.batch_size)):
             pixels = {size: batch.pixels[size].to(device) for size in sizes}
             logits = model(normalise(pixels[inputs.size], inputs, torch.float32))
             by_teacher = check.teacher(pixels[check.teacher.preprocessing.size])

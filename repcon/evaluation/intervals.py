@@ -1,6 +1,6 @@
-"""95 % intervals of accuracies and of paired differences, and the exact test behind a star.
+"""95 % intervals of accuracies and of paired differences, with exact tests.
 
-None has zero width: of few images, or of images that all agree, little is known, and the interval says so.
+No interval has zero width, also where all answers agree.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,7 +13,7 @@ from scipy.stats import t as student_t
 LEVEL = 0.05
 Z = float(norm.ppf(1 - LEVEL / 2))
 ENUMERATED = 12
-"""Images that differ, up to which every exchange of signs is counted; of more, `RESAMPLES` are drawn."""
+"""Differing images up to which all sign flips are enumerated; with more, `RESAMPLES` are drawn."""
 RESAMPLES = 4999
 
 
@@ -118,7 +118,7 @@ def _percent(mean: float, low: float, high: float) -> dict[str, float]:
     return {"mean": 100 * float(mean), "low": 100 * float(low), "high": 100 * float(high)}
 
 
-def show(interval: Mapping[str, float], *, signed: bool = False) -> str:
+def plus_minus(interval: Mapping[str, float], *, signed: bool = False) -> str:
     """`87.5 ± 1.6`: the mean and the larger half of the interval, in points."""
     half = max(interval["high"] - interval["mean"], interval["mean"] - interval["low"])
     return f"{interval['mean']:{'+' if signed else ''}.1f} ± {half:.1f}"

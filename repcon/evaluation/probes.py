@@ -1,4 +1,4 @@
-"""What a frozen backbone's features are worth: cosine kNN, a linear probe, few-shot. Arrays in, answers out."""
+"""Probes of frozen features: cosine kNN, logistic regression, few-shot classification by nearest class mean."""
 
 import warnings
 from dataclasses import dataclass
@@ -8,9 +8,9 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 
 PROBE_C = (1e-3, 1e-2, 3e-2, 1e-1, 1.0)
-"""Inverse regularisation strengths that the probe chooses from; rising, so that each fit starts from the last."""
+"""Inverse regularisation strengths to choose from; rising, so that each fit starts from the last one's weights."""
 KNN_ROWS = 1024
-"""Test rows whose neighbours are looked for at once."""
+"""Test rows per block of similarities."""
 PROBE_ITERATIONS = 300
 PROBE_TOLERANCE = 3e-4
 
@@ -75,9 +75,8 @@ def linear_probe(train: np.ndarray, labels: np.ndarray, test: np.ndarray, seed: 
 def choose_c(train: np.ndarray, labels: np.ndarray, seed: int) -> float:
     """C by accuracy on a quarter of each class that is not fitted: the middle of those as good as the best.
 
-    As good means within one standard error. The plateau is wide and the quarter is small: its highest point would
-    jump from backbone to backbone and add its noise to every comparison. Sees the training part only; classes with a
-    single image are fitted, not validated.
+    As good means within one standard error. The accuracies are flat near their best and the quarter is small, so that
+    the best single C would vary from backbone to backbone by chance. Classes with a single image are only fitted.
     """
     fitted, held = split_classes(labels, 0.25, seed)
     if len(held) == 0:
@@ -94,7 +93,7 @@ def choose_c(train: np.ndarray, labels: np.ndarray, seed: int) -> float:
 
 
 def _fit(model: LogisticRegression, features: np.ndarray, labels: np.ndarray) -> bool:
-    """Fits; False where the iterations did not suffice (the probe is then slightly more regularised than asked)."""
+    """Fit the model; False where the iterations did not suffice (it is then slightly more regularised than asked)."""
     with warnings.catch_warnings(record=True) as raised:
         warnings.simplefilter("always", ConvergenceWarning)
         model.fit(features, labels)

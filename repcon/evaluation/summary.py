@@ -63,7 +63,7 @@ def _mean(parts: list[Mapping[str, Mapping[str, float]]]) -> dict[str, dict[str,
     return {metric: intervals.mean_over_sets([part[metric] for part in parts]) for metric in metrics}
 
 
-def flat(measured: Answers) -> dict[str, np.ndarray]:
+def flatten_answers(measured: Answers) -> dict[str, np.ndarray]:
     """One (m,) array per backbone and metric, named `backbone/metric`, so that others can pair and pool the answers; of
     few-shot the share of draws."""
     return {

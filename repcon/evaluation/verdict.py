@@ -1,4 +1,4 @@
-"""The verdict of an evaluation: whether one model is better than every other one, by how much, and how sure that is.
+"""The verdict of an evaluation: whether one model is better than every other one, by how much, with its interval.
 
 Comparisons are paired by test image. Over several data sets the mean counts each set alike, whatever its size.
 """
@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from repcon.evaluation import intervals
+from repcon.evaluation.backbones import JOIN
 
 METRICS = {
     "probe": "linear probe", "finetune": "fine-tuned accuracy", "shot_10": "10-shot accuracy",
@@ -26,6 +27,25 @@ def headline(measured: Sequence[Answers]) -> str:
     return next((metric for metric in METRICS if common and all(metric in held for held in common)), "")
 
 
+def single_backbones(facts: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """The names of the backbones that are one model; of all where none is. Concatenated ones are compared with
+    nothing."""
+    return [name for name, held in facts.items() if JOIN not in held["model"]] or list(facts)
+
+
+def subject_of(facts: Mapping[str, Mapping[str, Any]], measured: Sequence[Answers]) -> str:
+    """The backbone that a verdict is about: the student with the most heads (the last of equals), else the best.
+
+    facts: {backbone: its `model` and `heads`}; measured: answers of each data set.
+    """
+    single = single_backbones(facts)
+    students = [name for name in single if facts[name]["heads"]]
+    if students:
+        return max(reversed(students), key=lambda name: len(facts[name]["heads"]))
+    metric = headline(measured)
+    return max(single, key=lambda name: sum(models[name][metric].mean() for models in measured) if metric else 0)
+
+
 def difference(measured: Sequence[Answers], model: str, rival: str, metric: str) -> dict[str, float]:
     """`model` less `rival` in points, with its 95 % interval: the mean over the data sets of paired differences."""
     pairs = [(models[model][metric], models[rival][metric]) for models in measured]
@@ -33,7 +53,7 @@ def difference(measured: Sequence[Answers], model: str, rival: str, metric: str)
 
 
 def verdict(measured: Mapping[str, Answers], subject: str, rivals: Sequence[str]) -> dict[str, Any]:
-    """What the evaluation says about `subject`, as one sentence and as figures; {} where no metric is common.
+    """The comparison of `subject` with its rivals, as one sentence and as figures; {} where no metric is common.
 
     measured: answers by data set. `outcome` is `better` where the subject is above every rival beyond the noise,
     `worse` where some rival is above the subject beyond the noise, else `level`; `alone` without rivals. `rival` and

@@ -17,6 +17,7 @@ from repcon.images import format as pack_format
 from repcon.images.files import Files, files_below
 from repcon.images.format import INDEX, MANIFEST, MAX_MANIFEST_BYTES, Keys, Manifest, shard_name
 from repcon.images.jpeg import InvalidImageError, content_hash, read_header
+from repcon.runtime.console import few
 from repcon.runtime.errors import UserError
 from repcon.runtime.open_files import is_passing, reason_of
 
@@ -135,20 +136,43 @@ def shared_images(first: np.ndarray, second: np.ndarray) -> int:
 
 
 def class_rows(pack: ImagePack, subset: ClassSubset) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
-    """The images of a seeded part of the classes.
+    """The images of a part of the classes.
 
-    Classes with images are ordered by a hash of (seed, name), and the slice from `start` to `stop` is kept: a class's
-    place depends on no library's generator. Gives rows (n,) int64 rising, labels (n,) int64 from 0 to c - 1, and the
-    c names in the pack's order. Raises UserError where the pack has no labels or fewer than two classes are left.
+    Of a slice, classes with images are ordered by a hash of (seed, name): a class's place depends on no library's
+    generator. Gives rows (n,) int64 rising, labels (n,) int64 from 0 to c - 1, and the c names in the pack's order.
+    Raises UserError where the pack has no labels or none of a class that is named, or fewer than two classes are left.
     """
-    if not 0 <= subset.start < subset.stop <= 1:
-        raise UserError(f"classes: start = {subset.start}, stop = {subset.stop}: must rise and lie between 0 and 1")
     present = np.unique(pack.labels[pack.labels >= 0])
     if not len(present):
         raise UserError(f"{pack.url}: its images have no labels; pack a folder with a sub-folder per class")
-    order = sorted(present, key=lambda label: hashlib.sha256(f"{subset.seed}/{pack.classes[label]}".encode()).digest())
-    chosen = np.sort(order[round(subset.start * len(order)) : round(subset.stop * len(order))])
+    chosen = _named_classes(pack, subset, present) if subset.names else _class_slice(pack, subset, present)
     if len(chosen) < 2:
-        raise UserError(f"{pack.url}: {len(chosen)} of its {len(order)} classes chosen; at least two are needed")
+        raise UserError(f"{pack.url}: {len(chosen)} of its {len(present)} classes chosen; at least two are needed")
     rows = np.flatnonzero(np.isin(pack.labels, chosen))
     return rows, np.searchsorted(chosen, pack.labels[rows]), tuple(pack.classes[label] for label in chosen)
+
+
+def _class_slice(pack: ImagePack, subset: ClassSubset, present: np.ndarray) -> np.ndarray:
+    """The labels of the seeded slice, rising."""
+    if not 0 <= subset.start < subset.stop <= 1:
+        raise UserError(f"classes: start = {subset.start}, stop = {subset.stop}: must rise and lie between 0 and 1")
+    order = sorted(present, key=lambda label: hashlib.sha256(f"{subset.seed}/{pack.classes[label]}".encode()).digest())
+    return np.sort(order[round(subset.start * len(order)) : round(subset.stop * len(order))])
+
+
+def _named_classes(pack: ImagePack, subset: ClassSubset, present: np.ndarray) -> np.ndarray:
+    """The labels of the named classes, rising. What is a class's name counts as that, also where it is a number."""
+    if (subset.start, subset.stop) != (0.0, 1.0):
+        raise UserError("classes: some are named beside start or stop; name classes, or take a slice of all")
+    known = {pack.classes[label]: int(label) for label in present}
+    by_number = {str(label): int(label) for label in present}
+    labels = [known.get(name, by_number.get(name)) for name in subset.names]
+    if unknown := [name for name, label in zip(subset.names, labels, strict=True) if label is None]:
+        raise UserError(
+            f"classes: {', '.join(unknown)}: no class of {pack.url} with images; it has {few(list(known))}, "
+            f"by number 0 to {len(pack.classes) - 1}"
+        )
+    if len(set(labels)) < len(labels):
+        twice = next(name for name, label in zip(subset.names, labels, strict=True) if labels.count(label) > 1)
+        raise UserError(f"classes: {twice} is named twice; name each class once")
+    return np.sort(np.array(labels, np.int64))

@@ -1,6 +1,6 @@
 """The weights of a store's teachers, where they can be found, for a student of the same architecture to start from."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -98,14 +98,3 @@ def _places(model: str, folder: Path | None) -> list[str]:
     """The model as the store names it, then relative to the store's folder."""
     beside = [] if folder is None else [folder / model, folder.parent / model]
     return [model, *(str(place) for place in beside if not Path(model).is_absolute() and place.is_dir())]
-
-
-def parse_models(models: Sequence[str], names: Collection[str]) -> dict[str, str]:
-    """["NAME=MODEL"] as {name: model}. Raises UserError for another form, or a name that is not among `names`."""
-    found: dict[str, str] = {}
-    for entry in models:
-        name, _, model = entry.partition("=")
-        if name not in names or not model:
-            raise UserError(f"models: {entry!r} must be NAME=MODEL, with a NAME of {', '.join(names)}")
-        found[name] = model
-    return found

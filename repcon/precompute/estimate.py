@@ -7,7 +7,6 @@ from typing import Any, get_args
 
 import numpy as np
 import torch
-from rich.table import Table
 
 from repcon.config import PrecomputeConfig, Values
 from repcon.crops.plan import CropPlan, plan
@@ -24,6 +23,7 @@ from repcon.precompute.work_unit import by_image
 from repcon.runtime.console import console, progress
 from repcon.runtime.errors import UserError
 from repcon.runtime.prefetch import Prefetcher
+from repcon.runtime.tables import narrow_table
 
 SAMPLE_CROPS = 1024
 SAMPLE_SECONDS = 30.0
@@ -138,19 +138,12 @@ def _box_bytes(config: PrecomputeConfig, planned: CropPlan) -> float:
 
 
 def _show(config: PrecomputeConfig, found: dict[str, Any]) -> None:
-    table = Table(title=f"What k costs and loses (sample of {found['sampled_crops']:,} crops)", title_justify="left")
-    table.add_column("k", justify="right")
-    for name in found["teachers"]:
-        table.add_column(f"{name}: KL lost, nat", justify="right")
-        table.add_column("mass", justify="right")
-    table.add_column("bytes/crop", justify="right")
-    table.add_column("store", justify="right")
+    title = f"What k costs and loses: KL in nat (mass kept); sample of {found['sampled_crops']:,} crops"
+    table = narrow_table(title, "k", ["bytes/crop", "store", *found["teachers"]])
     for k, size in found["bytes"].items():
-        cells = []
-        for head in found["teachers"].values():
-            cells += [f"{head[k]['kl']:.4f}", f"{head[k]['mass']:.4f}"]
-        per_crop = f"{size / found['total_crops']:.1f}"
-        table.add_row(str(k), *cells, per_crop, _size(size), style="bold green" if k == config.k else "")
+        cells = [f"{head[k]['kl']:.4f}\n[dim]({head[k]['mass']:.4f})[/]" for head in found["teachers"].values()]
+        sizes = (f"{size / found['total_crops']:.1f}", _size(size))
+        table.add_row(str(k), *sizes, *cells, style="bold green" if k == config.k else "")
     console.print(table)
     for values, held in found["encodings"].items():
         size = f"{held['bytes_per_crop']:.1f} bytes/crop, {_size(held['bytes'])}"

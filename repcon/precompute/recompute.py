@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from rich.markup import escape
 
-from repcon.config import VerifyConfig
+from repcon.config import VerifyConfig, named_values
 from repcon.decode.base import CropRequest
 from repcon.decode.factory import LIBRARIES, open_loader
 from repcon.images.pack import ImagePack
@@ -14,7 +14,6 @@ from repcon.labels.layout import HeadInfo
 from repcon.labels.store import CropLabels, LabelStore
 from repcon.labels.truncation import bucket_kl
 from repcon.models import teacher as teachers
-from repcon.models.teacher_weights import parse_models
 from repcon.runtime.console import console, progress
 from repcon.runtime.device import choose
 from repcon.runtime.errors import UserError
@@ -32,7 +31,7 @@ def rerun(store: LabelStore, pack: ImagePack, config: VerifyConfig) -> dict[str,
     Raises UserError when a teacher cannot be loaded as it was, or a loader that was named is missing.
     """
     device = choose(config.device)
-    models = parse_models(config.models, store.heads)
+    models = named_values("models", config.models, "NAME=MODEL", store.heads)
     sides = {name: teachers.require_named(head.section, models.get(name, "")) for name, head in store.heads.items()}
     request, stored = draw(store, config.sample, config.seed)
     sizes = sorted(set(sides.values()))

@@ -1,4 +1,4 @@
-"""A sheet of crops with what the teachers said about each, so that a person can see that labels belong to crops."""
+"""A sheet of stored crops beside their labels, on which a mix-up of crops and labels would be seen."""
 
 import base64
 import io
@@ -17,8 +17,8 @@ IMAGES, SIDE, TOP = 6, 160, 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Answer:
-    """What one teacher said about a crop."""
+class CropAnswer:
+    """The labels of one teacher for a crop."""
 
     teacher: str
     labels: tuple[tuple[str, float], ...]
@@ -36,11 +36,11 @@ class Crop:
     """left, top, width, height of the box in per cent of the image."""
     picture: str
     """A `data:` URI."""
-    answers: tuple[Answer, ...]
+    answers: tuple[CropAnswer, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Pictured:
+class SheetImage:
     """One image of the pack with two of its crops."""
 
     key: str
@@ -50,10 +50,10 @@ class Pictured:
     crops: tuple[Crop, ...]
 
 
-def sheet(pack_url: str, store_url: str) -> list[Pictured]:
-    """Images evenly spaced over the store, its first and its last crop of each. Raises UserError for what does not fit.
+def sheet(pack_url: str, store_url: str) -> list[SheetImage]:
+    """Images evenly spaced over the store, the first and the last crop of each, with the labels as they are stored.
 
-    Shown is what is stored: nothing is recomputed, so a mix-up would be seen here.
+    Raises UserError where the store is of another pack.
     """
     pack, store = ImagePack.open(pack_url), LabelStore.open(store_url)
     store.require_pack(pack.fingerprint, len(pack))
@@ -61,7 +61,7 @@ def sheet(pack_url: str, store_url: str) -> list[Pictured]:
     places = np.linspace(0, len(usable) - 1, IMAGES + 2)[1:-1].astype(int) if len(usable) else []
     numbers = sorted({0, store.crops - 1})
     return [
-        _pictured(pack, row, [_crop(pack, store, number, row) for number in numbers])
+        _sheet_image(pack, row, [_crop(pack, store, number, row) for number in numbers])
         for row in dict.fromkeys(usable[places].tolist())
     ]
 
@@ -86,22 +86,22 @@ def _crop(pack: ImagePack, store: LabelStore, number: int, row: int) -> Crop:
     )
 
 
-def _answer(head: HeadInfo, ids: np.ndarray, logp: np.ndarray) -> Answer:
+def _answer(head: HeadInfo, ids: np.ndarray, logp: np.ndarray) -> CropAnswer:
     count = min(TOP, head.k)
     names = [_name(head.section.classes, int(label)) for label in ids[:count]]
     chances = [float(chance) for chance in np.exp(logp[:count].astype(np.float64))]
-    return Answer(teacher=head.name, labels=tuple(zip(names, chances, strict=True)))
+    return CropAnswer(teacher=head.name, labels=tuple(zip(names, chances, strict=True)))
 
 
 def _name(classes: Sequence[str], label: int) -> str:
     return classes[label] if label < len(classes) else f"class {label}"
 
 
-def _pictured(pack: ImagePack, row: int, crops: list[Crop]) -> Pictured:
+def _sheet_image(pack: ImagePack, row: int, crops: list[Crop]) -> SheetImage:
     image = reference.decode(pack.read(row))
     small = Image.fromarray(image)
     small.thumbnail((2 * SIDE, 2 * SIDE))
-    return Pictured(
+    return SheetImage(
         key=pack.keys[row],
         row=row,
         size=(image.shape[1], image.shape[0]),

@@ -6,25 +6,28 @@ files, teachers, runs) are text wherever they appear.
 
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from repcon.models.model_card import plain
-from repcon.reports.plot_style import DARK, LIGHT, variables
-from repcon.reports.plots import Plot
+from repcon.reports.figures import Figures, format_value
+from repcon.reports.plot_style import DARK, LIGHT, SeriesStyles, variables
+from repcon.reports.run_figures import run_figures
 from repcon.reports.section import Section
-from repcon.reports.sections.benchmarks import benchmarks, compared
 from repcon.reports.sections.labels import labels
+from repcon.reports.sections.records import compared_records, record_sections
 from repcon.reports.sections.training import teachers, training
-from repcon.reports.sections.transfer import evaluation, transfer, verdicts
+from repcon.reports.sections.transfer import is_evaluation, transfer, verdicts
 from repcon.reports.sources import Source
-from repcon.reports.tables import differing, flat, settings, side_by_side, table, words
+from repcon.reports.tables import differing_settings, list_settings, side_by_side, table
 from repcon.runtime.terminal import printable
 
+RecordSections = Callable[[Sequence[Source]], list[Section]]
+"""Gives the sections on the benchmark records among the sources."""
 RUN = ("command", "started", "commit")
-"""What of an environment is a run's own, and not its machine's."""
-SHOWN_ELSEWHERE = ("consolidate", "demo", "teach", "train", "precompute", "inspect", "benchmark", "figures", "store")
+"""Keys of an environment that are the run's, and not its machine's."""
+WITH_SECTIONS = ("consolidate", "demo", "teach", "train", "precompute", "inspect", "benchmark", "figures", "store")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,65 +40,53 @@ class Report:
     sections: tuple[Section, ...]
     notes: tuple[str, ...]
     verdicts: tuple[str, ...] = ()
-    """What came out, one line each: the page opens with them."""
+    """The results in one line each; the page opens with them."""
 
 
-def build(sources: Sequence[Source], title: str) -> Report:
-    """Every section that the sources have something for."""
-    of_labels, notes = labels(sources)
+def build(sources: Sequence[Source], title: str, records: RecordSections = record_sections) -> Report:
+    """Every section that the sources have something for. `records` makes those on benchmark records."""
+    styles = SeriesStyles()
+    of_transfer = transfer(sources, styles)  # first, so that the models that are compared get the first styles
+    of_labels, notes = labels(sources, styles)
     sections = [
-        *transfer(sources),
-        *training(sources),
+        *of_transfer,
+        *training(sources, styles),
         *teachers(sources),
         *of_labels,
-        *benchmarks(sources),
-        *compared(sources),
-        *_others(sources),
+        *records(sources),
+        *compared_records(sources),
+        *_other_commands(sources),
         *_settings(sources),
         *_licences(sources),
         *_environment(sources),
     ]
-    notes = [*(f"{source.name}: {note}" for source in sources for note in source.notes), *notes]
-    made = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())
     return Report(
         title=title,
-        made=made,
+        made=time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
         sources=tuple(sources),
-        sections=tuple(_distinct(sections)),
-        notes=tuple(notes),
+        sections=tuple(_with_unique_titles(sections)),
+        notes=(*(f"{source.name}: {note}" for source in sources for note in source.notes), *notes),
         verdicts=tuple(verdicts(sources)),
     )
 
 
-def _distinct(sections: Sequence[Section]) -> list[Section]:
-    """Headings are anchors and plots are files: a second one of the same name gets a number."""
-    headings: dict[str, int] = {}
-    names: dict[str, int] = {}
+def _with_unique_titles(sections: Sequence[Section]) -> list[Section]:
+    """The sections, a second one of the same heading with a number, since headings are anchors."""
+    counts: dict[str, int] = {}
     found: list[Section] = []
     for section in sections:
-        number = headings[section.id] = headings.get(section.id, 0) + 1
-        title = f"{section.title} ({number})" if number > 1 else section.title
-        found.append(replace(section, title=title, plots=tuple(_renamed(plot, names) for plot in section.plots)))
+        number = counts[section.id] = counts.get(section.id, 0) + 1
+        found.append(replace(section, title=f"{section.title} ({number})") if number > 1 else section)
     return found
 
 
-def _renamed(plot: Plot, names: dict[str, int]) -> Plot:
-    """Its ids start with its name, and change with it."""
-    number = names[plot.name] = names.get(plot.name, 0) + 1
-    if number == 1:
-        return plot
-    name = f"{plot.name}-{number}"
-    svg = re.sub(rf'( id="|url\(#|href="#){re.escape(plot.name)}-', rf"\g<1>{name}-", plot.svg)
-    return replace(plot, name=name, svg=svg)
-
-
-def _others(sources: Sequence[Source]) -> list[Section]:
-    """Commands without a section of their own: every figure as it is, runs of one command side by side."""
-    by_kind: dict[str, dict[str, Mapping[str, Any]]] = {}
+def _other_commands(sources: Sequence[Source]) -> list[Section]:
+    """Commands without a section of their own: every figure, runs of one command side by side."""
+    by_kind: dict[str, dict[str, Figures]] = {}
     for source in sources:
-        shown = source.kind in SHOWN_ELSEWHERE or (source.kind == "evaluate" and evaluation(source.figures))
+        shown = source.kind in WITH_SECTIONS or (source.kind == "evaluate" and is_evaluation(source.figures))
         if source.figures and not shown:
-            by_kind.setdefault(source.kind, {})[source.name] = source.figures
+            by_kind.setdefault(source.kind, {})[source.name] = run_figures(source.figures)
     return [
         Section(title=f"Results of repcon {kind}", tables=(side_by_side("", held),)) for kind, held in by_kind.items()
     ]
@@ -107,8 +98,8 @@ def _settings(sources: Sequence[Source]) -> list[Section]:
     for source in sources:
         if source.config:
             by_kind.setdefault(source.kind, {})[source.name] = source.config
-    differences = [differing(f"Differences between runs of {kind}", held) for kind, held in by_kind.items()]
-    whole = [settings(f"Settings of {name}", config) for held in by_kind.values() for name, config in held.items()]
+    differences = [differing_settings(f"Differences between runs of {kind}", held) for kind, held in by_kind.items()]
+    whole = [list_settings(f"Settings of {name}", config) for held in by_kind.values() for name, config in held.items()]
     shown = tuple(found for found in differences if found)
     return [Section(title="Settings", tables=shown, more=tuple(whole))] if whole else []
 
@@ -124,18 +115,17 @@ def _licences(sources: Sequence[Source]) -> list[Section]:
     if not rows:
         return []
     columns = list(dict.fromkeys(key for row in rows.values() for key in row))
-    cells = [[words(key, row.get(key)) for key in columns] for row in rows.values()]
+    cells = [[format_value(row.get(key)) for key in columns] for row in rows.values()]
     lead = "The pictures that this report was made with, and the terms they come under."
     return [Section(title="Licences", lead=lead, tables=(table("", columns, cells),))]
 
 
 def _environment(sources: Sequence[Source]) -> list[Section]:
     """Who ran what, when and on which machine; then machines and versions, those that are the same in one column."""
-    machines: dict[str, dict[str, Any]] = {}
+    machines: dict[str, Figures] = {}
     commands: list[list[str]] = []
     for source in sources:
-        facts = flat({key: value for key, value in source.environment.items() if key not in RUN})
-        facts = {name.removeprefix("versions / "): value for name, value in facts.items()}
+        facts = run_figures({key: value for key, value in source.environment.items() if key not in RUN})
         if facts:
             machines.setdefault(repr(facts), facts)
             number = list(machines).index(repr(facts)) + 1
@@ -151,7 +141,7 @@ def _environment(sources: Sequence[Source]) -> list[Section]:
 
 
 def html(report: Report) -> str:
-    """The self-contained page; whatever is not a plot of ours is escaped by the template engine."""
+    """The self-contained page. All text but the plots is escaped by the template engine."""
     return _templates(escaped=True).get_template("report.html.j2").render(report=report, light=LIGHT, dark=DARK)
 
 

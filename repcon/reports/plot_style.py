@@ -1,21 +1,21 @@
-"""How a plot becomes part of a page: matplotlib's SVG with the page's colours, its own ids and no fixed size.
+"""The look of the plots: a style per series name, and matplotlib's SVG as an element in the page's colours.
 
 Colours are drawn as placeholders and replaced by CSS variables, so that one picture serves light and dark pages and
 print. matplotlib is imported only when a plot is drawn.
 """
 
 import io
-import re
-from html import escape
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
+from xml.etree import ElementTree
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 INK, MUTED, GRID, PAPER = "#0a0b01", "#0a0b02", "#0a0b03", "#0a0b04"
 SERIES = tuple(f"#0a0c{number:02x}" for number in range(1, 9))
-DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1.5, 1.2)), (0, (6, 1.5, 1.5, 1.5)))
-MARKERS = ("o", "s", "D", "^", "v", "P", "X", "*")
+_DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1.5, 1.2)), (0, (6, 1.5, 1.5, 1.5)))
+_MARKERS = ("o", "s", "D", "^", "v", "P", "X", "*")
 
 LIGHT = {
     "ink": "#1c2330", "muted": "#5b6474", "grid": "#dfe3ea", "paper": "#ffffff",
@@ -32,8 +32,8 @@ _VARIABLES = {INK: "ink", MUTED: "muted", GRID: "grid", PAPER: "paper"} | {
     colour: f"s{number}" for number, colour in enumerate(SERIES, 1)
 }
 _RC: dict[str, Any] = {
-    "svg.fonttype": "none", "svg.hashsalt": "repcon", "text.parse_math": False, "font.size": 8.5,
-    "axes.titlesize": 9, "axes.titleweight": "bold", "axes.titlelocation": "left", "axes.labelsize": 8.5,
+    "svg.fonttype": "none", "text.parse_math": False, "font.size": 8.5, "font.sans-serif": ["DejaVu Sans"],
+    "axes.titlesize": 8.5, "axes.titlelocation": "left", "axes.labelsize": 8.5,
     "axes.edgecolor": MUTED, "axes.labelcolor": MUTED, "axes.titlecolor": INK, "axes.facecolor": "none",
     "axes.spines.top": False, "axes.spines.right": False, "axes.linewidth": 0.7, "axes.axisbelow": True,
     "axes.grid": True, "grid.color": GRID, "grid.linewidth": 0.6, "text.color": INK,
@@ -41,42 +41,73 @@ _RC: dict[str, Any] = {
     "xtick.labelcolor": MUTED, "ytick.labelcolor": INK, "legend.frameon": False, "legend.fontsize": 8,
     "figure.facecolor": "none", "savefig.facecolor": "none", "lines.linewidth": 1.5,
 }  # fmt: skip
+_SVG = "http://www.w3.org/2000/svg"
 
 
-def styled() -> Any:
-    """A context in which figures are made and saved in the house style."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SeriesStyle:
+    """Colour, marker and dash of one series."""
+
+    color: str
+    marker: str
+    dash: Any
+
+
+class SeriesStyles:
+    """A style per name, the same wherever the name is drawn; names get theirs in the order in which they are asked for.
+
+    The first 64 differ in colour or marker, and of lines without markers the first 32 in colour or dash.
+    """
+
+    def __init__(self) -> None:
+        self._numbers: dict[str, int] = {}
+
+    def __getitem__(self, name: str) -> SeriesStyle:
+        number = self._numbers.setdefault(name, len(self._numbers))
+        turn, place = divmod(number, len(SERIES))
+        marker = _MARKERS[(place + turn) % len(_MARKERS)]
+        return SeriesStyle(color=SERIES[place], marker=marker, dash=_DASHES[turn % len(_DASHES)])
+
+
+class SameStyle(SeriesStyles):
+    """One style for every name, where rows are told apart by their labels."""
+
+    def __getitem__(self, name: str) -> SeriesStyle:
+        return super().__getitem__("")
+
+
+def styled(name: str) -> Any:
+    """A context in which the figure of this name is made and saved; the ids in its SVG are of this name alone."""
     import matplotlib
 
-    return matplotlib.rc_context(rc=cast(Any, _RC))
+    return matplotlib.rc_context(rc=cast(Any, _RC | {"svg.hashsalt": name}))
 
 
-def svg(figure: "Figure", name: str, description: str) -> str:
-    """The figure as an SVG element for an HTML page; ids start with `name`, text is text, colours are variables."""
+def svg(figure: "Figure", description: str) -> str:
+    """The figure as an SVG element for an HTML page: no fixed size, text as text, colours as CSS variables."""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Type": None, "Format": None})
-    text = buffer.getvalue()
-    text = text[text.index("<svg") :]
-    text = re.sub(r"<metadata>.*?</metadata>|<defs>\s*<style.*?</style>\s*</defs>|<!--.*?-->", "", text, flags=re.S)
-    used = set(re.findall(r'(?:url\(#|href="#)([^")]+)', text))
-    text = re.sub(r' id="([^"]*)"', lambda found: f' id="{name}-{found[1]}"' if found[1] in used else "", text)
-    text = re.sub(r'(url\(#|href="#)', rf"\g<1>{name}-", text)
-    text = re.sub(r"(font-family: |font: [^;\"]*?px )'[^;\"]*", r"\1system-ui, sans-serif", text)
-    text = re.sub("|".join(_VARIABLES), lambda found: f"var(--{_VARIABLES[found[0]]})", text)
-    box = re.search(r'viewBox="([^"]*)"', text)
-    assert box is not None
-    # Text that matplotlib did not write cannot end up inside the tag: the description is escaped with its quotes.
-    opening = (
-        f'<svg class="plot" viewBox="{box[1]}" role="img" aria-label="{escape(description)}" '
-        'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink">'
-    )
-    body = text[text.index(">") + 1 :].strip()
-    return opening + re.sub(r"\n\s*", "\n", body)
+    root = ElementTree.fromstring(buffer.getvalue())
+    for part in (*root.findall(f"{{{_SVG}}}metadata"), *root.findall(f"{{{_SVG}}}defs")[:1]):
+        root.remove(part)  # the first definitions hold a style for every element of the page
+    for group in root.iter(f"{{{_SVG}}}g"):
+        group.attrib.pop("id", None)  # `axes_1` in every plot
+    box = root.attrib["viewBox"]
+    root.attrib.clear()
+    root.attrib |= {"class": "plot", "viewBox": box, "role": "img", "aria-label": description}
+    ElementTree.register_namespace("", _SVG)
+    ElementTree.register_namespace("xlink", "http://www.w3.org/1999/xlink")
+    text = ElementTree.tostring(root, encoding="unicode")
+    for placeholder, variable in _VARIABLES.items():
+        text = text.replace(placeholder, f"var(--{variable})")
+    return text
 
 
 def standalone(element: str) -> str:
     """The same picture as a file of its own, which follows its viewer's light or dark preference."""
     rules = (
         f"<style>svg{{{variables(LIGHT)}}} .plot *{{stroke-linejoin:round}}"
+        ".plot text{font-family:system-ui,sans-serif !important}"
         f"@media (prefers-color-scheme: dark){{svg{{{variables(DARK)}}}}}</style>"
     )
     start = element.index(">") + 1

@@ -1,16 +1,16 @@
-"""What a report is made of: sections with their plots and tables."""
+"""The parts of a report: sections with their plots and tables."""
 
 import re
 from dataclasses import dataclass
 
-from repcon.reports.crop_sheet import Pictured
+from repcon.reports.crop_sheet import SheetImage
 from repcon.reports.plots import Plot
 from repcon.reports.tables import Table
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Section:
-    """A heading and what stands under it."""
+    """A heading, and under it text, plots, tables and sample images."""
 
     title: str
     lead: str = ""
@@ -18,7 +18,9 @@ class Section:
     tables: tuple[Table, ...] = ()
     more: tuple[Table, ...] = ()
     """Tables that the page folds away."""
-    sheet: tuple[Pictured, ...] = ()
+    folded: bool = False
+    """Whether the page folds all of it away."""
+    sheet: tuple[SheetImage, ...] = ()
 
     @property
     def id(self) -> str:

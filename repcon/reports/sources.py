@@ -1,4 +1,4 @@
-"""What a report is made of: run folders, benchmark records, stores, and files that `--json` wrote."""
+"""The sources of a report: run folders, benchmark records, stores, and JSON files of figures (`--json`)."""
 
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,49 +17,50 @@ from repcon.runtime.untrusted import UnreadableError, parse_json, parse_toml, re
 ENVIRONMENT = "env.json"
 METRICS = "metrics.jsonl"
 STORE = ("manifest.json", "zarr.json")
-INSPECTED = {"heads", "bytes_per_crop", "sampled_crops"}
-"""What tells the figures of `repcon inspect --json` from others."""
+INSPECT_KEYS = {"heads", "bytes_per_crop", "sampled_crops"}
+"""Keys that figures of `repcon inspect --json` have and others lack."""
 MOST_SOURCES = 1000
-MOST_METRICS = 512 * 2**20
-"""Bytes of a metrics.jsonl; a run writes about one."""
+MOST_METRICS_BYTES = 512 * 2**20
+"""Of a metrics.jsonl; a run writes about a megabyte."""
 MOST_LINE = 2**20
+"""Characters of a line of it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Source:
-    """One run or record, read whole. Everything in it is somebody else's text: bounded and without control characters
-    here, escaped where it is shown."""
+    """One run or record, read completely. Its texts are untrusted: bounded and without control characters here, escaped
+    where they are shown."""
 
     path: Path
     name: str
     kind: str
-    """The command (`train`, `evaluate`, ...), `benchmark`, `store`, or `figures` for a JSON file of unknown ones."""
+    """The command (`train`, `evaluate`, ...), `benchmark`, `store`, or `figures` for any other JSON file."""
     config: Mapping[str, Any] = field(default_factory=dict)
     environment: Mapping[str, Any] = field(default_factory=dict)
     events: Sequence[Mapping[str, Any]] = ()
     """The lines of metrics.jsonl."""
     figures: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
-    """What a reader must know: no results yet, lines that could not be read."""
-    places: Mapping[str, str] = field(default_factory=dict)
-    """`store`, `pack` and `out` of the recipe as they were written: all other texts are made showable."""
+    """Shown with it: that there are no results yet, lines that could not be read, a record's own note."""
+    paths: Mapping[str, str] = field(default_factory=dict)
+    """`store`, `pack` and `out` of the recipe, unchanged; control characters in all other texts are written out."""
 
-    def of(self, event: str) -> list[Mapping[str, Any]]:
+    def events_of(self, event: str) -> list[Mapping[str, Any]]:
         """The events of one name, in order."""
         return [line for line in self.events if line.get("event") == event]
 
 
-def read(paths: Sequence[str]) -> list[Source]:
-    """Reads every path, folders of folders one level down, each once; names are made unique.
+def read_sources(paths: Sequence[str]) -> list[Source]:
+    """Read every path, folders of folders one level down, each once; make their names unique.
 
-    Read are the named paths and what lies below them; a link that leads elsewhere is not followed. Raises UserError
-    naming a path that is not there, holds nothing to report on, or a file that cannot be read.
+    A link below a path that leads out of it is not followed. Raises UserError naming a path that does not exist or
+    holds nothing to report on, or a file that cannot be read.
     """
     if not paths:
         raise UserError("PATH: name at least one run folder, benchmark record or store")
     found: dict[Path, Source] = {}
     for path in paths:
-        sources = list(_sources(Path(path)))
+        sources = list(_sources_at(Path(path)))
         if not sources:
             raise UserError(
                 f"{path}: nothing to report on; expected a run folder (with {RESULTS}), a benchmark record, "
@@ -69,10 +70,10 @@ def read(paths: Sequence[str]) -> list[Source]:
             found.setdefault(source.path.resolve(), source)
     if len(found) > MOST_SOURCES:
         raise UserError(f"PATH: {len(found):,} runs and records; name {MOST_SOURCES:,} at most")
-    return _named(list(found.values()))
+    return _with_unique_names(list(found.values()))
 
 
-def _sources(path: Path) -> Iterator[Source]:
+def _sources_at(path: Path) -> Iterator[Source]:
     if not path.exists():
         raise UserError(f"{path}: there is no such file or folder")
     if path.is_file():
@@ -81,7 +82,7 @@ def _sources(path: Path) -> Iterator[Source]:
         source = _folder(path)
         if source is not None:
             yield source
-        if source is None or source.kind in ("consolidate", "demo"):  # They keep the runs that they are made of inside.
+        if source is None or source.kind in ("consolidate", "demo"):  # their folders hold the runs of their steps
             inside = (folder for folder in sorted(path.iterdir()) if folder.is_dir() and _is_below(folder, path))
             inner = (_folder(folder) for folder in itertools.islice(inside, MOST_SOURCES + 1))
             left_out = ("report", "figures", "benchmark") if source is not None else ("report",)
@@ -89,51 +90,51 @@ def _sources(path: Path) -> Iterator[Source]:
 
 
 def _is_below(path: Path, folder: Path) -> bool:
-    """Whether the path is no link that leads out of the folder; of one that does, a line is printed."""
+    """False, with a printed note, for a link that leads out of the folder."""
     below = path.resolve().is_relative_to(folder.resolve())
     if not below:
         console.print(Text(f"note {path} is a link that leads out of {folder}: not followed"), soft_wrap=True)
     return below
 
 
-def _file(path: Path) -> bool:
-    """Whether it is a file of its folder."""
+def _is_own_file(path: Path) -> bool:
+    """Whether the path is a file, and no link out of its folder."""
     return path.is_file() and _is_below(path, path.parent)
 
 
 def _folder(path: Path) -> Source | None:
-    if _file(path / MARKER):
+    if _is_own_file(path / MARKER):
         return _run(path)
     if all((path / name).is_file() for name in STORE):
         return Source(path=path, name=printable(path.name), kind="store")
-    files = [file for file in sorted(path.glob("*.json"))[: MOST_SOURCES + 1] if _file(file)]
+    files = [file for file in sorted(path.glob("*.json"))[: MOST_SOURCES + 1] if _is_own_file(file)]
     if not files:
         return None
     # A record: one file of figures, or several (the forms of one benchmark), then each under its file's name.
     read_files = {file.stem: _json(file) for file in files if file.name != ENVIRONMENT}
     figures = next(iter(read_files.values())) if len(read_files) == 1 else read_files
-    if _file(path / ENVIRONMENT):
+    if _is_own_file(path / ENVIRONMENT):
         figures = {**figures, "environment": _json(path / ENVIRONMENT)}
     return _benchmark(path, figures)
 
 
 def _run(path: Path) -> Source:
     events, unread = _events(path / METRICS)
-    ended = _file(path / RESULTS)
+    ended = _is_own_file(path / RESULTS)
     notes = [] if ended else ["no results yet: the run is going on, or was stopped"]
     if unread:
         notes.append(f"{unread} of {len(events) + unread} lines of {METRICS} could not be read: left out")
-    config = _taken(path / "config.toml", parse_toml) if _file(path / "config.toml") else {}
+    config = _parsed(path / "config.toml", parse_toml) if _is_own_file(path / "config.toml") else {}
     return Source(
         path=path,
         name=printable(path.name),
         kind=printable(_text(path / MARKER, 2**16).strip())[:40],
-        config=_shown(path / "config.toml", config),
-        environment=_json(path / ENVIRONMENT) if _file(path / ENVIRONMENT) else {},
+        config=_showable(path / "config.toml", config),
+        environment=_json(path / ENVIRONMENT) if _is_own_file(path / ENVIRONMENT) else {},
         events=events,
         figures=_json(path / RESULTS) if ended else {},
         notes=tuple(notes),
-        places={key: value for key in ("store", "pack", "out") if isinstance(value := config.get(key), str)},
+        paths={key: value for key in ("store", "pack", "out") if isinstance(value := config.get(key), str)},
     )
 
 
@@ -143,7 +144,7 @@ def _json_file(path: Path) -> Source:
 
 def _benchmark(path: Path, figures: Mapping[str, Any]) -> Source:
     environment = figures.get("environment", {})
-    kind = "inspect" if figures.keys() >= INSPECTED else "benchmark" if environment else "figures"
+    kind = "inspect" if figures.keys() >= INSPECT_KEYS else "benchmark" if environment else "figures"
     facts = dict(environment) if isinstance(environment, Mapping) else {}
     note = facts.pop("note", None)
     return Source(
@@ -157,10 +158,10 @@ def _benchmark(path: Path, figures: Mapping[str, Any]) -> Source:
 
 
 def _json(path: Path) -> dict[str, Any]:
-    value = _taken(path, parse_json)
+    value = _parsed(path, parse_json)
     if not isinstance(value, dict):
         raise UserError(f"{path}: expected one JSON object of figures")
-    return _shown(path, value)
+    return _showable(path, value)
 
 
 def _text(path: Path, *most: int) -> str:
@@ -170,14 +171,14 @@ def _text(path: Path, *most: int) -> str:
         raise UserError(f"{path}: cannot be read ({error})") from error
 
 
-def _taken(path: Path, parse: Callable[[str], Any]) -> Any:
+def _parsed(path: Path, parse: Callable[[str], Any]) -> Any:
     try:
         return parse(_text(path))
     except UnreadableError as error:
         raise UserError(f"{path}: cannot be read ({error})") from error
 
 
-def _shown(path: Path, value: Any) -> Any:
+def _showable(path: Path, value: Any) -> Any:
     try:
         return showable(value)
     except UnreadableError as error:
@@ -185,9 +186,9 @@ def _shown(path: Path, value: Any) -> Any:
 
 
 def _events(path: Path) -> tuple[list[dict[str, Any]], int]:
-    """The lines that are whole; a run that was killed may leave the last one torn."""
+    """The lines that can be read, and how many cannot: a run that was killed may leave the last one torn."""
     events: list[dict[str, Any]] = []
-    lines = _text(path, MOST_METRICS).rstrip("\n").split("\n") if _file(path) else []
+    lines = _text(path, MOST_METRICS_BYTES).rstrip("\n").split("\n") if _is_own_file(path) else []
     lines = lines if lines != [""] else []
     for line in lines:
         try:
@@ -199,8 +200,8 @@ def _events(path: Path) -> tuple[list[dict[str, Any]], int]:
     return events, len(lines) - len(events)
 
 
-def _named(sources: list[Source]) -> list[Source]:
-    """As much of the path's end as tells two sources apart."""
+def _with_unique_names(sources: list[Source]) -> list[Source]:
+    """Each source called by as much of its path's end as no other shares."""
     named: list[Source] = []
     for source in sources:
         parts = source.path.resolve().parts

@@ -28,7 +28,6 @@ from repcon.labels.store import LabelStore
 from repcon.models.preprocessing import preprocessing_of
 from repcon.models.saved_model import save_model
 from repcon.models.timm_import import timm
-from repcon.reports.sections.consolidation import METHODS
 from repcon.runtime.errors import UserError
 
 AERIAL = ("airplane", "beach", "forest", "harbor", "river", "runway", "freeway", "chaparral")
@@ -149,7 +148,7 @@ def test_no_downstream_image_reaches_the_proxy_and_so_no_student(finished: tuple
 
 def test_every_method_is_measured_and_summarised(finished: tuple[study.Study, dict], tmp_path: Path):
     run, cells = finished
-    assert set(cells[4, "aerial"]["backbones"]) == set(METHODS)
+    assert set(cells[4, "aerial"]["backbones"]) == set(protocols.METHODS)
     results = summary.summarise(cells, run.protocol, run.facts())
     backbones = cells[4, "aerial"]["backbones"]
     best = max(summary.accuracy(backbones["teacher"]), summary.accuracy(backbones["generalist"]))

@@ -3,6 +3,7 @@
 import tomllib
 from dataclasses import replace
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -10,8 +11,8 @@ import torch
 
 from repcon import cli
 from repcon.commands import evaluate
-from repcon.config import ClassSubset, DatasetConfig, EvaluateConfig, dump, parse
-from repcon.evaluation.data_sets import named, split_images
+from repcon.config import ClassSubset, DatasetConfig, EvaluateConfig, TeachConfig, dump, parse
+from repcon.evaluation.data_sets import parse_data_sets, split_images
 from repcon.images.packing import open_or_pack
 from repcon.models.preprocessing import preprocessing_of
 from repcon.models.saved_model import save_model
@@ -58,7 +59,8 @@ def test_every_backbone_has_every_metric_and_differences_are_paired(evaluated: t
         )
         shares = answers["second/shot_1"]
         assert len(shares) == 16 and np.isclose(5 * shares, np.round(5 * shares)).all()
-    assert (out / "transfer.svg").read_text().startswith("<?xml")
+    for name in ("transfer", "differences"):
+        assert ElementTree.parse(out / f"{name}.svg").getroot().tag == "{http://www.w3.org/2000/svg}svg"
     assert (out / "results.json").is_file()
 
 
@@ -144,7 +146,7 @@ def test_backbones_side_by_side(recipe: EvaluateConfig, backbones: tuple[str, ..
     about = evaluate.run(both)["backbones"]
     assert about["both"]["dimensions"] == about["first"]["dimensions"] + about["second"]["dimensions"]
     values = np.random.default_rng(0).normal(size=(4, 3))
-    joined, weights = evaluate.side_by_side([(values, "a"), (values * 7, "b")])
+    joined, weights = evaluate.concatenate([(values, "a"), (values * 7, "b")])
     assert np.allclose(joined[:, :3], joined[:, 3:]) and weights == "a + b"
 
 
@@ -253,17 +255,17 @@ def test_data_sets_are_named(tmp_path: Path):
     (tmp_path / "a=b").mkdir()
     config = EvaluateConfig(out="", data=("birds=x/y", str(tmp_path / "a=b"), "s3://bucket/food?v=1"))
     with pytest.raises(UserError, match="no name for a data set"):
-        named(config)
-    found = named(replace(config, data=("birds=x/y", f"ab={tmp_path / 'a=b'}", "packs/food")))
+        parse_data_sets(config)
+    found = parse_data_sets(replace(config, data=("birds=x/y", f"ab={tmp_path / 'a=b'}", "packs/food")))
     assert {name: one.data for name, one in found.items()} == {
         "birds": "x/y", "ab": str(tmp_path / "a=b"), "food": "packs/food"
     }  # fmt: skip
     with pytest.raises(UserError, match="two data sets are called 'food'"):
-        named(replace(config, data=("packs/food", "food=other")))
+        parse_data_sets(replace(config, data=("packs/food", "food=other")))
     with pytest.raises(UserError, match="data: none given"):
-        named(EvaluateConfig(out=""))
+        parse_data_sets(EvaluateConfig(out=""))
     with pytest.raises(UserError, match="beside `datasets`"):
-        named(replace(config, datasets=(DatasetConfig(name="a", data="b"),)))
+        parse_data_sets(replace(config, datasets=(DatasetConfig(name="a", data="b"),)))
 
 
 def test_a_recipe_names_one_data_set_or_several():
@@ -278,3 +280,12 @@ def test_a_flag_may_be_repeated():
     words = ["--data", "a=x", "--out", "o", "--data", "b=y", "--backbones=t=1", "--backbones", "u=2", "v=3"]
     config = cli._settings("evaluate", EvaluateConfig, words, None)
     assert config == EvaluateConfig(out="o", data=("a=x", "b=y"), backbones=("t=1", "u=2", "v=3"))
+
+
+def test_classes_are_named_by_a_flag_beside_the_slice():
+    words = ["--data", "x", "--out", "o", "--classes", "5", "6", "birch"]
+    config = cli._settings("evaluate", EvaluateConfig, words, None)
+    assert config.classes == ClassSubset(names=("5", "6", "birch"))
+    assert parse(EvaluateConfig, tomllib.loads(dump(config)), "recipe") == config
+    config = cli._settings("teach", TeachConfig, ["--data", "x", "--out", "o", "--classes.stop", "0.5"], None)
+    assert config.classes == ClassSubset(stop=0.5)

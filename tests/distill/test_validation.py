@@ -11,7 +11,7 @@ from repcon.commands import train
 from repcon.config import OptimConfig
 from repcon.decode.factory import open_loader
 from repcon.distill.loader import DistillLoader
-from repcon.evaluation.features import whole_images
+from repcon.evaluation.features import centred_squares
 from repcon.evaluation.probes import split_classes
 from repcon.images.pack import ImagePack
 from repcon.labels.store import LabelStore
@@ -56,7 +56,7 @@ def test_knn_is_that_of_the_students_features(case: Path, tmp_path: Path, pictur
     inputs = preprocessing_of(model.backbone, SIZE)
     loader = open_loader("torch", pack, (SIZE,), num_workers=1)
     with torch.no_grad():
-        batches = loader.batches(whole_images(pack, np.arange(len(pack)), 8))
+        batches = loader.batches(centred_squares(pack, np.arange(len(pack)), 8))
         pixels = torch.cat([batch.pixels[SIZE] for batch in batches])
         features = model.features(normalise(pixels, inputs, torch.float32))
     loader.close()

@@ -31,13 +31,13 @@ def network(folder: Path, name: str, seed: int) -> str:
 
 
 @pytest.fixture
-def reading(tmp_path: Path) -> features.Reading:
-    return features.Reading(
+def reading(tmp_path: Path) -> features.ExtractConfig:
+    return features.ExtractConfig(
         size=32, batch_size=5, loader="torch", num_workers=0, device="cpu", cache=tmp_path / "cache"
     )
 
 
-def extract(model: str, pack: ImagePack, rows: np.ndarray, reading: features.Reading) -> tuple[np.ndarray, str]:
+def extract(model: str, pack: ImagePack, rows: np.ndarray, reading: features.ExtractConfig) -> tuple[np.ndarray, str]:
     with progress() as bars:
         found = features.extract(model, pack, rows, reading, bars)
     assert found.input_size == reading.size or not reading.size

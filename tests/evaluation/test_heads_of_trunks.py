@@ -124,7 +124,7 @@ def test_backbones_that_are_called_like_a_head_are_its_teachers(recipe, teacher,
 
 @pytest.mark.parametrize(("change", "words"), [
     ({"backbones": ("x=package:efficientnet_lite0",)}, "none of the backbones is a student"),
-    ({"teachers": ("nobody=x",)}, "nobody=x: expected NAME=MODEL"),
+    ({"teachers": ("nobody=x",)}, "teachers: 'nobody=x' must be NAME=MODEL, with a NAME of "),
     ({"teachers": ()}, "teachers: none named"),
     ({"heads": False}, "metrics: none named"),
 ])  # fmt: skip

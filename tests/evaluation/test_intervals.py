@@ -112,5 +112,5 @@ def test_intervals_of_differences_cover_the_truth():
 
 
 def test_show_names_the_wider_half():
-    assert intervals.show({"mean": 87.46, "low": 85.86, "high": 88.8}) == "87.5 ± 1.6"
-    assert intervals.show({"mean": 0.5, "low": 0.0, "high": 1.0}, signed=True) == "+0.5 ± 0.5"
+    assert intervals.plus_minus({"mean": 87.46, "low": 85.86, "high": 88.8}) == "87.5 ± 1.6"
+    assert intervals.plus_minus({"mean": 0.5, "low": 0.0, "high": 1.0}, signed=True) == "+0.5 ± 0.5"

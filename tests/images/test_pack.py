@@ -245,6 +245,28 @@ def test_class_subsets_that_cannot_be(original: Path, tmp_path: Path) -> None:
         class_rows(open_or_pack(str(tmp_path / "flat"), tmp_path), ClassSubset())
 
 
+def test_classes_are_chosen_by_name_or_number(picture_folder: Path, tmp_path: Path) -> None:
+    pack = open_or_pack(str(picture_folder), tmp_path)
+    rows, labels, names = class_rows(pack, ClassSubset(names=("cedar", "0")))
+    assert names == ("apple", "cedar") and set(labels.tolist()) == {0, 1}
+    assert [pack.classes[label] for label in pack.labels[rows]] == [names[label] for label in labels]
+    for subset, words in (
+        (ClassSubset(names=("apple", "elm", "9")), r"classes: elm, 9: no class of .* it has apple, birch, cedar"),
+        (ClassSubset(names=("apple", "0", "birch")), "apple is named twice"),
+        (ClassSubset(names=("apple",)), "at least two are needed"),
+        (ClassSubset(names=("apple", "birch"), start=0.5), "named beside start or stop"),
+    ):
+        with pytest.raises(UserError, match=words):
+            class_rows(pack, subset)
+
+
+def test_a_class_that_is_called_by_a_number_is_meant_by_its_name(picture_folder: Path, tmp_path: Path) -> None:
+    for name, source in (("5", "apple"), ("1", "birch"), ("0", "cedar")):
+        shutil.copytree(picture_folder / source, tmp_path / "digits" / name)
+    pack = open_or_pack(str(tmp_path / "digits"), tmp_path)
+    assert class_rows(pack, ClassSubset(names=("1", "5")))[2] == ("1", "5")
+
+
 def test_the_command(picture_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = Path(shutil.copytree(picture_folder, tmp_path / "source"))
     (source / "apple/notes.txt").write_text("hello")

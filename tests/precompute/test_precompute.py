@@ -272,7 +272,7 @@ def test_a_file_that_cannot_be_read_stops_the_run_and_marks_nothing(recipe, pack
     assert LabelStore.open(recipe.out).unfinished() == []
 
 
-def test_a_loader_that_fails_on_whole_images_stops_the_run_and_marks_nothing(recipe, monkeypatch):
+def test_a_loader_that_fails_on_centred_squares_stops_the_run_and_marks_nothing(recipe, monkeypatch):
     def fails(self, request, cut, share):
         raise UserError("out of memory in the loader")
 

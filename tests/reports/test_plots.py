@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from repcon.reports import plots
-from repcon.reports.plot_style import DARK, INK, LIGHT, SERIES, standalone
-from repcon.reports.plots import Bar, Interval
+from repcon.reports.figures import Interval
+from repcon.reports.plot_style import DARK, INK, LIGHT, SERIES, SeriesStyles, standalone
+from repcon.reports.plots import Bar
 
 
 def test_a_long_line_keeps_its_means_and_its_range() -> None:
@@ -55,13 +56,33 @@ def test_colours_are_the_pages_and_ids_the_plots() -> None:
     assert used == {"ink", "muted", "grid", *(f"s{number}" for number in range(1, 9))}
     assert used <= LIGHT.keys() == DARK.keys()
     assert not re.search("|".join((INK, *SERIES)), text)
+    assert text == plots.lines("mine", "Loss", series, "step", "nat", points=True).svg
     ids = re.findall(r' id="([^"]*)"', text)
-    assert ids
-    assert all(name.startswith("mine-") for name in ids)
+    assert ids and len(ids) == len(set(ids))
+    others = re.findall(r' id="([^"]*)"', plots.lines("other", "Loss", series, "step", "nat", points=True).svg)
+    assert others and not set(ids) & set(others)
     assert set(re.findall(r"url\(#([^)]*)\)|href=\"#([^\"]*)\"", text)) <= {(n, "") for n in ids} | {
         ("", n) for n in ids
     }
-    assert text == plots.lines("mine", "Loss", series, "step", "nat", points=True).svg
+
+
+def test_a_name_keeps_its_style_from_plot_to_plot() -> None:
+    styles = SeriesStyles()
+    interval = Interval(mean=1.0, low=0.0, high=2.0)
+    plots.intervals("a", "Transfer", {"probe": {"x": interval, "y": interval}}, ["x", "y"], "%", styles=styles)
+    text = plots.lines("b", "Loss", {"y": ([0.0, 1.0], [1.0, 2.0])}, "step", "nat", styles=styles).svg
+    assert "var(--s2)" in text and "var(--s1)" not in text
+    looks = [styles[f"model {number}"] for number in range(64)]
+    assert len({(look.color, look.marker) for look in looks}) == 64
+    assert len({(look.color, str(look.dash)) for look in looks[:32]}) == 32
+
+
+def test_many_metrics_of_many_backbones_stay_on_a_screen() -> None:
+    backbones = {f"backbone {n}": Interval(mean=float(n), low=0.0, high=20.0) for n in range(10)}
+    plot = plots.intervals("a", "Transfer", {f"metric {n}": backbones for n in range(8)}, list(backbones), "%")
+    _, _, width, height = map(float, re.search(r'viewBox="([^"]*)"', plot.svg)[1].split())
+    assert plot.wide and height < 0.75 * width
+    assert all(plot.svg.count(f">{name}<") == 2 for name in backbones)  # once per row of panels
 
 
 def test_a_picture_alone_brings_its_colours() -> None:

@@ -27,7 +27,9 @@ from repcon.images.pack import ImagePack
 from repcon.labels.statistics import figures
 from repcon.labels.store import LabelStore
 from repcon.reports import crop_sheet, sources, tables
-from repcon.reports.plots import Interval
+from repcon.reports.figures import Interval
+from repcon.reports.record_figures import record_figure, record_figures
+from repcon.reports.run_figures import run_figures
 from repcon.reports.tables import Cell
 from repcon.runtime.errors import UserError
 from repcon.runtime.run_dir import RunDir
@@ -150,14 +152,14 @@ def test_several_runs_are_marked_only_beyond_the_noise() -> None:
         "b": {"x": 1.15, "x_low": 1.05, "x_high": 1.25, "y": 500.0},
         "c": {"x": 2.0, "x_low": 1.9, "x_high": 2.1, "y": 5.0},
     }
-    rows = tables.side_by_side("", runs).rows
+    rows = tables.side_by_side("", {name: record_figures(held) for name, held in runs.items()}).rows
     assert [cell.mark for cell in rows[0]] == ["", "", "", "higher"]
     assert [cell.mark for cell in rows[1]] == ["", "", "", ""]
 
 
 def test_figures_are_joined_with_their_intervals_and_flattened() -> None:
     figures = {"a": {"b": 1, "c": {"mean": 2.0, "low": 1.0, "high": 3.0}}, "t": 4.0, "t_q20": 3.0, "t_q80": 5.0}
-    assert tables.flat(figures) == {
+    assert {name: figure.value for name, figure in record_figures(figures).items()} == {
         "a / b": 1, "a / c": Interval(mean=2.0, low=1.0, high=3.0), "t": Interval(mean=4.0, low=3.0, high=5.0),
     }  # fmt: skip
 
@@ -171,7 +173,6 @@ def test_figures_are_joined_with_their_intervals_and_flattened() -> None:
         ("seconds", 251.2, "4 min 11 s"),
         ("seconds", 7500.0, "2 h 5 min"),
         ("data_share", 0.125, "12.5 %"),
-        ("validation / knn", 0.58, "58.0 %"),
         ("validation / birds / kl", 0.34754, "0.3475 nat"),
         ("gaps_worst_kl", 7.6e-05, "7.6e-05 nat"),
         ("dali_label_kl_worst", 0.25, "0.25 nat"),
@@ -188,8 +189,23 @@ def test_figures_are_joined_with_their_intervals_and_flattened() -> None:
         ("x", Interval(mean=1.0, low=0.5, high=1.5), "1 (0.5 to 1.5)"),
     ],
 )
-def test_figures_in_words(name: str, value: Any, shown: str) -> None:
-    assert tables.words(name, value) == shown
+def test_figures_of_records_have_the_unit_that_their_names_tell(name: str, value: Any, shown: str) -> None:
+    assert record_figure(name, value).text == shown
+
+
+def test_figures_of_runs_have_the_units_of_repcon_s_own_names() -> None:
+    results = {
+        "seconds": 251.2, "memory_bytes": 9e8, "data_share": 0.125, "loss": {"birds": 1.5, "seconds": 2.0},
+        "validation": {"knn": 0.58, "heads": {"American_Goldfinch": {"kl": 0.34754, "agreement": 0.5}}},
+        "validation_accuracy": 83.71, "megabytes": 10.7, "images": 123456, "some_kl": 0.5, "licence": "",
+    }  # fmt: skip
+    shown = {figure.label: figure.text for figure in run_figures(results).values()}
+    assert shown == {
+        "time": "4 min 11 s", "memory": "900 MB", "waiting for data": "12.5 %", "loss / birds": "1.5 nat",
+        "loss / seconds": "2 nat", "validation / kNN": "58.0 %", "validation / American_Goldfinch / KL": "0.3475 nat",
+        "validation / American_Goldfinch / agreement": "50.0 %", "validation accuracy": "83.7 %", "size": "10.7 MB",
+        "images": "123,456", "some kl": "0.5", "licence": "-",
+    }  # fmt: skip
 
 
 def test_figures_of_inspect_are_shown_as_inspect_does(world: Path, tmp_path: Path) -> None:
@@ -203,8 +219,8 @@ def test_figures_of_inspect_are_shown_as_inspect_does(world: Path, tmp_path: Pat
     assert "old: not the figures of this version" in markdown
     ids = Page(html).ids
     assert len(ids) == len(set(ids))
-    plots = sorted(path.name for path in (tmp_path / "out" / "plots").glob("store-kl*"))
-    assert plots == ["store-kl-2.svg", "store-kl.svg"]
+    plots = sorted(path.name for path in (tmp_path / "out" / "plots").glob("*-kl.svg"))
+    assert plots == ["inspect0-kl.svg", "store0-kl.svg"]
 
 
 def test_a_run_that_was_killed_is_reported_as_far_as_it_came(world: Path, tmp_path: Path) -> None:
@@ -220,21 +236,21 @@ def test_a_run_that_was_killed_is_reported_as_far_as_it_came(world: Path, tmp_pa
 
 def test_paths_that_hold_nothing_are_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"nowhere.*no such"):
-        sources.read([str(tmp_path / "nowhere")])
+        sources.read_sources([str(tmp_path / "nowhere")])
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=r"empty: nothing to report on"):
-        sources.read([str(tmp_path / "empty")])
+        sources.read_sources([str(tmp_path / "empty")])
     (tmp_path / "bad.json").write_text("{")
     with pytest.raises(UserError, match=r"bad\.json"):
-        sources.read([str(tmp_path / "bad.json")])
+        sources.read_sources([str(tmp_path / "bad.json")])
     with pytest.raises(UserError, match="PATH"):
-        sources.read([])
+        sources.read_sources([])
 
 
 def test_sources_of_one_name_are_told_apart_and_counted_once(tmp_path: Path) -> None:
     first = write_teach(tmp_path / "a" / "teacher")
     second = write_teach(tmp_path / "b" / "teacher")
-    names = [source.name for source in sources.read([str(first), str(second), str(first)])]
+    names = [source.name for source in sources.read_sources([str(first), str(second), str(first)])]
     assert names == ["a/teacher", "b/teacher"]
 
 
@@ -249,16 +265,6 @@ def test_figures_of_no_known_shape_go_into_a_table(tmp_path: Path) -> None:
     assert "| answer | 42 |" in markdown
     assert "| x / y |" in markdown
     assert "x /<wbr> y" in html
-
-
-def test_figures_that_count_something_are_a_line(tmp_path: Path) -> None:
-    figures = {f"{metric}_k{k}_minus_online": 0.1 * k for metric in ("probe", "knn") for k in (4, 8, 1000)}
-    memory = {f"memory_{images}_images_bytes": 1e9 for images in (64, 256, 1024)}
-    record = write_record(tmp_path / "quality", **figures, **memory, finding_1=1.0, finding_2=2.0, b256_us=3.0)
-    _, markdown = make(tmp_path / "out", record)
-    assert re.findall(r"!\[(.*)\]", markdown) == ["minus online by k", "memory by images"]
-    text = (tmp_path / "out" / "plots" / "bench0-line0.svg").read_text()
-    assert all(word in text for word in (">probe<", ">knn<", ">1,000<"))
 
 
 def test_targets_of_a_record_are_shown_and_judged(tmp_path: Path) -> None:
@@ -278,16 +284,10 @@ def test_a_record_names_its_machine_and_what_to_know_of_it(tmp_path: Path) -> No
         folder = write_record(tmp_path / "records" / name, **figures)
         (folder / "env.json").write_text(json.dumps(facts))
     _, markdown = make(tmp_path / "out", tmp_path / "records")
-    assert "CPU, 4 cores, 2026-01-02. Ratios measured" in markdown
-    assert "Some GPU, 4 cores, 2026-01-02. cut off Ratios measured" in markdown and "> c: cut off" in markdown
+    assert "\nCPU, 4 cores, 2026-01-02.\n" in markdown
+    assert "\nSome GPU, 4 cores, 2026-01-02. cut off\n" in markdown and "> c: cut off" in markdown
     beside = markdown[markdown.index("## Benchmarks side by side") :]
     assert "| figure | a | b |" in beside and "| read bytes growth | 1.2 |" in markdown
-
-
-def test_gains_of_variants_share_a_plot(tmp_path: Path) -> None:
-    gains = {f"{name}_probe_gain": {"mean": 1.0, "low": -1.0, "high": 3.0} for name in ("k_64", "no_tail")}
-    _, markdown = make(tmp_path / "out", write_record(tmp_path / "ablation", **gains))
-    assert re.findall(r"!\[(.*)\]", markdown) == ["Gain in linear probe"]
 
 
 def test_evaluations_of_one_test_are_compared_and_marked_beyond_the_noise(tmp_path: Path) -> None:
@@ -302,20 +302,12 @@ def test_the_demos_folder_brings_the_runs_inside_it(tmp_path: Path) -> None:
     RunDir(tmp_path / "demo", "demo", "").finish({})
     write_teach(tmp_path / "demo" / "teacher")
     make(tmp_path / "demo" / "report", tmp_path / "demo" / "teacher")
-    assert [source.name for source in sources.read([str(tmp_path / "demo")])] == ["demo", "teacher"]
+    assert [source.name for source in sources.read_sources([str(tmp_path / "demo")])] == ["demo", "teacher"]
 
 
 def test_kNN_while_training_is_in_per_cent(pages: tuple[str, str, Path]) -> None:
     text = (pages[2] / "plots" / "knn.svg").read_text()
     assert re.search(r">5\d(\.\d)?<", text)
-
-
-def test_ratios_to_one_peer_share_a_plot(tmp_path: Path) -> None:
-    ratios = {f"{shape}_{peer}_over_ours": 2.0 for shape in ("small", "large") for peer in ("eager", "liger")}
-    record = write_record(tmp_path / "kernels", **ratios, linear_peak_over_plain=0.4, launches=3)
-    _, markdown = make(tmp_path / "out", record)
-    assert re.findall(r"!\[(.*)\]", markdown) == ["Over ours", "Ratios"]
-    assert "small eager" in (tmp_path / "out" / "plots" / "bench0-0.svg").read_text()
 
 
 def test_a_cell_that_is_marked_is_no_shared_text() -> None:

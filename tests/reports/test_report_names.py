@@ -6,11 +6,13 @@ from pathlib import Path
 import pytest
 from report_case import Page, write_evaluate, write_record, write_store, write_teach, write_train
 
+from benchmarks import report as benchmark_report
 from repcon.commands import pack
 from repcon.commands import report as report_module
 from repcon.config import PackConfig, ReportConfig
 from repcon.images.pack import ImagePack
 from repcon.labels.statistics import figures
+from repcon.reports.sections.records import record_sections
 from repcon.runtime.run_dir import RunDir
 
 
@@ -19,8 +21,8 @@ def evil(place: str) -> str:
     return f"<img src=x onerror=alert(1)>{place}<b>"
 
 
-@pytest.fixture(scope="module")
-def page(picture_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Page:
+@pytest.fixture(scope="module", params=[record_sections, benchmark_report.sections], ids=["repcon", "benchmarks"])
+def page(request, picture_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Page:
     root = tmp_path_factory.mktemp("names")
     source = root / "source" / evil("folder")
     source.mkdir(parents=True)
@@ -47,7 +49,7 @@ def page(picture_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Page
     RunDir(root / "odd", evil("command"), "").finish({"x": 1})
     paths = [path for path in root.iterdir() if path.name not in ("source", "pack")]
     out = root / "report"
-    report_module.run(ReportConfig(paths=tuple(map(str, paths)), out=str(out), title=evil("title")))
+    report_module.run(ReportConfig(paths=tuple(map(str, paths)), out=str(out), title=evil("title")), request.param)
     return Page((out / "report.html").read_text())
 
 

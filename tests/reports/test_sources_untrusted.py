@@ -9,10 +9,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from benchmarks import report as benchmark_report
 from repcon.commands import report
 from repcon.config import ReportConfig
 from repcon.reports import page, sources
 from repcon.reports.sections import labels
+from repcon.reports.sections.records import record_sections
 from repcon.runtime.errors import UserError
 
 LARGE = "1" * 400
@@ -74,10 +76,10 @@ def test_a_report_asks_nobody_and_says_what_it_left_out(tmp_path: Path, monkeypa
     monkeypatch.setattr(socket.socket, "connect", lambda *_: pytest.fail("connected"))
     for url in ("http://127.0.0.1:9/x", "s3://bucket/labels.zarr", "reference::http://127.0.0.1:9/x.json", "ftp://a/b"):
         folder = run_folder(tmp_path / "run", config__toml=f'store="{url}"\npack="{url}"\nout="{url}"\n')
-        notes = page.build(sources.read([str(folder)]), "title").notes
+        notes = page.build(sources.read_sources([str(folder)]), "title").notes
         assert [note for note in notes if url in note and "does not open" in note]
         run_folder(tmp_path / "run", command="precompute", config__toml=f'store="{url}"\npack="{url}"\nout="{url}"\n')
-        assert labels.places(sources.read([str(folder)])) == []
+        assert labels.places(sources.read_sources([str(folder)])) == []
 
 
 def test_links_out_of_a_folder_are_not_followed(tmp_path: Path) -> None:
@@ -90,9 +92,9 @@ def test_links_out_of_a_folder_are_not_followed(tmp_path: Path) -> None:
     (folder / "results.json").symlink_to(tmp_path / "private.json")
     (given / "other").symlink_to(private)
     (given / "latest").symlink_to(folder)
-    read = sources.read([str(given)])
+    read = sources.read_sources([str(given)])
     assert [dict(source.figures) for source in read] == [{}]
-    assert sources.read([str(given / "other")])[0].figures == {"secret": 1}  # the user's own link
+    assert sources.read_sources([str(given / "other")])[0].figures == {"secret": 1}  # the user's own link
 
 
 def test_no_file_that_never_ends_is_waited_for(tmp_path: Path) -> None:
@@ -140,12 +142,13 @@ def test_any_run_folder_is_a_report_or_one_line(
     record = tmp_path / "record.json"
     record.write_text(json.dumps(results))
     for path in (folder, record):
-        try:
-            built = page.build(sources.read([str(path)]), "title")
-        except UserError:
-            continue
-        page.html(built).encode()
-        page.markdown(built).encode()
+        for records in (record_sections, benchmark_report.sections):
+            try:
+                built = page.build(sources.read_sources([str(path)]), "title", records)
+            except UserError:
+                continue
+            page.html(built).encode()
+            page.markdown(built).encode()
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
@@ -154,6 +157,6 @@ def test_any_bytes_in_a_run_folder_are_a_report_or_one_line(name: str, data: byt
     folder = run_folder(tmp_path / "run")
     (folder / name).write_bytes(data)
     try:
-        page.html(page.build(sources.read([str(folder)]), "title")).encode()
+        page.html(page.build(sources.read_sources([str(folder)]), "title")).encode()
     except UserError as error:
         assert str(folder) in str(error)

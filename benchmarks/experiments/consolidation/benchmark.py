@@ -28,10 +28,9 @@ from pathlib import Path
 import torch
 
 from benchmarks.experiments.consolidation import summary
-from benchmarks.experiments.consolidation.protocol import EPOCHS_WITH_ALL, LONG, SHORT, USUAL, Protocol
+from benchmarks.experiments.consolidation.protocol import EPOCHS_WITH_ALL, LONG, METHODS, SHORT, USUAL, Protocol
 from benchmarks.experiments.consolidation.study import Study
 from benchmarks.harness import script
-from repcon.reports.sections.consolidation import METHODS
 
 
 def main() -> None:

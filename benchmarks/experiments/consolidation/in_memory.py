@@ -22,7 +22,7 @@ from repcon.crops import plan as crop_plan
 from repcon.decode.base import CropRequest
 from repcon.decode.factory import open_loader
 from repcon.evaluation import probes
-from repcon.evaluation.features import whole_images
+from repcon.evaluation.features import centred_squares
 from repcon.images.pack import ImagePack, class_rows
 from repcon.models.factory import create_model
 from repcon.models.preprocessing import Preprocessing, normalise, preprocessing_of
@@ -161,7 +161,7 @@ def _downstream(
     if few:
         rows, labels = rows[labels < 3], labels[labels < 3]
     train, test = probes.split_classes(labels, 0.5, seed)
-    maps = _maps(network, inputs, pack, whole_images(pack, rows[np.concatenate([train, test])], 64))
+    maps = _maps(network, inputs, pack, centred_squares(pack, rows[np.concatenate([train, test])], 64))
     return maps, labels[train], labels[test]
 
 

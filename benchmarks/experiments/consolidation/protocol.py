@@ -6,10 +6,28 @@ from typing import Any, TypeVar
 
 from benchmarks.experiments.consolidation.data import DOMAINS
 from repcon import config
-from repcon.reports.sections.consolidation import METHODS
 from repcon.runtime.errors import UserError
 
 Config = TypeVar("Config")
+
+METHODS = {
+    "generalist": "generalist",
+    "teacher": "task teacher",
+    "teacher_a": "teacher of a quarter",
+    "teacher_b": "teacher of another quarter",
+    "average": "mean of both models' weights, no training",
+    "task": "student: task only",
+    "generalist_only": "student: generalist only",
+    "task_generalist": "student: task + generalist",
+    "average_of_students": "mean of the domains' task + generalist students, no more training",
+    "tasks": "student: all domains' tasks",
+    "tasks_generalist": "student: all tasks + generalist",
+    "quarters": "student: two quarters",
+    "quarters_generalist": "student: two quarters + generalist",
+    "joint": "one network trained with all domains' labels",
+    "ceiling": "task teacher and generalist side by side",
+}
+"""Titles of the consolidation benchmark's rows, by the names that its records have."""
 
 GENERALIST = "generalist"
 TEACHER_HALF = (0.0, 0.5)

@@ -10,11 +10,9 @@ import numpy as np
 from matplotlib.figure import Figure
 from rich.table import Table
 
-from benchmarks.experiments.consolidation.protocol import Protocol
+from benchmarks.experiments.consolidation.protocol import METHODS, Protocol
 from benchmarks.harness import script
-from repcon.evaluation.intervals import over_draws
-from repcon.evaluation.intervals import show as with_interval
-from repcon.reports.sections.consolidation import METHODS
+from repcon.evaluation.intervals import over_draws, plus_minus
 from repcon.runtime.console import console
 from repcon.runtime.run_dir import write_json
 from repcon.runtime.system import environment
@@ -174,7 +172,7 @@ def cell(results: Mapping[str, Any], name: str, *, signed: bool = False) -> str:
         return ""
     if f"{name}_low" not in results:
         return f"{results[name]:{'+' if signed else ''}.1f}"
-    return with_interval(_interval(results, name), signed=signed)
+    return plus_minus(_interval(results, name), signed=signed)
 
 
 def _interval(results: Mapping[str, Any], name: str) -> dict[str, float]:

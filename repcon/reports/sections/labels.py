@@ -2,29 +2,33 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from repcon.labels.statistics import figures
 from repcon.labels.store import LabelStore
 from repcon.reports import crop_sheet
+from repcon.reports.figures import is_number
+from repcon.reports.plot_style import SeriesStyles
+from repcon.reports.run_figures import run_figures
 from repcon.reports.section import Section
-from repcon.reports.sections import store as stores
+from repcon.reports.sections.store import store_sections
 from repcon.reports.sections.training import over_time
 from repcon.reports.sources import Source
-from repcon.reports.tables import is_number, side_by_side
+from repcon.reports.tables import side_by_side
 from repcon.runtime.errors import UserError
 from repcon.runtime.terminal import printable
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Place:
-    """A store that some run wrote or read, and the pack that its labels belong to, where that is known."""
+    """A store that a run wrote or read, and the pack that its labels belong to, where that is known."""
 
     store: str
     pack: str = ""
     fingerprint: str = ""
-    """Of the store, where the run told it."""
+    """Of the store, where the run recorded it."""
 
 
 def places(sources: Sequence[Source]) -> list[Place]:
@@ -51,7 +55,7 @@ def _located(source: Source, key: str) -> str:
 
     What a run names by a URL is not looked for: a report of somebody else's run must not send requests.
     """
-    value = source.places.get(key, "")
+    value = source.paths.get(key, "")
     if not value or "://" in value:
         return ""
     above = (folder / value for folder in source.path.resolve().parents)
@@ -67,7 +71,7 @@ def _exists(path: Path) -> bool:
 
 def _not_shown(source: Source) -> Iterator[str]:
     """What the run learnt from and the report cannot show, with the reason."""
-    for key, value in source.places.items() if source.kind == "train" else ():
+    for key, value in source.paths.items() if source.kind == "train" else ():
         if key == "out" or not value or _located(source, key):
             continue
         reason = (
@@ -78,41 +82,45 @@ def _not_shown(source: Source) -> Iterator[str]:
         yield f"{source.name}: its {key} {value} {reason}"
 
 
-def labels(sources: Sequence[Source]) -> tuple[list[Section], list[str]]:
+def labels(sources: Sequence[Source], styles: SeriesStyles) -> tuple[list[Section], list[str]]:
     """The sections, and notes on stores that could not be shown (moved, unfinished, of another pack)."""
     sections: list[Section] = []
     notes: list[str] = []
     if runs := {source.name: source for source in sources if source.kind == "precompute"}:
-        sections.append(_precompute(runs))
+        sections.append(_precompute(runs, styles))
     notes += [printable(note) for source in sources for note in _not_shown(source)]
     found = places(sources)
-    for place in found:
-        name = f": {_called(place, found)}" if len(found) > 1 else ""
-        if place.fingerprint and not _is_the_run_s(place):
+    for number, place in enumerate(found):
+        name = f": {_store_name(place, found)}" if len(found) > 1 else ""
+        if place.fingerprint and not _is_unchanged(place):
             notes.append(f"{place.store}: is not the store that the run learnt from, or has grown since: not shown")
             continue
-        for part in (_sheet, _store):
+        parts = {
+            "A sheet of crops": partial(_sheet, place, name),
+            "What a store holds": partial(_store, place, name, styles, f"store{number}"),
+        }
+        for what, part in parts.items():
             try:
-                sections += part(place, name)
+                sections += part()
             except Exception as error:  # Whatever is wrong with a store of unknown origin, the rest is reported.
                 reason = str(error) if isinstance(error, UserError) else repr(error)
-                notes.append(printable(f"{part.__doc__} of {place.store} could not be shown: {reason}"))
-    for source in (source for source in sources if source.kind == "inspect"):
+                notes.append(printable(f"{what} of {place.store} could not be shown: {reason}"))
+    for number, source in enumerate(source for source in sources if source.kind == "inspect"):
         try:
-            sections += _titled(stores.sections(source.figures), f": {source.name}")
+            sections += _titled(store_sections(source.figures, styles, f"inspect{number}"), f": {source.name}")
         except (ArithmeticError, LookupError, TypeError, ValueError, AttributeError) as error:
             notes.append(f"{source.name}: not the figures of this version's `repcon inspect` ({error!r})")
     return sections, notes
 
 
-def _called(place: Place, places: Sequence[Place]) -> str:
+def _store_name(place: Place, places: Sequence[Place]) -> str:
     """The store's name, with its folder's where another has the same."""
     name = Path(place.store).name
     alone = [Path(other.store).name for other in places].count(name) == 1
     return name if alone else f"{Path(place.store).resolve().parent.name}/{name}"
 
 
-def _precompute(runs: Mapping[str, Source]) -> Section:
+def _precompute(runs: Mapping[str, Source], styles: SeriesStyles) -> Section:
     lines = {
         name: [line for line in source.events if line.get("event") in ("progress", "unit")]
         for name, source in runs.items()
@@ -123,8 +131,9 @@ def _precompute(runs: Mapping[str, Source]) -> Section:
             ("crops", "Throughput of precompute", "crops per second", lambda line: line.get("crops_per_second")),
             ("teachers-waited", "Teachers waiting", "% of the time", _waited),
         ],
+        styles,
     )
-    ended = {name: source.figures for name, source in runs.items() if source.figures}
+    ended = {name: run_figures(source.figures) for name, source in runs.items() if source.figures}
     tables = (side_by_side("", ended),) if ended else ()
     return Section(title="Precomputing the labels", plots=tuple(drawn), tables=tables)
 
@@ -134,30 +143,28 @@ def _waited(line: Mapping[str, Any]) -> float | None:
     return 100 * share if is_number(share) else None
 
 
-def _is_the_run_s(place: Place) -> bool:
-    """Whether the store that lies there now is the one that the run told of; what cannot be opened says so itself."""
+def _is_unchanged(place: Place) -> bool:
+    """Whether the store is still the one that the run read. A store that cannot be opened counts as unchanged: the
+    sections on it name the reason."""
     try:
         return LabelStore.open(place.store).fingerprint == place.fingerprint
-    except Exception:  # told by what reads it next
+    except Exception:
         return True
 
 
 def _sheet(place: Place, name: str) -> list[Section]:
-    """A sheet of crops"""
     if not place.pack:
         return []
-    pictured = tuple(crop_sheet.sheet(place.pack, place.store))
+    images = tuple(crop_sheet.sheet(place.pack, place.store))
     lead = (
         "Stored crops, cut by the reference loader, beside what is stored for them: each teacher's three most probable "
         "classes. The frames on the left show where the crops lie in the image. Nothing here is computed anew."
     )
-    return [Section(title=f"Crops and their labels{name}", lead=lead, sheet=pictured)] if pictured else []
+    return [Section(title=f"Crops and their labels{name}", lead=lead, sheet=images)] if images else []
 
 
-def _store(place: Place, name: str) -> list[Section]:
-    """What a store holds"""
-    found = figures(LabelStore.open(place.store))
-    return _titled(stores.sections(found), name)
+def _store(place: Place, name: str, styles: SeriesStyles, prefix: str) -> list[Section]:
+    return _titled(store_sections(figures(LabelStore.open(place.store)), styles, prefix), name)
 
 
 def _titled(sections: Sequence[Section], name: str) -> list[Section]:

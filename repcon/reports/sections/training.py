@@ -7,12 +7,18 @@ from typing import Any
 import numpy as np
 
 from repcon.reports import plots
+from repcon.reports.figures import is_number
+from repcon.reports.plot_style import SeriesStyles
+from repcon.reports.run_figures import run_figures
 from repcon.reports.section import Section
 from repcon.reports.sources import Source
-from repcon.reports.tables import MARKED, is_number, side_by_side
+from repcon.reports.tables import MARKED, side_by_side
+
+MOST_PLOTS = 12
+"""Plots of one kind: of more heads or runs, the first get one."""
 
 
-def training(sources: Sequence[Source]) -> list[Section]:
+def training(sources: Sequence[Source], styles: SeriesStyles) -> list[Section]:
     """Loss per head, throughput, waiting and agreement over time; runs side by side where there are several."""
     runs = {source.name: source for source in sources if source.kind == "train"}
     if not runs:
@@ -22,54 +28,51 @@ def training(sources: Sequence[Source]) -> list[Section]:
         "equal parts of the run, the shade is their range. Waiting is the share of a step spent on data; it and the "
         "throughput begin after a run's first line, which holds its start."
     )
-    steps = {name: source.of("step") for name, source in runs.items()}
-    drawn = [*_losses(runs), *over_time(steps, SPEED), *_agreement(runs)]
-    figures = {name: _brief(source) for name, source in runs.items()}
+    steps = {name: source.events_of("step") for name, source in runs.items()}
+    drawn = [*_losses(runs, styles), *over_time(steps, SPEED, styles), *_validation(runs, styles)]
+    figures = {name: run_figures(_main_figures(source)) for name, source in runs.items()}
     note = MARKED if len(runs) > 1 else ""
     tables = (side_by_side("", figures, note),) if any(figures.values()) else ()
     return [Section(title="Training", lead=lead, plots=tuple(drawn), tables=tables)]
 
 
-def _brief(source: Source) -> dict[str, Any]:
-    """Without what the plots and the listing show in full; with the throughput's 20, 50 and 80 % quantiles over
-    lines."""
+def _main_figures(source: Source) -> dict[str, Any]:
+    """The results that are numbers, losses and validation, with the throughput's quantiles over the logged steps."""
     figures = {
         name: value
         for name, value in source.figures.items()
         if is_number(value) or name in ("loss", "validation", "validation_start")
     }
-    rates = [rate for line in source.of("step")[1:] if is_number(rate := line.get("images_per_second"))]
+    rates = [rate for line in source.events_of("step")[1:] if is_number(rate := line.get("images_per_second"))]
     if "images_per_second" in figures and len(rates) >= 5:
         low, median, high = (float(rate) for rate in np.quantile(rates, (0.2, 0.5, 0.8)))
         figures["images_per_second_by_line"] = {"median": median, "q20": low, "q80": high}
     return figures
 
 
-def _losses(runs: Mapping[str, Source]) -> list[plots.Plot]:
+def _losses(runs: Mapping[str, Source], styles: SeriesStyles) -> list[plots.Plot]:
     """All heads of one run in one plot; of several runs a plot per head."""
     by_head: dict[str, dict[str, plots.Line]] = {}
     for name, source in runs.items():
-        steps = source.of("step")
-        heads = dict.fromkeys(head for line in steps for head in _mapping(line.get("loss")))
-        for head in heads:
+        steps = source.events_of("step")
+        for head in dict.fromkeys(head for line in steps for head in _mapping(line.get("loss"))):
             points = [(line.get("step"), _mapping(line["loss"]).get(head)) for line in steps if "loss" in line]
             by_head.setdefault(head, {})[name] = _points(points)
-    places = {name: number for number, name in enumerate(runs)}
     if len(runs) == 1:
         lines = {head: held[next(iter(held))] for head, held in by_head.items()}
-        return [plots.lines("loss", "Loss per head", lines, "step", "loss (nat)")] if lines else []
+        return [plots.lines("loss", "Loss per head", lines, "step", "loss (nat)", styles=styles)] if lines else []
     return [
-        plots.lines(f"loss{number}", f"Loss of head {head}", held, "step", "loss (nat)", places=places)
-        for number, (head, held) in enumerate(list(by_head.items())[: plots.MOST_LINES])
+        plots.lines(f"loss{number}", f"Loss of head {head}", held, "step", "loss (nat)", styles=styles)
+        for number, (head, held) in enumerate(list(by_head.items())[:MOST_PLOTS])
     ]
 
 
 def over_time(
     runs: Mapping[str, Sequence[Mapping[str, Any]]],
     wanted: Sequence[tuple[str, str, str, Callable[[Mapping[str, Any]], Any]]],
+    styles: SeriesStyles,
 ) -> list[plots.Plot]:
     """A plot for each wanted (name, title, unit, figure of a line) over time, from the runs' second line on."""
-    places = {name: number for number, name in enumerate(runs)}
     seconds = {name: _seconds(lines) for name, lines in runs.items()}
     longest = max((times[-1] for times in seconds.values() if times), default=0.0)
     x, scale = next((x, scale) for x, scale, least in TIMES if longest >= least)
@@ -81,16 +84,16 @@ def over_time(
         }
         if any(len(xs) > 1 for xs, _ in held.values()):
             reaching = 10.0 if unit.startswith("%") else 0.0
-            drawn.append(plots.lines(key, title, held, x, unit, places=places, from_zero=True, reaching=reaching))
+            drawn.append(plots.lines(key, title, held, x, unit, styles=styles, from_zero=True, reaching=reaching))
     return drawn
 
 
 TIMES = (("hours", 3600, 3 * 3600), ("minutes", 60, 180), ("seconds", 1, -math.inf))
-"""What time is counted in, its seconds, and from how many seconds on."""
+"""Units of the time axis: name, seconds, and the length of run from which each is used."""
 
 
 def _seconds(lines: Sequence[Mapping[str, Any]]) -> list[float]:
-    """Time in the run; a run that was resumed counts from zero again, and here goes on where it was."""
+    """Time in the run at each line. A resumed run logs from zero again: its time is added to what came before."""
     times: list[float] = []
     before = last = 0.0
     for line in lines:
@@ -109,24 +112,25 @@ def _waiting(line: Mapping[str, Any]) -> float | None:
     return None
 
 
-def _agreement(runs: Mapping[str, Source]) -> list[plots.Plot]:
-    """Validation after each epoch: top-1 agreement with each teacher, and kNN where it was measured."""
-    agreement: dict[str, plots.Line] = {}
+def _validation(runs: Mapping[str, Source], styles: SeriesStyles) -> list[plots.Plot]:
+    """After each epoch: top-1 agreement with each teacher, a plot per run, and kNN accuracy where it was measured."""
+    drawn: list[plots.Plot] = []
     neighbours: dict[str, plots.Line] = {}
-    for name, source in runs.items():
-        lines = source.of("validation")
-        for head in dict.fromkeys(head for line in lines for head in _mapping(line.get("heads"))):
-            label = head if len(runs) == 1 else f"{name}: {head}"
-            agreement[label] = _points([(line.get("epoch"), _agreed(line, head)) for line in lines])
-        neighbours[name] = _points([(line.get("epoch"), _percent(line.get("knn"))) for line in lines])
-    return [
-        plots.lines(key, title, held, "epoch", unit, points=True)
-        for key, title, held, unit in (
-            ("agreement", "Agreement with the teachers", agreement, "same top class (%)"),
-            ("knn", "kNN while training", neighbours, "accuracy (%)"),
-        )
-        if any(xs for xs, _ in held.values())
-    ]
+    for number, (name, source) in enumerate(list(runs.items())[:MOST_PLOTS]):
+        validations = source.events_of("validation")
+        heads = dict.fromkeys(head for line in validations for head in _mapping(line.get("heads")))
+        agreement = {
+            head: _points([(line.get("epoch"), _agreed(line, head)) for line in validations]) for head in heads
+        }
+        neighbours[name] = _points([(line.get("epoch"), _percent(line.get("knn"))) for line in validations])
+        if any(xs for xs, _ in agreement.values()):
+            key, of = (f"agreement{number}", f": {name}") if len(runs) > 1 else ("agreement", "")
+            title = f"Agreement with the teachers{of}"
+            drawn.append(plots.lines(key, title, agreement, "epoch", "same top class (%)", styles=styles, points=True))
+    if any(xs for xs, _ in neighbours.values()):
+        unit = "accuracy (%)"
+        drawn.append(plots.lines("knn", "kNN while training", neighbours, "epoch", unit, styles=styles, points=True))
+    return drawn
 
 
 def _agreed(line: Mapping[str, Any], head: str) -> float | None:
@@ -144,13 +148,13 @@ SPEED = (
 
 
 def teachers(sources: Sequence[Source]) -> list[Section]:
-    """What `repcon teach` came to: accuracy over epochs, and the chosen epoch."""
+    """Runs of `repcon teach`: accuracy over epochs, and the chosen epoch."""
     runs = {source.name: source for source in sources if source.kind == "teach"}
     if not runs:
         return []
     drawn: list[plots.Plot] = []
     for number, (name, source) in enumerate(runs.items()):
-        lines = source.of("epoch")
+        lines = source.events_of("epoch")
         held = {
             "training crops": _points([(line.get("epoch"), line.get("accuracy")) for line in lines]),
             "held-out images": _points([(line.get("epoch"), line.get("held_accuracy")) for line in lines]),
@@ -159,7 +163,7 @@ def teachers(sources: Sequence[Source]) -> list[Section]:
         if held:
             title = f"Teacher {name}" if len(runs) > 1 else "Accuracy of the teacher"
             drawn.append(plots.lines(f"teacher{number}", title, held, "epoch", "accuracy (%)", points=True))
-    figures = {name: source.figures for name, source in runs.items()}
+    figures = {name: run_figures(source.figures) for name, source in runs.items()}
     tables = (side_by_side("", figures),) if any(figures.values()) else ()
     return [Section(title="Task teachers", plots=tuple(drawn), tables=tables)]
 

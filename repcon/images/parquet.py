@@ -17,6 +17,7 @@ from repcon.images.jpeg import InvalidImageError
 from repcon.images.names import MAX_FILE_BYTES
 from repcon.images.samples import Label
 from repcon.runtime.errors import UserError
+from repcon.runtime.extras import require_extra
 from repcon.runtime.open_files import is_passing, reason_of
 
 SUFFIX = ".parquet"
@@ -112,10 +113,9 @@ class RowReader:
 
 def _open(path: Path) -> Any:
     """A ParquetFile that reads page by page, not whole row groups; a page of pyarrow's has up to 1,024 rows."""
-    try:
-        from pyarrow.parquet import ParquetFile
-    except ImportError as error:
-        raise UserError(f'{path}: Parquet files are read by pyarrow: pip install "repcon[hf]"') from error
+    require_extra("hf", ("pyarrow",), str(path))
+    from pyarrow.parquet import ParquetFile
+
     return ParquetFile(path, buffer_size=1 << 20, pre_buffer=False, page_checksum_verification=True)
 
 

@@ -17,6 +17,7 @@ from repcon.images import sources
 from repcon.images.pack import ImagePack
 from repcon.images.packing import is_pack, open_or_pack
 from repcon.images.parquet import RowReader
+from repcon.runtime import extras
 from repcon.runtime.errors import UserError
 
 pyarrow = pytest.importorskip("pyarrow")
@@ -277,3 +278,10 @@ def test_commands_that_take_images_or_packs_pack_them_once(tmp_path: Path) -> No
     first, again = (open_or_pack(str(path), tmp_path / "cache") for _ in range(2))
     assert first.url == again.url and first.classes == ("a", "b") and len(list((tmp_path / "cache").iterdir())) == 1
     assert is_pack("s3://bucket/pack") and is_pack(first.url) and not is_pack("hf://datasets/org/birds")
+
+
+def test_without_pyarrow_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write(tmp_path / "a.parquet", {"image": pictures(1)})
+    monkeypatch.setattr(extras, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"a\.parquet needs pyarrow: pip install 'repcon\[hf\]'"):
+        sources.read(str(path))

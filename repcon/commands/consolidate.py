@@ -22,7 +22,7 @@ from repcon.distill.checkpoint import flat
 from repcon.evaluation import tables
 from repcon.evaluation.backbones import resolve_model
 from repcon.evaluation.data_sets import parse_data_sets, split_images
-from repcon.images.pack import ImagePack, class_rows, shared_images
+from repcon.images.pack import ImagePack, count_shared_images, select_classes
 from repcon.images.packing import open_or_pack, write_pack
 from repcon.labels.manifest import TeacherMetadata
 from repcon.models import teacher as teachers
@@ -174,12 +174,12 @@ def _check_sets(config: ConsolidateConfig, proxy: ImagePack, packs: Mapping[str,
     settings = parse_data_sets(plan.evaluation(config, {name: pack.url for name, pack in packs.items()}, {}, ()))
     for name, pack in packs.items():
         split_images(pack, settings[name])
-        rows = class_rows(pack, settings[name].classes)[0]
-        if shared := shared_images(pack.hashes[rows], proxy.hashes):
+        rows = select_classes(pack, settings[name].classes)[0]
+        if shared := count_shared_images(pack.hashes[rows], proxy.hashes):
             what = f"--proxy {' '.join(config.proxy)}: holds {shared} of the images that {name} is measured on"
             if not config.allow_overlap:
                 raise UserError(f"{what}; leave them out, or give --allow-overlap")
-            console.print(f"[yellow]careful[/]: {escape(what)}", highlight=False, soft_wrap=True)
+            console.print(f"[yellow]warning[/]: {escape(what)}", highlight=False, soft_wrap=True)
 
 
 def _evaluate(config: ConsolidateConfig, sections: Sequence[TeacherMetadata], packs: Mapping[str, ImagePack]) -> dict:

@@ -20,14 +20,15 @@ from repcon.decode.factory import open_loader
 from repcon.evaluation import intervals
 from repcon.evaluation.features import centred_squares
 from repcon.evaluation.probes import split_classes
-from repcon.images.pack import ImagePack, class_rows
+from repcon.images.pack import ImagePack, select_classes
 from repcon.models import teacher as teachers
 from repcon.models.preprocessing import normalise, preprocessing_of
 from repcon.models.saved_model import CONFIG, model_folder, saved_extra
 from repcon.models.student import head_class_names, head_names, load_student
-from repcon.runtime.console import console, few
+from repcon.runtime.console import console
 from repcon.runtime.device import choose
 from repcon.runtime.errors import UserError
+from repcon.runtime.text import abbreviate
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,15 +133,15 @@ def _held_out(model: str, pack: ImagePack) -> np.ndarray | None:
         recipe = parse(TeachConfig, extra.get("recipe", {}), model)
     except UserError:  # written by another version
         return None
-    rows, labels, _ = class_rows(pack, recipe.classes)
+    rows, labels, _ = select_classes(pack, recipe.classes)
     held = split_classes(labels, recipe.validation, recipe.seed)[1]
     return rows[held] if len(held) else None
 
 
 def _report_no_images(teacher: teachers.Teacher, packs: Mapping[str, ImagePack], *, refuse: bool) -> None:
     """Raise or print that no data set has images of the teacher's classes."""
-    there = few(next((pack.classes for pack in packs.values() if pack.classes), ()))
-    what = f"no class of the data ({there}) is among those of {teacher.name} ({few(teacher.section.classes)})"
+    there = abbreviate(next((pack.classes for pack in packs.values() if pack.classes), ()))
+    what = f"no class of the data ({there}) is among those of {teacher.name} ({abbreviate(teacher.section.classes)})"
     if refuse:
         raise UserError(f"heads: {what}; name labelled images of its classes")
     console.print(f"[yellow]left out[/]: the head {escape(teacher.name)}: {escape(what)}", highlight=False)

@@ -29,7 +29,7 @@ from repcon.labels.manifest import (
 )
 from repcon.labels.zarr_encoding import metadata_of
 from repcon.runtime.errors import UserError
-from repcon.runtime.filesystem import Files
+from repcon.runtime.filesystem import FileSystem
 
 IsHeld = Callable[[], bool]
 """Whether this process may still change the store: nobody has taken over its claim."""
@@ -40,7 +40,7 @@ def always() -> bool:
     return True
 
 
-def commit(files: Files, manifest: Manifest, is_held: IsHeld = always) -> bytes:
+def commit(files: FileSystem, manifest: Manifest, is_held: IsHeld = always) -> bytes:
     """Makes this the store's manifest, together with the metadata of its arrays; gives the manifest's bytes.
 
     Raises UserError where `is_held` says that another process may change the store by now.
@@ -61,13 +61,13 @@ def commit(files: Files, manifest: Manifest, is_held: IsHeld = always) -> bytes:
     return data
 
 
-def take_over(files: Files) -> None:
+def take_over(files: FileSystem) -> None:
     """For the heir of a process that stood still while it changed the store: what that one was about to put in place
     when it lost its claim comes too late. To be called before anything is read."""
-    files.withdraw((JOURNAL, MANIFEST, "zarr.json"))
+    files.cancel_writes((JOURNAL, MANIFEST, "zarr.json"))
 
 
-def _require_held(files: Files, is_held: IsHeld) -> None:
+def _require_held(files: FileSystem, is_held: IsHeld) -> None:
     if not is_held():
         what = "another process took over the change of this store while this one stood still"
         raise UserError(f"{files.root}: {what}; run the command again")
@@ -80,13 +80,13 @@ def _same_json(held: bytes, wanted: bytes) -> bool:
         return False
 
 
-def complete(files: Files, is_held: IsHeld = always) -> None:
+def complete(files: FileSystem, is_held: IsHeld = always) -> None:
     """Completes a change that was cut short, if there is one."""
     if files.size(JOURNAL) is not None:
         commit(files, coming(files), is_held)
 
 
-def coming(files: Files) -> Manifest:
+def coming(files: FileSystem) -> Manifest:
     """The manifest of a change that is under way. Raises UserError where the journal is none of this program's."""
     try:
         data = files.read(JOURNAL, 0, MOST_BYTES + 1)
@@ -98,7 +98,7 @@ def coming(files: Files) -> Manifest:
     return read_manifest(data, f"{files.root}/{JOURNAL}")
 
 
-def check_metadata(files: Files, manifest: Manifest) -> None:
+def check_metadata(files: FileSystem, manifest: Manifest) -> None:
     """Compares every `zarr.json` with its hash; while a change is under way the coming one is right too."""
     accepted = [manifest.metadata]
     with contextlib.suppress(FileNotFoundError):  # no journal, or not any more

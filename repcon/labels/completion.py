@@ -9,7 +9,7 @@ from repcon import config
 from repcon.labels.layout import Unit, shards_of
 from repcon.labels.manifest import MARKERS, Manifest, check_values, label_identity, seal, unseal
 from repcon.runtime.errors import UserError
-from repcon.runtime.filesystem import Files
+from repcon.runtime.filesystem import FileSystem
 
 _MOST_BYTES, _MOST_ROW_BYTES = 2**22, 2**12
 _MOST_REASON = 1000
@@ -67,7 +67,7 @@ def source_of(manifest: Manifest, unit: Unit) -> str:
 class CompletionRecords:
     """The markers of one store, each read once."""
 
-    def __init__(self, files: Files, manifest: Manifest) -> None:
+    def __init__(self, files: FileSystem, manifest: Manifest) -> None:
         self._files = files
         self._manifest = manifest
         self._known: dict[str, CompletionRecord] = {}

@@ -21,8 +21,8 @@ from repcon.labels.layout import BOX, FLIP, HeadInfo, Layout, Unit, head_layouts
 from repcon.labels.manifest import Manifest
 from repcon.labels.tables import CropLabels
 from repcon.runtime.errors import UserError
-from repcon.runtime.filesystem import Files, LocalFiles
-from repcon.runtime.open_files import is_passing, reason_of
+from repcon.runtime.filesystem import FileSystem, LocalFileSystem
+from repcon.runtime.local_files import error_reason, is_transient
 from repcon.runtime.system import cores
 
 _INDEX_ENTRY_BYTES, _CRC_BYTES = 16, 4
@@ -43,13 +43,13 @@ def chunk_crcs(shard: bytes, chunks: int) -> tuple[int, ...]:
 class ShardReader:
     """Decodes any crop's rows, several chunks at a time. Thread-safe."""
 
-    def __init__(self, files: Files, manifest: Manifest, records: CompletionRecords) -> None:
+    def __init__(self, files: FileSystem, manifest: Manifest, records: CompletionRecords) -> None:
         self._files, self._manifest, self._records = files, manifest, records
         self._layouts = {head.name: head_layouts(head, manifest.values) for head in heads_of(manifest).values()}
         self._indexes: dict[str, np.ndarray] = {}
         self._lock = threading.Lock()
         # Locally the threads decompress; over a network they wait.
-        self._threads = min(8, cores()) if isinstance(files, LocalFiles) else 16
+        self._threads = min(8, cores()) if isinstance(files, LocalFileSystem) else 16
         self._pools: dict[int, ThreadPoolExecutor] = {}
 
     def require(self, crop: int, heads: Sequence[HeadInfo]) -> None:
@@ -199,14 +199,14 @@ class ShardReader:
 
     def _read(self, name: str, start: int, length: int) -> bytes:
         try:
-            return self._files.part(name, start, length)
+            return self._files.read_range(name, start, length)
         except OSError as error:
-            if is_passing(error):
+            if is_transient(error):
                 where = f"{self._files.root}/{name}"
                 raise UserError(
-                    f"{where}: cannot be read now ({reason_of(error)}); it may be whole: try again"
+                    f"{where}: cannot be read now ({error_reason(error)}); it may be whole: try again"
                 ) from error
-            raise self._damaged(name, f"it cannot be read ({reason_of(error)})") from error
+            raise self._damaged(name, f"it cannot be read ({error_reason(error)})") from error
 
     def _damaged(self, name: str, reason: str) -> UserError:
         return UserError(f"{self._files.root}/{name}: {reason}; {_REMEDY}")

@@ -58,7 +58,7 @@ from repcon.labels.tables import (
 from repcon.labels.writer import LostClaimError, UnitClaim, UnitWriter
 from repcon.labels.zarr_encoding import METADATA_NAMES, encode_shard, metadata_problems
 from repcon.runtime.errors import UserError
-from repcon.runtime.filesystem import Files, is_safe, open_files
+from repcon.runtime.filesystem import FileSystem, is_safe_name, open_filesystem
 
 _OWN_NAMES = ("crops", "heads", "zarr.json", JOURNAL)
 """What a store may hold before its manifest is there."""
@@ -81,7 +81,7 @@ __all__ = [
 class LabelStore:
     """A store that is open. Threads may share it; another process gets its own by pickling."""
 
-    def __init__(self, files: Files, data: bytes) -> None:
+    def __init__(self, files: FileSystem, data: bytes) -> None:
         """`data` are the bytes of the manifest; use `create` or `open`."""
         self._files = files
         self.url = files.root
@@ -106,7 +106,7 @@ class LabelStore:
         A store to which teachers or crops were added since is opened too. Raises UserError naming the field in
         which an existing store differs; versions and licences may. `is_held`: see `storage.commit`.
         """
-        files = open_files(str(url))
+        files = open_filesystem(str(url))
         if files.size(MANIFEST) is None:
             manifest = manifest_of(spec, files.root)
             others = _others(files)
@@ -117,13 +117,13 @@ class LabelStore:
         complete(files, is_held)
         store = cls.open(url)
         require_same(store.manifest, spec, store.url)
-        files.sweep()
+        files.remove_abandoned()
         return store
 
     @classmethod
     def open(cls, url: str) -> "LabelStore":
         """An existing store. Raises UserError on damage, another format version, or no store."""
-        files = open_files(str(url))
+        files = open_filesystem(str(url))
         while True:
             data = _manifest(files)
             try:
@@ -240,7 +240,7 @@ class LabelStore:
 
     def marked(self) -> set[str]:
         """The names of the units for which there is a marker, whatever it says."""
-        return {name.removesuffix(".json") for name in self._files.names(MARKERS)}
+        return {name.removesuffix(".json") for name in self._files.list_names(MARKERS)}
 
     def missing_of_units(self, units: Iterable[Unit]) -> np.ndarray:
         """Rows (int64, sorted) that the markers of these units list as missing; a damaged marker lists none."""
@@ -323,12 +323,12 @@ class LabelStore:
             found.append(f"{self.url}/{JOURNAL}: a change of this store is under way, or was cut short; {hint}")
         known = {name.removesuffix("/zarr.json") for name in self.manifest.metadata}
         for folder in ("", "crops", "heads", *(f"heads/{name}" for name in self.heads)):
-            for name in filter(is_safe, self._files.names(folder)):
+            for name in filter(is_safe_name, self._files.list_names(folder)):
                 place = f"{folder}/{name}".lstrip("/")
                 if place not in known and self._files.size(f"{place}/zarr.json") is not None:
                     found.append(f"{self.url}/{place}: an array or group that the manifest does not know; remove it")
         for folder in ("", *(name.removesuffix("zarr.json").rstrip("/") for name in self.manifest.metadata)):
-            for name in self._files.unsafe_names(folder):
+            for name in self._files.list_unsafe_names(folder):
                 if name.rpartition("/")[2] in METADATA_NAMES:
                     what = "metadata of another version of zarr, or of an array that the manifest does not know"
                     found.append(f"{self.url}/{f'{folder}/{name}'.lstrip('/')}: {what}; remove it")
@@ -449,16 +449,16 @@ class LabelStore:
         return [self.heads[name] for name in names]
 
 
-def _others(files: Files) -> list[str]:
+def _others(files: FileSystem) -> list[str]:
     """Files that are not of a store whose making was cut short. Raises UserError where the journal is no store's."""
-    names = files.names("")
+    names = files.list_names("")
     if files.size(JOURNAL) is None:
         return names
     coming(files)
     return [name for name in names if name not in _OWN_NAMES]
 
 
-def _manifest(files: Files) -> bytes:
+def _manifest(files: FileSystem) -> bytes:
     """The manifest's bytes. Raises UserError where there is no store."""
     try:
         return files.read(MANIFEST, 0, MOST_BYTES + 1)

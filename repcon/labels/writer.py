@@ -14,7 +14,7 @@ from repcon.labels.layout import Unit
 from repcon.labels.manifest import Manifest
 from repcon.labels.reader import chunk_crcs
 from repcon.runtime.errors import UserError
-from repcon.runtime.filesystem import Files
+from repcon.runtime.filesystem import FileSystem
 
 _TRIES = 3
 
@@ -38,7 +38,12 @@ class UnitWriter:
     """Writes one unit. `claim` None: the caller is known to be alone with it."""
 
     def __init__(
-        self, files: Files, manifest: Manifest, records: CompletionRecords, unit: Unit, claim: UnitClaim | None = None
+        self,
+        files: FileSystem,
+        manifest: Manifest,
+        records: CompletionRecords,
+        unit: Unit,
+        claim: UnitClaim | None = None,
     ) -> None:
         self._files, self._manifest, self._records, self._unit, self._claim = files, manifest, records, unit, claim
 

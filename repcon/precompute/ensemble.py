@@ -91,7 +91,7 @@ class TeacherEnsemble:
         with torch.compiler.set_stance("force_eager"):  # else it would be compiled for these batch sizes as well
             require_repeatable(teacher.answer, inputs, logits, who)
         if warning := require_logits(logits, teacher.dtype, who):
-            self._on_warning(f"careful: {warning}")
+            self._on_warning(f"warning: {warning}")
         self._checked.add(teacher.name)
 
     def _take(self, name: str, logits: torch.Tensor) -> None:
@@ -111,7 +111,7 @@ class TeacherEnsemble:
         if found < LEAST_INFORMATION:
             much = f"{found:.1g} nat on average over {len(sample)} crops"
             hint = "check its mean and std, its weights, and whether these are images that it knows"
-            self._on_warning(f"careful: teacher {name}: its answers hardly differ between images ({much}); {hint}")
+            self._on_warning(f"warning: teacher {name}: its answers hardly differ between images ({much}); {hint}")
 
     def _to_host(self, parts: list[Labels]) -> Answers:
         heads = {

@@ -24,6 +24,7 @@ from repcon.runtime.console import console, progress
 from repcon.runtime.errors import UserError
 from repcon.runtime.prefetch import Prefetcher
 from repcon.runtime.tables import narrow_table
+from repcon.runtime.units import format_bytes, format_duration
 
 SAMPLE_CROPS = 1024
 SAMPLE_SECONDS = 30.0
@@ -142,11 +143,11 @@ def _show(config: PrecomputeConfig, found: dict[str, Any]) -> None:
     table = narrow_table(title, "k", ["bytes/crop", "store", *found["teachers"]])
     for k, size in found["bytes"].items():
         cells = [f"{head[k]['kl']:.4f}\n[dim]({head[k]['mass']:.4f})[/]" for head in found["teachers"].values()]
-        sizes = (f"{size / found['total_crops']:.1f}", _size(size))
+        sizes = (f"{size / found['total_crops']:.1f}", format_bytes(size))
         table.add_row(str(k), *sizes, *cells, style="bold green" if k == config.k else "")
     console.print(table)
     for values, held in found["encodings"].items():
-        size = f"{held['bytes_per_crop']:.1f} bytes/crop, {_size(held['bytes'])}"
+        size = f"{held['bytes_per_crop']:.1f} bytes/crop, {format_bytes(held['bytes'])}"
         lost = f"the encoding itself loses {held['kl']:.1e} nat, {held['kl_worst']:.1e} at most"
         chosen = " (chosen)" if values == config.values else ""
         saturated = f", {100 * held['saturated']:.1f} % of the gaps saturated" if values == "gaps8" else ""
@@ -154,15 +155,7 @@ def _show(config: PrecomputeConfig, found: dict[str, Any]) -> None:
     for name, reason in found["uninformative"].items():
         if reason:
             warn_uninformative(name, reason)
-    hours, minutes = divmod(round(found["seconds"] / 60), 60)
     rate = f"{found['crops_per_second']:,.1f} crops/s, the teachers waiting {100 * found['waited_share']:.0f} %"
-    took = f"{hours} h {minutes} min" if hours else f"{minutes} min" if minutes else f"{found['seconds']:.0f} s"
-    console.print(f"{found['total_crops']:,} crops at {rate}: about [bold]{took}[/] in one process here")
+    duration = format_duration(found["seconds"])
+    console.print(f"{found['total_crops']:,} crops at {rate}: about [bold]{duration}[/] in one process here")
     console.print("nothing was written", style="dim")
-
-
-def _size(count: int) -> str:
-    for unit, power in (("TB", 12), ("GB", 9), ("MB", 6)):
-        if count >= 10**power:
-            return f"{count / 10**power:,.2f} {unit}"
-    return f"{count / 1000:,.1f} kB"

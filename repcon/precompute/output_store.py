@@ -12,7 +12,7 @@ from repcon.labels.store import LabelStore, StoreSpec, TeacherMetadata
 from repcon.precompute.work_queue import Claim, Leases
 from repcon.runtime.console import console
 from repcon.runtime.errors import UserError
-from repcon.runtime.filesystem import open_files
+from repcon.runtime.filesystem import open_filesystem
 
 
 def run_folder(out: str) -> Path:
@@ -35,8 +35,8 @@ def open_or_create_store(config: PrecomputeConfig, pack: ImagePack, sections: Se
         raise UserError(f"{config.out} is a file; name a folder for the store")
     with Leases(lease_folder(config.out), on_wait=_on_warning) as leases, leases.hold("store") as claim:
         if claim.inherited:
-            take_over(open_files(config.out))
-        if open_files(config.out).size(MANIFEST) is None:
+            take_over(open_filesystem(config.out))
+        if open_filesystem(config.out).size(MANIFEST) is None:
             return LabelStore.create(config.out, spec_of(config, pack, sections), claim.is_held)
         return _grown(config, pack, sections, leases, claim)
 
@@ -66,7 +66,7 @@ def _grown(
 ) -> LabelStore:
     """The store that is there, compared in all that both have, with the recipe's further teachers and crops added."""
     # A change that was cut short: what the store holds is known after it only.
-    complete(open_files(config.out), claim.is_held)
+    complete(open_filesystem(config.out), claim.is_held)
     held = LabelStore.open(config.out)
     held.require_pack(pack.fingerprint, len(pack))
     for section in sections:

@@ -12,7 +12,7 @@ from repcon.models.identity import weight_hash
 from repcon.models.saved_model import CONFIG, WEIGHTS, model_folder
 from repcon.models.student import HEADS, HEADS_INDEX, is_student, load_student
 from repcon.runtime.errors import UserError
-from repcon.runtime.filesystem import is_safe
+from repcon.runtime.filesystem import is_safe_name
 from repcon.runtime.untrusted import UnreadableError, parse_json, read_text
 from repcon.sharing.address import Address
 
@@ -48,7 +48,7 @@ class Bundle:
             found = [path for path in sorted(self.folder.glob(pattern.replace("/*", "/**/*"))) if path.is_file()]
             if "*" not in pattern and not found:
                 raise UserError(f"{self.folder}: holds no {pattern}, without which it cannot be shared; save it again")
-            yield from (path for path in found if is_safe(path.relative_to(self.folder).as_posix()))
+            yield from (path for path in found if is_safe_name(path.relative_to(self.folder).as_posix()))
 
 
 def find_bundle(source: str) -> Bundle:

@@ -11,7 +11,7 @@ from store_builder import boxes_of, expected, labels_of, section, spec
 from repcon.labels.commit import take_over
 from repcon.labels.store import LabelStore, LostClaimError, Unit
 from repcon.runtime.errors import UserError
-from repcon.runtime.filesystem import LocalFiles, UrlFiles, open_files
+from repcon.runtime.filesystem import LocalFileSystem, UrlFileSystem, open_filesystem
 
 
 class Claim:
@@ -41,7 +41,7 @@ def other_labels(store: LabelStore, unit: Unit) -> dict[str, tuple[np.ndarray, n
 @pytest.mark.parametrize("after", [False, True])
 @pytest.mark.parametrize("left_by_successor", ["all", "nothing", "shards without a marker"])
 def test_wherever_it_stops_the_store_is_its_successors_or_unfinished(url, monkeypatch, after, left_by_successor):
-    kind = UrlFiles if "://" in url else LocalFiles
+    kind = UrlFileSystem if "://" in url else LocalFileSystem
     plain = kind.write
     for stop in range(5):  # boxes, flips, ids, values, marker
         place = f"{url}-{stop}"
@@ -92,7 +92,7 @@ def test_a_stopped_writers_late_file_is_found_by_its_successor(url, monkeypatch)
     """The successor's shards are read back: what the first put over one of them in between is written again."""
     store, successor = small(url), small(url)
     (unit,) = store.units()
-    kind = UrlFiles if "://" in url else LocalFiles
+    kind = UrlFileSystem if "://" in url else LocalFileSystem
     plain, late = kind.write, []
 
     def write(self, name, data):
@@ -139,7 +139,7 @@ def test_a_stopped_change_cannot_be_put_over_its_successors(tmp_path, monkeypatc
                 holders.append("second")
                 with monkeypatch.context() as patch:
                     patch.setattr(os, "replace", plain)
-                    take_over(open_files(place))
+                    take_over(open_filesystem(place))
                     successor = small(place)
                     successor.append_teachers([section("third", 10), section("fourth", 12)])
             plain(source, target)

@@ -18,7 +18,7 @@ from store_builder import create_and_fill, expected, fill, section, snapshot, sp
 from repcon.labels.manifest import seal, unseal
 from repcon.labels.store import LabelStore
 from repcon.runtime.errors import UserError
-from repcon.runtime.filesystem import LocalFiles
+from repcon.runtime.filesystem import LocalFileSystem
 
 # One server imports everything once; each writer is a fork of it, so that kills land in the writing.
 CONTEXT = multiprocessing.get_context("forkserver")
@@ -173,7 +173,7 @@ def test_markers_of_stores_from_before_their_source_was_kept_count(store):
 
 
 def test_a_store_that_grows_while_it_is_opened_is_not_damaged(store, monkeypatch):
-    other, plain, grown = LabelStore.open(store.url), LocalFiles.read, []
+    other, plain, grown = LabelStore.open(store.url), LocalFileSystem.read, []
 
     def read(self, name, *place):
         data = plain(self, name, *place)
@@ -182,13 +182,13 @@ def test_a_store_that_grows_while_it_is_opened_is_not_damaged(store, monkeypatch
             other.append_crops(8)
         return data
 
-    monkeypatch.setattr(LocalFiles, "read", read)
+    monkeypatch.setattr(LocalFileSystem, "read", read)
     assert LabelStore.open(store.url).crops == 8
 
 
 def test_a_journal_that_is_gone_meanwhile_is_none(store, monkeypatch):
-    plain = LocalFiles.size
-    monkeypatch.setattr(LocalFiles, "size", lambda self, name: 9 if "next" in name else plain(self, name))
+    plain = LocalFileSystem.size
+    monkeypatch.setattr(LocalFileSystem, "size", lambda self, name: 9 if "next" in name else plain(self, name))
     assert LabelStore.open(store.url).crops == store.crops
 
 
@@ -202,14 +202,14 @@ def test_a_disk_that_cannot_be_read_is_not_called_missing(store, monkeypatch):
         opened.crop_labels(0)
     assert str(caught.value.filename).startswith(store.url)
     monkeypatch.undo()
-    plain = LocalFiles.read
+    plain = LocalFileSystem.read
 
     def no_metadata(self, name, *place):
         if name.endswith("zarr.json"):
             raise OSError(5, "Input/output error")
         return plain(self, name, *place)
 
-    monkeypatch.setattr(LocalFiles, "read", no_metadata)
+    monkeypatch.setattr(LocalFileSystem, "read", no_metadata)
     with pytest.raises(UserError, match=r"zarr.json: cannot be read \(Input/output error"):
         LabelStore.open(store.url)
 
@@ -222,7 +222,7 @@ def test_another_version_of_the_format_is_refused(store):
             act()
 
 
-class Quota(LocalFiles):
+class Quota(LocalFileSystem):
     """A file system that is full after some bytes; shards are written by several threads."""
 
     left, lock = 0, threading.Lock()
@@ -241,7 +241,7 @@ def test_a_full_disk_stops_with_one_message_and_goes_on_when_there_is_room(tmp_p
         really(descriptor)
 
     create_and_fill(str(tmp_path / "roomy"))
-    monkeypatch.setattr("repcon.labels.store.open_files", lambda url: Quota(Path(url)))
+    monkeypatch.setattr("repcon.labels.store.open_filesystem", lambda url: Quota(Path(url)))
     monkeypatch.setattr(os, "fsync", fsync)
     Quota.left = room
     with pytest.raises(UserError, match=r"the disk is full .* make room"):
@@ -284,7 +284,7 @@ def test_a_change_cut_short_at_any_write_leaves_a_store_that_reads_and_completes
     if change != "create":
         create_and_fill(str(tmp_path / "before"))
     act(str(shutil.copytree(tmp_path / "before", tmp_path / "whole") if change != "create" else tmp_path / "whole"))
-    honest_write = LocalFiles.write
+    honest_write = LocalFileSystem.write
     for cut_at in range(40):
         url = str(tmp_path / f"cut-{cut_at}")
         if change != "create":
@@ -298,7 +298,7 @@ def test_a_change_cut_short_at_any_write_leaves_a_store_that_reads_and_completes
             honest_write(self, name, data, *require)
 
         with monkeypatch.context() as patch:
-            patch.setattr(LocalFiles, "write", write_or_die)
+            patch.setattr(LocalFileSystem, "write", write_or_die)
             try:
                 act(url)
                 break

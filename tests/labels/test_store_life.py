@@ -17,7 +17,7 @@ from repcon.commands import verify
 from repcon.config import VerifyConfig
 from repcon.labels.store import LabelStore, LostClaimError, Unit
 from repcon.runtime.errors import UserError
-from repcon.runtime.filesystem import LocalFiles
+from repcon.runtime.filesystem import LocalFileSystem
 
 
 class Killed(Exception):
@@ -57,16 +57,16 @@ class Life(RuleBasedStateMachine):
 
     @contextlib.contextmanager
     def _killed_after(self, files: int) -> Any:
-        plain, left = LocalFiles.write, [files]
+        plain, left = LocalFileSystem.write, [files]
 
-        def write(this: LocalFiles, name: str, data: bytes, *require: Any) -> None:
+        def write(this: LocalFileSystem, name: str, data: bytes, *require: Any) -> None:
             if not left[0]:
                 raise Killed
             left[0] -= 1
             plain(this, name, data, *require)
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(LocalFiles, "write", write)
+            patch.setattr(LocalFileSystem, "write", write)
             with contextlib.suppress(Killed):
                 yield
 

@@ -133,7 +133,7 @@ def test_a_warning_where_answers_may_be_wrong(
 ) -> None:  # fmt: skip
     answer(recipe, Own(forward), monkeypatch)
     said = " ".join(capsys.readouterr().out.split())
-    assert (warns in said and "careful: teacher own" in said) if warns else "careful" not in said
+    assert (warns in said and "warning: teacher own" in said) if warns else "warning" not in said
 
 
 def test_information_is_that_of_the_answers() -> None:

@@ -57,7 +57,7 @@ def test_wherever_it_stops_the_store_is_its_successors_or_unfinished(url, monkey
             with monkeypatch.context() as patch:
                 patch.setattr(kind, "write", plain)
                 if left_by_successor != "all":
-                    patch.setattr(type(successor._markers), "put", lambda *given: 1 / 0)
+                    patch.setattr(type(successor._records), "put", lambda *given: 1 / 0)
                 with contextlib.suppress(ZeroDivisionError):
                     successor.write(unit, *boxes_of(unit), other_labels(successor, unit), claim=claim)
 

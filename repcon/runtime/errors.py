@@ -1,14 +1,14 @@
-"""The exception for problems that users can fix."""
+"""The one exception that users see."""
 
 from collections.abc import Mapping
 from typing import Any
 
 
 class UserError(Exception):
-    """A problem that the user can fix: the command line prints it as one line and exits with 1.
+    """Something that the user can mend: the command line prints it as one line and exits with 1.
 
-    The message names the file, the field and the remedy. figures: results up to the error, which `--json` still writes,
-    so that a failed check can be read by programs.
+    The message names the file, the field and the remedy. `figures` are what the command had already
+    established; `--json` still writes them, so that a failed check can be read by machines.
     """
 
     def __init__(self, message: str, *, figures: Mapping[str, Any] | None = None) -> None:

@@ -17,11 +17,11 @@ from rich.text import Text
 
 from repcon import __version__, config
 from repcon.commands import help, next_step
-from repcon.runtime.console import console
+from repcon.runtime.console import Terminal, console
 from repcon.runtime.errors import UserError
 from repcon.runtime.memory import keep_freed_memory
 from repcon.runtime.run_dir import json_text
-from repcon.runtime.terminal import Terminal, one_line
+from repcon.runtime.text import one_line
 
 errors = Terminal(stderr=True)
 STARTS_AGAIN = ("verify", "inspect", "report", "export")
@@ -53,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         try:
             sys.stdout.flush()
         except OSError as error:
-            console.give_up(sys.stdout, error)
+            console.discard_output(sys.stdout, error)
 
 
 def _open_closed_streams() -> None:
@@ -117,7 +117,7 @@ def _shown(command: str) -> bool:
     if console.lost is None or console.lost.errno == errno.EPIPE:  # a pipe's reader has seen enough
         return True
     reason = console.lost.strerror
-    errors.print(f"[yellow]careful[/]: the standard output could not be written ({reason}); it is not whole")
+    errors.print(f"[yellow]warning[/]: the standard output could not be written ({reason}); it is not whole")
     return command != "inspect"
 
 
@@ -191,7 +191,7 @@ def _settings(name: str, kind: type, words: list[str], recipe: str | None) -> An
     except SystemExit as stop:
         raise SystemExit(1 if stop.code else 0) from None
     except BrokenPipeError as error:  # of the help, whose reader (`| head`) has seen enough
-        console.give_up(sys.stdout, error)
+        console.discard_output(sys.stdout, error)
         raise SystemExit(0) from None
 
 

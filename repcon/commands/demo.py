@@ -30,7 +30,7 @@ from repcon.config import (
 )
 from repcon.evaluation import tables
 from repcon.images.icon_drawings import render
-from repcon.images.pack import ImagePack, class_rows, shared_images
+from repcon.images.pack import ImagePack, count_shared_images, select_classes
 from repcon.runtime.console import console
 from repcon.runtime.errors import UserError
 from repcon.runtime.run_dir import RunDir
@@ -53,9 +53,9 @@ def run(config: DemoConfig) -> dict[str, Any]:
     domains, proxy, licences = _pictures(config, folder)
     whole = consolidation(config, domains, proxy)
     consolidate.check_settings(whole)
-    teacher_metadata = consolidate.check_models(whole)
+    sections = consolidate.check_models(whole)
     results = consolidate.carry_out(
-        whole, GENERALIST, teacher_metadata, record, extra={"licences": licences}, title="repcon demo"
+        whole, GENERALIST, sections, record, extra={"licences": licences}, title="repcon demo"
     )
     consolidate.last_line(whole, results)
     tables.verdict(results["transfer"]["verdict"])
@@ -120,7 +120,7 @@ def _pack_proxy(config: DemoConfig, folder: Path, domains: Mapping[str, Path]) -
     tested = {bytes(content) for pack in opened.values() for content in _hashes(pack, _half(config, first=False))}
     others = ImagePack.open(folder / "packs" / OTHERS)
     chosen = {OTHERS: (others, range(len(others)))}
-    chosen |= {name: (pack, class_rows(pack, _half(config, first=True))[0]) for name, pack in opened.items()}
+    chosen |= {name: (pack, select_classes(pack, _half(config, first=True))[0]) for name, pack in opened.items()}
     for name, (pack, rows) in chosen.items():
         kept = [int(row) for row in rows if bytes(pack.hashes[row]) not in tested]
         _write_unlabelled(folder / "proxy", f"{name}-", pack, kept)
@@ -137,7 +137,7 @@ def _own_pictures(config: DemoConfig, folder: Path) -> tuple[Path, Path]:
     source = Path(config.proxy or folder / "proxy")
     if not config.proxy:
         pack = ImagePack.open(domain)
-        _write_unlabelled(source, "", pack, class_rows(pack, _half(config, first=True))[0])
+        _write_unlabelled(source, "", pack, select_classes(pack, _half(config, first=True))[0])
     packing.run(PackConfig(source=str(source), out=str(folder / "packs" / "proxy")))
     _check_proxy(config, ImagePack.open(domain), ImagePack.open(folder / "packs" / "proxy"))
     return domain, folder / "packs" / "proxy"
@@ -145,13 +145,13 @@ def _own_pictures(config: DemoConfig, folder: Path) -> tuple[Path, Path]:
 
 def _check_proxy(config: DemoConfig, domain: ImagePack, proxy: ImagePack) -> None:
     """Raises UserError where the proxy holds images of the half of the classes that is tested on."""
-    if shared := shared_images(_hashes(domain, _half(config, first=False)), proxy.hashes):
+    if shared := count_shared_images(_hashes(domain, _half(config, first=False)), proxy.hashes):
         raise UserError(f"--proxy {config.proxy}: holds {shared} of the images that are tested on; leave them out")
 
 
 def _hashes(pack: ImagePack, classes: ClassSubset) -> np.ndarray:
     """Content hashes of the images of those classes."""
-    return pack.hashes[class_rows(pack, classes)[0]]
+    return pack.hashes[select_classes(pack, classes)[0]]
 
 
 def _write_unlabelled(folder: Path, prefix: str, pack: ImagePack, rows: Iterable[int]) -> None:

@@ -8,22 +8,22 @@ from rich.markup import escape
 from repcon.config import PackConfig
 from repcon.images import writer
 from repcon.images.format import BETON, MANIFEST
+from repcon.images.multiple_sources import source_paths
 from repcon.images.pack import ImagePack
 from repcon.images.packing import write_pack
-from repcon.images.several import paths
 from repcon.runtime.console import console
 from repcon.runtime.errors import UserError
 
 
 def run(config: PackConfig) -> dict[str, Any]:
-    """`repcon pack`: writes the pack, shows what became of the source, gives the figures.
+    """`repcon pack`: writes the pack, prints a summary, gives the figures.
 
     With a pack as its own source, only FFCV's file is added.
     """
     if (
         config.ffcv
         and (Path(config.out) / MANIFEST).is_file()
-        and [Path(source).resolve() for source in paths(config.source)] == [Path(config.out).resolve()]
+        and [Path(source).resolve() for source in source_paths(config.source)] == [Path(config.out).resolve()]
     ):
         return _only_beton(Path(config.out))
     return write_pack(config, _write_beton if config.ffcv else None)

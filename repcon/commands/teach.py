@@ -23,7 +23,7 @@ from repcon.distill.finetune import Epoch, Labelled, fit
 from repcon.distill.metrics import trim_metrics
 from repcon.distill.optim import resolve
 from repcon.evaluation.probes import split_classes
-from repcon.images.pack import class_rows
+from repcon.images.pack import select_classes
 from repcon.images.packing import open_or_pack
 from repcon.models.factory import create_model
 from repcon.models.identity import weight_hash
@@ -62,7 +62,7 @@ def _teach(
 ) -> dict[str, Any]:
     """The epochs that are left, and the figures of all of them."""
     pack = open_or_pack(config.data, output.path / "pack")
-    rows, labels, names = class_rows(pack, config.classes)
+    rows, labels, names = select_classes(pack, config.classes)
     learnt = {"data_fingerprint": pack.fingerprint, "labels_fingerprint": _labels_hash(rows, labels, names)}
     if state is not None:
         _require_same(config, state, learnt, "was begun on")
@@ -114,7 +114,7 @@ def _kept(config: TeachConfig) -> dict[str, Any]:
     pack = open_or_pack(config.data, Path(config.out) / "pack")
     learnt = {
         "data_fingerprint": pack.fingerprint,
-        "labels_fingerprint": _labels_hash(*class_rows(pack, config.classes)),
+        "labels_fingerprint": _labels_hash(*select_classes(pack, config.classes)),
     }
     _require_same(config, earlier, learnt, "holds a teacher of")
     console.print(f"{escape(config.out)}: this teacher is finished", soft_wrap=True)

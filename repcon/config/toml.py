@@ -14,7 +14,7 @@ from cattrs.v import format_exception, transform_error
 from repcon.config.checks import at_home
 from repcon.config.schema import AutoBool
 from repcon.runtime.errors import UserError
-from repcon.runtime.terminal import printable
+from repcon.runtime.text import printable
 from repcon.runtime.untrusted import UnreadableError, parse_toml
 
 Config = TypeVar("Config")

@@ -1,7 +1,6 @@
 """Checkpoints: written whole or not at all, refused where they belong to another run."""
 
 import json
-import os
 import re
 import tomllib
 from collections.abc import Container, Mapping
@@ -12,11 +11,10 @@ import torch
 
 from repcon.config import dump
 from repcon.runtime.errors import UserError
-from repcon.runtime.open_files import open_own, sync_folder
+from repcon.runtime.local_files import AtomicFile, remove_abandoned
 
 BEST = "best.pt"
 _STEP = re.compile(r"step-\d{9,}\.pt")
-_LEFT = re.compile(r"\.(best|step-\d{9,})\.pt\.\d+\.tmp")
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -65,9 +63,7 @@ class Checkpoints:
         self.folder.mkdir(parents=True, exist_ok=True)
         # The best first: a resume repeats what led to it unless the other is there too.
         names = ([BEST] if best else []) + [f"step-{step:09d}.pt"]
-        for left in self.folder.iterdir():  # Of a process that was killed while it wrote.
-            if _LEFT.fullmatch(left.name):
-                left.unlink()
+        remove_abandoned(self.folder)
         for name in names:
             self._write(dict(state) | {"identity": self.identity}, self.folder / name)
         for old in self._paths()[: -self.keep]:
@@ -77,19 +73,13 @@ class Checkpoints:
         return sorted(path for path in self.folder.glob("step-*.pt") if _STEP.fullmatch(path.name))
 
     def _write(self, state: Mapping[str, Any], path: Path) -> None:
-        """File, then folder reach the disk before the name is there: a crash leaves the checkpoint before."""
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        """Writes the file with `AtomicFile`, so that a crash leaves the checkpoint before."""
         try:
-            with open_own(temporary, "wb") as file:
+            with AtomicFile(path) as file:
                 torch.save(state, file)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
         except (OSError, RuntimeError) as error:  # torch makes a RuntimeError of a disk that is full
-            temporary.unlink(missing_ok=True)
             hint = "make room: the checkpoint before is kept, the same command goes on from there"
             raise UserError(f"{path}: cannot be written ({str(error).splitlines()[0]}); {hint}") from error
-        sync_folder(path.parent)
 
     def _compare(self, held: Mapping[str, Any]) -> None:
         names = [name for name in sorted({*held, *self.identity}) if held.get(name) != self.identity.get(name)]

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 from rich.markup import escape
 
 from repcon.config import TrackerKind
-from repcon.runtime.console import careful, console
+from repcon.runtime.console import console, warn
 from repcon.runtime.errors import UserError
 from repcon.runtime.extras import require_extra
 from repcon.runtime.run_dir import write_json
@@ -205,7 +205,7 @@ class Trackers:
             return TRACKERS[kind](run)
         except Exception as error:  # of the tracker's own libraries
             if run.step:
-                careful(f"{kind} could not go on ({_reason(error)}); training goes on without it")
+                warn(f"{kind} could not go on ({_reason(error)}); training goes on without it")
                 return None
             self.finish(completed=False)
             hint = "see that it works alone (its login, its server), or leave it out of trackers"
@@ -217,7 +217,7 @@ class Trackers:
                 call(tracker)
             except Exception as error:  # of the tracker's own libraries
                 del self._held[kind]
-                careful(f"{kind} failed ({_reason(error)}); training goes on without it")
+                warn(f"{kind} failed ({_reason(error)}); training goes on without it")
 
 
 def _read_ids(folder: Path) -> dict[str, str]:

@@ -15,7 +15,7 @@ from repcon.distill.loader import Batch, DistillLoader
 from repcon.distill.loss import MultiHeadKLLoss
 from repcon.evaluation.features import centred_squares
 from repcon.evaluation.probes import knn, split_classes
-from repcon.images.pack import class_rows
+from repcon.images.pack import select_classes
 from repcon.images.packing import open_or_pack
 from repcon.labels.store import LabelStore
 from repcon.models.preprocessing import Preprocessing, normalise
@@ -106,7 +106,7 @@ class Neighbours:
 
     def __init__(self, settings: TrainConfig, preprocessing: Preprocessing, distributed: DistributedContext) -> None:
         self._pack = open_or_pack(settings.knn, Path(settings.out) / "knn-pack")
-        self._rows, self._labels, _ = class_rows(self._pack, ClassSubset())
+        self._rows, self._labels, _ = select_classes(self._pack, ClassSubset())
         self._train, self._test = split_classes(self._labels, 0.5, settings.seed)
         self._preprocessing, self._device = preprocessing, distributed.device
         self._settings = settings

@@ -10,9 +10,9 @@ from repcon.evaluation.data_sets import Split
 from repcon.images.pack import ImagePack
 from repcon.models.custom import is_factory
 from repcon.models.saved_model import CONFIG, model_folder, saved_class_names, saved_extra
-from repcon.runtime.console import console, few
+from repcon.runtime.console import console
 from repcon.runtime.errors import UserError
-from repcon.runtime.terminal import printable
+from repcon.runtime.text import abbreviate, printable
 
 JOIN = " + "
 """Between backbones whose features are concatenated, as an upper bound for one backbone in their place."""
@@ -73,8 +73,8 @@ def warn_of_seen_images(backbones: Mapping[str, str], pack: ImagePack, split: Sp
                 taught |= set(saved_class_names(part)) & set(split.classes)
             if saved and saved.get("proxy_fingerprint") == pack.fingerprint:
                 what = f"{name} was distilled on the images of this very pack: what it reaches is no transfer"
-                console.print(f"[yellow]careful[/]: {escape(what)}", highlight=False)
+                console.print(f"[yellow]warning[/]: {escape(what)}", highlight=False)
         if taught:
-            names = few(sorted(taught))
+            names = abbreviate(sorted(taught))
             what = f"{len(taught)} of the {len(split.classes)} classes ({names}) were taught to {name} on these images"
-            console.print(f"[yellow]careful[/]: {escape(what)}; what it reaches there is no transfer", highlight=False)
+            console.print(f"[yellow]warning[/]: {escape(what)}; what it reaches there is no transfer", highlight=False)

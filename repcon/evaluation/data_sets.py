@@ -7,7 +7,7 @@ import numpy as np
 
 from repcon.config import DatasetConfig, EvaluateConfig, split_name
 from repcon.evaluation import probes
-from repcon.images.pack import ImagePack, class_rows
+from repcon.images.pack import ImagePack, select_classes
 from repcon.runtime.errors import UserError
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -63,7 +63,7 @@ def split_images(pack: ImagePack, config: EvaluateConfig) -> Split:
     """
     if not 0 < config.test < 1:
         raise UserError(f"test: {config.test} is no share of the images between 0 and 1; 0.5 is usual")
-    rows, labels, names = class_rows(pack, config.classes)
+    rows, labels, names = select_classes(pack, config.classes)
     counts = np.bincount(labels, minlength=len(names))
     kept = np.flatnonzero(counts >= 2)
     left_out = tuple(names[label] for label in np.flatnonzero(counts < 2))

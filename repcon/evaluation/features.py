@@ -5,7 +5,6 @@ Every backbone gets the largest centred square of an image, resized to the input
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,6 +28,7 @@ from repcon.models.preprocessing import Preprocessing, normalise, preprocessing_
 from repcon.models.untracked import require_registered
 from repcon.runtime.console import console
 from repcon.runtime.errors import UserError
+from repcon.runtime.local_files import AtomicFile
 
 FORMAT = 1
 """Version of the extraction, part of every cache key."""
@@ -101,7 +101,7 @@ def _backbone(model: str, size: int) -> tuple[nn.Module, Preprocessing]:
     require_registered(backbone, f"backbone {model}")
     if isinstance(list(backbone.modules())[-1], nn.Linear):
         what = "ends in a linear layer; if that is its classifier, return the module without it: features are compared"
-        console.print(f"[yellow]careful[/]: {escape(model)} {what}", highlight=False)
+        console.print(f"[yellow]warning[/]: {escape(model)} {what}", highlight=False)
     return backbone, replace(preprocessing, size=size or preprocessing.size)
 
 
@@ -203,9 +203,8 @@ class FeatureCache:
         order = np.argsort(all_rows)
         self._rows, self._values = all_rows[order], all_values[order]
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self.path.with_name(f".{self.path.stem}.{os.getpid()}.npz")
-        np.savez(temporary, identity=np.array(self.identity), rows=self._rows, values=self._values)
-        os.replace(temporary, self.path)
+        with AtomicFile(self.path) as file:
+            np.savez(file, identity=np.array(self.identity), rows=self._rows, values=self._values)
 
     def take(self, rows: np.ndarray) -> np.ndarray:
         """(n, D) float32 in the order of `rows`."""

@@ -1,13 +1,11 @@
-"""What a folder or a tar holds, before anything is decoded; no name that a tar gives is ever used as a path.
+"""List the images in a tar without decoding them; names in a tar are never used as paths.
 
-Names are the bytes on the disk or in the tar, as UTF-8 with surrogate escapes: two names are equal where their bytes
-are, whatever the locale. `repcon.images.names.readable` makes text of them.
+Names are bytes, held as UTF-8 with surrogate escapes; `repcon.images.file_names.display_name` converts them to text.
 """
 
 import codecs
 import errno
 import hashlib
-import os
 import stat
 import tarfile
 from collections.abc import Callable, Iterator
@@ -15,89 +13,90 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
-from repcon.images.names import LABEL_SUFFIX, SUFFIXES, hidden, refusal
-from repcon.images.samples import FURTHER, Label, Member, Samples
+from repcon.images.file_names import LABEL_SUFFIX, SUFFIXES, is_hidden, rejection_reason
+from repcon.images.tar_samples import SECONDARY, Label, TarMember, TarSamples
 from repcon.runtime.errors import UserError
-from repcon.runtime.open_files import is_passing, reason_of, require_plain
+from repcon.runtime.local_files import error_reason, is_transient, open_regular
 
 MAX_LABEL_BYTES = 4096
-"""A class's name in a `.cls`; a longer one is refused, never cut."""
+"""Length of a class name in a `.cls`; a longer one is refused, never truncated."""
 _PIECE_BYTES = 1 << 20
 _HEADER_BYTES = 4 << 20
-"""The most that one header of a tar may claim; tarfile would read whatever it claims into memory."""
+"""The largest header that is read: tarfile would read whatever a damaged one claims into memory."""
 
 
 @dataclass(slots=True)
-class Found:
-    """A file before its key and class are known."""
+class FoundImage:
+    """An image file before its key and class are known."""
 
     name: str
     container: str
     offset: int
     length: int
     labels: tuple[Label, ...] | None
-    """Its sample's, () where only others of the tar have some; None where the class is the folder's name."""
+    """Labels of its sample; () where only other samples of the tar have some, None where folders are the classes."""
     column: str = ""
     """Of a Parquet row: the column that holds its image; `offset` is then the row's number."""
 
 
 @dataclass(slots=True)
-class Scan:
-    """What has been found so far."""
+class SourceScan:
+    """Result of listing a source."""
 
-    found: list[Found] = field(default_factory=list)
+    found: list[FoundImage] = field(default_factory=list)
     left_out: list[tuple[str, str]] = field(default_factory=list)
     """(name, reason); a reason is a kind, or `kind: detail`."""
-    crowded: list[tuple[str, list[str]]] = field(default_factory=list)
-    """(sample, its images' names) of each sample with one label and several images, none of them named as it is."""
-    cautions: dict[str, None] = field(default_factory=dict)
+    ambiguous: list[tuple[str, list[str]]] = field(default_factory=list)
+    """(sample, names of its images) of each sample with one label and several images, none with the sample's name."""
+    warnings: dict[str, None] = field(default_factory=dict)
     """One line each, in order: how the labels were found."""
     class_order: dict[str, None] = field(default_factory=dict)
-    """Class names in the order in which the source numbers them, where it does."""
+    """Class names in the order of their numbers, where the source numbers them."""
     sidecars: set[str] = field(default_factory=set)
     """Suffixes of members that share an image's key and are neither images nor labels: `json`, `cls.txt`."""
     identity: Any = field(default_factory=hashlib.sha256)
-    """SHA-256 over name, size and time of change of each file that is packed, with a line break between files."""
+    """SHA-256 over name, size and modification time of each file that is packed, with a line break between files."""
     _between: bytes = b""
 
     def identify(self, line: str) -> None:
-        """Adds a file's line."""
+        """Adds a line about a file to the identity."""
         self.identity.update(self._between + line.encode("utf-8", "surrogateescape"))
         self._between = b"\n"
 
 
-def leave_out(scan: Scan, path: str, name: str, error: OSError) -> None:
-    """Lists a file that is not there as left out. Raises UserError for what may pass or be mended."""
-    if is_passing(error) or error.errno in (errno.EACCES, errno.EPERM):
-        raise unreadable(path, error) from error
-    scan.left_out.append((name, f"cannot be read: {reason_of(error)}"))
+def leave_out(scan: SourceScan, path: str, name: str, error: OSError) -> None:
+    """Lists a missing file as left out. Raises UserError for errors that are transient or can be fixed."""
+    if is_transient(error) or error.errno in (errno.EACCES, errno.EPERM):
+        raise unreadable_error(path, error) from error
+    scan.left_out.append((name, f"cannot be read: {error_reason(error)}"))
 
 
-def unreadable(path: str, error: OSError) -> UserError:
-    """The error for a source of which nobody knows what it holds, so that nothing may be packed without it."""
+def unreadable_error(path: str, error: OSError) -> UserError:
+    """The error for a part of a source that cannot be listed: a pack without it would be incomplete."""
     return UserError(
-        f"{path}: cannot be read ({reason_of(error)}); nothing is left out for that: make it readable, or move it away"
+        f"{path}: cannot be read ({error_reason(error)}); nothing is left out for that: make it readable, or move it "
+        "away"
     )
 
 
-def add_tar(path: Path, name: str, scan: Scan) -> None:
-    """Adds a tar's images; `name` is how the tar is called in the list of what was left out.
+def add_tar(path: Path, name: str, scan: SourceScan) -> None:
+    """Adds a tar's images; `name` is the tar's name in the list of files that were left out.
 
-    Raises UserError where it cannot be read to its end: nobody knows how many images are missing then.
+    Raises UserError where it cannot be read to its end: the number of missing images is unknown then.
     """
     try:
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):
             scan.left_out.append((name, "not a plain file"))
             return
-        file = open(path, "rb", opener=_plainly)  # noqa: SIM115 (closed below; only its opening is tried here)
+        file = open_regular(path)
     except OSError as error:
-        raise unreadable(str(path), error) from error
-    members: list[Member] = []
+        raise unreadable_error(str(path), error) from error
+    members: list[TarMember] = []
     with file:
-        damage = _damage(lambda: _list_members(file, name, status.st_size, members, scan), path)
+        damage = _read_error(lambda: _list_members(file, name, status.st_size, members, scan), path)
     if damage:
-        images = sum(not member.refusal and member.text is None for member in members)
+        images = sum(not member.rejection and member.text is None for member in members)
         what = f"a truncated or damaged tar ({damage}); images in it that can be read: {images:,}"
         raise UserError(f"{path}: {what}; copy it again, or unpack what is whole (tar -xf) and pack that folder")
     count = len(scan.found)
@@ -106,34 +105,23 @@ def add_tar(path: Path, name: str, scan: Scan) -> None:
         scan.identify(f"{name}\0{status.st_size}\0{status.st_mtime_ns}")
 
 
-def _damage(read: Callable[[], None], path: Path) -> str:
-    """Why the tar could not be read to its end; empty where it could. Raises UserError for what is no damage."""
+def _read_error(read: Callable[[], None], path: Path) -> str:
+    """Why `read` failed on a damaged tar; empty where it did not. Raises UserError for errors that are no damage."""
     try:
         read()
     except MemoryError as error:
         raise UserError(f"{path}: not enough memory to list it; free some and run the same command again") from error
     except OSError as error:
-        if is_passing(error):
-            raise unreadable(str(path), error) from error
+        if is_transient(error):
+            raise unreadable_error(str(path), error) from error
         return str(error)
     except Exception as error:  # tarfile raises many kinds on damaged headers
         return str(error) or type(error).__name__
     return ""
 
 
-def _plainly(path: str, flags: int) -> int:
-    """Opens as `OpenFile` does: what became a pipe since it was looked at must not be waited for."""
-    descriptor = os.open(path, flags | os.O_NONBLOCK)
-    try:
-        require_plain(os.fstat(descriptor).st_mode, path)
-    except OSError:
-        os.close(descriptor)
-        raise
-    return descriptor
-
-
-class _Bounded:
-    """A file of which no more is read at once than a header may take."""
+class _BoundedReader:
+    """A file that refuses to read more at once than `_HEADER_BYTES`."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
@@ -145,9 +133,9 @@ class _Bounded:
         return self._file.read(size)
 
 
-def _list_members(file: BinaryIO, name: str, size: int, members: list[Member], scan: Scan) -> None:
-    """Adds the plain members in order; raises tarfile's errors and others where the tar is damaged."""
-    bounded: Any = _Bounded(file)
+def _list_members(file: BinaryIO, name: str, size: int, members: list[TarMember], scan: SourceScan) -> None:
+    """Adds the regular members in order. Raises tarfile's and other errors where the tar is damaged."""
+    bounded: Any = _BoundedReader(file)
     with tarfile.open(fileobj=bounded, mode="r:", encoding="utf-8", errors="surrogateescape") as tar:
         for member in _members(tar):
             reason = _unsafe(member, size)
@@ -155,27 +143,27 @@ def _list_members(file: BinaryIO, name: str, size: int, members: list[Member], s
                 scan.left_out.append((f"{name}: {member.name}", reason))
             elif member.isreg():
                 inside = PurePosixPath(member.name).as_posix()
-                refused = refusal(inside, member.size)
+                refused = rejection_reason(inside, member.size)
                 if not inside.lower().endswith(LABEL_SUFFIX):
-                    members.append(Member(inside, member.offset_data, member.size, refused))
-                elif not hidden(inside):
-                    members.append(Member(inside, 0, 0, refused, *_label(tar, member)))
+                    members.append(TarMember(inside, member.offset_data, member.size, refused))
+                elif not is_hidden(inside):
+                    members.append(TarMember(inside, 0, 0, refused, *_label(tar, member)))
         _check_end(tar)
 
 
 def _members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
-    """The members in order; raises on offsets that do not rise, which would never end."""
+    """The members in order. Raises ReadError where offsets do not increase, which would never end."""
     last = -1
     while (member := tar.next()) is not None:
         if member.offset <= last or member.size < 0:
-            raise tarfile.ReadError("offsets do not rise")
+            raise tarfile.ReadError("offsets do not increase")
         last = member.offset
-        _forget(tar)
+        _drop_members(tar)
         yield member
 
 
 def _check_end(tar: tarfile.TarFile) -> None:
-    """Raises ReadError where what follows the last member is not zeros: tarfile takes a damaged header for the end."""
+    """Raises ReadError where the last member is not followed by zeros: tarfile takes a damaged header for the end."""
     file = tar.fileobj
     assert file is not None
     file.seek(tar.offset)
@@ -189,8 +177,8 @@ def _check_end(tar: tarfile.TarFile) -> None:
             raise tarfile.ReadError(f"more follows the end mark at byte {tar.offset:,}; unpack tars that were joined")
 
 
-def _forget(tar: tarfile.TarFile) -> None:
-    """tarfile keeps every header that it has read; a list of a million would not stay flat."""
+def _drop_members(tar: tarfile.TarFile) -> None:
+    """Drops the headers that tarfile keeps in memory, of which a tar may have millions."""
     vars(tar)["members"] = []
 
 
@@ -208,7 +196,7 @@ def _unsafe(member: tarfile.TarInfo, tar_bytes: int) -> str:
 
 
 def _label(tar: tarfile.TarFile, member: tarfile.TarInfo) -> tuple[str, str]:
-    """A label's text, and why it is none."""
+    """A label's text and "", or "" and the reason why it cannot be used."""
     if member.size > MAX_LABEL_BYTES:
         return "", f"its label has {member.size} bytes, of which at most {MAX_LABEL_BYTES} are read"
     file = tar.extractfile(member)
@@ -218,18 +206,18 @@ def _label(tar: tarfile.TarFile, member: tarfile.TarInfo) -> tuple[str, str]:
     return data.removeprefix(codecs.BOM_UTF8).decode("utf-8", "surrogateescape").strip(), ""
 
 
-def _add_members(path: Path, name: str, members: list[Member], scan: Scan) -> None:
-    """Images become items; what lies beside an image under the same WebDataset key is its sidecar."""
-    samples = Samples(members)
+def _add_members(path: Path, name: str, members: list[TarMember], scan: SourceScan) -> None:
+    """Adds the images; other members with the WebDataset key of an image are sidecars and are not listed."""
+    samples = TarSamples(members)
     for number, member in enumerate(members):
         if member.text is not None:
             continue
-        reason = member.refusal or (FURTHER if samples.is_further(number) else "")
+        reason = member.rejection or (SECONDARY if samples.is_secondary(number) else "")
         if not reason:
             labels = samples.labels(number) if samples.labelled else None
-            scan.found.append(Found(member.name, str(path), member.offset, member.length, labels))
-        elif not samples.is_beside(member.name) or PurePosixPath(member.name).suffix.lower() in SUFFIXES:
+            scan.found.append(FoundImage(member.name, str(path), member.offset, member.length, labels))
+        elif not samples.has_image(member.name) or PurePosixPath(member.name).suffix.lower() in SUFFIXES:
             scan.left_out.append((f"{name}: {member.name}", reason))
         else:
             scan.sidecars.add(PurePosixPath(member.name).name.partition(".")[2])
-    scan.crowded += [(f"{name}: {sample}", images) for sample, images in samples.crowded.items()]
+    scan.ambiguous += [(f"{name}: {sample}", images) for sample, images in samples.ambiguous.items()]

@@ -1,4 +1,4 @@
-"""A pack's files: what its manifest and index hold, and how they are read from a stranger's pack without risk.
+"""The pack format: its manifest and index, written, and read safely from untrusted packs.
 
 shard-00000.tar ...   WebDataset: KEY.jpg, and KEY.cls (the label's number) where labelled
 index.npz             one array per column below, uncompressed
@@ -42,13 +42,13 @@ COLUMNS: Mapping[str, tuple[str, tuple[int, ...]]] = {
     "label": ("<i4", ()),
     "key_end": ("<i8", ()),
 }
-"""Each per image: dtype and the shape after the first axis. Beside them `key_text`: all keys' UTF-8, joined."""
+"""Columns per image: dtype and the shape after the first axis. A further column, `key_text`, holds all keys' UTF-8."""
 KEY_TEXT = "key_text"
-_MOST_KEY_BYTES = 1 << 16
+_MAX_KEY_BYTES = 1 << 16
 _HEADER = re.compile(
     rb"\{'descr': '([^']{1,40})', 'fortran_order': (True|False), 'shape': \((-?\d{1,40}(?:, ?-?\d{1,40})*)?,?\), \} *\n"
 )
-"""A column's header as numpy writes it. numpy's own reader takes it for Python and raises many kinds of errors."""
+"""A column's header as numpy writes it. numpy's own reader evaluates it and raises many kinds of errors."""
 
 Columns = dict[str, np.ndarray]
 
@@ -66,7 +66,7 @@ def fingerprint(hashes: np.ndarray, sizes: np.ndarray) -> str:
 
 
 def dump_index(columns: Columns) -> bytes:
-    """The index file's bytes: the same for the same columns."""
+    """The index file as bytes, the same for the same columns."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
         for name in (*COLUMNS, KEY_TEXT):
@@ -77,7 +77,7 @@ def dump_index(columns: Columns) -> bytes:
 
 
 def load_index(data: bytes, origin: str) -> Columns:
-    """Reads an index. Nothing larger than `data` is allocated, whatever its headers claim. Raises UserError."""
+    """Reads an index; allocates no more than `data` takes, whatever its headers claim. Raises UserError."""
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             columns = {name: _column(archive, name) for name in (*COLUMNS, KEY_TEXT)}
@@ -112,10 +112,10 @@ def _column(archive: zipfile.ZipFile, name: str) -> np.ndarray:
     return np.frombuffer(data, wanted, offset=start).reshape(shape)
 
 
-def most_index_bytes(manifest: "Manifest") -> int:
-    """A bound on the index's length, from the number of images and the machine's memory."""
-    each = _MOST_KEY_BYTES + sum(np.dtype(kind).itemsize * math.prod(tail) for kind, tail in COLUMNS.values())
-    return min(_MOST_KEY_BYTES + each * max(0, manifest.images), memory_total() // 2)
+def max_index_bytes(manifest: "Manifest") -> int:
+    """An upper bound of the index file's size, from the number of images and the machine's memory."""
+    each = _MAX_KEY_BYTES + sum(np.dtype(kind).itemsize * math.prod(tail) for kind, tail in COLUMNS.values())
+    return min(_MAX_KEY_BYTES + each * max(0, manifest.images), memory_total() // 2)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,9 +128,9 @@ class Manifest:
     index_sha256: str
     fingerprint: str
     settings: dict[str, Any]
-    """What was asked for: the source's identity, max_side, jpeg_quality, shard_megabytes."""
+    """The source's identity, max_side, jpeg_quality, shard_megabytes."""
     summary: dict[str, Any]
-    """What became of the source: figures of the packing."""
+    """Numbers of re-encoded and left-out images by reason."""
 
     def dump(self) -> str:
         fields = {name: getattr(self, name) for name in self.__slots__}
@@ -163,7 +163,7 @@ def load_manifest(data: bytes, origin: str) -> Manifest:
 
 
 def _check_classes(classes: tuple[str, ...], origin: str) -> None:
-    """A class is known by its name: each is text that can be written, and none is there twice."""
+    """Raises UserError for duplicate class names, or names that are not valid Unicode."""
     if len(set(classes)) != len(classes):
         raise damaged(origin, f"{MANIFEST}: classes names one twice")
     try:
@@ -180,18 +180,18 @@ def _field(values: dict[str, Any], name: str, kind: type, origin: str, inner: ty
 
 
 def validate(columns: Columns, manifest: Manifest, origin: str) -> None:
-    """Every number of the index lies where it can be used. Raises UserError naming the column."""
+    """Checks the bounds of every column of the index. Raises UserError naming the column."""
     if not all(0 <= size <= MAX_SHARD_BYTES for size in manifest.shard_bytes):
         raise damaged(origin, f"{MANIFEST}: shard_bytes out of bounds")
     shards = np.array(manifest.shard_bytes, np.float64)
     shard, end = columns["shard"], columns["key_end"]
     width, height = columns["size"].astype(np.int64).T
-    inside = (shard >= 0) & (shard < len(shards))
-    room = np.where(inside, shards[np.where(inside, shard, 0)], 0) if len(shards) else np.zeros(len(shard))
+    valid = (shard >= 0) & (shard < len(shards))
+    available = np.where(valid, shards[np.where(valid, shard, 0)], 0) if len(shards) else np.zeros(len(shard))
     problems = {
         "images": len(shard) != manifest.images,
-        "shard": not inside.all(),
-        "offset": bool((columns["offset"] < 0).any() or (columns["offset"] > room - columns["length"]).any()),
+        "shard": not valid.all(),
+        "offset": bool((columns["offset"] < 0).any() or (columns["offset"] > available - columns["length"]).any()),
         "length": bool((columns["length"] < 1).any() or (columns["length"] > MAX_JPEG_BYTES).any()),
         "size": bool((width < 1).any() or (height < 1).any() or (np.maximum(width, height) > 65_535).any()),
         "size's pixels": bool((width * height > MAX_PIXELS).any()),
@@ -200,9 +200,9 @@ def validate(columns: Columns, manifest: Manifest, origin: str) -> None:
             (np.diff(end, prepend=0) < 0).any() or (end < 0).any() or end.max(initial=0) > len(columns[KEY_TEXT])
         ),
     }
-    wrong = [name for name, found in problems.items() if found]
-    if wrong:
-        raise damaged(origin, f"{INDEX}: {', '.join(wrong)} out of bounds")
+    invalid = [name for name, found in problems.items() if found]
+    if invalid:
+        raise damaged(origin, f"{INDEX}: {', '.join(invalid)} out of bounds")
     if fingerprint(columns["hash"], columns["size"]) != manifest.fingerprint:
         raise damaged(origin, f"{INDEX} is not the one that the fingerprint in {MANIFEST} was made of")
 
@@ -212,7 +212,7 @@ def damaged(origin: str, what: str) -> UserError:
 
 
 class Keys(Sequence[str]):
-    """The images' names, kept as one run of UTF-8 bytes."""
+    """The images' keys, decoded on access from one array of UTF-8 bytes."""
 
     def __init__(self, columns: Columns) -> None:
         self._text, self._ends = columns[KEY_TEXT], columns["key_end"]

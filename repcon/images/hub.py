@@ -1,4 +1,4 @@
-"""Datasets of the Hugging Face hub: `hf://datasets/OWNER/NAME[/CONFIG][:SPLIT]`.
+"""Download datasets of the Hugging Face hub: `hf://datasets/OWNER/NAME[/CONFIG][:SPLIT]`.
 
 The hub keeps every public dataset as Parquet, `CONFIG/SPLIT/NUMBER.parquet`, on the branch `refs/convert/parquet`.
 One split's files are downloaded into the cache of huggingface_hub, and found there again without network.
@@ -18,26 +18,29 @@ BRANCH = "refs/convert/parquet"
 
 
 @dataclass(frozen=True, slots=True)
-class Downloaded:
+class HubSplit:
     """One split's Parquet files."""
 
     folder: Path
     identity: str
-    """Changes with the dataset's commit, config and split, and with nothing else."""
+    """Hash of the dataset's name, commit, config and split."""
 
 
 def is_dataset(source: str) -> bool:
-    """Whether a source names a dataset of the hub."""
+    """Whether a source is a dataset of the hub."""
     return source.startswith(PREFIX)
 
 
 def short_name(source: str) -> str:
-    """What a dataset is called by: `NAME`, with config and split where they are given."""
+    """A dataset's `NAME`, with config and split where they are given."""
     return "-".join(source.removeprefix(PREFIX).replace(":", "/").split("/")[1:]) or source
 
 
-def download(source: str) -> Downloaded:
-    """Downloads what is missing of one split. Raises UserError where the dataset, config or split cannot be had."""
+def download(source: str) -> HubSplit:
+    """Downloads one split's files that are not in the cache.
+
+    Raises UserError where the dataset, config or split cannot be downloaded.
+    """
     path, _, split = source.removeprefix(PREFIX).partition(":")
     owner, name, config, *more = [*path.split("/"), "", ""]
     if not owner or not name or any(more):
@@ -47,11 +50,11 @@ def download(source: str) -> Downloaded:
     split = _choose(source, "split", split, {parts[1] for parts in files if parts[0] == config}, "train")
     root = _snapshot(source, f"{owner}/{name}", allow_patterns=f"{glob.escape(f'{config}/{split}')}/*.parquet")
     words = f"{owner}/{name}@{root.name}/{config}/{split}"
-    return Downloaded(root / config / split, hashlib.sha256(words.encode()).hexdigest())
+    return HubSplit(root / config / split, hashlib.sha256(words.encode()).hexdigest())
 
 
 def _files(source: str, repo: str) -> list[str]:
-    """The dataset's Parquet files; those of the cache where the hub cannot be asked."""
+    """The dataset's Parquet files; those of the cache where the hub cannot be reached."""
     try:
         held = _asked(source, lambda api: api.dataset_info(repo, revision=BRANCH).siblings)
         found = [file.rfilename for file in held]
@@ -81,9 +84,11 @@ def _asked(source: str, call: Callable[[Any], Any]) -> Any:
         ) from error
 
 
-def _choose(source: str, what: str, asked: str, there: set[str], usual: str) -> str:
-    """The config or split asked for, the usual one, or the only one. Raises UserError naming those that are there."""
-    chosen = asked or (usual if usual in there or len(there) != 1 else next(iter(there)))
-    if chosen not in there:
-        raise UserError(f"{source}: there is no {what} {chosen}; name one of {', '.join(sorted(there)[:20]) or 'none'}")
+def _choose(source: str, kind: str, name: str, available: set[str], default: str) -> str:
+    """The config or split `name`, or the default or only one. Raises UserError listing those available."""
+    chosen = name or (default if default in available or len(available) != 1 else next(iter(available)))
+    if chosen not in available:
+        raise UserError(
+            f"{source}: there is no {kind} {chosen}; name one of {', '.join(sorted(available)[:20]) or 'none'}"
+        )
     return chosen

@@ -1,11 +1,11 @@
-"""The pack: the images that teachers and students read, and their identity.
+"""Read a pack: the images of teachers and students, identified by content hashes.
 
 `repcon pack` (`repcon.commands.pack`) writes one; `ImagePack` reads it, from a path or any URL that fsspec opens.
-Images are known by their content, not by their position or name.
+Images are identified by their content, not by their position or name.
 """
 
-import errno
 import hashlib
+import os
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
@@ -14,25 +14,27 @@ import numpy as np
 
 from repcon.config import ClassSubset
 from repcon.images import format as pack_format
-from repcon.images.files import Files, files_below
 from repcon.images.format import INDEX, MANIFEST, MAX_MANIFEST_BYTES, Keys, Manifest, shard_name
 from repcon.images.jpeg import InvalidImageError, content_hash, read_header
-from repcon.runtime.console import few
 from repcon.runtime.errors import UserError
-from repcon.runtime.open_files import is_passing, reason_of
+from repcon.runtime.filesystem import RangeReader, open_filesystem
+from repcon.runtime.local_files import error_reason, is_transient
+from repcon.runtime.text import abbreviate
 
 
 class ImagePack:
-    """A read-only view of a pack; safe to read from several threads, and reopened where it is unpickled.
+    """A read-only pack. Thread-safe; unpickling opens it again.
 
-    The index is a few arrays, about 60 bytes and the key per image; no image is kept.
+    The index is held in memory, about 60 bytes and the key per image; images are not.
     """
 
-    def __init__(self, url: str, files: Files, manifest: Manifest, columns: pack_format.Columns, check: bool) -> None:
+    def __init__(
+        self, url: str, files: RangeReader, manifest: Manifest, columns: pack_format.Columns, check: bool
+    ) -> None:
         self.url = url
         self.check = check
         self.fingerprint = manifest.fingerprint
-        """SHA-256 in hex over the ordered content hashes and sizes: what a label store refers to."""
+        """SHA-256 in hex over the ordered content hashes and sizes, by which label stores refer to the pack."""
         self.classes = manifest.classes
         """Class names, () where nothing is labelled."""
         self.keys = Keys(columns)
@@ -54,17 +56,20 @@ class ImagePack:
         With `check`, each image's bytes are compared with their content hash, and its header with the index, at the
         first read. Raises UserError where there is no pack, or its index is damaged or of another version.
         """
-        files, origin = files_below(str(url))
+        files = open_filesystem(str(url) if "://" in str(url) else os.path.abspath(url), follow_links=True)
+        origin = files.root
         try:
-            manifest = pack_format.load_manifest(files.part(MANIFEST, 0, MAX_MANIFEST_BYTES + 1), origin)
-            index = files.whole(INDEX, pack_format.most_index_bytes(manifest))
+            manifest = pack_format.load_manifest(files.read(MANIFEST, 0, MAX_MANIFEST_BYTES + 1), origin)
+            size, most = files.size(INDEX), pack_format.max_index_bytes(manifest)
+            if size is not None and size > most:
+                what = f"{INDEX} has {size:,} bytes, of which at most {most:,} are read"
+                raise pack_format.damaged(origin, what)
+            index = files.read(INDEX, 0, most)
         except OSError as error:
-            if error.errno == errno.EFBIG:
-                raise pack_format.damaged(origin, str(error.strerror)) from error
-            if is_passing(error):
-                raise UserError(f"{origin}: the pack cannot be read now ({reason_of(error)}); try again") from error
+            if is_transient(error):
+                raise UserError(f"{origin}: the pack cannot be read now ({error_reason(error)}); try again") from error
             raise UserError(
-                f"{origin}: no finished pack there ({reason_of(error)}); make one with `repcon pack`"
+                f"{origin}: no finished pack there ({error_reason(error)}); make one with `repcon pack`"
             ) from error
         if hashlib.sha256(index).hexdigest() != manifest.index_sha256:
             raise UserError(f"{origin}: {INDEX} has changed since it was packed; copy the pack again or pack again")
@@ -77,12 +82,12 @@ class ImagePack:
 
     @cached_property
     def largest(self) -> int:
-        """Pixels of the largest image; 1 where there is none."""
+        """Number of pixels of the largest image; 1 in an empty pack."""
         return int(self.sizes.astype(np.int64).prod(axis=1).max(initial=1))
 
     @cached_property
     def widest(self) -> int:
-        """Pixels in a row of the widest image; 1 where there is none."""
+        """Width of the widest image in pixels; 1 in an empty pack."""
         return int(self.sizes[:, 0].max(initial=1))
 
     def __reduce__(self) -> tuple[Callable[..., "ImagePack"], tuple[str, bool, str]]:
@@ -93,16 +98,16 @@ class ImagePack:
         name = shard_name(int(self._shard[image]))
         length = int(self.lengths[image])
         try:
-            data = self._files.part(name, int(self._offset[image]), length)
+            data = self._files.read_range(name, int(self._offset[image]), length)
         except OSError as error:
-            if is_passing(error):
-                words = f"image {self.keys[image]} in {name} cannot be read now ({reason_of(error)})"
+            if is_transient(error):
+                words = f"image {self.keys[image]} in {name} cannot be read now ({error_reason(error)})"
                 raise UserError(f"{self.url}: {words}; the pack itself may be whole: try again") from error
-            raise self._lost(image, name, f"cannot be read ({reason_of(error)})") from error
+            raise self._damage(image, name, f"cannot be read ({error_reason(error)})") from error
         if len(data) != length:
-            # A file that ends early is no damage of an image: whoever labels around damage has to stop here.
+            # A file that ends early is not damage of one image: what skips damaged images must stop here.
             short = OSError("the file ends early")
-            raise self._lost(image, name, f"is cut off: {len(data)} of {length} bytes are there") from short
+            raise self._damage(image, name, f"is cut off: {len(data)} of {length} bytes are there") from short
         if self._unchecked[image]:
             self._verify(image, name, data)
             self._unchecked[image] = 0
@@ -110,15 +115,15 @@ class ImagePack:
 
     def _verify(self, image: int, shard: str, data: bytes) -> None:
         if content_hash(data) != self.hashes[image].tobytes():
-            raise self._lost(image, shard, "has changed since it was packed")
+            raise self._damage(image, shard, "has changed since it was packed")
         try:
             header = read_header(data)
         except InvalidImageError as error:
-            raise self._lost(image, shard, f"is no JPEG ({error})") from error
+            raise self._damage(image, shard, f"is no JPEG ({error})") from error
         if (header.width, header.height) != tuple(self.sizes[image]):
-            raise self._lost(image, shard, f"is {header.width} x {header.height} pixels, not as the index says")
+            raise self._damage(image, shard, f"is {header.width} x {header.height} pixels, not as the index says")
 
-    def _lost(self, image: int, shard: str, what: str) -> UserError:
+    def _damage(self, image: int, shard: str, what: str) -> UserError:
         remedy = "restore that file, or pack the images again into a new folder"
         return UserError(f"{self.url}: image {self.keys[image]} in {shard} {what}; {remedy}")
 
@@ -130,17 +135,17 @@ def _reopen(url: str, check: bool, fingerprint: str) -> ImagePack:
     return pack
 
 
-def shared_images(first: np.ndarray, second: np.ndarray) -> int:
-    """How many images two sets have in common, by their content hashes, each (n, 16) uint8."""
+def count_shared_images(first: np.ndarray, second: np.ndarray) -> int:
+    """Number of images that two sets share, by their content hashes, each (n, 16) uint8."""
     return len(set(map(bytes, first)) & set(map(bytes, second)))
 
 
-def class_rows(pack: ImagePack, subset: ClassSubset) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
-    """The images of a part of the classes.
+def select_classes(pack: ImagePack, subset: ClassSubset) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
+    """Select the images of a subset of the classes, by name or as a seeded slice.
 
-    Of a slice, classes with images are ordered by a hash of (seed, name): a class's place depends on no library's
-    generator. Gives rows (n,) int64 rising, labels (n,) int64 from 0 to c - 1, and the c names in the pack's order.
-    Raises UserError where the pack has no labels or none of a class that is named, or fewer than two classes are left.
+    For a slice, classes with images are ordered by a hash of (seed, name), independent of random generators. Gives
+    increasing rows (n,) int64, labels (n,) int64 from 0 to c - 1, and the c names in the pack's order. Raises UserError
+    where the pack has no labels, or none of a class that is named, or fewer than two classes are left.
     """
     present = np.unique(pack.labels[pack.labels >= 0])
     if not len(present):
@@ -169,7 +174,7 @@ def _named_classes(pack: ImagePack, subset: ClassSubset, present: np.ndarray) ->
     labels = [known.get(name, by_number.get(name)) for name in subset.names]
     if unknown := [name for name, label in zip(subset.names, labels, strict=True) if label is None]:
         raise UserError(
-            f"classes: {', '.join(unknown)}: no class of {pack.url} with images; it has {few(list(known))}, "
+            f"classes: {', '.join(unknown)}: no class of {pack.url} with images; it has {abbreviate(list(known))}, "
             f"by number 0 to {len(pack.classes) - 1}"
         )
     if len(set(labels)) < len(labels):

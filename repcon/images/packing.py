@@ -13,39 +13,40 @@ from repcon.config import PackConfig
 from repcon.images import hub, sources, writer
 from repcon.images.format import LEFT_OUT, MANIFEST, Manifest
 from repcon.images.pack import ImagePack
-from repcon.runtime.console import console, few
+from repcon.runtime.console import console, warn
 from repcon.runtime.errors import UserError
-from repcon.runtime.open_files import OpenFile
+from repcon.runtime.local_files import OpenFile
 from repcon.runtime.run_dir import MARKER, RunDir, read_results
+from repcon.runtime.text import abbreviate
 
 _KINDS = {"images": int, "classes": int, "shards": int, "kept": int, "re_encoded": dict, "left_out": dict}
 _KINDS |= {"megabytes": float, "fingerprint": str}
-"""What the figures of a run must hold to be shown again."""
+"""Fields that recorded figures must have to be shown again."""
 
 
-def write_pack(config: PackConfig, then: Callable[[Path], None] | None = None) -> dict[str, Any]:
-    """Writes the pack, shows what became of the source, gives the figures; before these are kept, calls `then`."""
+def write_pack(config: PackConfig, on_written: Callable[[Path], None] | None = None) -> dict[str, Any]:
+    """Writes the pack, prints a summary and gives the figures; calls `on_written` before these are stored."""
     started = time.perf_counter()
     plan, out = writer.plan(config), Path(config.out)
-    # The record stays that of the run that did the work.
-    figures = _earlier(out) if (out / MANIFEST).is_file() else None
+    # A finished pack keeps the figures of the run that made it.
+    figures = _recorded_figures(out) if (out / MANIFEST).is_file() else None
     record = None if figures else RunDir(out, "pack", configuration.dump(config))
     manifest = writer.write(plan)
     seconds = time.perf_counter() - started
-    if then is not None:
-        then(out)
-    figures = figures or _figures(manifest, seconds, plan.listing.cautions)
-    _show(config, figures, manifest.classes)
+    if on_written is not None:
+        on_written(out)
+    figures = figures or _figures(manifest, seconds, plan.listing.warnings)
+    _print_summary(config, figures, manifest.classes)
     return figures if record is None else record.finish(figures)
 
 
-def _earlier(out: Path) -> dict[str, Any] | None:
+def _recorded_figures(out: Path) -> dict[str, Any] | None:
     """The figures of the run that made the pack; None where its record is missing or damaged."""
     figures = read_results(out)
     return figures if all(type(figures.get(name)) is kind for name, kind in _KINDS.items()) else None
 
 
-def _figures(manifest: Manifest, seconds: float, cautions: Sequence[str]) -> dict[str, Any]:
+def _figures(manifest: Manifest, seconds: float, warnings: Sequence[str]) -> dict[str, Any]:
     left_out, re_encoded = (_counts(manifest.summary.get(name)) for name in ("left_out", "re_encoded"))
     return {
         "images": manifest.images,
@@ -56,19 +57,19 @@ def _figures(manifest: Manifest, seconds: float, cautions: Sequence[str]) -> dic
         "re_encoded": re_encoded,
         "left_out": left_out,
         "fingerprint": manifest.fingerprint,
-        "cautions": list(cautions),
+        "warnings": list(warnings),
         "seconds": round(seconds, 3),
     }
 
 
 def _counts(found: object) -> dict[str, int]:
-    """Reasons and their numbers, as far as they are such."""
+    """Numbers of images by reason, of a summary that may be damaged."""
     pairs = found.items() if isinstance(found, dict) else ()
     return {reason: count for reason, count in pairs if type(count) is int}
 
 
 def is_pack(source: str) -> bool:
-    """Whether a source is opened as it is: a pack's folder, or its URL."""
+    """Whether a source is a pack: its folder, or its URL."""
     return ("://" in source and not hub.is_dataset(source)) or Path(source, MANIFEST).is_file()
 
 
@@ -76,21 +77,21 @@ def open_or_pack(source: str, cache: Path) -> ImagePack:
     """Opens a pack (path or URL); packs any other source into `cache` first, once for each state of the source."""
     if is_pack(source):
         return ImagePack.open(source)
-    held = _made_by(Path(source))
-    if held:  # a run's output folder, whose tars are no images of the user's
+    held = _output_of(Path(source))
+    if held:  # a run's output folder, whose tars are not the user's images
         what = f"the output of `repcon {held}`, no images"
         if held == "pack":
             what = "a pack that was begun and not finished; give the same `repcon pack` again"
         raise UserError(f"{source}: holds {what}")
-    identity = sources.read(source).identity
+    identity = sources.list_source(source).identity
     out = Path(cache) / f"pack-{identity[:16]}"
     if not (out / MANIFEST).is_file():
         write_pack(PackConfig(source=source, out=str(out)))
     return ImagePack.open(out)
 
 
-def _made_by(folder: Path) -> str:
-    """The command whose output folder this is; empty where it is none, whatever its file of that name holds."""
+def _output_of(folder: Path) -> str:
+    """The command whose output folder this is; empty where it is none."""
     try:
         held = OpenFile(folder / MARKER).read(0, 100).decode("ascii", "replace").strip()
     except OSError:
@@ -98,11 +99,11 @@ def _made_by(folder: Path) -> str:
     return held if held.isalpha() else ""
 
 
-def _show(config: PackConfig, figures: dict[str, Any], names: tuple[str, ...]) -> None:
+def _print_summary(config: PackConfig, figures: dict[str, Any], names: tuple[str, ...]) -> None:
     table = Table()
-    table.add_column("what became of the source")
+    table.add_column("packing summary")
     table.add_column("images", justify="right")
-    table.add_row("kept as they were", f"{figures['kept']:,}")
+    table.add_row("kept unchanged", f"{figures['kept']:,}")
     for reason, count in figures["re_encoded"].items():
         table.add_row(f"re-encoded: {escape(reason)}", f"{count:,}")
     for reason, count in figures["left_out"].items():
@@ -110,11 +111,11 @@ def _show(config: PackConfig, figures: dict[str, Any], names: tuple[str, ...]) -
     console.print(f"[bold]{escape(config.out)}[/]: {figures['images']:,} images", soft_wrap=True, highlight=False)
     console.print(table)
     shards = f"{figures['shards']} shard{'s' if figures['shards'] != 1 else ''}"
-    classes = f"{figures['classes']} classes ({few(names)})" if names else "no classes"
+    classes = f"{figures['classes']} classes ({abbreviate(names)})" if names else "no classes"
     facts = f"{figures['megabytes']:,.1f} MB in {shards}, {classes}, fingerprint {figures['fingerprint'][:16]}"
     console.print(facts, markup=False, highlight=False)
-    for caution in figures.get("cautions", ()):
-        console.print(f"[yellow]caution[/] {escape(caution)}", soft_wrap=True, highlight=False)
+    for warning in figures.get("warnings", ()):
+        warn(warning)
     if figures["left_out"]:
         path = escape(str(Path(config.out, LEFT_OUT)))
         console.print(f"each file that was left out, with the reason: {path}", soft_wrap=True)

@@ -1,4 +1,4 @@
-"""Parquet files as sources: one image column and at most one label column, as Hugging Face's `datasets` writes them.
+"""List and read images in Parquet files with one image column and at most one label column, as `datasets` writes them.
 
 An image is a struct {bytes, path} or plain binary. A row is named `FILE/ROW`, with rows counted from 0. The file's
 `huggingface` metadata, if present, tells which columns are images and gives the class names of a ClassLabel column.
@@ -12,26 +12,26 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-from repcon.images.archives import MAX_LABEL_BYTES, Found, Scan, leave_out, unreadable
+from repcon.images.archives import MAX_LABEL_BYTES, FoundImage, SourceScan, leave_out, unreadable_error
+from repcon.images.file_names import MAX_FILE_BYTES
 from repcon.images.jpeg import InvalidImageError
-from repcon.images.names import MAX_FILE_BYTES
-from repcon.images.samples import Label
+from repcon.images.tar_samples import Label
 from repcon.runtime.errors import UserError
 from repcon.runtime.extras import require_extra
-from repcon.runtime.open_files import is_passing, reason_of
+from repcon.runtime.local_files import error_reason, is_transient
 
 SUFFIX = ".parquet"
 LABEL_COLUMNS = ("label", "labels", "cls", "class")
-"""Columns of texts or integers that are labels without being declared a ClassLabel."""
+"""Names of text or integer columns that are labels even if they are not declared as ClassLabel."""
 _ROWS = 8
-"""Images that are decoded from a file's pages at a time."""
+"""Rows that are read from a file at a time."""
 
 
-def add_parquet(path: Path, name: str, scan: Scan) -> None:
-    """Adds a file's rows; images are not read. `name`: what the file is called in the names of its rows.
+def add_parquet(path: Path, name: str, scan: SourceScan) -> None:
+    """Adds a file's rows; images are not read. `name`: the file's part in the names of its rows.
 
     Raises UserError where pyarrow is missing, where several columns may be the image or the label, and where the file
-    cannot be read for a reason that says nothing of its content.
+    cannot be read for a reason other than damage.
     """
     try:
         status = path.stat()
@@ -56,19 +56,19 @@ def add_parquet(path: Path, name: str, scan: Scan) -> None:
         scan.left_out.append((name, "a Parquet file without an image column (binary, or a struct of bytes and path)"))
         return
     label = _label_column(path, file.schema_arrow, features)
-    _caution(scan, label)
+    _warn_about_label(scan, label)
     names = _class_names(path, label, features)
     scan.class_order.update(dict.fromkeys(names))
     for row, labels in enumerate(_labels(file, path, label, names)):
         if isinstance(labels, str):
             scan.left_out.append((f"{name}/{row}", labels))
         else:
-            scan.found.append(Found(f"{name}/{row}", str(path), row, 0, labels, column))
+            scan.found.append(FoundImage(f"{name}/{row}", str(path), row, 0, labels, column))
     scan.identify(f"{name}\0{status.st_size}\0{status.st_mtime_ns}")
 
 
 class RowReader:
-    """Reads images of rows that are asked for in order: each row group once, a page and a few rows in memory."""
+    """Reads images of rows in increasing order: each row group once, with a page and a few rows in memory."""
 
     def __init__(self) -> None:
         self._of: tuple[str, str] | None = None
@@ -76,7 +76,7 @@ class RowReader:
     def read(self, path: str, column: str, row: int) -> bytes:
         """The row's image.
 
-        Raises Unusable where the row has none or its row group is damaged, UserError for errors that may pass.
+        Raises InvalidImageError where the row has none or its row group is damaged, UserError for transient errors.
         """
         if self._of != (path, column):
             self._of, self._group, self._damage = None, -1, ""
@@ -112,7 +112,7 @@ class RowReader:
 
 
 def _open(path: Path) -> Any:
-    """A ParquetFile that reads page by page, not whole row groups; a page of pyarrow's has up to 1,024 rows."""
+    """A ParquetFile that reads page by page, not whole row groups; pyarrow writes pages of up to 1,024 rows."""
     require_extra("hf", ("pyarrow",), str(path))
     from pyarrow.parquet import ParquetFile
 
@@ -120,15 +120,15 @@ def _open(path: Path) -> Any:
 
 
 def _try(read: Callable[[], Any], path: Path) -> Any:
-    """What `read` gives, or the damage as text. Raises UserError for errors that may pass, MemoryError as it is."""
+    """The result of `read`, or a description of the damage. Raises UserError for transient errors, and MemoryError."""
     try:
         return read()
     except (UserError, MemoryError):
         raise
     except OSError as error:
-        if is_passing(error):
-            raise unreadable(str(path), error) from error
-        return reason_of(error).splitlines()[0]
+        if is_transient(error):
+            raise unreadable_error(str(path), error) from error
+        return error_reason(error).splitlines()[0]
     except Exception as error:  # pyarrow raises many kinds on damaged files
         return (str(error) or type(error).__name__).splitlines()[0]
 
@@ -190,11 +190,11 @@ def _is_text(kind: Any) -> bool:
     return types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind)
 
 
-def _caution(scan: Scan, label: str) -> None:
+def _warn_about_label(scan: SourceScan, label: str) -> None:
     if label == "label":
         return
     text = f"labels are column {label}: there is no column label" if label else "no labels: no ClassLabel column"
-    scan.cautions[f"Parquet: {text}"] = None
+    scan.warnings[f"Parquet: {text}"] = None
 
 
 def _class_names(path: Path, label: str, features: dict[str, dict]) -> list[str]:
@@ -253,7 +253,7 @@ def _label(value: int | bytes | None, names: list[str]) -> tuple[Label, ...]:
 
 
 def _image(scalar: Any) -> bytes:
-    """The image's bytes. Raises Unusable where the row has none."""
+    """The image's bytes. Raises InvalidImageError where the row has none."""
     value = scalar.as_py()
     data = value.get("bytes") if isinstance(value, dict) else value
     if data is None and isinstance(value, dict) and value.get("path"):

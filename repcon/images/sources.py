@@ -1,4 +1,4 @@
-"""What there is to pack: the images of a folder, of WebDataset tars or of Parquet files, in one fixed order, labelled.
+"""List a source: the images of a folder, of WebDataset tars or of Parquet files, in a fixed order, with labels.
 
 Nothing is decoded here.
 """
@@ -9,28 +9,29 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 from repcon.images import hub
-from repcon.images.archives import Found, Scan, add_tar, leave_out, unreadable
+from repcon.images.archives import FoundImage, SourceScan, add_tar, leave_out, unreadable_error
+from repcon.images.class_labels import assign_classes
+from repcon.images.file_names import ARCHIVE, HIDDEN, SUFFIXES, display_name, is_hidden, rejection_reason, utf8_name
 from repcon.images.format import MANIFEST
-from repcon.images.labels import resolve
-from repcon.images.names import ARCHIVE, HIDDEN, SUFFIXES, bytes_of, hidden, readable, refusal
 from repcon.images.parquet import SUFFIX as PARQUET
 from repcon.images.parquet import add_parquet
 from repcon.runtime.errors import UserError
-from repcon.runtime.open_files import OpenFile
+from repcon.runtime.local_files import OpenFile
+from repcon.runtime.text import abbreviate
 
 _COMPRESSED = (".tar.gz", ".tgz", ".tar.xz", ".tar.bz2", ".tar.zst", ".zip")
 
 
 @dataclass(frozen=True, slots=True)
-class Item:
+class SourceItem:
     """One image file that is to be packed."""
 
     name: str
     """Path below the source, or inside the tar, with `/`; valid UTF-8."""
     key: str
-    """Its name in the pack: the path without suffix and without dots, unique."""
+    """Unique name in the pack: the path without suffix and without dots."""
     container: str
-    """The file that holds its bytes: itself or a tar."""
+    """Path of the file that holds its bytes: itself, or a tar or Parquet file."""
     offset: int
     length: int
     label: int
@@ -40,27 +41,27 @@ class Item:
 
 
 @dataclass(frozen=True, slots=True)
-class Listing:
-    """Everything found in a source."""
+class SourceListing:
+    """The images of a source and their classes."""
 
-    items: list[Item]
+    items: list[SourceItem]
     classes: tuple[str, ...]
     left_out: list[tuple[str, str]]
-    """(name, reason) of the files that are no images."""
+    """(name, reason) of the files that are not images."""
     identity: str
-    """Changes with the name, size or time of change of any file that is packed."""
-    cautions: tuple[str, ...] = ()
-    """One line each: how the labels were found, and what looks like a mistake."""
+    """Hash of the name, size and modification time of each file that is packed."""
+    warnings: tuple[str, ...] = ()
+    """One line each: how labels were found, and what is probably a mistake."""
 
 
-def read(source: str) -> Listing:
+def list_source(source: str) -> SourceListing:
     """Lists a folder of images, tars or Parquet files, one such file, or a dataset of the Hugging Face hub.
 
     Raises UserError where there is nothing to pack.
     """
     if hub.is_dataset(source):
         held = hub.download(source)
-        return replace(read(str(held.folder)), identity=held.identity)
+        return replace(list_source(str(held.folder)), identity=held.identity)
     path = Path(source)
     if "://" in source:
         raise UserError(
@@ -78,66 +79,66 @@ def read(source: str) -> Listing:
             f"{source} is a pack already; to pack with other settings, name what it was made of; to add FFCV's file, "
             "give --ffcv and name the pack as OUT too"
         )
-    scan = Scan()
+    scan = SourceScan()
     if path.is_dir():
         _folder(path, scan)
     elif path.suffix.lower() == ".tar":
-        add_tar(path, bytes_of(path.name), scan)
+        add_tar(path, utf8_name(path.name), scan)
     elif path.suffix.lower() == PARQUET:
-        add_parquet(path, bytes_of(path.name), scan)
+        add_parquet(path, utf8_name(path.name), scan)
     else:
         raise UserError(f"{source}: neither a folder nor a .tar or .parquet")
     if not scan.found:
         raise _no_images(source, scan)
-    labels = resolve(scan)
+    labels = assign_classes(scan)
     keys: dict[str, int] = {}
-    items: list[Item] = []
+    items: list[SourceItem] = []
     for entry, number in zip(scan.found, labels.numbers, strict=True):
         key = _key(entry.name.encode("utf-8", "surrogateescape").decode("utf-8", "replace"), keys)
-        name, place = readable(entry.name), (entry.container, entry.offset, entry.length)
-        items.append(Item(name, key, *place, number, entry.column))
-    left_out = [(readable(name), readable(reason)) for name, reason in scan.left_out]
-    return Listing(items, labels.classes, left_out, scan.identity.hexdigest(), labels.cautions)
+        name, place = display_name(entry.name), (entry.container, entry.offset, entry.length)
+        items.append(SourceItem(name, key, *place, number, entry.column))
+    left_out = [(display_name(name), display_name(reason)) for name, reason in scan.left_out]
+    return SourceListing(items, labels.classes, left_out, scan.identity.hexdigest(), labels.warnings)
 
 
-def _no_images(source: str, scan: Scan) -> UserError:
-    archives = [readable(name) for name, reason in scan.left_out if reason == ARCHIVE]
+def _no_images(source: str, scan: SourceScan) -> UserError:
+    archives = [display_name(name) for name, reason in scan.left_out if reason == ARCHIVE]
     if archives:
-        few = ", ".join(archives[:3]) + (", …" if len(archives) > 3 else "")
-        return UserError(f"{source}: holds no images but archives ({few}); unpack the outer one and name its folder")
-    why = f" ({readable(scan.left_out[0][0])}: {readable(scan.left_out[0][1])})" if scan.left_out else ""
+        names = abbreviate(archives)
+        return UserError(f"{source}: holds no images but archives ({names}); unpack the outer one and name its folder")
+    why = f" ({display_name(scan.left_out[0][0])}: {display_name(scan.left_out[0][1])})" if scan.left_out else ""
     return UserError(f"{source}: holds no images{why}; known suffixes: {' '.join(sorted(SUFFIXES))}")
 
 
-def contents(item: Item) -> bytes:
-    """A file's or a member's bytes as they lie in the source. Raises OSError, also where the file became shorter."""
+def read_item(item: SourceItem) -> bytes:
+    """Reads the bytes of a file or a tar member. Raises OSError, also where the file is shorter than when listed."""
     data = OpenFile(item.container).read(item.offset, item.length)
     if len(data) != item.length:
         raise OSError(None, f"{len(data)} of {item.length} bytes are left")
     return data
 
 
-def _folder(root: Path, scan: Scan) -> None:
-    """Walks in sorted order, through links to folders, each real folder once.
+def _folder(root: Path, scan: SourceScan) -> None:
+    """Adds all files in sorted order; follows links to folders, and reads each real folder once.
 
-    Raises UserError where a folder that is not hidden cannot be read: nobody knows how many images it holds.
+    Raises UserError where a folder that is not hidden cannot be read: the number of its images is unknown.
     """
-    seen = {os.path.realpath(root)}
+    visited = {os.path.realpath(root)}
     start = len(os.path.join(root, ""))
-    waiting = [str(root)]
-    while waiting:
-        parent = waiting.pop()
-        below: list[str] = []
+    pending = [str(root)]
+    while pending:
+        parent = pending.pop()
+        subfolders: list[str] = []
         folders, files = _entries(parent, parent[start:])
         for path in folders:
-            if _first(path, seen):
-                below.append(path)
+            if _is_new(path, visited):
+                subfolders.append(path)
             else:
-                name = bytes_of(path[start:]) + "/"
+                name = utf8_name(path[start:]) + "/"
                 scan.left_out.append((name, "a folder that was read before, under another name"))
         for path in files:
-            _file(path, bytes_of(path[start:]), scan)
-        waiting += reversed(below)
+            _file(path, utf8_name(path[start:]), scan)
+        pending += reversed(subfolders)
 
 
 def _entries(folder: str, name: str) -> tuple[list[str], list[str]]:
@@ -146,31 +147,31 @@ def _entries(folder: str, name: str) -> tuple[list[str], list[str]]:
     files: list[str] = []
     try:
         with os.scandir(folder) as entries:
-            for entry in sorted(entries, key=lambda entry: bytes_of(entry.name)):
+            for entry in sorted(entries, key=lambda entry: utf8_name(entry.name)):
                 (folders if _is_folder(entry) else files).append(os.path.join(folder, entry.name))
     except OSError as error:
-        if not (name and hidden(bytes_of(name))):
-            raise unreadable(folder, error) from error
+        if not (name and is_hidden(utf8_name(name))):
+            raise unreadable_error(folder, error) from error
     return folders, files
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
     try:
         return entry.is_dir()
-    except OSError:  # which its own reading will tell
+    except OSError:  # reported when it is read
         return False
 
 
-def _first(folder: str, seen: set[str]) -> bool:
-    """Whether the folder is new, by its real path; it is not new again."""
+def _is_new(folder: str, visited: set[str]) -> bool:
+    """Whether the folder's real path is new; adds it to `visited`."""
     real = os.path.realpath(folder)
-    new = real not in seen
-    seen.add(real)
+    new = real not in visited
+    visited.add(real)
     return new
 
 
-def _file(path: str, name: str, scan: Scan) -> None:
-    if hidden(name):
+def _file(path: str, name: str, scan: SourceScan) -> None:
+    if is_hidden(name):
         scan.left_out.append((name, HIDDEN))
         return
     if name.lower().endswith(".tar"):
@@ -179,7 +180,7 @@ def _file(path: str, name: str, scan: Scan) -> None:
     if name.lower().endswith(PARQUET):
         add_parquet(Path(path), name, scan)
         return
-    reason = refusal(name, 1)
+    reason = rejection_reason(name, 1)
     if reason:
         scan.left_out.append((name, reason))
         return
@@ -188,18 +189,18 @@ def _file(path: str, name: str, scan: Scan) -> None:
     except OSError as error:
         leave_out(scan, path, name, error)
         return
-    reason = refusal(name, status.st_size) if stat.S_ISREG(status.st_mode) else "not a plain file"
+    reason = rejection_reason(name, status.st_size) if stat.S_ISREG(status.st_mode) else "not a plain file"
     if reason:
         scan.left_out.append((name, reason))
     else:
         scan.identify(f"{name}\0{status.st_size}\0{status.st_mtime_ns}")
-        scan.found.append(Found(name, path, 0, status.st_size, None))
+        scan.found.append(FoundImage(name, path, 0, status.st_size, None))
 
 
 def _key(name: str, taken: dict[str, int]) -> str:
-    """A WebDataset key: no dot in the file's name (it would start the suffix), and unique.
+    """A unique WebDataset key: the path without suffix, with no dot in the file's name (it would start the suffix).
 
-    taken: every key so far, with the last number that was given to its doubles.
+    taken: every key so far, with the last number that was appended to make a duplicate unique.
     """
     path = PurePosixPath(name)
     key = base = (path.parent / path.stem.replace(".", "_")).as_posix()

@@ -1,8 +1,8 @@
-"""Writes a pack: reads and re-encodes in threads, writes shards in order, and goes on where it was killed.
+"""Write a pack: encode in threads, write shards in order, resume after the last finished shard.
 
-Each finished shard leaves a record in `parts/` (its rows, what was left out, where the source goes on), written
-after the shard is on disk. A killed run starts again at the first shard without one and ends with the same bytes.
-Threads rather than processes: reading, decoding, encoding and hashing all run outside Python's lock.
+Each finished shard has a record in `parts/` (its rows, the images left out, the next image of the source), written
+after the shard is on disk. A killed run resumes at the first shard without a record and ends with the same bytes.
+Threads rather than processes: reading, decoding, encoding and hashing all release the interpreter's lock.
 """
 
 import errno
@@ -11,12 +11,10 @@ import json
 import os
 import shutil
 import warnings
-from collections import Counter, deque
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections import Counter
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, TextIO
@@ -25,67 +23,63 @@ from rich.markup import escape
 
 from repcon.config import PackConfig
 from repcon.images import format as pack_format
-from repcon.images import sources
+from repcon.images.encode import Encoded
+from repcon.images.encode_items import encode_items
 from repcon.images.format import Manifest
-from repcon.images.jpeg import Encoded, InvalidImageError, encode
-from repcon.images.names import bytes_of, readable
-from repcon.images.parquet import RowReader
-from repcon.images.several import paths, read_all, told
-from repcon.images.shards import Part, Shard, assemble, write_file
-from repcon.images.sources import Item, Listing
+from repcon.images.multiple_sources import format_sources, list_sources, source_paths
+from repcon.images.shards import ShardRecord, ShardWriter, join_columns
+from repcon.images.sources import SourceItem, SourceListing
 from repcon.runtime.console import console, progress
 from repcon.runtime.errors import UserError
-from repcon.runtime.open_files import lock, open_own, read_file, reason_of
-from repcon.runtime.system import cores
+from repcon.runtime.local_files import error_reason, open_regular, read_file, remove_abandoned, try_lock, write_atomic
 
 PARTS = "parts"
-BATCH = 8
-"""Images that a thread takes at a time."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
-    """What is to be packed, where and how."""
+class PackPlan:
+    """A source that is listed and checked, ready to be packed."""
 
     config: PackConfig
     out: Path
-    listing: Listing
+    listing: SourceListing
     settings: dict[str, Any]
-    """What the pack's bytes depend on; kept with the pack."""
+    """Settings on which the pack's bytes depend; stored with the pack."""
 
 
-def plan(config: PackConfig) -> Plan:
-    """Lists the source; writes nothing.
+def plan(config: PackConfig) -> PackPlan:
+    """Checks the settings and lists the source; writes nothing.
 
-    Raises UserError for settings that make no sense, for a source without images, and where `out` holds a pack of
-    another source or of other settings.
+    Raises UserError for invalid settings, for a source without images, and where `out` holds a pack of another source
+    or of other settings.
     """
     _check(config)
-    with console.status(f"listing {escape(told(config.source))}"):
-        listing = read_all(config.source, config.limit)
+    with console.status(f"listing {escape(format_sources(config.source))}"):
+        listing = list_sources(config.source, config.limit)
     names = ("max_side", "jpeg_quality", "shard_megabytes")
     settings = {"source": listing.identity, **{name: getattr(config, name) for name in names}}
-    _compare(Path(config.out), settings)
-    return Plan(config=config, out=Path(config.out), listing=listing, settings=settings)
+    _require_same_settings(Path(config.out), settings)
+    return PackPlan(config=config, out=Path(config.out), listing=listing, settings=settings)
 
 
-def write(plan: Plan) -> Manifest:
-    """Packs, or goes on with a pack that was begun; a finished one is left as it is.
+def write(plan: PackPlan) -> Manifest:
+    """Writes the pack, or resumes an unfinished one; a finished pack is left as it is.
 
     Raises UserError where `out` cannot be written, for example because the disk is full.
     """
     out = plan.out
     try:
         with exclusive_writer(out):
-            _compare(out, plan.settings)
+            _require_same_settings(out, plan.settings)
             if not (out / pack_format.MANIFEST).is_file():
-                write_file(out / PARTS / "settings.json", json.dumps(plan.settings).encode())
+                remove_abandoned(out)
+                write_atomic(out / PARTS / "settings.json", json.dumps(plan.settings).encode())
                 _finish(plan, *_shards(plan))
-        return pack_format.load_manifest(_held(out / pack_format.MANIFEST), str(out))
+        return pack_format.load_manifest(_read_bounded(out / pack_format.MANIFEST), str(out))
     except OSError as error:
         full = "the disk is full: " if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
         raise UserError(
-            f"{error.filename or out}: cannot write the pack ({full}{reason_of(error)}); mend that and run the same "
+            f"{error.filename or out}: cannot write the pack ({full}{error_reason(error)}); mend that and run the same "
             "command again, it goes on after the last finished shard"
         ) from error
     except RuntimeError as error:
@@ -106,19 +100,19 @@ def _check(config: PackConfig) -> None:
         if not low <= getattr(config, name) <= high:
             raise UserError(f"{name} = {getattr(config, name)}: must lie between {low} and {high:,}")
     out = Path(config.out).resolve()
-    for name in paths(config.source):
+    for name in source_paths(config.source):
         source = Path(name).resolve()
         if source == out or source in out.parents:
             raise UserError(f"{config.out} lies inside {name}, which it would become a part of; name another OUT")
 
 
-def _compare(out: Path, settings: dict[str, Any]) -> None:
-    """Refuses to go on with, or to take for finished, a pack of something else. Raises UserError."""
+def _require_same_settings(out: Path, settings: dict[str, Any]) -> None:
+    """Raises UserError where `out` holds a pack, finished or not, of another source or of other settings."""
     manifest, started = out / pack_format.MANIFEST, out / PARTS / "settings.json"
     if manifest.is_file():
-        held = pack_format.load_manifest(_held(manifest), str(out)).settings
+        held = pack_format.load_manifest(_read_bounded(manifest), str(out)).settings
     elif started.is_file():
-        held = _begun(started)
+        held = _read_settings(started)
     else:
         return
     for name, value in settings.items():
@@ -127,210 +121,148 @@ def _compare(out: Path, settings: dict[str, Any]) -> None:
             raise UserError(f"{out} holds a pack made of other {what}; remove it or name another OUT")
 
 
-def _held(file: Path) -> bytes:
-    """A file of an earlier run, of which no more is read than a whole one may have."""
+def _read_bounded(file: Path) -> bytes:
+    """Reads at most one byte more than a valid file of an earlier run has."""
     return read_file(file, pack_format.MAX_MANIFEST_BYTES + 1)
 
 
-def _begun(started: Path) -> dict[str, Any]:
-    """The settings of a pack that was begun."""
+def _read_settings(started: Path) -> dict[str, Any]:
+    """The settings of an unfinished pack."""
     try:
-        held = json.loads(_held(started))
+        held = json.loads(_read_bounded(started))
     except (ValueError, RecursionError):
         held = None
     if not isinstance(held, dict):
-        raise UserError(f"{started}: damaged, so nobody knows what was begun there; remove {started.parent.parent}")
+        raise UserError(f"{started}: damaged, so it is unknown what was begun there; remove {started.parent.parent}")
     return held
 
 
 @contextmanager
 def exclusive_writer(out: Path) -> Iterator[None]:
-    """Waits while another process writes into the pack; once the block is through, `parts/` is gone. Raises OSError.
+    """Waits until no other process writes into the pack; after the block, deletes `parts/`. Raises OSError.
 
     On a file system without locks it does not wait: there two processes must not be started at once.
     """
     parts = out / PARTS
     with _lock_file(parts) as file:
-        if lock(file.fileno()) is False:
+        if try_lock(file.fileno()) is False:
             console.print(f"waiting for another process that packs into {escape(str(parts.parent))}")
             fcntl.flock(file, fcntl.LOCK_EX)
-        with suppress(FileExistsError):  # it is being removed: the other process has finished, nothing will be written
+        with suppress(FileExistsError):  # the other process is deleting it: it has finished, nothing will be written
             parts.mkdir(exist_ok=True)
         yield
     shutil.rmtree(parts, ignore_errors=True)
 
 
 def _lock_file(parts: Path) -> TextIO:
-    """Opens the lock in `parts`, again where a process that has finished removes the folder meanwhile."""
+    """Opens the lock file in `parts`; again if a process that has finished deletes the folder meanwhile."""
     while True:
         try:
             parts.mkdir(parents=True, exist_ok=True)
-            return open_own(parts / "lock", "w", encoding="ascii")
+            return open_regular(parts / "lock", "w", follow_links=False, encoding="ascii")
         except (FileExistsError, FileNotFoundError):
             if any(os.path.lexists(path) and not path.is_dir() for path in (parts, parts.parent)):
                 raise
 
 
-def _shards(plan: Plan) -> tuple[list[Part], list[tuple[str, str]]]:
-    """Writes what is missing; gives all shards' records, and what was left out after the last shard."""
-    parts, items = _finished(plan.out), plan.listing.items
-    start, full = parts[-1].next if parts else 0, plan.config.shard_megabytes * 1_000_000
-    seen = _seen(parts)
-    shard = Shard(plan.out, len(parts), start)
+def _shards(plan: PackPlan) -> tuple[list[ShardRecord], list[tuple[str, str]]]:
+    """Writes the missing shards; gives all shards' records, and the images left out after the last shard."""
+    records, items = _finished_shards(plan.out), plan.listing.items
+    start, full = records[-1].next if records else 0, plan.config.shard_megabytes * 1_000_000
+    seen = _packed_hashes(records)
+    shard = ShardWriter(plan.out, len(records), start)
     try:
         with warnings.catch_warnings(), progress() as bar:
-            warnings.simplefilter("ignore")  # of damaged files; each ends up in the pack or in the list
+            warnings.simplefilter("ignore")  # about damaged files: each is in the pack or among those left out
             task = bar.add_task("pack", total=len(items), completed=start, unit="images", note="")
-            for item, result in _encoded(items[start:], plan.config):
-                _take(shard, item, result, seen)
+            for item, result in encode_items(items[start:], plan.config):
+                _add(shard, item, result, seen)
                 bar.advance(task)
                 if shard.bytes >= full:
-                    parts.append(_close(plan.out, shard))
-                    shard = Shard(plan.out, len(parts), parts[-1].next)
+                    records.append(_close(plan.out, shard))
+                    shard = ShardWriter(plan.out, len(records), records[-1].next)
         if not len(shard):
-            return parts, shard.part.left_out
-        return [*parts, _close(plan.out, shard)], []
+            return records, shard.record.left_out
+        return [*records, _close(plan.out, shard)], []
     finally:
         shard.discard()
 
 
-def _finished(out: Path) -> list[Part]:
-    """The records of the finished shards, from the first one on without a gap."""
-    parts: list[Part] = []
+def _finished_shards(out: Path) -> list[ShardRecord]:
+    """The records of the finished shards, up to the first gap."""
+    records: list[ShardRecord] = []
     while True:
-        shard = out / pack_format.shard_name(len(parts))
+        shard = out / pack_format.shard_name(len(records))
         try:
-            part = Part.load(out / PARTS, len(parts))
-            whole = shard.stat().st_size == part.bytes
+            record = ShardRecord.load(out / PARTS, len(records))
+            whole = shard.stat().st_size == record.bytes
         except FileNotFoundError:
-            return parts
+            return records
         except (KeyError, TypeError, ValueError, RecursionError, UserError):  # damaged: the shard is made again
-            return parts
+            return records
         if not whole:
-            return parts
-        parts.append(part)
+            return records
+        records.append(record)
 
 
-def _seen(parts: list[Part]) -> dict[bytes, tuple[str, int]]:
+def _packed_hashes(records: list[ShardRecord]) -> dict[bytes, tuple[str, int]]:
     """Content hash -> key and label of the images packed so far."""
     seen: dict[bytes, tuple[str, int]] = {}
-    for part in parts:
-        hashes, labels = part.columns["hash"], part.columns["label"].tolist()
-        names = pack_format.Keys(part.columns)
+    for record in records:
+        hashes, labels = record.columns["hash"], record.columns["label"].tolist()
+        names = pack_format.Keys(record.columns)
         seen.update((hashes[row].tobytes(), (key, labels[row])) for row, key in enumerate(names))
     return seen
 
 
-def _take(shard: Shard, item: Item, result: Encoded | str, seen: dict[bytes, tuple[str, int]]) -> None:
-    """Adds one image to the shard, or to what is left out of it.
+def _add(shard: ShardWriter, item: SourceItem, result: Encoded | str, seen: dict[bytes, tuple[str, int]]) -> None:
+    """Adds an image to the shard, or to the images left out.
 
-    Of equal images the first stays: one that is there twice would be learnt from in one place and tested on in another.
+    Of equal images only the first is packed: a duplicate could be in the training and the test images at once.
     """
-    shard.part.next += 1
+    shard.record.next += 1
     if isinstance(result, str):
-        shard.part.left_out.append((item.name, result))
+        shard.record.left_out.append((item.name, result))
     elif result.digest in seen:
         key, label = seen[result.digest]
         kind = "duplicate" if label == item.label else "duplicate with another label"
-        shard.part.left_out.append((item.name, f"{kind}: of {key}"))
+        shard.record.left_out.append((item.name, f"{kind}: of {key}"))
     else:
         seen[result.digest] = item.key, item.label
         shard.add(item, result)
 
 
-def _close(out: Path, shard: Shard) -> Part:
-    """The shard first, then the record that it is finished."""
-    part = shard.close()
-    part.save(out / PARTS, shard.number)
-    return part
+def _close(out: Path, shard: ShardWriter) -> ShardRecord:
+    """Finishes the shard, then writes its record."""
+    record = shard.close()
+    record.save(out / PARTS, shard.number)
+    return record
 
 
-def _encoded(items: list[Item], config: PackConfig) -> Iterator[tuple[Item, Encoded | str]]:
-    """Each item, in order, with its JPEG or the reason why there is none; a few batches are worked on ahead."""
-    num_workers = config.num_workers or cores()
-    batches = (items[start : start + BATCH] for start in range(0, len(items), BATCH))
-    rows = RowReader()
-    waiting: deque[tuple[list[Item], Future[list[Encoded | str]]]] = deque()
-    pool = ThreadPoolExecutor(num_workers, thread_name_prefix="pack")
-    try:
-        for batch in batches:
-            images = [_image(item, rows) for item in batch]
-            waiting.append((batch, pool.submit(_encode, batch, images, config)))
-            if len(waiting) > 2 * num_workers:
-                done, future = waiting.popleft()
-                yield from zip(done, future.result(), strict=True)
-        for done, future in waiting:
-            yield from zip(done, future.result(), strict=True)
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _image(item: Item, rows: RowReader) -> Callable[[], bytes]:
-    """What gives the item's bytes, in any thread; a Parquet file's are read here, in order."""
-    if not item.column:
-        return partial(sources.contents, item)
-    try:
-        data = rows.read(item.container, item.column, item.offset)
-    except InvalidImageError as error:
-        return partial(_refuse, str(error))
-    except MemoryError as error:
-        raise _stopped(item, "memory is too short to read it") from error
-    return lambda: data
-
-
-def _refuse(reason: str) -> bytes:
-    raise InvalidImageError(reason)
-
-
-def _encode(batch: list[Item], images: list[Callable[[], bytes]], config: PackConfig) -> list[Encoded | str]:
-    results: list[Encoded | str] = []
-    for item, image in zip(batch, images, strict=True):
-        try:
-            results.append(encode(image(), config.max_side, config.jpeg_quality))
-        except InvalidImageError as error:
-            results.append(str(error))
-        except OSError as error:
-            if error.errno not in (errno.EACCES, errno.EPERM):
-                raise _stopped(item, f"cannot be read ({reason_of(error)})") from error
-            results.append(f"cannot be read: {error.strerror}")
-        except MemoryError as error:
-            raise _stopped(item, "memory is too short to decode it") from error
-    return results
-
-
-def _stopped(item: Item, why: str) -> UserError:
-    """The error for what says nothing of the image: to leave it out for that would be for good."""
-    where = readable(bytes_of(item.container)) + (f": {item.name}" if item.offset else "")
-    return UserError(
-        f"{where}: {why}; no image is left out for that: mend it, or move the file away, and run the same command "
-        "again, it goes on after the last finished shard"
-    )
-
-
-def _finish(plan: Plan, parts: list[Part], rest: list[tuple[str, str]]) -> None:
-    """Writes the list of what was left out, the index, and last of all the manifest."""
+def _finish(plan: PackPlan, records: list[ShardRecord], rest: list[tuple[str, str]]) -> None:
+    """Writes the list of images left out, the index, and last the manifest."""
     out = plan.out
-    left_out = [*plan.listing.left_out, *(entry for part in parts for entry in part.left_out), *rest]
+    left_out = [*plan.listing.left_out, *(entry for record in records for entry in record.left_out), *rest]
     lines = [json.dumps({"name": name, "reason": reason}, ensure_ascii=False) for name, reason in left_out]
-    write_file(out / pack_format.LEFT_OUT, "".join(line + "\n" for line in lines).encode())
-    if not parts:
+    write_atomic(out / pack_format.LEFT_OUT, "".join(line + "\n" for line in lines).encode())
+    if not records:
         raise UserError(f"{out}: not one image could be packed; {out / pack_format.LEFT_OUT} gives the reasons")
-    columns = assemble(parts)
+    columns = join_columns(records)
     index = pack_format.dump_index(columns)
-    write_file(out / pack_format.INDEX, index)
-    changes = sum((part.changes for part in parts), Counter())
+    write_atomic(out / pack_format.INDEX, index)
+    changes = sum((record.changes for record in records), Counter())
     manifest = Manifest(
         images=len(columns["shard"]),
         classes=plan.listing.classes,
-        shard_bytes=tuple(part.bytes for part in parts),
+        shard_bytes=tuple(record.bytes for record in records),
         index_sha256=sha256(index).hexdigest(),
         fingerprint=pack_format.fingerprint(columns["hash"], columns["size"]),
         settings=plan.settings,
         summary={"re_encoded": dict(sorted(changes.items())), "left_out": _by_reason(left_out)},
     )
-    write_file(out / pack_format.MANIFEST, manifest.dump().encode())
+    write_atomic(out / pack_format.MANIFEST, manifest.dump().encode())
 
 
 def _by_reason(left_out: list[tuple[str, str]]) -> dict[str, int]:
-    """How many were left out for each kind of reason, without the details."""
+    """Number of images left out by kind of reason, without the details."""
     return dict(sorted(Counter(reason.split(":")[0] for _, reason in left_out).items()))

@@ -1,7 +1,7 @@
-"""Array metadata and shards as zarr-python encodes them.
+"""The part of a store that zarr-python writes: array metadata and the bytes of a shard.
 
-Shards are encoded in memory and written by `runtime.filesystem`, because zarr-python does not fsync; their hashes for
-the completion records are computed on the way. Same input, same bytes.
+Shards are encoded in memory and put in place by `runtime.filesystem`, because zarr-python does not fsync; the markers'
+hashes then cost no second reading. Same input, same bytes.
 """
 
 import json
@@ -20,7 +20,7 @@ from repcon.config import Codec
 from repcon.labels.layout import Layout, layouts_of
 from repcon.labels.manifest import Manifest
 
-# Chunks are encoded and decoded by several threads at once, which blosc's shared pool would serialise.
+# Chunks are encoded and decoded in parallel by threads of their own; blosc's shared pool would serialise them.
 numcodecs.blosc.use_threads = False
 
 # Bytes that blosc compresses as one: with zstd, larger blocks are smaller and faster (113 B per crop at 256 KiB, 116
@@ -53,13 +53,13 @@ def array_metadata(manifest: Manifest, layout: Layout) -> bytes:
 
 
 _CODECS = {"sharding_indexed", "bytes", "blosc", "crc32c"}
-"""The codecs of a store's arrays; the order in `bytes` is compared too."""
-_NO_OPS = {"attributes": {}, "storage_transformers": [], "consolidated_metadata": None}
+"""What a store's arrays are encoded with; `bytes` has an order of its own, which is compared too."""
+_WITHOUT_MEANING = {"attributes": {}, "storage_transformers": [], "consolidated_metadata": None}
 """Fields that some versions of zarr write and others leave out."""
 
 
 def metadata_problems(manifest: Manifest, read: Callable[[str], bytes]) -> Iterator[str]:
-    """Every `zarr.json` that plain zarr would read differently than the manifest says.
+    """Every `zarr.json` from which plain zarr would read something else than what the manifest says.
 
     `read` gives a file's bytes by its name, and raises OSError.
     """
@@ -70,17 +70,19 @@ def metadata_problems(manifest: Manifest, read: Callable[[str], bytes]) -> Itera
         yield f"{name}: the manifest lists no hash for it"
     for name, content in wanted.items():
         try:
-            held = _parse_strict_json(read(name))
+            held = _strictly(read(name))
         except (OSError, ValueError, RecursionError) as error:
             yield f"{name}: cannot be read by every zarr ({getattr(error, 'strerror', None) or f'not JSON: {error}'})"
             continue
-        if not _is_equivalent(held, json.loads(content)):
-            fields = _differing_fields(held, content)
-            yield f"{name}: plain zarr would read it otherwise than the manifest says ({fields})"
+        if not _reads_alike(held, json.loads(content)):
+            yield f"{name}: plain zarr would read it otherwise than the manifest says ({_unlike(held, content)})"
 
 
-def _parse_strict_json(data: bytes) -> Any:
-    """Parses JSON that every parser reads alike. Raises ValueError for a byte order mark, repeated keys, NaN."""
+def _strictly(data: bytes) -> Any:
+    """JSON that all readers understand alike: UTF-8 without a byte order mark, each key once, no NaN as a number.
+
+    Raises ValueError.
+    """
 
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         if len(found := dict(pairs)) < len(pairs):
@@ -93,25 +95,29 @@ def _parse_strict_json(data: bytes) -> Any:
     return json.loads(data.decode("utf-8"), object_pairs_hook=once, parse_constant=no_constant)
 
 
-def _is_equivalent(held: Any, wanted: Mapping[str, Any]) -> bool:
+def _reads_alike(held: Any, wanted: Mapping[str, Any]) -> bool:
     if not isinstance(held, Mapping):
         return False
-    reduced = [
-        {key: value for key, value in each.items() if _NO_OPS.get(key, value) != value or key not in _NO_OPS}
+    bare = [
+        {
+            key: value
+            for key, value in each.items()
+            if _WITHOUT_MEANING.get(key, value) != value or key not in _WITHOUT_MEANING
+        }
         for each in (held, wanted)
     ]
-    if _same(*reduced):
+    if _same(*bare):
         return True
     if held.get("node_type") != "array" or wanted["node_type"] != "array" or not _codecs_of(held) <= _CODECS:
         return False
     try:  # as another version of zarr prints it
-        return _same(*(ArrayV3Metadata.from_dict(dict(each)).to_dict() for each in reduced))
+        return _same(*(ArrayV3Metadata.from_dict(dict(each)).to_dict() for each in bare))
     except Exception:  # zarr raises many things for what is no metadata
         return False
 
 
 def _same(one: Any, other: Any) -> bool:
-    """Whether both are equal and of the same types; in Python 1, 1.0 and True are equal."""
+    """Equal, and of the same types: to Python 1, 1.0 and true are equal."""
     return json.dumps(one, sort_keys=True, default=str) == json.dumps(other, sort_keys=True, default=str)
 
 
@@ -126,7 +132,7 @@ def _codecs_of(value: Any) -> set[str]:
     return found
 
 
-def _differing_fields(held: Any, content: bytes) -> str:
+def _unlike(held: Any, content: bytes) -> str:
     """The fields that differ."""
     wanted = json.loads(content)
     if not isinstance(held, Mapping):
@@ -138,9 +144,9 @@ def _differing_fields(held: Any, content: bytes) -> str:
 
 
 def encode_shard(manifest: Manifest, layout: Layout, name: str, crop: int, row: int, block: np.ndarray) -> bytes:
-    """The bytes of the file `name`, the shard whose first element is (crop, row).
+    """The bytes of the file `name`, the shard whose first element is (crop, row); `block` fills it whole.
 
-    `block` has all its elements, in the shape that the layout gives for its crops and images.
+    `block` has the shape that the layout gives for its crops and images.
     """
     held: dict[str, Buffer] = {}
     array = _create(manifest, layout, held)
@@ -151,14 +157,14 @@ def encode_shard(manifest: Manifest, layout: Layout, name: str, crop: int, row: 
 
 
 def compressed_bytes(codec: Codec, layout: Layout, chunk: np.ndarray) -> int:
-    """Compressed size of a chunk, without its share of the shard's index."""
+    """What one chunk's array takes in a store, without its share of the shard's index."""
     shuffle = {"shuffle": numcodecs.blosc.SHUFFLE, "bitshuffle": numcodecs.blosc.BITSHUFFLE}[layout.shuffle]
     data = np.ascontiguousarray(chunk, layout.dtype)
     return len(numcodecs.blosc.compress(data, codec.encode(), LEVELS[codec], shuffle, BLOCK_BYTES[codec])) + 4
 
 
 def _create(manifest: Manifest, layout: Layout, held: dict[str, Buffer]) -> zarr.Array:
-    """An empty array whose files are in `held`."""
+    """The array, empty, with its files in `held`."""
     codec, rows = manifest.codec, manifest.rows_per_shard
     blosc = BloscCodec(cname=codec, clevel=LEVELS[codec], shuffle=layout.shuffle, blocksize=BLOCK_BYTES[codec])
     names = ("crop", "slot", "image") if layout.slots_first else ("crop", "image", "slot")
@@ -173,6 +179,6 @@ def _create(manifest: Manifest, layout: Layout, held: dict[str, Buffer]) -> zarr
         filters=None,
         compressors=[blosc, Crc32cCodec()],
         dimension_names=names[: len(shape)],
-        # Chunks of fill values only are written too: an absent chunk is damage.
+        # Chunks that are all poison are written too: a chunk that is absent is damage.
         config={"write_empty_chunks": True},
     )

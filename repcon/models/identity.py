@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from repcon.models.timm_import import timm
-from repcon.runtime.console import careful
+from repcon.runtime.console import warn
 from repcon.runtime.errors import UserError
 
 
@@ -66,7 +66,7 @@ def parse_class_names(names: Any, count: int, where: str) -> tuple[str, ...]:
         if by_id is None or len(by_id) != len(names) or not all(0 <= number < count for number in by_id):
             raise UserError(f"{where}: must map the ids 0 to {count - 1} to names, each id once; mend it")
         if missing := count - len(by_id):
-            careful(f"{where}: {missing} of {count} classes have no name; they are called by their number")
+            warn(f"{where}: {missing} of {count} classes have no name; they are called by their number")
         return _warn_of_duplicates(tuple(str(by_id.get(number, number)) for number in range(count)), where)
     if isinstance(names, str) or not isinstance(names, Iterable):
         raise UserError(f"{where}: must be a list of {count} names, not {str(names)[:40]!r}; mend it")
@@ -80,7 +80,7 @@ def parse_class_names(names: Any, count: int, where: str) -> tuple[str, ...]:
 def _warn_of_duplicates(names: tuple[str, ...], where: str) -> tuple[str, ...]:
     """The names, with a warning where several classes have one name: images cannot be matched to those by name."""
     if twice := [name for name, count in Counter(names).items() if count > 1]:
-        careful(f"{where}: {len(twice)} names stand for several classes each, {', '.join(map(repr, twice[:3]))} first")
+        warn(f"{where}: {len(twice)} names stand for several classes each, {', '.join(map(repr, twice[:3]))} first")
     return names
 
 

@@ -1,6 +1,5 @@
 """Model folders in timm's format, with what repcon adds to their config.json."""
 
-import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ from repcon.models.identity import parse_class_names
 from repcon.models.preprocessing import Preprocessing
 from repcon.models.timm_import import timm
 from repcon.runtime.errors import UserError
+from repcon.runtime.local_files import write_atomic
 from repcon.runtime.untrusted import UnreadableError, read_json
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
@@ -45,12 +45,12 @@ def save_model(
         about["label_names"] = list(classes)
     # clone: safetensors refuses tensors that share memory.
     state = {k: v.detach().cpu().contiguous().clone() for k, v in model.state_dict().items()}
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as temporary:
-        # Not safetensors' own `save_file`, whose files nobody but their owner may read.
-        Path(temporary, WEIGHTS).write_bytes(to_bytes(state, metadata={"format": "pt"}))
-        timm.models._hub.save_config_for_hf(model, str(Path(temporary, CONFIG)), model_config=about, data_config=data)
-        for name in (WEIGHTS, CONFIG):
-            os.replace(Path(temporary, name), folder / name)
+    # Not safetensors' own `save_file`, whose files nobody but their owner may read.
+    write_atomic(folder / WEIGHTS, to_bytes(state, metadata={"format": "pt"}))
+    with tempfile.TemporaryDirectory() as temporary:
+        config = Path(temporary, CONFIG)
+        timm.models._hub.save_config_for_hf(model, str(config), model_config=about, data_config=data)
+        write_atomic(folder / CONFIG, config.read_bytes())
 
 
 def saved_extra(folder: str | Path) -> dict[str, Any]:

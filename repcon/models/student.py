@@ -20,7 +20,8 @@ from repcon.models.preprocessing import Preprocessing
 from repcon.models.saved_model import model_folder, save_model
 from repcon.models.weights import load_safetensors, require_finite
 from repcon.runtime.errors import UserError
-from repcon.runtime.run_dir import write_data, write_text
+from repcon.runtime.local_files import write_atomic
+from repcon.runtime.run_dir import write_text
 from repcon.runtime.untrusted import UnreadableError, read_json
 
 HEADS = "heads.safetensors"
@@ -121,13 +122,13 @@ def build_student(
     own = classifier if isinstance(classifier, nn.Linear) else None
     for name, head in heads.items():
         member = (teachers or {}).get(name)
-        of_student = (earlier or {}).get(name) or of_backbone.get((head.metadata.weight_hash, head.classes))
+        of_student = (earlier or {}).get(name) or of_backbone.get((head.section.weight_hash, head.classes))
         if of_student:
             student.start_head(name, *of_student)
         elif member is not None:
             if member.classifier is not None:
                 student.start_head(name, member.classifier.weight, member.classifier.bias)
-        elif own is not None and not shares and head.metadata.weight_hash == own_hash:
+        elif own is not None and not shares and head.section.weight_hash == own_hash:
             student.start_head(name, own.weight, own.bias)
     return student
 
@@ -173,7 +174,7 @@ def save_student(
     extra = {"proxy_fingerprint": card["pack"]} if "pack" in card else {}
     save_model(student.backbone, folder, classes=(), preprocessing=preprocessing, extra=extra)
     state = {k: v.detach().cpu().contiguous() for k, v in student.state_dict().items() if not k.startswith("backbone.")}
-    write_data(folder / HEADS, to_bytes(state))  # not safetensors' own `save_file`, as in `save_model`
+    write_atomic(folder / HEADS, to_bytes(state))  # not safetensors' own `save_file`, as in `save_model`
     index = {
         "heads": student.heads,
         "projection": student.projection,

@@ -7,7 +7,8 @@ import uuid
 from pathlib import Path
 from typing import Protocol
 
-from repcon.runtime.open_files import behind, read_file
+from repcon.runtime.filesystem import open_fsspec
+from repcon.runtime.local_files import read_file
 
 
 class Claims(Protocol):
@@ -122,7 +123,7 @@ class RemoteClaims:
 
     def __init__(self, url: str) -> None:
         """Raises UserError."""
-        self._system, self._root = behind(url)
+        self._system, self._root = open_fsspec(url)
 
     def create(self, name: str, data: bytes) -> bool:
         path = self._path(name)

@@ -21,7 +21,7 @@ from repcon.reports.sections.training import teachers, training
 from repcon.reports.sections.transfer import is_evaluation, transfer, verdicts
 from repcon.reports.sources import Source
 from repcon.reports.tables import differing_settings, list_settings, side_by_side, table
-from repcon.runtime.terminal import printable
+from repcon.runtime.text import printable
 
 RecordSections = Callable[[Sequence[Source]], list[Section]]
 """Gives the sections on the benchmark records among the sources."""

@@ -12,7 +12,7 @@ import numpy as np
 
 from repcon.reports.figures import Interval
 from repcon.reports.plot_style import INK, MUTED, SERIES, SeriesStyles, styled, svg
-from repcon.runtime.terminal import printable
+from repcon.runtime.text import printable
 
 WIDTH, WIDE = 4.4, 9.2
 """Inches: a plot beside another one, and one that takes the page's width."""

@@ -11,7 +11,7 @@ from rich.text import Text
 from repcon.runtime.console import console
 from repcon.runtime.errors import UserError
 from repcon.runtime.run_dir import MARKER, RESULTS
-from repcon.runtime.terminal import printable
+from repcon.runtime.text import printable
 from repcon.runtime.untrusted import UnreadableError, parse_json, parse_toml, read_text, showable
 
 ENVIRONMENT = "env.json"

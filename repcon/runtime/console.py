@@ -1,54 +1,136 @@
-"""The terminal: one console for all, and progress displays that fit its width."""
+"""The terminal: one console that prints any text safely, warnings, and progress displays that fit its width."""
 
+import contextlib
+import errno
+import os
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import IO, Any, cast
 
 from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.markup import escape
 from rich.progress import Progress, Task
 from rich.progress_bar import ProgressBar
+from rich.segment import Segment
 from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
-from repcon.runtime.terminal import Terminal
+from repcon.runtime.text import printable
+from repcon.runtime.units import format_duration
 
-console = Terminal()
-
-FIRST_LINE, LAST_LINE = 5.0, 60.0
-"""Seconds to the first line of progress where the output is no terminal, and between lines at most."""
-LEAST_BAR, MOST_BAR = 10, 30
-"""Columns that a progress bar takes."""
+_REPLACEMENTS = str.maketrans({"±": "+-", "…": "...", "✓": "*", "µ": "u", "×": "x", "–": "-", "•": "*"})  # noqa: RUF001
+"""Replacements for characters that the terminal's encoding lacks; all others become `?`."""
+FIRST_LINE_SECONDS, MAX_LINE_SECONDS = 5.0, 60.0
+"""Time to the first line of progress where the output is no terminal, and the longest time between lines."""
+MIN_BAR, MAX_BAR = 10, 30
+"""Width of a progress bar, in columns."""
 SPINNER = Spinner("dots")
 
 
-def few(names: Sequence[str]) -> str:
-    """The first three names, for a line in which there is no room for all."""
-    return ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
+class Terminal(Console):
+    """A rich console that is safe for untrusted text and survives a broken output stream.
+
+    Control characters are escaped, so that a class or file name cannot steer the terminal. Characters that the stream's
+    encoding lacks are replaced. After an error of the stream (a full disk, a closed pipe) output is discarded, `lost`
+    holds the error, and the work goes on.
+    """
+
+    lost: OSError | None = None
+
+    @property
+    def file(self) -> IO[str]:
+        """The output stream, wrapped so that writing does not raise."""
+        return cast(IO[str], _SafeStream(super().file, self))
+
+    @file.setter
+    def file(self, new_file: IO[str]) -> None:
+        self._file = new_file
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        """As rich's, with `printable` text."""
+        for segment in super().render(renderable, options):
+            plain = segment.text if segment.control else printable(segment.text)
+            yield segment if plain is segment.text else Segment(plain, segment.style)
+
+    def render_str(self, text: str, **how: Any) -> Text:
+        """As rich's, of `printable` text, so that table cells are as wide as what they show."""
+        return super().render_str(printable(text), **how)
+
+    def discard_output(self, stream: Any, error: OSError) -> None:
+        """Redirects further output to the null device, also what Python flushes at exit."""
+        self.lost = self.lost or error
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            if stream.fileno() in (1, 2):
+                null = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(null, stream.fileno())
+                os.close(null)
+                stream.flush()
 
 
-def careful(message: str) -> None:
-    """Print a warning about what is most likely a mistake, and is not refused."""
-    console.print(f"[yellow]careful[/]: {escape(message)}", highlight=False, soft_wrap=True)
+class _SafeStream:
+    """A text stream whose `write` and `flush` do not raise."""
+
+    def __init__(self, stream: Any, console: Terminal) -> None:
+        self._stream, self._console = stream, console
+
+    def write(self, text: str) -> int:
+        """Writes the text, characters that the encoding lacks replaced."""
+        if self._console.lost is None:
+            try:
+                self._stream.write(_encode_replacing(text, getattr(self._stream, "encoding", None) or "utf-8"))
+            except OSError as error:
+                self._console.discard_output(self._stream, error)
+            except ValueError as error:  # closed
+                self._console.discard_output(self._stream, OSError(errno.EBADF, str(error)))
+        return len(text)
+
+    def flush(self) -> None:
+        """Flushes the stream."""
+        if self._console.lost is None:
+            try:
+                self._stream.flush()
+            except OSError as error:
+                self._console.discard_output(self._stream, error)
+            except ValueError as error:
+                self._console.discard_output(self._stream, OSError(errno.EBADF, str(error)))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
 
-class Lines:
-    """A line per task that never exceeds the terminal: the bar gives way first, then the note goes to its own line."""
+def _encode_replacing(text: str, encoding: str) -> str:
+    try:
+        text.encode(encoding)
+    except UnicodeEncodeError:
+        return text.translate(_REPLACEMENTS).encode(encoding, "replace").decode(encoding)
+    return text
+
+
+console = Terminal()
+
+
+def warn(message: str) -> None:
+    """Print a warning about something that is probably a mistake but not refused."""
+    console.print(f"[yellow]warning[/]: {escape(message)}", highlight=False, soft_wrap=True)
+
+
+class ProgressLines:
+    """One line per task that fits the terminal: the bar shrinks first, then the note moves to its own line."""
 
     def __init__(self, tasks: Sequence[Task]) -> None:
         self._tasks = [task for task in tasks if task.visible]
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        facts = [_facts(task) for task in self._tasks]
+        summaries = [_task_summary(task) for task in self._tasks]
         notes = [_line(task.fields.get("note", ""), "cyan") for task in self._tasks]
-        room = options.max_width - 4 - max(map(cell_len, facts), default=0)
-        name_width = min(max((cell_len(task.description) for task in self._tasks), default=0), max(room - LEAST_BAR, 8))
-        left = [options.max_width - 4 - name_width - cell_len(text) for text in facts]
-        beside = [space - note.cell_len > LEAST_BAR for space, note in zip(left, notes, strict=True)]
-        spaces = [space - (note.cell_len + 1) * held for space, note, held in zip(left, notes, beside, strict=True)]
-        bar_width = max(min(MOST_BAR, *spaces), 1) if spaces else MOST_BAR
-        for task, text, note, held in zip(self._tasks, facts, notes, beside, strict=True):
+        room = options.max_width - 4 - max(map(cell_len, summaries), default=0)
+        name_width = min(max((cell_len(task.description) for task in self._tasks), default=0), max(room - MIN_BAR, 8))
+        rooms = [options.max_width - 4 - name_width - cell_len(summary) for summary in summaries]
+        inline = [room - note.cell_len > MIN_BAR for room, note in zip(rooms, notes, strict=True)]
+        bar_rooms = [room - (note.cell_len + 1) * fits for room, note, fits in zip(rooms, notes, inline, strict=True)]
+        bar_width = max(min(MAX_BAR, *bar_rooms), 1) if bar_rooms else MAX_BAR
+        for task, summary, note, fits in zip(self._tasks, summaries, notes, inline, strict=True):
             line = Table.grid(padding=(0, 1, 0, 0))
             line.add_column(width=1)
             line.add_column(width=name_width)
@@ -56,71 +138,65 @@ class Lines:
                 _line("\N{CHECK MARK}", "green") if task.finished else SPINNER.render(task.get_time()),
                 _line(task.description, "bold"),
                 ProgressBar(total=task.total, completed=task.completed, width=bar_width),
-                _line(text),
-                *([note] if held else []),
+                _line(summary),
+                *([note] if fits else []),
             )
             yield line
-            if note and not held:
+            if note and not fits:
                 yield _line("  ") + note
 
 
 def _line(text: str, style: str = "") -> Text:
-    """Text that is cut rather than wrapped."""
+    """Text that is truncated rather than wrapped."""
     return Text(text, style=style, no_wrap=True, overflow="ellipsis")
 
 
-class _Display(Progress):
-    """A display that moves on a terminal; into a file or a pipe, a line now and then."""
+class ProgressDisplay(Progress):
+    """Animated progress on a terminal; in a file or a pipe, a plain line at growing intervals."""
 
     def __init__(self, console: Console) -> None:
         super().__init__(console=console)
-        self._moves = console.is_terminal and not console.is_dumb_terminal
-        self._wait, self._last_line = FIRST_LINE, self.get_time()
+        self._animated = console.is_terminal and not console.is_dumb_terminal
+        self._interval, self._last_line = FIRST_LINE_SECONDS, self.get_time()
 
     def get_renderables(self) -> Iterable[RenderableType]:
-        yield Lines(self.tasks)
+        yield ProgressLines(self.tasks)
 
     def update(self, *arguments: Any, **fields: Any) -> None:
-        """As Progress has it."""
+        """As `rich.progress.Progress.update`."""
         super().update(*arguments, **fields)
-        self._say()
+        self._print_lines()
 
     def advance(self, *arguments: Any, **fields: Any) -> None:
-        """As Progress has it."""
+        """As `rich.progress.Progress.advance`."""
         super().advance(*arguments, **fields)
-        self._say()
+        self._print_lines()
 
-    def _say(self) -> None:
-        """A line per task that goes on, ever more seldom."""
+    def _print_lines(self) -> None:
+        """Prints a line per unfinished task if the interval is over, and doubles the interval."""
         with self._lock:
             now = self.get_time()
-            if self._moves or not self.live.is_started or now - self._last_line < self._wait:
+            if self._animated or not self.live.is_started or now - self._last_line < self._interval:
                 return
-            self._last_line, self._wait = now, min(2 * self._wait, LAST_LINE)
-            going = [task for task in self.tasks if task.visible and not task.finished]
-        for task in going:
+            self._last_line, self._interval = now, min(2 * self._interval, MAX_LINE_SECONDS)
+            unfinished = [task for task in self.tasks if task.visible and not task.finished]
+        for task in unfinished:
             note = f"  {task.fields['note']}" if task.fields.get("note") else ""
-            text = Text(f"{task.description}  {_facts(task)}{note}")
+            text = Text(f"{task.description}  {_task_summary(task)}{note}")
             self.console.print(text, highlight=False, soft_wrap=True)
 
 
-def _facts(task: Task) -> str:
-    """`120/480 images  95/s  0:04 left`, without what is not known yet."""
+def _task_summary(task: Task) -> str:
+    """`120/480 images  95/s  4 s left`, without what is not known yet."""
     unit = task.fields.get("unit", "")
     total = "" if task.total is None else f"/{int(task.total):,}"
     speed = task.finished_speed or task.speed
     rate = "" if speed is None else f"{speed:,.0f}/s" if speed >= 10 else f"{speed:.2g}/s"
     taken, left = task.finished_time, task.time_remaining
-    clock = f"in {_clock(taken)}" if taken is not None else f"{_clock(left)} left" if left is not None else ""
-    return "  ".join(part for part in (f"{int(task.completed):,}{total} {unit}".strip(), rate, clock) if part)
-
-
-def _clock(seconds: float) -> str:
-    """`0:07`, `12:30`, `3:05:00`."""
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}" if minutes >= 60 else f"{minutes}:{rest:02d}"
+    time = f"in {format_duration(taken)}" if taken is not None else f"{format_duration(left)} left" if left else ""
+    return "  ".join(part for part in (f"{int(task.completed):,}{total} {unit}".strip(), rate, time) if part)
 
 
 def progress() -> Progress:
-    """A rich progress display with rate and time left; tasks take the fields `unit=` and `note=`."""
-    return _Display(console=console)
+    """A progress display with rate and time left; tasks take the fields `unit=` and `note=`."""
+    return ProgressDisplay(console=console)

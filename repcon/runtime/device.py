@@ -1,4 +1,4 @@
-"""Which device a command computes on, and in which numbers."""
+"""Devices, precisions and CUDA streams."""
 
 import os
 import shutil
@@ -10,22 +10,22 @@ import torch
 
 from repcon.runtime.errors import UserError
 
-# Read by CUDA when it starts. A GPU's streams share 8 queues unless told otherwise, and there DALI's decoding waited
-# behind all the launches of a training step.
+# Read by CUDA when it starts. By default a GPU's streams share 8 queues, in which DALI's decoding waited behind the
+# launches of a training step.
 os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "32")
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-"""What a recipe calls a precision."""
+"""Names of precisions in recipes."""
 
 
 def indexed(device: torch.device | str) -> torch.device:
-    """The device as its tensors name it: "cuda" is the current GPU, and not equal to its "cuda:0"."""
-    place = torch.device(device)
-    return torch.device("cuda", torch.cuda.current_device()) if str(place) == "cuda" else place
+    """The device with its index, as tensors have it: "cuda" becomes the current GPU, for example "cuda:0"."""
+    device = torch.device(device)
+    return torch.device("cuda", torch.cuda.current_device()) if str(device) == "cuda" else device
 
 
 def choose(device: Literal["auto", "cpu", "cuda"]) -> torch.device:
-    """The device that a recipe's `device` means here: `auto` is CUDA where there is any.
+    """The device of a recipe's `device` setting: `auto` is CUDA where available.
 
     Raises UserError for `cuda` where torch sees none.
     """
@@ -45,26 +45,26 @@ def require_compiler(device: torch.device | str) -> None:
 
         try:
             found = get_cpp_compiler()
-        except Exception:  # torch's kind of it differs from version to version
+        except Exception:  # its type differs between versions of torch
             found = ""
     if not found:
         raise UserError("compile: no C++ compiler here; install one (apt install g++), or set compile = false")
 
 
 def out_of_memory(error: RuntimeError) -> bool:
-    """Whether it is one of the ways in which torch, CUDA, cuBLAS and cuDNN say that memory is spent."""
-    said = str(error)
+    """Whether the error is one of torch, CUDA, cuBLAS or cuDNN for exhausted memory."""
+    message = str(error)
     known = ("can't allocate memory", "out of memory", "_STATUS_ALLOC_FAILED")
-    return isinstance(error, torch.OutOfMemoryError) or any(words in said for words in known)
+    return isinstance(error, torch.OutOfMemoryError) or any(words in message for words in known)
 
 
 @contextmanager
 def stream_context(stream: torch.cuda.Stream | None) -> Iterator[None]:
-    """On the stream, in a thread that is to stay on its GPU. Without one, torch.cuda is not asked: on Macs it fails."""
+    """Run the block on a CUDA stream and make its GPU the thread's current one. Does nothing for None."""
     if stream is None:
         yield
         return
-    # A new thread stands on the first GPU, and would take memory there on leaving the stream.
+    # A new thread's current device is the first GPU, where leaving the stream would allocate memory.
     torch.cuda.set_device(stream.device)
     with torch.cuda.stream(stream):
         yield

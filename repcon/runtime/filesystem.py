@@ -1,30 +1,41 @@
-"""Where a store's bytes live: a local folder, or any file system that fsspec opens by URL.
+"""Files below a local folder or a URL: one interface, `FileSystem`, opened by `open_filesystem`.
 
-Local writes are durable and whole: temporary file, fsync, rename, fsync of the folder. What a killed writer left
-is known by its name and by its lock, which died with it: `sweep` takes no living writer's file, and none of others.
+Local writes are durable and atomic. Object stores put each object in place whole.
 """
 
 import contextlib
 import errno
 import os
 import re
-import time
-import uuid
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
+from repcon.runtime import local_files
 from repcon.runtime.errors import UserError
-from repcon.runtime.open_files import OpenFile, OpenFiles, behind, lock, sync_folder
+from repcon.runtime.local_files import OpenFile, OpenFileCache, fsync_folder, write_atomic
 
-_TEMPORARY = re.compile(r"\.[A-Za-z0-9_][A-Za-z0-9_.\-]*\.[0-9a-f]{32}\.repcon\.tmp")
-"""How a file that is being written is called: nothing else is ever swept away."""
-_DAY_SECONDS = 86_400.0
+_BUCKETS = ("s3", "s3a", "gs", "gcs", "abfs", "abfss", "az")
+"""Schemes without folders, whose first name is a bucket's."""
+SCHEMES = ("file", "local", "memory", "http", "https", *_BUCKETS)
+"""The schemes that are opened. fsspec knows others that read further URLs, or run code, that a file names."""
 _NOT_THERE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
 _SAFE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]*(/[A-Za-z0-9_][A-Za-z0-9_.\-]*)*")
 
 
-class Files(Protocol):
+class RangeReader(Protocol):
+    """Files that are read by range."""
+
+    def read_range(self, name: str, start: int, length: int) -> bytes:
+        """Bytes [start, start + length) of a file that nobody replaces, such as a shard: it may stay open.
+
+        Gives fewer at the end of the file. Raises OSError.
+        """
+        ...
+
+
+class FileSystem(RangeReader, Protocol):
     """Files below one root; names are relative and use `/`."""
 
     root: str
@@ -33,80 +44,85 @@ class Files(Protocol):
         """Bytes [start, start + length), fewer at the end of the file. Raises FileNotFoundError."""
         ...
 
-    def part(self, name: str, start: int, length: int) -> bytes:
-        """`read`, for a file that others never replace, such as a shard: it may stay open."""
-        ...
-
     def size(self, name: str) -> int | None:
         """Bytes in the file, None where there is none."""
         ...
 
-    def names(self, folder: str) -> list[str]:
-        """What lies directly in the folder, sorted; empty where there is none. Locally without what begins with a dot:
-        files that are being written."""
+    def list_names(self, folder: str) -> list[str]:
+        """Names directly in the folder, sorted; empty where there is none.
+
+        Locally without those that begin with a dot: files that are being written.
+        """
         ...
 
-    def unsafe_names(self, folder: str) -> list[str]:
-        """What lies there under names that are not `is_safe`, and what lies in folders of such names: `a b/zarr.json`.
-        Files that are being written are left out."""
+    def list_unsafe_names(self, folder: str) -> list[str]:
+        """Names in the folder that are not `is_safe_name`, and those in folders of such names: `a b/zarr.json`.
+
+        Files that are being written are left out.
+        """
         ...
 
-    def write(self, name: str, data: bytes, require: Callable[[], object] | None = None) -> None:
-        """Puts the whole file in place at once, replacing what was there. `require` is called just before that, and may
-        raise: locally once the file is complete under its temporary name, which `withdraw` of another process takes
-        away, so that nothing can be put in place between a `withdraw` and the next call."""
+    def write(self, name: str, data: bytes, check: Callable[[], object] | None = None) -> None:
+        """Writes the whole file at once, in place of an earlier one. Raises UserError.
+
+        check: called just before the file appears; an error that it raises cancels the write. Locally it is called once
+        the temporary file is complete, so that no write goes through between `cancel_writes` and the next check.
+        """
         ...
 
-    def withdraw(self, names: Collection[str]) -> None:
-        """Keeps other processes from putting in place what they are writing under these names (of files, in any
-        folder). Where writes have no temporary file, as behind a URL, it does nothing."""
+    def cancel_writes(self, names: Collection[str]) -> None:
+        """Keeps other processes from finishing writes of files of these names, in any folder, without another check.
+
+        Does nothing behind a URL, where writes have no temporary file.
+        """
         ...
 
     def delete(self, name: str) -> None:
-        """Removes the file if it is there."""
+        """Deletes the file if it is there."""
         ...
 
-    def sweep(self) -> None:
-        """Removes what killed writers left behind, and no other file."""
+    def remove_abandoned(self) -> None:
+        """Deletes the temporary files of killed writers, and no other file."""
         ...
 
 
-def open_files(url: str) -> Files:
-    """A path, `file://`, or anything that fsspec opens: `memory://`, `s3://`, ..."""
+def open_filesystem(url: str, *, follow_links: bool = False) -> FileSystem:
+    """Opens a path, `file://`, or a URL of one of `SCHEMES`, for example `s3://bucket/folder`.
+
+    follow_links: read files of a local folder also through links that lead out of it. Raises UserError.
+    """
     scheme, separator, path = url.partition("://")
-    if not separator:
-        return LocalFiles(Path(url))
-    if scheme in ("file", "local"):
-        return LocalFiles(Path(path))
-    return UrlFiles(url, *behind(url))
+    if not separator or scheme in ("file", "local"):
+        return LocalFileSystem(Path(path if separator else url), follow_links=follow_links)
+    return UrlFileSystem(url)
 
 
-def is_safe(name: str) -> bool:
+def is_safe_name(name: str) -> bool:
     """Whether the name cannot leave the root: no `..`, nothing absolute, no odd characters."""
     return bool(_SAFE_NAME.fullmatch(name)) and ".." not in name
 
 
-def safe(name: str) -> str:
-    """The name, if `is_safe`. Raises UserError."""
-    if not is_safe(name):
+def require_safe_name(name: str) -> str:
+    """The name, if `is_safe_name`. Raises UserError."""
+    if not is_safe_name(name):
         raise UserError(f"file name {name!r} is not one that a store may use")
     return name
 
 
-class LocalFiles:
-    """Files in a local folder; a link that leads out of the folder is refused."""
+class LocalFileSystem:
+    """Files in a local folder; a link that leads out of the folder is refused unless `follow_links`."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, *, follow_links: bool = False) -> None:
         self.root = str(root)
-        self._root = root
+        self._root, self._follow_links = root, follow_links
         self._checked: dict[str, Path] = {}
-        self._open = OpenFiles()
+        self._open = OpenFileCache()
 
     def read(self, name: str, start: int = 0, length: int | None = None) -> bytes:
         file = OpenFile(self._inside(name))
         return file.read(start, file.bytes if length is None else length)
 
-    def part(self, name: str, start: int, length: int) -> bytes:
+    def read_range(self, name: str, start: int, length: int) -> bytes:
         return self._open.read(str(self._inside(name)), start, length)
 
     def size(self, name: str) -> int | None:
@@ -117,7 +133,7 @@ class LocalFiles:
                 return None
             raise
 
-    def names(self, folder: str) -> list[str]:
+    def list_names(self, folder: str) -> list[str]:
         try:
             return sorted(entry for entry in os.listdir(self._inside(folder)) if not entry.startswith("."))
         except OSError as error:
@@ -125,23 +141,21 @@ class LocalFiles:
                 return []
             raise
 
-    def unsafe_names(self, folder: str) -> list[str]:
+    def list_unsafe_names(self, folder: str) -> list[str]:
         found: list[str] = []
         with contextlib.suppress(OSError):
             for name in sorted(os.listdir(self._inside(folder))):
-                if not is_safe(name) and not _TEMPORARY.fullmatch(name):
+                if not is_safe_name(name) and not local_files.is_temporary(name):
                     found.append(name)
-                    with contextlib.suppress(OSError):  # no folder
+                    with contextlib.suppress(OSError):  # not a folder
                         found += [f"{name}/{inner}" for inner in os.listdir(Path(self._inside(folder), name))]
         return found
 
-    def write(self, name: str, data: bytes, require: Callable[[], object] | None = None) -> None:
+    def write(self, name: str, data: bytes, check: Callable[[], object] | None = None) -> None:
         path = self._inside(name)
         try:
             _make_folders(path.parent)
-            # A sweep may take the temporary file in the instant before it is locked: then it is written again.
-            while not _replace(path, data, require):
-                pass
+            write_atomic(path, data, check)
             self._open.forget(str(path))
         except OSError as error:
             kept = "what was finished is kept, the same command goes on from there"
@@ -153,28 +167,21 @@ class LocalFiles:
         path = self._inside(name)
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):
             path.unlink()
-            sync_folder(path.parent)
+            fsync_folder(path.parent)
         self._open.forget(str(path))
 
-    def withdraw(self, names: Collection[str]) -> None:
-        for path in self._temporary():
-            if path.name[1:].rsplit(".", 3)[0] in names:
-                path.unlink(missing_ok=True)
+    def cancel_writes(self, names: Collection[str]) -> None:
+        local_files.cancel_writes(self._root, names)
 
-    def sweep(self) -> None:
-        for path in self._temporary():
-            with contextlib.suppress(OSError):
-                _remove_abandoned(path)
-
-    def _temporary(self) -> Iterator[Path]:
-        for folder, _, names in os.walk(self._root):
-            yield from (Path(folder, name) for name in filter(_TEMPORARY.fullmatch, names))
+    def remove_abandoned(self) -> None:
+        local_files.remove_abandoned(self._root)
 
     def _inside(self, name: str) -> Path:
-        """Where the file lies. A name is checked once: `realpath` costs more than a read."""
+        """The file's path. A name is checked once: `realpath` costs more than a read."""
         if name not in self._checked:
-            path = self._root / safe(name) if name else self._root
-            if name and not os.path.realpath(path).startswith(os.path.realpath(self._root) + os.sep):
+            path = self._root / require_safe_name(name) if name else self._root
+            inside = os.path.realpath(path).startswith(os.path.realpath(self._root) + os.sep)
+            if name and not inside and not self._follow_links:
                 raise UserError(f"{path} is a link that leads out of {self._root}; a store holds its own files only")
             self._checked[name] = path
         return self._checked[name]
@@ -186,56 +193,22 @@ def _make_folders(folder: Path) -> None:
         return
     _make_folders(folder.parent)
     folder.mkdir(exist_ok=True)
-    sync_folder(folder.parent)
+    fsync_folder(folder.parent)
 
 
-def _replace(path: Path, data: bytes, require: Callable[[], object] | None) -> bool:
-    """One durable write; False when the temporary file was swept away before it was locked, or withdrawn."""
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.repcon.tmp")
-    try:
-        with temporary.open("xb") as file:
-            if lock(file.fileno()) is False:
-                return False
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-            if require is not None:
-                require()
-            try:
-                os.replace(temporary, path)
-            except FileNotFoundError:
-                return False
-        sync_folder(path.parent)
-        return True
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+class UrlFileSystem:
+    """Files below a URL, by fsspec."""
 
-
-def _remove_abandoned(temporary: Path) -> None:
-    """Removes the file unless its writer lives; where locks do not tell, once it has not changed for a day."""
-    descriptor = os.open(temporary, os.O_RDWR | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
-    try:
-        free = lock(descriptor)
-        if free or (free is None and time.time() - os.fstat(descriptor).st_mtime > _DAY_SECONDS):
-            temporary.unlink()
-    finally:
-        os.close(descriptor)
-
-
-class UrlFiles:
-    """Files below a URL; object stores put each object in place whole."""
-
-    def __init__(self, url: str, file_system: Any, root: str) -> None:
+    def __init__(self, url: str) -> None:
         self.root = url
-        self._files = file_system
+        self._files, root = open_fsspec(url)
         self._root = root.rstrip("/")
 
     def read(self, name: str, start: int = 0, length: int | None = None) -> bytes:
         end = None if length is None else start + length
         return self._files.cat_file(self._path(name), start=start, end=end)
 
-    def part(self, name: str, start: int, length: int) -> bytes:
+    def read_range(self, name: str, start: int, length: int) -> bytes:
         return self.read(name, start, length)
 
     def size(self, name: str) -> int | None:
@@ -245,7 +218,7 @@ class UrlFiles:
         except FileNotFoundError:
             return None
 
-    def names(self, folder: str) -> list[str]:
+    def list_names(self, folder: str) -> list[str]:
         self._files.invalidate_cache()
         try:
             found = self._files.ls(self._path(folder), detail=False)
@@ -253,19 +226,19 @@ class UrlFiles:
             return []
         return sorted(path.rstrip("/").rsplit("/", 1)[-1] for path in found)
 
-    def unsafe_names(self, folder: str) -> list[str]:
+    def list_unsafe_names(self, folder: str) -> list[str]:
         found: list[str] = []
-        for name in self.names(folder):
-            if not is_safe(name):
+        for name in self.list_names(folder):
+            if not is_safe_name(name):
                 found.append(name)
                 with contextlib.suppress(OSError):
-                    held = self._files.ls(f"{self._path(folder)}/{name}", detail=False)
-                    found += [f"{name}/{path.rstrip('/').rsplit('/', 1)[-1]}" for path in held]
+                    paths = self._files.ls(f"{self._path(folder)}/{name}", detail=False)
+                    found += [f"{name}/{path.rstrip('/').rsplit('/', 1)[-1]}" for path in paths]
         return found
 
-    def write(self, name: str, data: bytes, require: Callable[[], object] | None = None) -> None:
-        if require is not None:
-            require()
+    def write(self, name: str, data: bytes, check: Callable[[], object] | None = None) -> None:
+        if check is not None:
+            check()
         try:
             self._files.pipe_file(self._path(name), data)
         except OSError as error:
@@ -275,11 +248,58 @@ class UrlFiles:
         with contextlib.suppress(FileNotFoundError):
             self._files.rm_file(self._path(name))
 
-    def withdraw(self, names: Collection[str]) -> None:
-        """An object is in place as soon as it is written."""
+    def cancel_writes(self, names: Collection[str]) -> None:
+        """Does nothing: an object is in place as soon as it is written."""
 
-    def sweep(self) -> None:
-        """Nothing is left behind: an object appears whole or not at all."""
+    def remove_abandoned(self) -> None:
+        """Does nothing: an object appears whole or not at all."""
 
     def _path(self, name: str) -> str:
-        return f"{self._root}/{safe(name)}" if name else self._root
+        return f"{self._root}/{require_safe_name(name)}" if name else self._root
+
+
+def open_fsspec(url: str) -> tuple[Any, str]:
+    """Opens fsspec's file system of a URL; gives it and the path in it.
+
+    Raises UserError where the scheme is none of `SCHEMES`, the URL is a chain of several, or a library is missing.
+    """
+    scheme = url.partition("://")[0]
+    if "::" in url or scheme not in SCHEMES:
+        what = "chains of URLs" if "::" in url else f"{scheme} URLs"
+        raise UserError(f"{url}: {what} are not opened, only {', '.join(SCHEMES)}; copy it to a local folder")
+    import fsspec
+
+    try:
+        system, path = fsspec.url_to_fs(url)
+    except (ValueError, ImportError) as error:
+        raise UserError(f"{url}: {error}") from error
+    return _FsspecFileSystem(system, url), path
+
+
+class _FsspecFileSystem:
+    """fsspec's file system, in which the errors of network libraries become OSErrors, as on a disk."""
+
+    def __init__(self, system: Any, url: str) -> None:
+        self._system, self._url = system, url
+
+    def pipe_file(self, path: str, data: bytes, **how: Any) -> None:
+        """Writes a file, into a new folder where that is missing; a bucket that is missing is not made."""
+        try:
+            self._call("pipe_file", path, data, **how)
+        except FileNotFoundError as error:
+            if self._url.partition("://")[0] in _BUCKETS:  # its name may be misspelt
+                raise FileNotFoundError(errno.ENOENT, f"there is no such bucket ({error})", self._url) from error
+            self._call("makedirs", path.rpartition("/")[0], exist_ok=True)
+            self._call("pipe_file", path, data, **how)
+
+    def __getattr__(self, name: str) -> Any:
+        return partial(self._call, name)
+
+    def _call(self, name: str, *arguments: Any, **named: Any) -> Any:
+        method = getattr(self._system, name)
+        try:
+            return method(*arguments, **named)
+        except (OSError, TypeError, ValueError, NotImplementedError):
+            raise
+        except Exception as error:
+            raise OSError(errno.EIO, f"{type(error).__name__}: {error}", self._url) from error

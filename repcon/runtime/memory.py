@@ -1,4 +1,4 @@
-"""The machine's memory, and what the C library does with freed memory: small models take half the time on a CPU."""
+"""The machine's memory, and glibc's handling of freed memory."""
 
 import ctypes
 import os
@@ -8,27 +8,27 @@ import numpy as np
 
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3
 MMAP_THRESHOLD_BYTES = 32 << 20
-"""The largest that glibc takes; activations above it are mapped and unmapped at every layer all the same."""
+"""The largest threshold that glibc accepts; larger activations are still mapped and unmapped at every layer."""
 
 
 def memory_total() -> int:
-    """Bytes of memory in the machine."""
+    """The machine's memory in bytes."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def require_memory(size: int) -> None:
-    """Raises MemoryError where `size` bytes cannot be had just now.
+    """Raises MemoryError where `size` bytes cannot be allocated now.
 
-    Decoders say of a failed allocation that the image is damaged: this tells the two apart. Nothing is touched.
+    Distinguishes failed allocations from damaged images, as which decoders report them. The memory is not written to.
     """
     np.empty(size, np.uint8)
 
 
 def keep_freed_memory() -> None:
-    """Stops glibc from giving every large activation back to the kernel.
+    """Stop glibc from returning freed memory to the operating system. Does nothing with other C libraries.
 
-    By default each one is mapped anew, zeroed page by page, and unmapped. On two cores EfficientNet-Lite0 at 128 pixels
-    and 16 images a batch spent 0.72 s of 2.2 s in the kernel, and 0.06 s of 1.8 s with this. Does nothing elsewhere.
+    By default each large activation is mapped, zeroed page by page, and unmapped. On two cores EfficientNet-Lite0 at
+    128 pixels and 16 images a batch spent 0.72 s of 2.2 s in the kernel, and 0.06 s of 1.8 s with this.
     """
     if not sys.platform.startswith("linux"):
         return

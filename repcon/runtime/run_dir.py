@@ -1,52 +1,36 @@
-"""What a command leaves behind: its output folder, its environment, its metrics, and its progress on screen."""
+"""A command's output folder: its config, environment, metrics and results."""
 
 import errno
 import fcntl
 import json
 import math
-import os
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
 from repcon.runtime.errors import UserError
-from repcon.runtime.open_files import open_own, sync_folder
+from repcon.runtime.local_files import open_regular, write_atomic
 from repcon.runtime.system import environment
 from repcon.runtime.untrusted import UnreadableError, parse_json, read_text
 
 MARKER = "command"
-"""The file of an output folder that says which command made it."""
+"""The file of an output folder that names the command that made it."""
 RESULTS = "results.json"
-"""Its final figures: written last, so that a folder without them is of a run that has not ended."""
+"""The file of final results, written last: a run without it has not ended."""
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes UTF-8 so that a reader, also after a power cut, sees the old file or the new one, never half of it.
+    """Writes UTF-8 text atomically and durably, as `write_atomic`.
 
-    Bytes of a file name that are not UTF-8 (lone surrogates in Python) become those bytes again; `untrusted.read_text`
-    gives the same text back.
+    Lone surrogates, as in file names that are not UTF-8, become the original bytes; `untrusted.read_text` gives the
+    same text back.
     """
-    write_data(path, text.encode("utf-8", "surrogateescape"))
-
-
-def write_data(path: Path, data: bytes) -> None:
-    """As `write_text`, for bytes."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open_own(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise OSError(error.errno or errno.EIO, error.strerror or str(error), str(path)) from error
-    sync_folder(path.parent)
+    write_atomic(path, text.encode("utf-8", "surrogateescape"))
 
 
 def read_results(folder: str | Path) -> dict[str, Any]:
-    """The results of the run that ended in this folder; {} where none did, or its file did not outlive a power cut."""
+    """The results of the run that ended in this folder; {} where none has, or its file is damaged."""
     try:
         held = parse_json(read_text(Path(folder, RESULTS)))
     except UnreadableError:
@@ -55,17 +39,17 @@ def read_results(folder: str | Path) -> dict[str, Any]:
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """As `write_text`."""
+    """Writes JSON with `json_text` and `write_text`."""
     write_text(path, json_text(value))
 
 
 def json_text(value: Mapping[str, Any]) -> str:
-    """Indented JSON, with null for what is no finite number: JSON has no NaN, and other readers refuse it."""
+    """Indented JSON, with null in place of NaN and infinity, which JSON does not have."""
     return json.dumps(finite(value), indent=2, default=_plain, allow_nan=False) + "\n"
 
 
 def _plain(value: Any) -> Any:
-    """What JSON has no type for: numpy's numbers as numbers, anything else as text."""
+    """Converts values that JSON has no type for: numpy's numbers to numbers, anything else to text."""
     try:
         return finite(float(value))
     except (TypeError, ValueError):
@@ -73,7 +57,7 @@ def _plain(value: Any) -> Any:
 
 
 def finite(value: Any) -> Any:
-    """The value with None in the place of numbers that are not finite, however deep."""
+    """The value with None in place of NaN and infinite numbers, at any depth."""
     if isinstance(value, float):
         return float(value) if math.isfinite(value) else None
     if isinstance(value, Mapping):
@@ -82,7 +66,7 @@ def finite(value: Any) -> Any:
 
 
 def require_free(out: str | Path, command: str) -> None:
-    """Raises UserError where the folder can not be, or go on to be, the output of this command; writes nothing."""
+    """Raises UserError where the folder cannot be the output of this command, new or resumed; writes nothing."""
     if "://" in str(out):
         raise UserError(f"{out}: `repcon {command}` writes to a local folder; copy it there afterwards")
     path = Path(out)
@@ -99,8 +83,8 @@ def require_free(out: str | Path, command: str) -> None:
 class RunDir:
     """One command's output folder: `config.toml`, `env.json`, `metrics.jsonl`, `results.json`.
 
-    The folder may be empty, or hold an earlier run of the SAME command (which is then continued); anything
-    else is refused, so that nothing of the user's is overwritten.
+    The folder may be empty, or hold an earlier run of the same command, which is then continued. Any other folder is
+    refused, so that no file of the user is overwritten.
     """
 
     def __init__(
@@ -113,14 +97,14 @@ class RunDir:
         exclusive: bool = False,
         trim: Callable[[Path], None] | None = None,
     ) -> None:
-        """overwrite: start `metrics.jsonl` anew instead of appending to it. exclusive: refuse a folder in which another
-        process is running. trim: called with the metrics file of the run that is continued, before more are added.
+        """overwrite: replace `metrics.jsonl` instead of appending to it. exclusive: refuse a folder in which another
+        process is running. trim: called with the path of `metrics.jsonl` before lines are appended.
         """
         require_free(out, command)
         self.path = Path(out)
         marker = self.path / MARKER
         self.path.mkdir(parents=True, exist_ok=True)
-        self._lock = open_own(self.path / ".lock", "w", encoding="ascii") if exclusive else None
+        self._lock = open_regular(self.path / ".lock", "w", follow_links=False, encoding="ascii") if exclusive else None
         if self._lock is not None and _is_locked(self._lock):
             raise UserError(f"{self.path}: another process is at work there; wait for it, or name another folder")
         write_text(marker, command + "\n")
@@ -130,15 +114,15 @@ class RunDir:
         if trim is not None:
             trim(metrics)
         mode = "w" if overwrite else "a"
-        self._metrics: TextIO = open_own(metrics, mode, buffering=1, encoding="utf-8")
+        self._metrics: TextIO = open_regular(metrics, mode, follow_links=False, buffering=1, encoding="utf-8")
         self._started = time.monotonic()
 
     def earlier(self) -> dict[str, Any]:
-        """The results of a run that ended here; {} where none did."""
+        """The results of an earlier run that ended here; {} where none has."""
         return read_results(self.path)
 
     def log(self, event: str, **figures: Any) -> None:
-        """Appends one line to `metrics.jsonl`: the event, seconds since the start, and its figures."""
+        """Appends a line to `metrics.jsonl`: the event, the seconds since the start, and its figures."""
         line = {"event": event, "seconds": round(time.monotonic() - self._started, 3), **figures}
         try:
             self._metrics.write(json.dumps(finite(line), default=_plain, allow_nan=False) + "\n")
@@ -149,7 +133,7 @@ class RunDir:
             ) from error
 
     def finish(self, results: Mapping[str, Any]) -> dict[str, Any]:
-        """Writes `results.json` and closes the metrics; gives the results back."""
+        """Writes `results.json` and closes `metrics.jsonl`; gives the results back."""
         write_json(self.path / RESULTS, results)
         self._metrics.close()
         if self._lock is not None:
@@ -158,9 +142,9 @@ class RunDir:
 
 
 def _is_locked(file: TextIO) -> bool:
-    """Whether another process has the lock; else it is this one's, until `file` is closed or the process ends.
+    """Whether another process holds the lock; else this one takes it until `file` is closed or the process ends.
 
-    A lock of the process, not of the open file: a run that failed in a notebook must not keep the next one away.
+    Not `try_lock`: this lock belongs to the process, so that a failed run in a notebook does not lock out the next one.
     """
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,7 +1,6 @@
-"""The facts that a figure cannot be believed without: versions, commit, processor, device, command.
+"""The environment that measurements are recorded with: versions, commit, processor, device, command.
 
-Apart from `repcon.runtime.run_dir`, because the kernels' benchmark runs where only torch, triton and numpy are
-installed.
+Imports only the standard library and torch: the kernels' benchmark runs where little else is installed.
 """
 
 import os
@@ -22,7 +21,7 @@ PACKAGES = (
 
 
 def environment() -> dict[str, Any]:
-    """What this process runs on. `commit` is there only in a checkout, `power_limit_watts` only where it is known."""
+    """This process's environment; `commit` only in a checkout, `power_limit_watts` only where it is known."""
     import torch
 
     versions: dict[str, str] = {"python": platform.python_version()}
@@ -48,41 +47,41 @@ def environment() -> dict[str, Any]:
 
 
 def _program() -> str:
-    """The script's name; of `python -m PACKAGE`, the package's."""
+    """The script's name, or the package's of `python -m PACKAGE`."""
     path = Path(sys.argv[0])
     return path.parent.name if path.name == "__main__.py" else path.name
 
 
 def cores() -> int:
-    """Processor cores that this process may use."""
+    """Number of processor cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def own_cores() -> int:
-    """This process's share of them, where torchrun has started several here."""
-    beside = os.environ.get("LOCAL_WORLD_SIZE", "")
-    return max(1, cores() // max(1, int(beside))) if beside.isdecimal() else cores()
+    """This process's share of the cores, if torchrun started several processes on this machine."""
+    processes = os.environ.get("LOCAL_WORLD_SIZE", "")
+    return max(1, cores() // max(1, int(processes))) if processes.isdecimal() else cores()
 
 
 @cache
 def commit() -> str | None:
     """The checkout's commit, with `-dirty` where tracked files differ from it; None outside a checkout."""
     root = Path(__file__).resolve().parents[2]
-    if not (root / ".git").exists():  # An installed package may lie in somebody else's checkout.
+    if not (root / ".git").exists():  # An installed package may be inside another project's checkout.
         return None
     return _run_command("git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
 
 
 def _power_limit_watts(uuid: str) -> float | None:
-    said = _run_command("nvidia-smi", f"--id=GPU-{uuid}", "--query-gpu=power.limit", "--format=csv,noheader,nounits")
+    watts = _run_command("nvidia-smi", f"--id=GPU-{uuid}", "--query-gpu=power.limit", "--format=csv,noheader,nounits")
     try:
-        return float(said or "")
-    except ValueError:  # "[N/A]" where the card does not say
+        return float(watts or "")
+    except ValueError:  # "[N/A]" where the card does not report it
         return None
 
 
 def _run_command(*command: str) -> str | None:
-    """What a command prints; None where it is missing or fails."""
+    """A command's output; None where it is missing, fails or prints nothing."""
     try:
         done = subprocess.run(
             command, capture_output=True, text=True, timeout=10, env=os.environ | {"GIT_OPTIONAL_LOCKS": "0"}

@@ -1,4 +1,4 @@
-"""Text, JSON and TOML of unknown origin: read within bounds, with one kind of error."""
+"""Read text, JSON and TOML of unknown origin, with limits and one kind of error."""
 
 import errno
 import json
@@ -10,38 +10,38 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from repcon.runtime.terminal import printable
+from repcon.runtime.text import printable
 
-MOST_BYTES = 64 * 2**20
-MOST_DEPTH, MOST_VALUES = 24, 200_000
-LONGEST_TEXT, LONGEST_KEY = 20_000, 300
-LARGEST = 1e100
-"""Numbers beyond it are shown, but not reckoned or drawn with."""
+MAX_BYTES = 64 * 2**20
+MAX_DEPTH, MAX_VALUES = 24, 200_000
+MAX_TEXT, MAX_KEY = 20_000, 300
+MAX_NUMBER = 1e100
+"""Larger numbers are shown as text, and not plotted or computed with."""
 
 
 class UnreadableError(ValueError):
-    """The reason why a file or text cannot be taken, without the file's name."""
+    """The reason why a file or text cannot be read, without the file's name."""
 
 
-def read_text(path: str | Path, most: int = MOST_BYTES) -> str:
-    """A regular file's UTF-8 text, a byte order mark left out. Bytes that are not UTF-8 become lone surrogates.
+def read_text(path: str | Path, max_bytes: int = MAX_BYTES) -> str:
+    """A regular file's UTF-8 text without byte order mark. Bytes that are not UTF-8 become lone surrogates.
 
-    Raises UnreadableError for what is no file, larger than `most` bytes, or cannot be read.
+    Raises UnreadableError for a file that is not regular, is larger than `max_bytes`, or cannot be read.
     """
     try:
-        with open(path, "rb", opener=_at_once) as file:
-            held = file.read(most + 1)
+        with open(path, "rb", opener=_open_regular) as file:
+            held = file.read(max_bytes + 1)
     except OSError as error:
         raise UnreadableError(error.strerror or str(error)) from error
     except ValueError as error:  # a zero byte in the name
         raise UnreadableError(str(error)) from error
-    if len(held) > most:
-        raise UnreadableError(f"larger than {most // 2**20} MiB")
+    if len(held) > max_bytes:
+        raise UnreadableError(f"larger than {max_bytes // 2**20} MiB")
     return held.decode("utf-8", "surrogateescape").removeprefix("\ufeff")
 
 
-def _at_once(path: str, flags: int) -> int:
-    """Opens without waiting for the writer of a FIFO, and refuses what is no regular file."""
+def _open_regular(path: str, flags: int) -> int:
+    """Opens a regular file; refuses others, without waiting for the writer of a FIFO."""
     descriptor = os.open(path, flags | os.O_NONBLOCK)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
@@ -50,7 +50,7 @@ def _at_once(path: str, flags: int) -> int:
 
 
 def parse_json(text: str) -> Any:
-    """The value. Raises UnreadableError for all that Python's reader cannot take, its recursion and digits included."""
+    """Parses JSON. Raises UnreadableError for invalid or too deeply nested text, and numbers with too many digits."""
     try:
         return json.loads(text)
     except RecursionError as error:
@@ -70,7 +70,7 @@ def read_json(path: str | Path) -> Any:
 
 
 def parse_toml(text: str) -> dict[str, Any]:
-    """The table. Raises UnreadableError as `parse_json`."""
+    """Parses TOML. Raises UnreadableError as `parse_json`."""
     try:
         return tomllib.loads(text)
     except RecursionError as error:
@@ -80,35 +80,35 @@ def parse_toml(text: str) -> dict[str, Any]:
 
 
 def showable(value: Any) -> Any:
-    """JSON or TOML as plain values that can be shown and drawn: texts `printable` and cut, numbers finite or as text.
+    """Parsed JSON or TOML as values that can be shown and plotted: `printable`, truncated text and finite numbers.
 
-    Raises UnreadableError for more than `MOST_DEPTH` levels or `MOST_VALUES` values.
+    Raises UnreadableError for more than `MAX_DEPTH` levels or `MAX_VALUES` values.
     """
-    return _showable(value, 0, [MOST_VALUES])
+    return _showable(value, 0, [MAX_VALUES])
 
 
 def _showable(value: Any, depth: int, left: list[int]) -> Any:
     left[0] -= 1
-    if depth > MOST_DEPTH:
+    if depth > MAX_DEPTH:
         raise UnreadableError("nested too deeply")
     if left[0] < 0:
-        raise UnreadableError(f"more than {MOST_VALUES:,} values")
+        raise UnreadableError(f"more than {MAX_VALUES:,} values")
     if isinstance(value, Mapping):
-        return {_cut(str(key), LONGEST_KEY): _showable(held, depth + 1, left) for key, held in value.items()}
+        return {_truncate(str(key), MAX_KEY): _showable(held, depth + 1, left) for key, held in value.items()}
     if isinstance(value, list | tuple):
         return [_showable(held, depth + 1, left) for held in value]
     if value is None or isinstance(value, bool):
         return value
-    return _number(value) if isinstance(value, int | float) else _cut(str(value), LONGEST_TEXT)
+    return _number(value) if isinstance(value, int | float) else _truncate(str(value), MAX_TEXT)
 
 
 def _number(value: int | float) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None
-    if abs(value) <= LARGEST:
+    if abs(value) <= MAX_NUMBER:
         return value
-    return f"{value:.6g}" if isinstance(value, float) else _cut(str(value), 24)
+    return f"{value:.6g}" if isinstance(value, float) else _truncate(str(value), 24)
 
 
-def _cut(text: str, longest: int) -> str:
-    return printable(text if len(text) <= longest else text[: longest - 1] + "…")
+def _truncate(text: str, max_length: int) -> str:
+    return printable(text if len(text) <= max_length else text[: max_length - 1] + "…")

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from repcon.runtime.errors import UserError
-from repcon.runtime.filesystem import is_safe
+from repcon.runtime.filesystem import is_safe_name
 
 RepoType = Literal["model", "dataset"]
 PREFIX, DATASETS = "hf://", "datasets/"
@@ -36,7 +36,7 @@ def parse_address(text: str) -> Address:
     owner, _, more = rest.removeprefix(DATASETS).partition("/")
     name, _, path = more.strip("/").partition("/")
     named = text.startswith(PREFIX) and _PART.fullmatch(owner) and _PART.fullmatch(name)
-    if not named or (path and not is_safe(path)):
+    if not named or (path and not is_safe_name(path)):
         forms = f"{PREFIX}OWNER/NAME[/PATH] for a model, {PREFIX}{DATASETS}OWNER/NAME[/PATH] for a label store"
         raise UserError(f"{text}: not an address of the hub; write {forms}")
     return Address("dataset" if is_dataset else "model", f"{owner}/{name}", path)

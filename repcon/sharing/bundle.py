@@ -5,14 +5,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from repcon.labels.manifest import COMPLETION_RECORDS, MANIFEST
+from repcon.labels.manifest import MANIFEST, MARKERS
 from repcon.labels.store import LabelStore
 from repcon.models.factory import create_model
 from repcon.models.identity import weight_hash
 from repcon.models.saved_model import CONFIG, WEIGHTS, model_folder
 from repcon.models.student import HEADS, HEADS_INDEX, is_student, load_student
 from repcon.runtime.errors import UserError
-from repcon.runtime.filesystem import is_safe
+from repcon.runtime.filesystem import is_safe_name
 from repcon.runtime.untrusted import UnreadableError, parse_json, read_text
 from repcon.sharing.address import Address
 
@@ -24,7 +24,7 @@ _HEADS = (HEADS, HEADS_INDEX)
 FILES: dict[Kind, tuple[str, ...]] = {
     "teacher": (CARD, *_MODEL),
     "student": (CARD, *_MODEL, *_HEADS),
-    "store": (CARD, MANIFEST, "zarr.json", "crops/*", "heads/*", f"{COMPLETION_RECORDS}/*"),
+    "store": (CARD, MANIFEST, "zarr.json", "crops/*", "heads/*", f"{MARKERS}/*"),
 }
 """Patterns of the only files that are pushed and pulled; none of them is code."""
 WHAT: dict[Kind, str] = {"student": "a student", "teacher": "a teacher", "store": "a label store"}
@@ -48,7 +48,7 @@ class Bundle:
             found = [path for path in sorted(self.folder.glob(pattern.replace("/*", "/**/*"))) if path.is_file()]
             if "*" not in pattern and not found:
                 raise UserError(f"{self.folder}: holds no {pattern}, without which it cannot be shared; save it again")
-            yield from (path for path in found if is_safe(path.relative_to(self.folder).as_posix()))
+            yield from (path for path in found if is_safe_name(path.relative_to(self.folder).as_posix()))
 
 
 def find_bundle(source: str) -> Bundle:

@@ -10,7 +10,7 @@ from typing import Any
 from repcon.runtime.console import console
 from repcon.runtime.errors import UserError
 from repcon.runtime.extras import require_extra
-from repcon.runtime.filesystem import is_safe
+from repcon.runtime.filesystem import is_safe_name
 from repcon.sharing.address import Address
 
 _REMEDIES = {
@@ -101,7 +101,7 @@ def download(address: Address, commit: str, folder: Path, patterns: tuple[str, .
         tree = api.list_repo_tree(**where, path_in_repo=address.path or None, recursive=True)
         sizes = {entry.path: entry.size for entry in tree if hasattr(entry, "size")}
         sizes = {name: size for name, size in sizes.items() if any(fnmatch(name, pattern) for pattern in wanted)}
-        if odd := [name for name in sizes if not is_safe(name)]:
+        if odd := [name for name in sizes if not is_safe_name(name)]:
             raise UserError(f"{address}: holds a file of the unusual name {odd[0]!r}; nothing was pulled")
         missing = sum(size for name, size in sizes.items() if not (folder / name).is_file())
         free = shutil.disk_usage(folder).free

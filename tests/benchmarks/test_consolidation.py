@@ -23,7 +23,7 @@ from benchmarks.experiments.consolidation import protocol as protocols
 from benchmarks.experiments.consolidation.steps import Step
 from benchmarks.experiments.consolidation.variants import VARIANTS
 from repcon.config import ClassSubset, TrainConfig, dump
-from repcon.images.pack import ImagePack, class_rows
+from repcon.images.pack import ImagePack, select_classes
 from repcon.labels.store import LabelStore
 from repcon.models.preprocessing import preprocessing_of
 from repcon.models.saved_model import save_model
@@ -125,7 +125,7 @@ def test_no_downstream_class_or_image_reaches_a_teacher(finished: tuple[study.St
     downstream = set(cells[4, "aerial"]["class_names"])
     assert len(downstream) == 4
     pack = run.pack("aerial")
-    tested = set(map(bytes, pack.hashes[class_rows(pack, ClassSubset(seed=4, start=0.5))[0]]))
+    tested = set(map(bytes, pack.hashes[select_classes(pack, ClassSubset(seed=4, start=0.5))[0]]))
     folders = sorted(path for path in (run.work / "teachers").iterdir() if path.is_dir())
     assert [folder.name for folder in folders] == ["aerial-4", "aerial-4-a", "aerial-4-b", "joint-aerial-4"]
     for folder in folders:
@@ -225,7 +225,7 @@ def test_the_jointly_trained_network_sees_every_domain_s_teacher_half_and_nothin
     held, names = [], []
     for domain in ("aerial", "birds"):
         pack = run.pack(domain)
-        rows, _, own = class_rows(pack, ClassSubset(seed=4, stop=0.5))
+        rows, _, own = select_classes(pack, ClassSubset(seed=4, stop=0.5))
         held += list(map(bytes, pack.hashes[rows]))
         names += [f"{domain}-{name}" for name in own]
     assert sorted(map(bytes, joint.hashes)) == sorted(held) and set(joint.classes) == set(names)
@@ -241,7 +241,7 @@ def test_domain_images_in_the_proxy_come_from_the_teachers_half_only(finished: t
     assert set(cells[4, "aerial"]["backbones"]) == {*methods, "ceiling"}
     student = run.student(4, "aerial", "task_generalist")
     mixed, aerial = ImagePack.open(student.settings.pack), run.pack("aerial")
-    half = {part: set(map(bytes, aerial.hashes[class_rows(aerial, ClassSubset(seed=4, start=start, stop=stop))[0]]))
+    half = {part: set(map(bytes, aerial.hashes[select_classes(aerial, ClassSubset(seed=4, start=start, stop=stop))[0]]))
             for part, start, stop in (("taught", 0.0, 0.5), ("tested", 0.5, 1.0))}  # fmt: skip
     proxy = set(map(bytes, run.pack("proxy").hashes))
     assert set(map(bytes, mixed.hashes)) == proxy | half["taught"]
@@ -313,9 +313,9 @@ def test_variants_are_the_usual_student_but_for_one_setting(photographs: Path, t
     assert figures["k_4_probe_gain"] == pytest.approx(figures["k_4_probe"] - figures["usual_probe"])
     assert ablation.markdown(figures, variants).count("\n") == 2 + 2 + len(names)
     pack = run.pack("aerial")
-    tested = set(map(bytes, pack.hashes[class_rows(pack, ClassSubset(seed=4, start=0.5))[0]]))
+    tested = set(map(bytes, pack.hashes[select_classes(pack, ClassSubset(seed=4, start=0.5))[0]]))
     mixed = ImagePack.open(recipes["domain_images"].pack)
-    assert len(mixed) == 20 + len(class_rows(pack, ClassSubset(seed=4, stop=0.5))[0])
+    assert len(mixed) == 20 + len(select_classes(pack, ClassSubset(seed=4, stop=0.5))[0])
     assert tested.isdisjoint(map(bytes, mixed.hashes))
     whole = ImagePack.open(recipes["all_images"].pack)
     assert len(whole) == 31 and set(map(bytes, run.pack("proxy").hashes)) < set(map(bytes, whole.hashes))
@@ -328,16 +328,10 @@ def test_what_kept_labels_allow_beyond_the_paper(photographs: Path, tmp_path: Pa
     run = beyond.Beyond(photographs, tmp_path, protocol)
     figures = run.figures()
     store = LabelStore.open(str(tmp_path / "appended.zarr"))
-    assert (
-        list(store.heads) == ["generalist", "task"]
-        and not store.completion.unfinished()
-        and figures["append_left_bytes"] == 1
-    )
+    assert list(store.heads) == ["generalist", "task"] and not store.unfinished() and figures["append_left_bytes"] == 1
     at_once = LabelStore.open(str(tmp_path / "at-once.zarr"))
     for name in store.heads:
-        for one, other in zip(
-            store.reader.crop_labels(1).labels[name], at_once.reader.crop_labels(1).labels[name], strict=True
-        ):
+        for one, other in zip(store.crop_labels(1).labels[name], at_once.crop_labels(1).labels[name], strict=True):
             np.testing.assert_array_equal(one, other)
     assert figures["appended_probe_gain"] == pytest.approx(figures["appended_probe"] - figures["generalist_probe"])
     assert figures["online_next_epochs"] >= 1 and figures["online_first_epochs"] >= figures["online_next_epochs"]

@@ -10,7 +10,7 @@ from pictures import photograph
 
 from repcon.commands import demo
 from repcon.config import ClassSubset, DemoConfig
-from repcon.images.pack import ImagePack, class_rows
+from repcon.images.pack import ImagePack, select_classes
 from repcon.models.model_card import plain
 from repcon.models.student import head_names
 from repcon.runtime.errors import UserError
@@ -71,7 +71,7 @@ def test_two_domains_of_drawings_become_one_student(tmp_path: Path, monkeypatch:
     for name in ("animals", "foods"):
         pack = ImagePack.open(run / "packs" / name)
         taught, tested = (
-            set(map(bytes, pack.hashes[class_rows(pack, ClassSubset(start=start, stop=start + 0.5))[0]]))
+            set(map(bytes, pack.hashes[select_classes(pack, ClassSubset(start=start, stop=start + 0.5))[0]]))
             for start in (0.0, 0.5)
         )
         assert taught <= set(map(bytes, proxy.hashes)) and tested.isdisjoint(map(bytes, proxy.hashes))

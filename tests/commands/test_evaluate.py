@@ -181,7 +181,7 @@ def test_a_backbone_of_a_function_is_measured_beside_timm_s(recipe, backbones, t
     both = replace(recipe, backbones=(backbones[0], "own=own_backbones:pooled"), out=str(tmp_path / "out"))
     about = evaluate.run(both)["backbones"]["own"]
     assert about["dimensions"] == 12 and about["model"] == "own_backbones:pooled"
-    assert "careful" not in capsys.readouterr().out
+    assert "warning" not in capsys.readouterr().out
     alone = replace(recipe, backbones=("own=own_backbones:classifier",), out=str(tmp_path / "alone"))
     evaluate.run(alone)
     assert "ends in a linear layer" in " ".join(capsys.readouterr().out.split())

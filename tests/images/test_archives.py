@@ -9,8 +9,8 @@ import pytest
 from pictures import photograph
 from simplejpeg import encode_jpeg
 
-from repcon.images import names, sources
-from repcon.images.archives import Scan, add_tar
+from repcon.images import file_names, sources
+from repcon.images.archives import SourceScan, add_tar
 from repcon.runtime.errors import UserError
 
 PICTURE = encode_jpeg(photograph(0, 16, 16))
@@ -38,10 +38,10 @@ def link(name: str, target: str, kind: bytes) -> tarfile.TarInfo:
 @pytest.mark.parametrize("kind", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
 def test_folders_in_a_tar_are_labels(tmp_path: Path, kind: int) -> None:
     path = tar_of(tmp_path / "a.tar", {f"{c}/{n}.jpg": PICTURE for c in ("cat", "dog") for n in range(2)}, kind)
-    listing = sources.read(str(path))
+    listing = sources.list_source(str(path))
     assert [item.key for item in listing.items] == ["cat/0", "cat/1", "dog/0", "dog/1"]
     assert [item.label for item in listing.items] == [0, 0, 1, 1] and listing.classes == ("cat", "dog")
-    assert all(sources.contents(item) == PICTURE for item in listing.items)
+    assert all(sources.read_item(item) == PICTURE for item in listing.items)
 
 
 def test_cls_members_are_labels_and_sidecars_are_no_images(tmp_path: Path) -> None:
@@ -49,7 +49,7 @@ def test_cls_members_are_labels_and_sidecars_are_no_images(tmp_path: Path) -> No
     for number, label in enumerate([10, 9, 10]):
         members |= {f"./s{number}.jpg": PICTURE, f"./s{number}.cls": b"%d\n" % label, f"./s{number}.json": b"{}"}
     members |= {"./s3.png": PICTURE, "./s0.mask.png": PICTURE, "./readme.txt": b"text"}
-    listing = sources.read(str(tar_of(tmp_path / "shard-000000.tar", members)))
+    listing = sources.list_source(str(tar_of(tmp_path / "shard-000000.tar", members)))
     assert [item.key for item in listing.items] == ["s0", "s1", "s2", "s3"]
     assert listing.classes == ("9", "10") and [item.label for item in listing.items] == [1, 0, 1, -1]
     assert [reason for _, reason in listing.left_out] == [
@@ -70,7 +70,7 @@ def test_members_that_could_leave_the_archive_are_refused(tmp_path: Path) -> Non
         "cat/.hidden.jpg": PICTURE,
         "cat/empty.jpg": b"",
     }
-    listing = sources.read(str(tar_of(tmp_path / "a.tar", members)))
+    listing = sources.list_source(str(tar_of(tmp_path / "a.tar", members)))
     assert [item.key for item in listing.items] == ["cat/fine"]
     reasons = dict(listing.left_out)
     assert len(reasons) == 8
@@ -83,20 +83,20 @@ def test_members_that_could_leave_the_archive_are_refused(tmp_path: Path) -> Non
 @pytest.mark.parametrize("cut", [100, 700, 5000])
 def test_a_truncated_tar_is_an_error_that_names_it(tmp_path: Path, cut: int) -> None:
     path = tar_of(tmp_path / "a.tar", {f"cat/{number}.jpg": PICTURE for number in range(40)})
-    whole = sources.read(str(path)).items
+    whole = sources.list_source(str(path)).items
     end = whole[-1].offset + whole[-1].length - cut
     path.write_bytes(path.read_bytes()[:end])
     left = sum(item.offset + item.length <= end for item in whole)
     for source in (path, tmp_path):  # by itself, and as one of a folder's
         with pytest.raises(UserError, match=rf"a\.tar: a truncated or damaged tar .* can be read: {left};"):
-            sources.read(str(source))
+            sources.list_source(str(source))
 
 
 @pytest.mark.parametrize("how", ["flipped", "zeroed", "cut before", "cut inside", "inserted", "joined"])
 def test_a_tar_that_seems_to_end_early_is_refused(tmp_path: Path, how: str) -> None:
     """tarfile takes a header that it cannot read for the end, and says nothing."""
     path = tar_of(tmp_path / "a.tar", {f"cat/{number}.jpg": PICTURE for number in range(20)}, tarfile.USTAR_FORMAT)
-    whole, tenth = path.read_bytes(), sources.read(str(path)).items[10].offset - tarfile.BLOCKSIZE
+    whole, tenth = path.read_bytes(), sources.list_source(str(path)).items[10].offset - tarfile.BLOCKSIZE
     rest = whole[tenth + tarfile.BLOCKSIZE :]
     damaged = {
         "flipped": whole[: tenth + 5] + bytes([whole[tenth + 5] ^ 255]) + whole[tenth + 6 :],
@@ -109,7 +109,7 @@ def test_a_tar_that_seems_to_end_early_is_refused(tmp_path: Path, how: str) -> N
     path.write_bytes(damaged[how])
     count = 20 if how == "joined" else 10
     with pytest.raises(UserError, match=rf"a\.tar: a truncated or damaged tar .* at byte .* can be read: {count};"):
-        sources.read(str(path))
+        sources.list_source(str(path))
 
 
 @pytest.mark.parametrize("kind", ["link to nothing", "text", "empty"])
@@ -122,7 +122,7 @@ def test_what_is_called_a_tar_and_is_none_is_refused(tmp_path: Path, kind: str) 
     else:
         tar.write_bytes(b"version https://git-lfs" if kind == "text" else b"")
     with pytest.raises(UserError, match=r"a\.tar: "):
-        sources.read(str(tmp_path))
+        sources.list_source(str(tmp_path))
 
 
 def test_damaged_headers_never_hang_or_escape(tmp_path: Path) -> None:
@@ -133,7 +133,7 @@ def test_damaged_headers_never_hang_or_escape(tmp_path: Path) -> None:
         damaged = bytearray(whole)
         damaged[place] ^= 0xFF
         path.write_bytes(damaged)
-        scan = Scan()
+        scan = SourceScan()
         with contextlib.suppress(UserError):
             add_tar(path, "a.tar", scan)
         assert all(entry.offset > 0 and entry.offset + entry.length <= len(whole) for entry in scan.found)
@@ -147,10 +147,10 @@ def test_a_size_that_points_backwards_ends_the_scan(tmp_path: Path) -> None:
     data[148:156] = b"%06o\0 " % (sum(data[:148]) + 8 * 32 + sum(data[156:512]))
     path.write_bytes(data)
     with pytest.raises(UserError, match="damaged"):
-        add_tar(path, "a.tar", Scan())
+        add_tar(path, "a.tar", SourceScan())
 
 
 def test_refusals_by_name_and_size() -> None:
-    assert names.refusal("cat/photo.JPEG", 1) == ""
-    assert names.refusal("a/__MACOSX/x.jpg", 1) == "a hidden file"
-    assert names.refusal("cat/photo.jpg", names.MAX_FILE_BYTES + 1).startswith("too large a file")
+    assert file_names.rejection_reason("cat/photo.JPEG", 1) == ""
+    assert file_names.rejection_reason("a/__MACOSX/x.jpg", 1) == "a hidden file"
+    assert file_names.rejection_reason("cat/photo.jpg", file_names.MAX_FILE_BYTES + 1).startswith("too large a file")

@@ -11,7 +11,8 @@ import simplejpeg
 from pictures import photograph
 from PIL import Image, PngImagePlugin
 
-from repcon.images.jpeg import MAX_PIXELS, Encoded, InvalidImageError, content_hash, encode, read_header
+from repcon.images.encode import Encoded, encode
+from repcon.images.jpeg import MAX_PIXELS, InvalidImageError, content_hash, read_header
 
 
 def saved(image: Image.Image, kind: str, **options: object) -> bytes:
@@ -312,7 +313,7 @@ def test_a_decoder_without_memory_is_not_damage(
         assert size == 24 * 48 * 32
         raise MemoryError
 
-    monkeypatch.setattr("repcon.images.jpeg.require_memory", none_left)
+    monkeypatch.setattr("repcon.images.encode.require_memory", none_left)
     with pytest.raises(MemoryError):
         encode(damaged, 0, 95)
 

@@ -20,7 +20,7 @@ from repcon.commands import pack as packing
 from repcon.config import ClassSubset, PackConfig
 from repcon.images import format as pack_format
 from repcon.images.jpeg import content_hash
-from repcon.images.pack import ImagePack, class_rows
+from repcon.images.pack import ImagePack, select_classes
 from repcon.images.packing import open_or_pack
 from repcon.runtime.errors import UserError
 
@@ -205,7 +205,7 @@ def test_threads_share_a_pack(original: Path) -> None:
 
 
 def test_more_shards_than_stay_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("repcon.runtime.open_files.MOST", 1)
+    monkeypatch.setattr("repcon.runtime.local_files.MAX_OPEN_FILES", 1)
     (tmp_path / "source").mkdir()
     generator = np.random.default_rng(0)
     for number in range(4):
@@ -221,33 +221,33 @@ def test_more_shards_than_stay_open(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 def test_class_halves_are_seeded_disjoint_and_whole(original: Path) -> None:
     pack = ImagePack.open(original)
-    first, labels, names = class_rows(pack, ClassSubset(seed=5, stop=0.5))
-    second, _, others = class_rows(pack, ClassSubset(seed=5, start=0.5))
+    first, labels, names = select_classes(pack, ClassSubset(seed=5, stop=0.5))
+    second, _, others = select_classes(pack, ClassSubset(seed=5, start=0.5))
     assert set(names) | set(others) == set(pack.classes) and len(names) == len(others) == 2
     assert sorted([*first, *second]) == list(range(32))
     assert [names[label] for label in labels] == [pack.classes[pack.labels[row]] for row in first]
     assert set(labels) == {0, 1} and (np.diff(first) > 0).all()
-    assert class_rows(pack, ClassSubset())[2] == pack.classes
-    halves = {class_rows(pack, ClassSubset(seed=seed, stop=0.5))[2] for seed in range(20)}
+    assert select_classes(pack, ClassSubset())[2] == pack.classes
+    halves = {select_classes(pack, ClassSubset(seed=seed, stop=0.5))[2] for seed in range(20)}
     assert len(halves) > 3
-    assert class_rows(pack, ClassSubset(seed=0, stop=0.5))[2] == ("apple", "birch")
+    assert select_classes(pack, ClassSubset(seed=0, stop=0.5))[2] == ("apple", "birch")
 
 
 def test_class_subsets_that_cannot_be(original: Path, tmp_path: Path) -> None:
     pack = ImagePack.open(original)
     with pytest.raises(UserError, match="1 of its 4 classes chosen; at least two"):
-        class_rows(pack, ClassSubset(stop=0.25))
+        select_classes(pack, ClassSubset(stop=0.25))
     with pytest.raises(UserError, match="must rise"):
-        class_rows(pack, ClassSubset(start=0.5, stop=0.5))
+        select_classes(pack, ClassSubset(start=0.5, stop=0.5))
     (tmp_path / "flat").mkdir()
     (tmp_path / "flat/1.jpg").write_bytes(simplejpeg.encode_jpeg(photograph(0, 20, 20)))
     with pytest.raises(UserError, match="have no labels"):
-        class_rows(open_or_pack(str(tmp_path / "flat"), tmp_path), ClassSubset())
+        select_classes(open_or_pack(str(tmp_path / "flat"), tmp_path), ClassSubset())
 
 
 def test_classes_are_chosen_by_name_or_number(picture_folder: Path, tmp_path: Path) -> None:
     pack = open_or_pack(str(picture_folder), tmp_path)
-    rows, labels, names = class_rows(pack, ClassSubset(names=("cedar", "0")))
+    rows, labels, names = select_classes(pack, ClassSubset(names=("cedar", "0")))
     assert names == ("apple", "cedar") and set(labels.tolist()) == {0, 1}
     assert [pack.classes[label] for label in pack.labels[rows]] == [names[label] for label in labels]
     for subset, words in (
@@ -257,14 +257,14 @@ def test_classes_are_chosen_by_name_or_number(picture_folder: Path, tmp_path: Pa
         (ClassSubset(names=("apple", "birch"), start=0.5), "named beside start or stop"),
     ):
         with pytest.raises(UserError, match=words):
-            class_rows(pack, subset)
+            select_classes(pack, subset)
 
 
 def test_a_class_that_is_called_by_a_number_is_meant_by_its_name(picture_folder: Path, tmp_path: Path) -> None:
     for name, source in (("5", "apple"), ("1", "birch"), ("0", "cedar")):
         shutil.copytree(picture_folder / source, tmp_path / "digits" / name)
     pack = open_or_pack(str(tmp_path / "digits"), tmp_path)
-    assert class_rows(pack, ClassSubset(names=("1", "5")))[2] == ("1", "5")
+    assert select_classes(pack, ClassSubset(names=("1", "5")))[2] == ("1", "5")
 
 
 def test_the_command(picture_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -56,7 +56,7 @@ def packed(source: Path | Sequence[Path], out: Path, **settings: Any) -> tuple[I
 
 
 def labels_of(source: Path) -> list[str | None]:
-    listing = sources.read(str(source))
+    listing = sources.list_source(str(source))
     return [listing.classes[item.label] if item.label >= 0 else None for item in listing.items]
 
 
@@ -70,7 +70,7 @@ def test_classes_keep_the_order_of_their_ids(tmp_path: Path) -> None:
     assert pack.classes == ("zebra", "ape") and pack.labels.tolist() == [1, 0, -1, -1, 1]
     assert [pack.read(row) for row in range(5)] == data and figures["kept"] == 5
     assert list(pack.keys)[:4:3] == ["data/train-00000-of-00002.parquet/0", "data/train-00001-of-00002.parquet/0"]
-    assert figures["cautions"] == []
+    assert figures["warnings"] == []
 
 
 def test_the_same_images_have_the_same_fingerprint_whatever_holds_them(tmp_path: Path) -> None:
@@ -95,39 +95,39 @@ def test_texts_and_plain_numbers_are_labels_sorted_as_elsewhere(tmp_path: Path) 
         "cat",
     ]
     numbers = write(tmp_path / "b.parquet", {"image": data, "label": [10, 9, -1]})
-    assert sources.read(str(numbers)).classes == ("9", "10") and labels_of(numbers) == ["10", "9", None]
+    assert sources.list_source(str(numbers)).classes == ("9", "10") and labels_of(numbers) == ["10", "9", None]
     words = pyarrow.array(["x", "y", "x"]).dictionary_encode()
     assert labels_of(write(tmp_path / "c.parquet", {"image": data, "label": words})) == ["x", "y", "x"]
 
 
 def test_a_label_that_is_no_utf8_or_too_long_or_unknown(tmp_path: Path) -> None:
     raw = pyarrow.array([b"caf\xe9", b"tea", b"x" * 5000]).view(pyarrow.string())
-    listing = sources.read(str(write(tmp_path / "a.parquet", {"image": pictures(3), "label": raw})))
+    listing = sources.list_source(str(write(tmp_path / "a.parquet", {"image": pictures(3), "label": raw})))
     assert listing.classes == ("caf\\xe9", "tea")
     assert listing.left_out == [("a.parquet/2", "its label has 5000 bytes, of which at most 4096 are read")]
     known = features(image=IMAGE, label=class_label("a", "b"))
-    listing = sources.read(str(write(tmp_path / "b.parquet", {"image": pictures(2), "label": [1, 2]}, known)))
+    listing = sources.list_source(str(write(tmp_path / "b.parquet", {"image": pictures(2), "label": [1, 2]}, known)))
     assert listing.left_out == [("b.parquet/1", "its label is 2, and the file names 2 classes")]
 
 
 def test_one_other_column_is_taken_and_said_several_are_refused(tmp_path: Path) -> None:
     data = pictures(2)
     one = features(image=IMAGE, breed=class_label("pug", "cat"))
-    listing = sources.read(str(write(tmp_path / "one.parquet", {"image": data, "breed": [1, 0]}, one)))
+    listing = sources.list_source(str(write(tmp_path / "one.parquet", {"image": data, "breed": [1, 0]}, one)))
     assert listing.classes == ("pug", "cat")
-    assert listing.cautions == ("Parquet: labels are column breed: there is no column label",)
+    assert listing.warnings == ("Parquet: labels are column breed: there is no column label",)
     two = features(image=IMAGE, coarse=class_label("a"), fine=class_label("b"))
     columns = {"image": data, "coarse": [0, 0], "fine": [0, 0]}
     with pytest.raises(UserError, match=r"several columns may be the label \(coarse, fine\) and none is called label"):
-        sources.read(str(write(tmp_path / "two.parquet", columns, two)))
+        sources.list_source(str(write(tmp_path / "two.parquet", columns, two)))
     known = features(image=IMAGE, coarse=class_label("a"), label=class_label("b"))
     columns = {"image": data, "coarse": [0, 0], "label": [0, 0]}
     assert labels_of(write(tmp_path / "both.parquet", columns, known)) == ["b", "b"]
     with pytest.raises(UserError, match=r"several columns may be the image \(left, right\)"):
-        sources.read(str(write(tmp_path / "eyes.parquet", {"left": data, "right": data})))
+        sources.list_source(str(write(tmp_path / "eyes.parquet", {"left": data, "right": data})))
     twice = features(image=IMAGE, label=class_label("a", "a"))
     with pytest.raises(UserError, match="column label: 'a' names two classes"):
-        sources.read(str(write(tmp_path / "twice.parquet", {"image": data, "label": [0, 1]}, twice)))
+        sources.list_source(str(write(tmp_path / "twice.parquet", {"image": data, "label": [0, 1]}, twice)))
 
 
 def test_without_a_label_column_rows_are_unlabelled_and_folders_beside_them_are_classes(tmp_path: Path) -> None:
@@ -136,7 +136,7 @@ def test_without_a_label_column_rows_are_unlabelled_and_folders_beside_them_are_
         (tmp_path / "set" / name).mkdir()
         (tmp_path / "set" / name / "0.jpg").write_bytes(pictures(1, number)[0])
     assert labels_of(tmp_path / "set") == ["cat", "dog", None, None]
-    assert "Parquet: no labels: no ClassLabel column" in sources.read(str(tmp_path / "set")).cautions
+    assert "Parquet: no labels: no ClassLabel column" in sources.list_source(str(tmp_path / "set")).warnings
 
 
 def test_rows_without_an_image_are_left_out_with_the_reason(tmp_path: Path) -> None:
@@ -176,7 +176,7 @@ def test_files_that_are_damaged_or_hold_no_images(tmp_path: Path) -> None:
     whole = write(tmp_path / "set" / "a.parquet", {"image": pictures(1)}).read_bytes()
     (tmp_path / "set" / "cut.parquet").write_bytes(whole[: len(whole) // 2])
     write(tmp_path / "set" / "metadata.parquet", {"file_name": ["a.jpg"], "label": ["a"]})
-    listing = sources.read(str(tmp_path / "set"))
+    listing = sources.list_source(str(tmp_path / "set"))
     assert [item.name for item in listing.items] == ["a.parquet/0"]
     (cut, damage), (other, reason) = listing.left_out
     assert cut == "cut.parquet" and damage.startswith("a damaged Parquet file: ")
@@ -228,17 +228,17 @@ def test_a_dataset_of_the_hub_is_its_converted_parquet(tmp_path: Path, monkeypat
     names = ["default/train/0000.parquet", "default/train/0001.parquet", "default/test/0000.parquet"]
     hub_cache(tmp_path / "cache", [*names, "small/train/0000.parquet"], monkeypatch)
     counts = {"": 4, ":test": 2, "/small": 2, "/default:train": 4}
-    found = {end: sources.read(f"hf://datasets/org/birds{end}") for end in counts}
+    found = {end: sources.list_source(f"hf://datasets/org/birds{end}") for end in counts}
     assert {end: len(listing.items) for end, listing in found.items()} == counts
     assert found[""].identity == found["/default:train"].identity != found[":test"].identity
     with pytest.raises(UserError, match="there is no split dev; name one of test, train"):
-        sources.read("hf://datasets/org/birds:dev")
+        sources.list_source("hf://datasets/org/birds:dev")
     with pytest.raises(UserError, match="there is no config large; name one of default, small"):
-        sources.read("hf://datasets/org/birds/large")
+        sources.list_source("hf://datasets/org/birds/large")
     with pytest.raises(UserError, match="must be hf://datasets/OWNER/NAME"):
-        sources.read("hf://datasets/birds")
+        sources.list_source("hf://datasets/birds")
     with pytest.raises(UserError, match="cannot be had from the Hugging Face hub"):
-        sources.read("hf://datasets/org/bees")
+        sources.list_source("hf://datasets/org/bees")
 
 
 def test_only_the_split_that_is_asked_for_is_downloaded_and_found_again_without_network(
@@ -256,11 +256,11 @@ def test_only_the_split_that_is_asked_for_is_downloaded_and_found_again_without_
         hub.create("org/birds", "dataset")
         files = {f"default/{split}/0000.parquet": data for split in ("train", "test")}
         hub.commit("dataset", "org/birds", "refs/convert/parquet", files)
-        first = sources.read("hf://datasets/org/birds:test")
+        first = sources.list_source("hf://datasets/org/birds:test")
         assert [name for name, _ in hub.downloads] == ["default/test/0000.parquet"]
         with pytest.raises(UserError, match="cannot be had from the Hugging Face hub as Parquet"):
-            sources.read("hf://datasets/org/bees")
-    again = sources.read("hf://datasets/org/birds:test")
+            sources.list_source("hf://datasets/org/bees")
+    again = sources.list_source("hf://datasets/org/birds:test")
     assert again.identity == first.identity and [item.label for item in again.items] == [0, 1]
 
 
@@ -284,4 +284,4 @@ def test_without_pyarrow_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.
     path = write(tmp_path / "a.parquet", {"image": pictures(1)})
     monkeypatch.setattr(extras, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"a\.parquet needs pyarrow: pip install 'repcon\[hf\]'"):
-        sources.read(str(path))
+        sources.list_source(str(path))

@@ -22,7 +22,7 @@ def folder_of(root: Path, names: list[str]) -> Path:
 
 def test_order_labels_and_keys(tmp_path: Path) -> None:
     names = ["dog/b.jpg", "cat/deep/1.png", "cat/a.JPEG", "cat/a.png", "loose.jpg", "cat/v1.2.jpg", "cat/v1_2.jpg"]
-    listing = sources.read(str(folder_of(tmp_path, names)))
+    listing = sources.list_source(str(folder_of(tmp_path, names)))
     assert listing.classes == ("cat", "dog")
     assert {item.name: (item.key, item.label) for item in listing.items} == {
         "loose.jpg": ("loose", -1),
@@ -33,11 +33,11 @@ def test_order_labels_and_keys(tmp_path: Path) -> None:
         "cat/deep/1.png": ("cat/deep/1", 0),
         "dog/b.jpg": ("dog/b", 1),
     }
-    assert listing == sources.read(str(tmp_path))
+    assert listing == sources.list_source(str(tmp_path))
 
 
 def test_spaces_and_other_scripts_in_names(tmp_path: Path) -> None:
-    listing = sources.read(str(folder_of(tmp_path, ["größe Katzen/猫 1.jpg", "собака/été (2).jpg"])))
+    listing = sources.list_source(str(folder_of(tmp_path, ["größe Katzen/猫 1.jpg", "собака/été (2).jpg"])))
     assert [item.key for item in listing.items] == ["größe Katzen/猫 1", "собака/été (2)"]
     assert listing.classes == ("größe Katzen", "собака")
 
@@ -47,20 +47,20 @@ def test_names_that_are_no_utf8(tmp_path: Path) -> None:
         (tmp_path / os.fsdecode(b"caf\xe9.jpg")).write_bytes(PICTURE)
     except OSError:
         pytest.skip("the file system takes UTF-8 names only")
-    item = sources.read(str(tmp_path)).items[0]
+    item = sources.list_source(str(tmp_path)).items[0]
     assert item.key == item.key.encode().decode() == "caf\ufffd"
-    assert sources.contents(item) == PICTURE
+    assert sources.read_item(item) == PICTURE
 
 
 def test_a_folder_around_everything_is_no_class(tmp_path: Path) -> None:
     folder_of(tmp_path, ["photos/train/cat/1.jpg", "photos/train/dog/1.jpg"])
-    assert sources.read(str(tmp_path)).classes == ("cat", "dog")
+    assert sources.list_source(str(tmp_path)).classes == ("cat", "dog")
 
 
 def test_tars_in_a_folder_have_their_own_roots(tmp_path: Path) -> None:
     tar_of(tmp_path / "a.tar", {"birds/wren/1.jpg": PICTURE, "birds/crow/1.jpg": PICTURE})
     tar_of(tmp_path / "b.tar", {"wren/1.jpg": PICTURE, "plum/1.jpg": PICTURE})
-    listing = sources.read(str(tmp_path))
+    listing = sources.list_source(str(tmp_path))
     assert listing.classes == ("crow", "plum", "wren")
     assert [item.label for item in listing.items] == [2, 0, 2, 1]
 
@@ -69,24 +69,24 @@ def test_a_tar_of_one_class_is_labelled_as_its_set_is(tmp_path: Path) -> None:
     """Classes do not depend on how a set was cut into tars."""
     for name in ("a", "b"):
         tar_of(tmp_path / "each" / f"{name}.tar", {f"{name}/images/{n}.jpg": PICTURE for n in range(2)})
-    assert sources.read(str(tmp_path / "each")).classes == ("a", "b")
+    assert sources.list_source(str(tmp_path / "each")).classes == ("a", "b")
     tar_of(tmp_path / "shards" / "0.tar", {"train/a/images/0.jpg": PICTURE})
     tar_of(tmp_path / "shards" / "1.tar", {"train/a/images/1.jpg": PICTURE, "train/b/images/0.jpg": PICTURE})
-    listing = sources.read(str(tmp_path / "shards"))
+    listing = sources.list_source(str(tmp_path / "shards"))
     assert listing.classes == ("a", "b") and [item.label for item in listing.items] == [0, 0, 1]
     tar_of(tmp_path / "more" / "0.tar", {"a/x/0.jpg": PICTURE, "a/y/0.jpg": PICTURE})
     tar_of(tmp_path / "more" / "1.tar", {"a/x/1.jpg": PICTURE, "b/x/0.jpg": PICTURE})
-    assert sources.read(str(tmp_path / "more")).classes == ("a", "b")
+    assert sources.list_source(str(tmp_path / "more")).classes == ("a", "b")
 
 
 def test_tars_that_are_hidden_or_no_files(tmp_path: Path) -> None:
     tar_of(tmp_path / ".trash" / "old.tar", {"dog/1.jpg": PICTURE})
     tar_of(tmp_path / "UPPER.TAR", {"cat/1.jpg": PICTURE})
     os.mkfifo(tmp_path / "pipe.tar")
-    listing = sources.read(str(tmp_path))
+    listing = sources.list_source(str(tmp_path))
     assert listing.classes == ("cat",)
     assert dict(listing.left_out) == {".trash/old.tar": "a hidden file", "pipe.tar": "not a plain file"}
-    assert sources.read(str(tmp_path / "UPPER.TAR")).classes == ("cat",)
+    assert sources.list_source(str(tmp_path / "UPPER.TAR")).classes == ("cat",)
 
 
 def test_links_are_followed_and_rings_end(tmp_path: Path) -> None:
@@ -98,7 +98,7 @@ def test_links_are_followed_and_rings_end(tmp_path: Path) -> None:
     (root / "ring").symlink_to(root)
     (root / "file.jpg").symlink_to(tmp_path / "real" / "1.jpg")
     (root / "broken.jpg").symlink_to(tmp_path / "nothing.jpg")
-    listing = sources.read(str(root))
+    listing = sources.list_source(str(root))
     assert [item.name for item in listing.items] == ["file.jpg", "cat/1.jpg"]
     assert {name for name, reason in listing.left_out if "read before" in reason} == {"cat2/", "ring/"}
     assert {name for name, reason in listing.left_out if "No such file" in reason} == {"broken.jpg"}
@@ -107,7 +107,7 @@ def test_links_are_followed_and_rings_end(tmp_path: Path) -> None:
 def test_what_is_no_image_is_listed(tmp_path: Path) -> None:
     folder_of(tmp_path, ["cat/1.jpg", "cat/notes.txt", ".DS_Store", "cat/._1.jpg", "cat/README"])
     (tmp_path / "cat/none.jpg").write_bytes(b"")
-    reasons = dict(sources.read(str(tmp_path)).left_out)
+    reasons = dict(sources.list_source(str(tmp_path)).left_out)
     assert reasons == {
         "cat/notes.txt": "not an image's file name (.txt)",
         ".DS_Store": "a hidden file",
@@ -119,11 +119,11 @@ def test_what_is_no_image_is_listed(tmp_path: Path) -> None:
 
 def test_the_identity_follows_names_sizes_and_times(tmp_path: Path) -> None:
     folder_of(tmp_path, ["cat/1.jpg", "cat/2.jpg"])
-    seen = {sources.read(str(tmp_path)).identity}
+    seen = {sources.list_source(str(tmp_path)).identity}
     os.utime(tmp_path / "cat/1.jpg", (1, 1))
-    seen.add(sources.read(str(tmp_path)).identity)
+    seen.add(sources.list_source(str(tmp_path)).identity)
     (tmp_path / "cat/2.jpg").rename(tmp_path / "cat/3.jpg")
-    seen.add(sources.read(str(tmp_path)).identity)
+    seen.add(sources.list_source(str(tmp_path)).identity)
     assert len(seen) == 3
 
 
@@ -146,34 +146,34 @@ def test_sources_that_cannot_be_packed(tmp_path: Path) -> None:
         "pack": "is a pack already",
     }.items():
         with pytest.raises(UserError, match=message):
-            sources.read(str(tmp_path / name))
+            sources.list_source(str(tmp_path / name))
     with pytest.raises(UserError, match="local folders"):
-        sources.read("s3://bucket/images")
+        sources.list_source("s3://bucket/images")
 
 
 def test_a_file_that_shrank_is_an_error(tmp_path: Path) -> None:
-    item = sources.read(str(folder_of(tmp_path, ["1.jpg"]))).items[0]
+    item = sources.list_source(str(folder_of(tmp_path, ["1.jpg"]))).items[0]
     (tmp_path / "1.jpg").write_bytes(PICTURE[:100])
     with pytest.raises(OSError, match="100 of"):
-        sources.contents(item)
+        sources.read_item(item)
 
 
 def test_what_is_no_file_is_left_out(tmp_path: Path) -> None:
     folder_of(tmp_path, ["cat/1.jpg"])
     os.mkfifo(tmp_path / "cat/pipe.jpg")
     (tmp_path / "cat/zero.png").symlink_to("/dev/zero")
-    assert sources.read(str(tmp_path)).left_out == [
+    assert sources.list_source(str(tmp_path)).left_out == [
         ("cat/pipe.jpg", "not a plain file"),
         ("cat/zero.png", "not a plain file"),
     ]
 
 
 def test_a_file_that_became_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
-    item = sources.read(str(folder_of(tmp_path, ["cat/1.jpg"]))).items[0]
+    item = sources.list_source(str(folder_of(tmp_path, ["cat/1.jpg"]))).items[0]
     (tmp_path / "cat/1.jpg").unlink()
     os.mkfifo(tmp_path / "cat/1.jpg")
     with pytest.raises(OSError, match="a named pipe, not a plain file"):
-        sources.contents(item)
+        sources.read_item(item)
 
 
 @pytest.mark.parametrize("hidden", [False, True])
@@ -188,15 +188,15 @@ def test_a_folder_that_cannot_be_read_is_no_single_file(
 
     def scandir(path: str) -> object:
         if path == closed:
-            raise OSError(number, os.strerror(number), path)
+            raise OSError(number, os.strerror(number), str(path))
         return scan(path)
 
     monkeypatch.setattr(os, "scandir", scandir)
     if hidden:
-        assert sources.read(str(tmp_path)).classes == ("cat", "dog")
+        assert sources.list_source(str(tmp_path)).classes == ("cat", "dog")
     else:
         with pytest.raises(UserError, match=rf"dog: cannot be read \({os.strerror(number)}\); nothing is left out"):
-            sources.read(str(tmp_path))
+            sources.list_source(str(tmp_path))
 
 
 @pytest.mark.parametrize("number", [errno.EACCES, errno.EMFILE, errno.EIO])
@@ -205,12 +205,12 @@ def test_a_tar_that_cannot_be_opened_is_no_single_file(
 ) -> None:
     tar_of(tmp_path / "a.tar", {"cat/1.jpg": PICTURE})
 
-    def closed(path: str, flags: int) -> int:
-        raise OSError(number, os.strerror(number), path)
+    def closed(path: Path) -> None:
+        raise OSError(number, os.strerror(number), str(path))
 
-    monkeypatch.setattr("repcon.images.archives._plainly", closed)
+    monkeypatch.setattr("repcon.images.archives.open_regular", closed)
     with pytest.raises(UserError, match=rf"a.tar: cannot be read \({os.strerror(number)}"):
-        sources.read(str(tmp_path))
+        sources.list_source(str(tmp_path))
 
 
 def test_the_identity_is_that_of_what_is_packed(tmp_path: Path) -> None:
@@ -218,15 +218,15 @@ def test_the_identity_is_that_of_what_is_packed(tmp_path: Path) -> None:
     folder_of(tmp_path, ["cat/1.jpg", "cat/@eaDir/1.jpg", "cat/.hidden.jpg"])
     tar_of(tmp_path / "pictures.tar", {"cat/2.jpg": PICTURE})
     tar_of(tmp_path / "texts.tar", {"a.txt": b"text"})
-    identity = sources.read(str(tmp_path)).identity
+    identity = sources.list_source(str(tmp_path)).identity
     (tmp_path / "log.txt").write_text("more")
     (tmp_path / "cat/.hidden.jpg").write_bytes(b"another")
     (tmp_path / "cat/@eaDir/1.jpg").write_bytes(b"another")
     (tmp_path / ".DS_Store").write_bytes(b"new")
     tar_of(tmp_path / "texts.tar", {"a.txt": b"another text"})
-    assert sources.read(str(tmp_path)).identity == identity
+    assert sources.list_source(str(tmp_path)).identity == identity
     os.utime(tmp_path / "pictures.tar", (1, 1))
-    assert sources.read(str(tmp_path)).identity != identity
+    assert sources.list_source(str(tmp_path)).identity != identity
 
 
 def test_folders_deeper_than_the_stack(tmp_path: Path) -> None:
@@ -238,6 +238,6 @@ def test_folders_deeper_than_the_stack(tmp_path: Path) -> None:
     limit = sys.getrecursionlimit()
     sys.setrecursionlimit(len(inspect.stack()) + 100)
     try:
-        assert len(sources.read(str(tmp_path)).items) == 1
+        assert len(sources.list_source(str(tmp_path)).items) == 1
     finally:
         sys.setrecursionlimit(limit)

@@ -23,7 +23,7 @@ from repcon.images import format as pack_format
 from repcon.images import sources
 from repcon.images.format import COLUMNS, KEY_TEXT
 from repcon.images.jpeg import content_hash
-from repcon.images.pack import ImagePack, class_rows
+from repcon.images.pack import ImagePack, select_classes
 from repcon.runtime.errors import UserError
 
 ODD = st.recursive(
@@ -63,7 +63,7 @@ def use(folder: Path) -> None:
     """Reads all of a pack. What is given must be right: each image is what its content hash says."""
     try:
         pack = ImagePack.open(folder)
-        class_rows(pack, ClassSubset())
+        select_classes(pack, ClassSubset())
         ", ".join([*pack.keys, *pack.classes]).encode()
         for image in range(len(pack)):
             assert content_hash(pack.read(image)) == pack.hashes[image].tobytes()
@@ -156,14 +156,14 @@ def test_source_tars(members: list[tuple[str, bytes]], kind: int, edits: list[tu
         path = Path(place, "a.tar")
         path.write_bytes(data)
         try:
-            listing = sources.read(str(path))
+            listing = sources.list_source(str(path))
         except UserError as error:
             assert str(error)
             return
-        assert all(len(sources.contents(item)) == item.length for item in listing.items)
+        assert all(len(sources.read_item(item)) == item.length for item in listing.items)
         assert len({item.key for item in listing.items}) == len(listing.items)
         assert all(-1 <= item.label < len(listing.classes) for item in listing.items)
-        json.dumps([listing.left_out, listing.classes, listing.cautions], ensure_ascii=False).encode()
+        json.dumps([listing.left_out, listing.classes, listing.warnings], ensure_ascii=False).encode()
 
 
 @pytest.mark.parametrize("kind", [tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.XGLTYPE])
@@ -180,4 +180,4 @@ def test_headers_that_claim_much_take_no_memory(kind: bytes, size: int, bounded:
     with path.open("r+b") as file:
         file.truncate(1 << 26)  # so that there is something to be read
     with pytest.raises(UserError, match=r"damaged tar .* can be read: 1;"):
-        sources.read(str(path))
+        sources.list_source(str(path))

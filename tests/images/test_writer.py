@@ -33,7 +33,7 @@ def pack(source: Path, out: Path, **settings: int) -> Manifest:
     return writer.write(writer.plan(PackConfig(source=str(source), out=str(out), **settings)))
 
 
-def contents(out: Path) -> dict[str, bytes]:
+def read_item(out: Path) -> dict[str, bytes]:
     assert not (out / "parts").exists() and not list(out.glob(".*"))
     return {path.name: path.read_bytes() for path in sorted(out.iterdir())}
 
@@ -60,7 +60,7 @@ def noisy_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def unbroken(noisy_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     out = tmp_path_factory.mktemp("unbroken") / "pack"
     pack(noisy_folder, out, shard_megabytes=1)
-    return contents(out)
+    return read_item(out)
 
 
 def test_shards_are_webdataset_tars(picture_folder: Path, tmp_path: Path) -> None:
@@ -84,9 +84,9 @@ def test_a_pack_of_tars_equals_that_of_their_folder(picture_folder: Path, tmp_pa
     pack(picture_folder, tmp_path / "of folder")
     pack(tmp_path / "a.tar", tmp_path / "of tar")
     pack(tmp_path / "of folder/shard-00000.tar", tmp_path / "of pack")
-    first = contents(tmp_path / "of folder")
-    assert first["shard-00000.tar"] == contents(tmp_path / "of tar")["shard-00000.tar"]
-    assert first["shard-00000.tar"] == contents(tmp_path / "of pack")["shard-00000.tar"]
+    first = read_item(tmp_path / "of folder")
+    assert first["shard-00000.tar"] == read_item(tmp_path / "of tar")["shard-00000.tar"]
+    assert first["shard-00000.tar"] == read_item(tmp_path / "of pack")["shard-00000.tar"]
 
 
 @pytest.mark.parametrize("num_workers", [1, 3, 16])
@@ -94,7 +94,7 @@ def test_the_bytes_do_not_depend_on_workers(
     num_workers: int, noisy_folder: Path, unbroken: dict[str, bytes], tmp_path: Path
 ) -> None:
     pack(noisy_folder, tmp_path / "pack", shard_megabytes=1, num_workers=num_workers)
-    assert contents(tmp_path / "pack") == unbroken
+    assert read_item(tmp_path / "pack") == unbroken
     assert sum(name.startswith("shard-") for name in unbroken) >= 4
 
 
@@ -128,11 +128,11 @@ import time
 from repcon.config import PackConfig
 from repcon.images.packing import open_or_pack
 from repcon.images import writer
-take = writer._take
+add = writer._add
 def slowly(*arguments):
     time.sleep(0.005)
-    take(*arguments)
-writer._take = slowly
+    add(*arguments)
+writer._add = slowly
 writer.write(writer.plan({config!r}))
 """
     killed, generator = 0, np.random.default_rng(0)
@@ -148,7 +148,7 @@ writer.write(writer.plan({config!r}))
     before = {path.name: path.stat().st_mtime_ns for path in out.glob("shard-*.tar")}
     finished = len(list((out / "parts").glob("*.json"))) - 1
     pack(noisy_folder, out, shard_megabytes=1)
-    assert contents(out) == unbroken
+    assert read_item(out) == unbroken
     after = {path.name: path.stat().st_mtime_ns for path in out.glob("shard-*.tar")}
     kept = [name for name in sorted(before) if after[name] == before[name]]
     assert len(kept) >= finished >= 3
@@ -162,9 +162,9 @@ def test_a_shard_lost_while_unfinished_is_made_again(
     (out / "parts").mkdir(parents=True)
     parts, _ = writer._shards(started)
     (out / "shard-00001.tar").write_bytes(b"torn")
-    assert len(writer._finished(out)) == 1 < len(parts)
+    assert len(writer._finished_shards(out)) == 1 < len(parts)
     writer.write(started)
-    assert contents(out) == unbroken
+    assert read_item(out) == unbroken
 
 
 def test_a_finished_pack_is_left_as_it_is(noisy_folder: Path, unbroken: dict[str, bytes], tmp_path: Path) -> None:
@@ -189,7 +189,7 @@ def test_two_packers_wait_for_one_another(noisy_folder: Path, unbroken: dict[str
         thread.start()
     for thread in threads:
         thread.join()
-    assert contents(tmp_path / "pack") == unbroken
+    assert read_item(tmp_path / "pack") == unbroken
 
 
 @pytest.mark.parametrize("finished", [True, False])
@@ -225,7 +225,7 @@ def test_a_full_disk_is_one_message_and_can_be_mended(
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         signal.signal(signal.SIGXFSZ, former)
     pack(noisy_folder, tmp_path / "pack", shard_megabytes=1)
-    assert contents(tmp_path / "pack") == unbroken
+    assert read_item(tmp_path / "pack") == unbroken
 
 
 def test_when_nothing_can_be_packed_the_list_says_why(tmp_path: Path) -> None:
@@ -285,32 +285,32 @@ def test_what_passes_leaves_no_image_out(
     error: Exception, noisy_folder: Path, unbroken: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Memory that is short, descriptors, a disk or network that fails: the run stops, and goes on afterwards."""
-    contents_of, calls = sources.contents, []
+    contents_of, calls = sources.read_item, []
 
-    def fails(item: sources.Item) -> bytes:
+    def fails(item: sources.SourceItem) -> bytes:
         calls.append(item)
         if len(calls) == 40:
             raise error
         return contents_of(item)
 
-    monkeypatch.setattr(sources, "contents", fails)
+    monkeypatch.setattr(sources, "read_item", fails)
     with pytest.raises(UserError, match=r"class . ?.*jpg: .*; no image is left out for that: .* run the same command"):
         pack(noisy_folder, tmp_path / "pack", shard_megabytes=1, num_workers=1)
     assert not (tmp_path / "pack/pack.json").exists()
     pack(noisy_folder, tmp_path / "pack", shard_megabytes=1)
-    assert contents(tmp_path / "pack") == unbroken
+    assert read_item(tmp_path / "pack") == unbroken
 
 
 def test_a_file_that_may_not_be_read_is_left_out(
     noisy_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def closed(item: sources.Item) -> bytes:
+    def closed(item: sources.SourceItem) -> bytes:
         if item.name == "class 1/31.jpg":
             raise PermissionError(errno.EACCES, "Permission denied")
         return contents_of(item)
 
-    contents_of = sources.contents
-    monkeypatch.setattr(sources, "contents", closed)
+    contents_of = sources.read_item
+    monkeypatch.setattr(sources, "read_item", closed)
     assert pack(noisy_folder, tmp_path / "pack").summary["left_out"]["cannot be read"] == 1
 
 
@@ -331,7 +331,7 @@ def test_damaged_records_of_an_unfinished_pack(
             pack(noisy_folder, out, shard_megabytes=1)
     else:
         pack(noisy_folder, out, shard_megabytes=1)
-        assert contents(out) == unbroken
+        assert read_item(out) == unbroken
 
 
 @pytest.mark.parametrize("damage", [b"", b"{}", b"\xff", b"[]", b'{"images": 3}'])
@@ -351,11 +351,11 @@ def test_a_users_file_called_command_is_no_record(picture_folder: Path, tmp_path
         assert len(open_or_pack(str(tmp_path / "source"), tmp_path / "cache")) > 0
 
 
-def test_cautions_are_shown_and_among_the_figures(
+def test_warnings_are_shown_and_among_the_figures(
     picture_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for split in ("train", "val"):
         shutil.copytree(picture_folder, tmp_path / "source" / split)
     figures = packing.run(PackConfig(source=str(tmp_path / "source"), out=str(tmp_path / "pack")))
-    assert "the classes are train/, val/, which look like splits" in figures["cautions"][0]
-    assert f"caution {figures['cautions'][0]}" in capsys.readouterr().out
+    assert "the classes are train/, val/, which look like splits" in figures["warnings"][0]
+    assert f"warning: {figures['warnings'][0]}" in capsys.readouterr().out

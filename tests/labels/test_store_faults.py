@@ -13,13 +13,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from store_builder import create_and_fill, expected, fill, snapshot, spec, teacher_metadata
+from store_builder import create_and_fill, expected, fill, section, snapshot, spec
 
-from repcon.labels.integrity import unit_problems
 from repcon.labels.manifest import seal, unseal
 from repcon.labels.store import LabelStore
 from repcon.runtime.errors import UserError
-from repcon.runtime.filesystem import LocalFiles
+from repcon.runtime.filesystem import LocalFileSystem
 
 # One server imports everything once; each writer is a fork of it, so that kills land in the writing.
 CONTEXT = multiprocessing.get_context("forkserver")
@@ -33,7 +32,7 @@ def store(tmp_path) -> LabelStore:
 
 def read_everything(url: str, heads: list[str] | None = None, crops: int = 4) -> None:
     store = LabelStore.open(url)
-    for crop_labels in store.reader.iter_crop_labels(range(crops), heads):
+    for crop_labels in store.iter_crop_labels(range(crops), heads):
         for name, (ids, logp) in crop_labels.labels.items():
             wanted_ids, wanted_logp = expected(store, crop_labels.crop, name)
             np.testing.assert_array_equal(ids, wanted_ids)
@@ -59,7 +58,7 @@ KINDS = {
     "zarr.json": ("heads/wide/ids/zarr.json", 0.5),
     "group's zarr.json": ("zarr.json", 0.5),
     "manifest": ("manifest.json", 0.5),
-    "completion record": ("done/part-0-crop-0-row-40.json", 0.5),
+    "marker": ("done/part-0-crop-0-row-40.json", 0.5),
 }
 
 
@@ -85,7 +84,7 @@ def test_every_single_byte_of_a_shard_counts(tmp_path):
     for place in range(len(whole)):
         path.write_bytes(whole[:place] + bytes([whole[place] ^ 0x10]) + whole[place + 1 :])
         with pytest.raises(UserError, match="heads/small/ids/c/0/0/0"):
-            pickle.loads(pickle.dumps(store)).reader.crop_labels(0, ["small"])
+            pickle.loads(pickle.dumps(store)).crop_labels(0, ["small"])
 
 
 @pytest.mark.parametrize("damage", ["deleted", "empty", "shortened", "lengthened"])
@@ -102,23 +101,23 @@ def test_a_lost_or_cut_shard_is_found_and_written_again(store, name, damage):
     with pytest.raises(UserError, match=name):
         read_everything(store.url)
     again = LabelStore.create(store.url, spec())
-    assert [unit.name for unit in again.completion.unfinished()] == ["part-0-crop-0-row-40"]
+    assert [unit.name for unit in again.unfinished()] == ["part-0-crop-0-row-40"]
     fill(again)
     read_everything(store.url)
     assert snapshot(Path(store.url)) == before
 
 
-def test_a_deleted_completion_record_means_unfinished(store):
+def test_a_deleted_marker_means_unfinished(store):
     (Path(store.url) / "done/part-0-crop-0-row-0.json").unlink()
-    with pytest.raises(UserError, match=r"part-0-crop-0-row-0\.json: no such completion record"):
+    with pytest.raises(UserError, match=r"part-0-crop-0-row-0\.json: no such marker"):
         read_everything(store.url)
 
 
-def test_a_damaged_completion_record_is_named_and_its_unit_written_again(store):
+def test_a_damaged_marker_is_named_and_its_unit_written_again(store):
     path = Path(store.url) / "done/part-0-crop-0-row-0.json"
     before = path.read_bytes()
     path.write_bytes(before[:-20])
-    assert [unit.name for unit in LabelStore.open(store.url).completion.unfinished()] == ["part-0-crop-0-row-0"]
+    assert [unit.name for unit in LabelStore.open(store.url).unfinished()] == ["part-0-crop-0-row-0"]
     fill(LabelStore.create(store.url, spec()))
     assert path.read_bytes() == before
 
@@ -131,15 +130,15 @@ def test_shards_that_changed_places_are_found(tmp_path):
     one.write_bytes(right)
     other.write_bytes(left)
     with pytest.raises(UserError, match="not the one that was written"):
-        LabelStore.open(store.url).reader.crop_labels(0)
+        LabelStore.open(store.url).crop_labels(0)
 
 
-def test_completion_records_that_changed_places_are_found(store):
+def test_markers_that_changed_places_are_found(store):
     one, other = (Path(store.url) / f"done/part-0-crop-0-row-{row}.json" for row in (0, 40))
     left, right = one.read_bytes(), other.read_bytes()
     one.write_bytes(right)
     other.write_bytes(left)
-    with pytest.raises(UserError, match="the completion record is that of unit"):
+    with pytest.raises(UserError, match="the marker is that of unit"):
         read_everything(store.url)
 
 
@@ -148,33 +147,33 @@ def test_labels_of_a_teacher_that_the_manifest_does_not_name_are_unfinished(stor
     root = Path(store.url)
     older = {path: path.read_bytes() for path in (root / "manifest.json", *root.rglob("zarr.json"))}
 
-    def grown(*teachers):
+    def grown(*sections):
         opened = LabelStore.open(store.url)
-        opened.append_teachers(teachers)
+        opened.append_teachers(sections)
         return opened
 
-    added = fill(grown(teacher_metadata("birds", 50)))
-    assert added.completion.unfinished() == []
-    for others in (teacher_metadata("birds", 50, weight_hash="trained again"), teacher_metadata("cars", 50)):
+    added = fill(grown(section("birds", 50)))
+    assert added.unfinished() == []
+    for others in (section("birds", 50, weight_hash="trained again"), section("cars", 50)):
         for path, data in older.items():
             path.write_bytes(data)
         again = grown(others)
-        assert [unit.heads for unit in again.completion.unfinished()] == [(others.name,)] * 3
+        assert [unit.heads for unit in again.unfinished()] == [(others.name,)] * 3
         with pytest.raises(UserError, match=r"other teachers or crops.*precompute"):
-            again.reader.crop_labels(0)
+            again.crop_labels(0)
         fill(again)
-        assert again.completion.unfinished() == [] and not any(unit_problems(again, unit) for unit in again.units())
+        assert again.unfinished() == [] and not any(again.damage(unit) for unit in again.units())
 
 
-def test_completion_records_of_stores_from_before_their_source_was_kept_count(store):
+def test_markers_of_stores_from_before_their_source_was_kept_count(store):
     for path in Path(store.url, "done").iterdir():
         held = {name: value for name, value in json.loads(path.read_text()).items() if name != "source"}
         path.write_bytes(seal(held))
-    assert LabelStore.open(store.url).completion.unfinished() == []
+    assert LabelStore.open(store.url).unfinished() == []
 
 
 def test_a_store_that_grows_while_it_is_opened_is_not_damaged(store, monkeypatch):
-    other, plain, grown = LabelStore.open(store.url), LocalFiles.read, []
+    other, plain, grown = LabelStore.open(store.url), LocalFileSystem.read, []
 
     def read(self, name, *place):
         data = plain(self, name, *place)
@@ -183,13 +182,13 @@ def test_a_store_that_grows_while_it_is_opened_is_not_damaged(store, monkeypatch
             other.append_crops(8)
         return data
 
-    monkeypatch.setattr(LocalFiles, "read", read)
+    monkeypatch.setattr(LocalFileSystem, "read", read)
     assert LabelStore.open(store.url).crops == 8
 
 
 def test_a_journal_that_is_gone_meanwhile_is_none(store, monkeypatch):
-    plain = LocalFiles.size
-    monkeypatch.setattr(LocalFiles, "size", lambda self, name: 9 if "next" in name else plain(self, name))
+    plain = LocalFileSystem.size
+    monkeypatch.setattr(LocalFileSystem, "size", lambda self, name: 9 if "next" in name else plain(self, name))
     assert LabelStore.open(store.url).crops == store.crops
 
 
@@ -200,17 +199,17 @@ def test_a_disk_that_cannot_be_read_is_not_called_missing(store, monkeypatch):
     opened = LabelStore.open(store.url)
     monkeypatch.setattr(os, "pread", read)
     with pytest.raises(OSError) as caught:
-        opened.reader.crop_labels(0)
+        opened.crop_labels(0)
     assert str(caught.value.filename).startswith(store.url)
     monkeypatch.undo()
-    plain = LocalFiles.read
+    plain = LocalFileSystem.read
 
     def no_metadata(self, name, *place):
         if name.endswith("zarr.json"):
             raise OSError(5, "Input/output error")
         return plain(self, name, *place)
 
-    monkeypatch.setattr(LocalFiles, "read", no_metadata)
+    monkeypatch.setattr(LocalFileSystem, "read", no_metadata)
     with pytest.raises(UserError, match=r"zarr.json: cannot be read \(Input/output error"):
         LabelStore.open(store.url)
 
@@ -223,7 +222,7 @@ def test_another_version_of_the_format_is_refused(store):
             act()
 
 
-class Quota(LocalFiles):
+class Quota(LocalFileSystem):
     """A file system that is full after some bytes; shards are written by several threads."""
 
     left, lock = 0, threading.Lock()
@@ -242,7 +241,7 @@ def test_a_full_disk_stops_with_one_message_and_goes_on_when_there_is_room(tmp_p
         really(descriptor)
 
     create_and_fill(str(tmp_path / "roomy"))
-    monkeypatch.setattr("repcon.labels.store.open_files", lambda url: Quota(Path(url)))
+    monkeypatch.setattr("repcon.labels.store.open_filesystem", lambda url: Quota(Path(url)))
     monkeypatch.setattr(os, "fsync", fsync)
     Quota.left = room
     with pytest.raises(UserError, match=r"the disk is full .* make room"):
@@ -278,14 +277,14 @@ def test_a_change_cut_short_at_any_write_leaves_a_store_that_reads_and_completes
     def act(url: str) -> None:
         store = LabelStore.create(url, spec())
         if change == "teacher":
-            store.append_teachers([teacher_metadata("third", 10)])
+            store.append_teachers([section("third", 10)])
         if change == "crops":
             store.append_crops(8)
 
     if change != "create":
         create_and_fill(str(tmp_path / "before"))
     act(str(shutil.copytree(tmp_path / "before", tmp_path / "whole") if change != "create" else tmp_path / "whole"))
-    honest_write = LocalFiles.write
+    honest_write = LocalFileSystem.write
     for cut_at in range(40):
         url = str(tmp_path / f"cut-{cut_at}")
         if change != "create":
@@ -299,7 +298,7 @@ def test_a_change_cut_short_at_any_write_leaves_a_store_that_reads_and_completes
             honest_write(self, name, data, *require)
 
         with monkeypatch.context() as patch:
-            patch.setattr(LocalFiles, "write", write_or_die)
+            patch.setattr(LocalFileSystem, "write", write_or_die)
             try:
                 act(url)
                 break
@@ -307,8 +306,8 @@ def test_a_change_cut_short_at_any_write_leaves_a_store_that_reads_and_completes
                 pass
         if change != "create":
             assert np.array_equal(
-                LabelStore.open(url).reader.crop_labels(1).flips,
-                LabelStore.open(str(tmp_path / "before")).reader.crop_labels(1).flips,
+                LabelStore.open(url).crop_labels(1).flips,
+                LabelStore.open(str(tmp_path / "before")).crop_labels(1).flips,
             )
         act(url)
         assert snapshot(Path(url)) == snapshot(tmp_path / "whole")

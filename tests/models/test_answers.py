@@ -99,7 +99,7 @@ def test_what_is_no_teacher_is_refused(case: str, recipe: PrecomputeConfig, monk
     with pytest.raises(UserError, match=f"teacher own: .*{says}") as caught:
         answer(recipe, make(), monkeypatch)
     assert "\n" not in str(caught.value)
-    assert not Path(recipe.out).exists() or len(LabelStore.open(recipe.out).completion.unfinished()) == 4
+    assert not Path(recipe.out).exists() or len(LabelStore.open(recipe.out).unfinished()) == 4
 
 
 ALLOWED: dict[str, Callable[[], nn.Module]] = {
@@ -115,8 +115,8 @@ ALLOWED: dict[str, Callable[[], nn.Module]] = {
 @pytest.mark.parametrize("case", ALLOWED)
 def test_what_is_one_labels(case: str, recipe: PrecomputeConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     store = answer(recipe, ALLOWED[case](), monkeypatch)
-    assert store.completion.unfinished() == []
-    assert case != "names by id" or store.heads["own"].metadata.classes == tuple("abcdef")
+    assert store.unfinished() == []
+    assert case != "names by id" or store.heads["own"].section.classes == tuple("abcdef")
 
 
 @pytest.mark.parametrize(
@@ -133,7 +133,7 @@ def test_a_warning_where_answers_may_be_wrong(
 ) -> None:  # fmt: skip
     answer(recipe, Own(forward), monkeypatch)
     said = " ".join(capsys.readouterr().out.split())
-    assert (warns in said and "careful: teacher own" in said) if warns else "careful" not in said
+    assert (warns in said and "warning: teacher own" in said) if warns else "warning" not in said
 
 
 def test_information_is_that_of_the_answers() -> None:
@@ -186,14 +186,14 @@ def test_tensors_outside_the_state_are_part_of_the_identity() -> None:
 def test_a_store_names_neither_downloads_nor_absurd_sizes(
     teacher_folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    metadata = teacher.load(TeacherConfig(name="five", model=str(teacher_folders["five"])), "cpu").metadata
+    section = teacher.load(TeacherConfig(name="five", model=str(teacher_folders["five"])), "cpu").section
     monkeypatch.setattr(teacher, "create_model", lambda *a, **b: pytest.fail("loaded"))
     for model in ("hf-hub:somebody/something", "resnet18", "vit_base_patch16_224.augreg_in21k", "hf_hub:x/y", "s3:x"):
         with pytest.raises(UserError, match=r"teacher five: .*--models five="):
-            teacher.load_from_metadata(replace(metadata, model=model), "cpu")
+            teacher.from_section(replace(section, model=model), "cpu")
     for size in (0, -1, 2_000, 10**9, "224", None, 1.5, True):
-        odd = replace(metadata, preprocessing=metadata.preprocessing | {"size": size})
+        odd = replace(section, preprocessing=section.preprocessing | {"size": size})
         with pytest.raises(UserError, match="teacher five: the store gives its input as"):
-            teacher.load_from_metadata(odd, "cpu")
+            teacher.from_section(odd, "cpu")
     with pytest.raises(UserError, match="precision"):
-        teacher.load_from_metadata(replace(metadata, precision="int3"), "cpu")  # pyright: ignore[reportArgumentType]
+        teacher.from_section(replace(section, precision="int3"), "cpu")  # pyright: ignore[reportArgumentType]

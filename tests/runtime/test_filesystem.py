@@ -8,16 +8,16 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from repcon.images.files import files_below
+from repcon.images.pack import ImagePack
 from repcon.runtime.errors import UserError
-from repcon.runtime.filesystem import open_files
-from repcon.runtime.open_files import sync_folder
+from repcon.runtime.filesystem import open_filesystem
+from repcon.runtime.local_files import fsync_folder
 
 
 @pytest.fixture(params=["path", "file", "local", "memory"])
 def files(request, tmp_path):
     places = {"path": tmp_path / "root", "file": f"file://{tmp_path}/root", "local": f"local://{tmp_path}/root"}
-    return open_files(str(places.get(request.param, f"memory://{tmp_path.name}")))
+    return open_filesystem(str(places.get(request.param, f"memory://{tmp_path.name}")))
 
 
 def test_what_is_written_is_read_in_whole_and_in_part(files):
@@ -32,23 +32,23 @@ def test_what_is_written_is_read_in_whole_and_in_part(files):
 
 def test_a_part_is_of_what_was_written_last(files):
     files.write("a/b", b"0123456789")
-    assert files.part("a/b", 3, 4) == b"3456" and files.part("a/b", 8, 100) == b"89"
+    assert files.read_range("a/b", 3, 4) == b"3456" and files.read_range("a/b", 8, 100) == b"89"
     files.write("a/b", b"other")
-    assert files.part("a/b", 0, 3) == b"oth"
+    assert files.read_range("a/b", 0, 3) == b"oth"
     files.delete("a/b")
     with pytest.raises(FileNotFoundError):
-        files.part("a/b", 0, 3)
+        files.read_range("a/b", 0, 3)
 
 
 def test_few_files_stay_open_and_none_after_the_last_use(tmp_path, monkeypatch):
-    monkeypatch.setattr("repcon.runtime.open_files.MOST", 3)
-    files = open_files(str(tmp_path))
+    monkeypatch.setattr("repcon.runtime.local_files.MAX_OPEN_FILES", 3)
+    files = open_filesystem(str(tmp_path))
     before = len(os.listdir("/proc/self/fd"))
     for name in "abcde":
         files.write(name, name.encode())
-        assert files.part(name, 0, 1) == name.encode()
+        assert files.read_range(name, 0, 1) == name.encode()
     for name in "abcde":
-        assert files.part(name, 0, 1) == name.encode()
+        assert files.read_range(name, 0, 1) == name.encode()
     assert len(os.listdir("/proc/self/fd")) == before + 3
     del files
     assert len(os.listdir("/proc/self/fd")) == before
@@ -57,10 +57,10 @@ def test_few_files_stay_open_and_none_after_the_last_use(tmp_path, monkeypatch):
 def test_listing_and_deleting(files):
     files.write("a/one", b"1")
     files.write("a/two", b"2")
-    assert files.names("a") == ["one", "two"] and files.names("") == ["a"]
+    assert files.list_names("a") == ["one", "two"] and files.list_names("") == ["a"]
     files.delete("a/one")
     files.delete("a/one")
-    assert files.names("a") == ["two"] and files.size("a/one") is None and files.names("nothing") == []
+    assert files.list_names("a") == ["two"] and files.size("a/one") is None and files.list_names("nothing") == []
     with pytest.raises(FileNotFoundError):
         files.read("a/one")
 
@@ -82,20 +82,20 @@ def test_a_link_out_of_the_root_is_refused(tmp_path):
     (root / "folder").symlink_to(tmp_path)
     for name in ("inside", "folder/secret"):
         with pytest.raises(UserError, match="leads out"):
-            open_files(str(root)).read(name)
+            open_filesystem(str(root)).read(name)
 
 
 def test_a_root_that_is_itself_a_link_is_fine(tmp_path):
     (tmp_path / "disk").mkdir()
     (tmp_path / "root").symlink_to(tmp_path / "disk")
-    files = open_files(str(tmp_path / "root"))
+    files = open_filesystem(str(tmp_path / "root"))
     files.write("a", b"1")
     assert files.read("a") == b"1"
 
 
 def test_an_unknown_protocol_is_the_users_mistake():
     with pytest.raises(UserError, match="nonsense"):
-        open_files("nonsense://bucket/x")
+        open_filesystem("nonsense://bucket/x")
 
 
 @pytest.mark.parametrize(
@@ -111,13 +111,13 @@ def test_chained_and_other_protocols_are_refused_before_they_are_made(url, monke
 
     monkeypatch.setattr(fsspec, "url_to_fs", lambda *_, **__: pytest.fail("made"))
     with pytest.raises(UserError, match="not opened"):
-        open_files(url)
+        open_filesystem(url)
     with pytest.raises(UserError, match="not opened"):
-        files_below(url)
+        ImagePack.open(url)
 
 
 def test_writers_of_the_same_file_leave_one_of_the_contents(tmp_path):
-    files = open_files(str(tmp_path / "root"))
+    files = open_filesystem(str(tmp_path / "root"))
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda i: files.write("a/b", bytes([i]) * 100_000), range(40)))
     assert len(set(files.read("a/b"))) == 1 and len(files.read("a/b")) == 100_000
@@ -129,17 +129,17 @@ LEFT, ALIVE = (f".left.{digit * 32}.repcon.tmp" for digit in "ab")
 
 
 def test_sweep_takes_what_the_dead_left_and_nothing_of_the_living(tmp_path):
-    files = open_files(str(tmp_path))
+    files = open_filesystem(str(tmp_path))
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / LEFT).write_bytes(b"half")
     command = [sys.executable, "-c", HOLDER, str(tmp_path / "a" / ALIVE)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as living:
         assert living.stdout is not None
         living.stdout.readline()
-        files.sweep()
+        files.remove_abandoned()
         assert os.listdir(tmp_path / "a") == [ALIVE]
         living.kill()
-    files.sweep()
+    files.remove_abandoned()
     assert os.listdir(tmp_path / "a") == []
 
 
@@ -150,7 +150,7 @@ def test_sweep_takes_what_the_dead_left_and_nothing_of_the_living(tmp_path):
 def test_sweep_takes_no_file_that_another_program_made(tmp_path, name):
     (tmp_path / name).parent.mkdir(exist_ok=True)
     (tmp_path / name).write_text("precious")
-    open_files(str(tmp_path)).sweep()
+    open_filesystem(str(tmp_path)).remove_abandoned()
     assert (tmp_path / name).read_text() == "precious"
 
 
@@ -162,7 +162,7 @@ def test_sweep_follows_no_link_and_waits_for_no_pipe(tmp_path):
     (root / "folder").symlink_to(tmp_path / "outside")
     (root / ALIVE).symlink_to(tmp_path / "outside" / LEFT)
     os.mkfifo(root / LEFT)
-    open_files(str(root)).sweep()
+    open_filesystem(str(root)).remove_abandoned()
     assert (tmp_path / "outside" / LEFT).read_text() == "precious"
 
 
@@ -172,14 +172,14 @@ def test_a_file_system_without_locks_is_written_to_and_swept_a_day_later(tmp_pat
         raise OSError(code, "no locks here")
 
     monkeypatch.setattr(fcntl, "flock", no_locks)
-    files = open_files(str(tmp_path))
+    files = open_filesystem(str(tmp_path))
     files.write("a/b", b"1")
     assert files.read("a/b") == b"1"
     (tmp_path / LEFT).write_bytes(b"of another writer, perhaps")
-    files.sweep()
+    files.remove_abandoned()
     assert (tmp_path / LEFT).exists()
     os.utime(tmp_path / LEFT, (0, 0))
-    files.sweep()
+    files.remove_abandoned()
     assert not (tmp_path / LEFT).exists()
 
 
@@ -191,7 +191,7 @@ def test_folders_that_cannot_be_synced_are_passed_over(tmp_path, monkeypatch, co
         really(descriptor)
 
     monkeypatch.setattr(os, "fsync", fsync)
-    files = open_files(str(tmp_path))
+    files = open_filesystem(str(tmp_path))
     files.write("a/b", b"1")
     assert files.read("a/b") == b"1"
 
@@ -204,26 +204,26 @@ def test_a_disk_that_fails_to_sync_a_folder_is_named(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "fsync", fsync)
     with pytest.raises(OSError) as caught:
-        sync_folder(tmp_path)
+        fsync_folder(tmp_path)
     assert caught.value.filename == str(tmp_path)
     with pytest.raises(UserError, match=f"{tmp_path}/a/b: cannot write"):
-        open_files(str(tmp_path)).write("a/b", b"1")
+        open_filesystem(str(tmp_path)).write("a/b", b"1")
 
 
 @pytest.mark.timeout(20)
 def test_a_pipe_in_a_files_place_is_an_error_and_no_wait(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "folder").mkdir()
-    files = open_files(str(tmp_path))
+    files = open_filesystem(str(tmp_path))
     for name in ("pipe", "folder"):
-        for act in (files.read, lambda name: files.part(name, 0, 1)):
+        for act in (files.read, lambda name: files.read_range(name, 0, 1)):
             with pytest.raises(OSError, match="not a plain file") as caught:
                 act(name)
             assert caught.value.filename == str(tmp_path / name)
 
 
 def test_a_full_disk_is_told_and_leaves_the_old_file(tmp_path, monkeypatch):
-    files = open_files(str(tmp_path))
+    files = open_filesystem(str(tmp_path))
     files.write("a", b"old")
 
     def full(descriptor: int) -> None:

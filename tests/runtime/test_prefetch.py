@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from repcon.runtime.prefetch import BackgroundWriter, Prefetcher
+from repcon.runtime.prefetch import BackgroundWriter, Prefetcher, map_ahead
 
 
 def test_ahead_keeps_order_and_its_bound():
@@ -50,7 +50,7 @@ def test_leaving_ahead_early_closes_the_source_and_its_thread():
         for _ in items:
             break
     assert closed.is_set()
-    assert not [thread for thread in threading.enumerate() if thread.name == "repcon-ahead"]
+    assert not [thread for thread in threading.enumerate() if thread.name == "repcon-prefetch"]
 
 
 def test_ahead_measures_how_long_its_consumer_waited():
@@ -61,6 +61,48 @@ def test_ahead_measures_how_long_its_consumer_waited():
     with Prefetcher(slow(), 1) as items:
         assert list(items) == [1]
     assert items.waited_seconds >= 0.09
+
+
+def test_map_ahead_keeps_order_and_its_bound():
+    started, gate = [], threading.Event()
+
+    def work(item: int) -> int:
+        started.append(item)
+        if item == 0:
+            gate.wait(5)
+        return item
+
+    threading.Timer(0.1, gate.set).start()
+    results = map_ahead(work, range(12), num_workers=3, depth=4)
+    assert next(results) == 0
+    deadline = time.monotonic() + 5
+    while len(started) < 5 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert sorted(started) == [0, 1, 2, 3, 4]
+    assert list(results) == list(range(1, 12)) and sorted(started) == list(range(12))
+    assert list(map_ahead(work, [])) == []
+
+
+def test_map_ahead_raises_an_error_in_its_turn():
+    results = map_ahead(lambda item: 1 // item, [2, 1, 0, 5])
+    assert [next(results), next(results)] == [0, 1]
+    with pytest.raises(ZeroDivisionError):
+        next(results)
+
+
+def test_closing_map_ahead_cancels_what_has_not_begun_and_leaves_no_thread():
+    started = []
+
+    def work(item: int) -> int:
+        started.append(item)
+        time.sleep(0.02)
+        return item
+
+    results = map_ahead(work, range(100), depth=50)
+    assert next(results) == 0
+    results.close()
+    assert len(started) < 10
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("repcon-prefetch")]
 
 
 def test_behind_runs_jobs_in_order_and_finishes_them():

@@ -13,8 +13,8 @@ from repcon import cli
 from repcon.distill.checkpoint import Checkpoints
 from repcon.distill.metrics import trim_metrics
 from repcon.runtime import console, run_dir
+from repcon.runtime.console import Terminal
 from repcon.runtime.errors import UserError
-from repcon.runtime.terminal import Terminal
 from repcon.runtime.untrusted import read_text
 
 

@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+import uuid
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 from rich.console import Console
 from rich.progress import Progress
 
-from repcon.runtime.console import Lines
+from repcon.runtime.console import ProgressLines
 from repcon.runtime.errors import UserError
 from repcon.runtime.run_dir import RunDir, write_json, write_text
 from repcon.runtime.system import environment
@@ -77,7 +78,7 @@ def test_no_line_of_progress_is_wider_than_the_terminal(width):
     bars.add_task("train", total=10, completed=10, unit="images", note="loss 2.345, 12 % waiting for data, 12.5 MB")
     shown = Console(width=width, file=io.StringIO())
     with shown.capture() as captured:
-        shown.print(Lines(bars.tasks))
+        shown.print(ProgressLines(bars.tasks))
     lines = captured.get().splitlines()
     assert max(map(len, lines)) <= width
     assert len(lines) == (5 if width <= 80 else 3)
@@ -95,8 +96,8 @@ def test_progress_tells_count_rate_and_time_left():
         bars.advance(task, 10)
     shown = Console(width=80, file=io.StringIO())
     with shown.capture() as captured:
-        shown.print(Lines(bars.tasks))
-    assert re.search(r"pack ━+\S* +30/40 images  1/s  0:10 left", captured.get()), captured.get()
+        shown.print(ProgressLines(bars.tasks))
+    assert re.search(r"pack ━+\S* +30/40 images  1/s  10 s left", captured.get()), captured.get()
 
 
 def test_json_has_null_for_what_is_no_number(tmp_path):
@@ -151,13 +152,14 @@ def test_what_a_stranger_put_in_a_file_s_place_is_not_written_through(name: str,
     assert precious.read_text() == "mine"
 
 
-def test_a_link_in_the_place_of_a_file_or_its_temporary_one_is_not_followed(tmp_path: Path) -> None:
+def test_a_link_in_the_place_of_a_file_or_its_temporary_one_is_not_followed(tmp_path: Path, monkeypatch) -> None:
     precious, path = tmp_path / "precious", tmp_path / "results.json"
     precious.write_text("mine")
     path.symlink_to(precious)
     write_text(path, "ours")
     assert (path.read_text(), path.is_symlink(), precious.read_text()) == ("ours", False, "mine")
-    (tmp_path / f".results.json.{os.getpid()}.tmp").symlink_to(precious)
-    with pytest.raises(OSError, match="not a plain file"):
+    monkeypatch.setattr("repcon.runtime.local_files.uuid.uuid4", lambda: uuid.UUID(int=1))
+    (tmp_path / f".results.json.{1:032x}.repcon.tmp").symlink_to(precious)
+    with pytest.raises(FileExistsError):
         write_text(path, "again")
     assert precious.read_text() == "mine"

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from repcon.runtime.errors import UserError
+from repcon.runtime.local_files import AtomicFile
 
 DOMAINS = ("birds", "grocery", "aerial")
 PROXY = ("objects", "imagenet")
@@ -117,10 +118,8 @@ def _clean_proxy(
 
 def _write(path: Path, files: Iterator[tuple[str, bytes]]) -> None:
     """A tar whose bytes depend on names and contents only."""
-    temporary = path.with_suffix(".tmp")
-    with tarfile.open(temporary, "w") as tar:
+    with AtomicFile(path) as file, tarfile.open(fileobj=file, mode="w") as tar:
         for name, data in files:
             info = tarfile.TarInfo(name)
             info.size = len(data)
             tar.addfile(info, io.BytesIO(data))
-    temporary.replace(path)

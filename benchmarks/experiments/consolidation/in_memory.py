@@ -23,7 +23,7 @@ from repcon.decode.base import CropRequest
 from repcon.decode.factory import open_loader
 from repcon.evaluation import probes
 from repcon.evaluation.features import centred_squares
-from repcon.images.pack import ImagePack, class_rows
+from repcon.images.pack import ImagePack, select_classes
 from repcon.models.factory import create_model
 from repcon.models.preprocessing import Preprocessing, normalise, preprocessing_of
 
@@ -157,7 +157,7 @@ def _downstream(
     network: Any, inputs: Preprocessing, pack: ImagePack, seed: int, few: bool
 ) -> tuple[torch.Tensor, np.ndarray, np.ndarray]:
     start, stop = DOWNSTREAM_HALF
-    rows, labels, _ = class_rows(pack, ClassSubset(seed=seed, start=start, stop=stop))
+    rows, labels, _ = select_classes(pack, ClassSubset(seed=seed, start=start, stop=stop))
     if few:
         rows, labels = rows[labels < 3], labels[labels < 3]
     train, test = probes.split_classes(labels, 0.5, seed)

@@ -28,7 +28,7 @@ from repcon.config import (
     TeacherConfig,
     TrainConfig,
 )
-from repcon.images.pack import ImagePack, class_rows, shared_images
+from repcon.images.pack import ImagePack, count_shared_images, select_classes
 from repcon.runtime.errors import UserError
 from repcon.runtime.run_dir import write_json
 
@@ -132,7 +132,7 @@ class Study:
             half = ClassSubset(seed=seed, start=TEACHER_HALF[0], stop=TEACHER_HALF[1])
             for domain in self.protocol.domains:
                 pack = self.pack(domain)
-                rows, labels, names = class_rows(pack, half)
+                rows, labels, names = select_classes(pack, half)
                 for label, own in enumerate(names):
                     (folder / f"{domain}-{own}").mkdir(parents=True, exist_ok=True)
                     _write_images(folder / f"{domain}-{own}", domain, pack, rows[labels == label])
@@ -189,7 +189,7 @@ class Study:
             half = ClassSubset(seed=seed, start=TEACHER_HALF[0], stop=TEACHER_HALF[1])
             for domain in self.protocol.domains:
                 pack = self.pack(domain)
-                rows = sorted(class_rows(pack, half)[0], key=lambda row, pack=pack: pack.hashes[row].tobytes())
+                rows = sorted(select_classes(pack, half)[0], key=lambda row, pack=pack: pack.hashes[row].tobytes())
                 _write_images(folder, domain, pack, rows[: self.protocol.domain_images or None])
             _write_images(folder, "proxy", self.pack("proxy"), range(len(self.pack("proxy"))))
             written.touch()
@@ -308,5 +308,5 @@ def check_disjoint(packs: dict[str, ImagePack]) -> None:
     names = list(packs)
     for place, first in enumerate(names):
         for second in names[place + 1 :]:
-            if shared := shared_images(packs[first].hashes, packs[second].hashes):
+            if shared := count_shared_images(packs[first].hashes, packs[second].hashes):
                 raise UserError(f"{first} and {second} share {shared} images; the comparison would be worthless")

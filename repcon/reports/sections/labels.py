@@ -18,7 +18,7 @@ from repcon.reports.sections.training import over_time
 from repcon.reports.sources import Source
 from repcon.reports.tables import side_by_side
 from repcon.runtime.errors import UserError
-from repcon.runtime.terminal import printable
+from repcon.runtime.text import printable
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

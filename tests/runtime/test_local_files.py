@@ -10,8 +10,8 @@ import pytest
 
 from repcon.images.pack import ImagePack
 from repcon.runtime.errors import UserError
-from repcon.runtime.filesystem import open_files
-from repcon.runtime.open_files import OpenFile, OpenFiles, is_passing, reason_of
+from repcon.runtime.filesystem import open_filesystem
+from repcon.runtime.local_files import OpenFile, OpenFileCache, error_reason, is_transient
 
 
 def descriptors() -> int:
@@ -28,23 +28,23 @@ def few_descriptors():
 
 
 def test_all_objects_share_one_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("repcon.runtime.open_files._limit", lambda: 6)
-    OpenFiles.forget_all()
-    before, several = descriptors(), [OpenFiles() for _ in range(3)]
+    monkeypatch.setattr("repcon.runtime.local_files._limit", lambda: 6)
+    OpenFileCache.forget_all()
+    before, several = descriptors(), [OpenFileCache() for _ in range(3)]
     for number in range(12):
         (tmp_path / str(number)).write_bytes(b"%d" % number)
         for files in several:
             assert files.read(str(tmp_path / str(number)), 0, 9) == b"%d" % number
     assert descriptors() == before + 6
-    OpenFiles.forget_all()
+    OpenFileCache.forget_all()
     assert descriptors() == before
 
 
 def test_where_descriptors_run_out_the_held_ones_are_given_up(
     tmp_path: Path, few_descriptors: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("repcon.runtime.open_files._limit", lambda: 1000)
-    files = OpenFiles()
+    monkeypatch.setattr("repcon.runtime.local_files._limit", lambda: 1000)
+    files = OpenFileCache()
     for number in range(100):
         (tmp_path / str(number)).write_bytes(b"%d" % number)
     for number in [*range(100), *range(100)]:
@@ -61,7 +61,7 @@ def test_no_descriptor_left_is_not_called_damage(picture_folder: Path, tmp_path:
     held: list[int] = []
     try:
         resource.setrlimit(resource.RLIMIT_NOFILE, (max(map(int, os.listdir("/proc/self/fd"))) + 3, limits[1]))
-        OpenFiles.forget_all()
+        OpenFileCache.forget_all()
         while True:
             try:
                 held.append(os.open("/dev/null", os.O_RDONLY))
@@ -92,11 +92,11 @@ def test_what_is_no_plain_file_is_refused_at_once(kind: str, tmp_path: Path) -> 
     try:
         with pytest.raises(OSError, match=f"a {'named ' if kind == 'pipe' else ''}{kind}, not a plain file") as caught:
             OpenFile(path)
-        assert not is_passing(caught.value)
+        assert not is_transient(caught.value)
         with pytest.raises(OSError, match="not a plain file"):
-            open_files(str(tmp_path)).part("file", 0, 10)
+            open_filesystem(str(tmp_path)).read_range("file", 0, 10)
         with pytest.raises(OSError, match="not a plain file"):
-            open_files(str(tmp_path)).read("file")
+            open_filesystem(str(tmp_path)).read("file")
     except UserError as error:  # a link that leads out of a store
         assert kind == "device" and "is a link that leads out" in str(error)
     finally:
@@ -119,7 +119,9 @@ def test_a_pipe_in_a_pack_does_not_hang(name: str, picture_folder: Path, tmp_pat
 
 def test_which_errors_pass() -> None:
     for number in (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO, errno.ENOSPC, errno.ESTALE, errno.ETIMEDOUT):
-        assert is_passing(OSError(number, os.strerror(number)))
+        assert is_transient(OSError(number, os.strerror(number)))
     for number in (errno.ENOENT, errno.EACCES, errno.ELOOP, errno.EISDIR):
-        assert not is_passing(OSError(number, os.strerror(number)))
-    assert not is_passing(OSError("a library's own")) and reason_of(OSError("a library's own")) == "a library's own"
+        assert not is_transient(OSError(number, os.strerror(number)))
+    assert (
+        not is_transient(OSError("a library's own")) and error_reason(OSError("a library's own")) == "a library's own"
+    )

@@ -1,8 +1,8 @@
-"""The classes of a source's images: which member of a sample is its label, or which folder, and what that may hide.
+"""Assign classes to the images of a source, from label members, label columns or folders.
 
 Labels are `KEY.cls` members of tars, or a column of Parquet files. Where there are none, the class is the first folder
-of the path (after a folder that holds everything; tars with a first folder in common count as one). What is chosen
-among several possibilities is said; what nobody can choose is refused.
+of the path, after the folders that all images share; tars that share a first folder count as one set. A choice among
+several possibilities is reported as a warning; where there is no obvious choice, the source is refused.
 """
 
 import re
@@ -12,112 +12,113 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
-from repcon.images.archives import Found, Scan
-from repcon.images.names import readable
+from repcon.images.archives import FoundImage, SourceScan
+from repcon.images.file_names import display_name
 from repcon.runtime.errors import UserError
+from repcon.runtime.text import abbreviate
 
 Folders = tuple[str, ...]
-"""The folders of a file's path, from the outermost."""
+"""Folders of a file's path, outermost first."""
 _SPLITS = frozenset(
     ("train", "training", "trainval", "val", "valid", "validation", "test", "testing", "dev", "eval", "evaluation")
 )
 _NUMBER = re.compile(r"[+]?([0-9]+)(?:[.]0*)?")
 _WORDNET = re.compile(r"n\d{8}")
-"""ImageNet's names of its classes, and so of its tars."""
+"""Names of ImageNet's classes and tars."""
 
 
 @dataclass(frozen=True, slots=True)
-class ImageLabels:
-    """What the images of a scan are labelled with."""
+class ClassLabels:
+    """Classes of the images of a scan."""
 
     numbers: list[int]
-    """Per image: its class's, -1 where it has none."""
+    """Class number per image, -1 where it has none."""
     classes: tuple[str, ...]
-    cautions: tuple[str, ...]
-    """One line each: what was decided, and what looks like a mistake."""
+    warnings: tuple[str, ...]
+    """One line each: what was chosen, and what is probably a mistake."""
 
 
-def resolve(scan: Scan) -> ImageLabels:
-    """Labels what was found; images whose label is unclear go to `scan.left_out`.
+def assign_classes(scan: SourceScan) -> ClassLabels:
+    """Assigns a class to each image found; images with an ambiguous label are moved to `scan.left_out`.
 
-    Raises UserError where several members may be the label or the image of a sample, and where two classes have one
-    name.
+    Raises UserError where several members may be the label or the image of a sample, and where two classes have the
+    same name.
     """
-    _refuse_crowded(scan.crowded)
-    cautions = list(scan.cautions)
-    field = _field(scan.found, cautions)
+    _refuse_ambiguous(scan.ambiguous)
+    warnings = list(scan.warnings)
+    field = _label_field(scan.found, warnings)
     if field is None:
         files = [entry for entry in scan.found if not entry.column]
         held = _by_folders(files)
-        cautions += _about_folders(files, held) + _about_sidecars(scan.sidecars, held)
+        warnings += _folder_warnings(files, held) + _sidecar_warnings(scan.sidecars, held)
         by_file = iter(held)
         names = ["" if entry.column else next(by_file) for entry in scan.found]
     else:
-        names = _by_members(scan, field, cautions)
+        names = _by_members(scan, field, warnings)
     classes, numbers = _classes(names, list(scan.class_order))
-    cautions += about_names(classes)
-    return ImageLabels([numbers.get(name, -1) if name else -1 for name in names], classes, tuple(cautions))
+    warnings += name_warnings(classes)
+    return ClassLabels([numbers.get(name, -1) if name else -1 for name in names], classes, tuple(warnings))
 
 
-def _refuse_crowded(crowded: Sequence[tuple[str, list[str]]]) -> None:
-    if crowded:
-        sample, images = crowded[0]
-        several = ", ".join(PurePosixPath(readable(name)).name for name in images[:3])
+def _refuse_ambiguous(ambiguous: Sequence[tuple[str, list[str]]]) -> None:
+    if ambiguous:
+        sample, images = ambiguous[0]
+        several = ", ".join(PurePosixPath(display_name(name)).name for name in images[:3])
         raise UserError(
-            f"{readable(sample)}: one label for several images ({several}); pack a tar in which the image to be packed "
-            f"is named as the label is, KEY.jpg beside KEY.cls ({len(crowded):,} such samples)"
+            f"{display_name(sample)}: one label for several images ({several}); pack a tar in which the image to be "
+            f"packed is named as the label is, KEY.jpg beside KEY.cls ({len(ambiguous):,} such samples)"
         )
 
 
-def _field(found: Iterable[Found], cautions: list[str]) -> str | None:
-    """Which field of the samples is the label, "" for KEY.cls; None where none has a label."""
+def _label_field(found: Iterable[FoundImage], warnings: list[str]) -> str | None:
+    """The samples' field that holds the label, "" for KEY.cls; None where no sample has a label."""
     fields = {label.field for entry in found for label in entry.labels or ()}
     if not fields:
         if any(entry.labels is not None and not entry.column for entry in found):
-            cautions.append(
+            warnings.append(
                 "nothing is labelled: the .cls members are named as no image is; KEY.cls belongs to KEY.jpg"
             )
             return ""
         return None
-    others = sorted(f"KEY.{readable(field)}.cls" for field in fields if field)
+    others = sorted(f"KEY.{display_name(field)}.cls" for field in fields if field)
     if "" in fields:
         if others:
-            cautions.append(f"labels are KEY.cls; not used: {_few(others)}")
+            warnings.append(f"labels are KEY.cls; not used: {_abbreviate(others)}")
         return ""
     if len(others) > 1:
         raise UserError(
-            f"several members may be the label ({_few(others)}) and none is KEY.cls; pack a tar in which the one to be "
-            "learnt is named KEY.cls"
+            f"several members may be the label ({_abbreviate(others)}) and none is KEY.cls; pack a tar in which the "
+            "one to be learnt is named KEY.cls"
         )
-    cautions.append(f"labels are {others[0]}: there is no KEY.cls")
+    warnings.append(f"labels are {others[0]}: there is no KEY.cls")
     return next(iter(fields))
 
 
-def _by_members(scan: Scan, field: str, cautions: list[str]) -> list[str]:
-    """Each image's class as its label's text, "" where it has none; images with unclear labels are left out."""
+def _by_members(scan: SourceScan, field: str, warnings: list[str]) -> list[str]:
+    """Each image's class by the text of its label, "" where it has none; images with ambiguous labels are left out."""
     names: list[str] = []
-    kept: list[Found] = []
-    foldered = 0
+    kept: list[FoundImage] = []
+    without_labels = 0
     for entry in scan.found:
         label = next((label for label in entry.labels or () if label.field == field), None)
-        if label is not None and label.fault:
+        if label is not None and label.problem:
             tar = f"{PurePosixPath(entry.container).name}: " if entry.offset and not entry.column else ""
-            scan.left_out.append((tar + entry.name, label.fault))
+            scan.left_out.append((tar + entry.name, label.problem))
             continue
-        foldered += entry.labels is None and len(_folders(entry)) > 0
+        without_labels += entry.labels is None and len(_folders(entry)) > 0
         kept.append(entry)
         names.append(label.text if label else "")
     scan.found[:] = kept
-    if foldered:
-        cautions.append(
-            f"labels are .cls members or columns; {foldered:,} images of tars or folders without any are unlabelled, "
-            "whatever their folders' names"
+    if without_labels:
+        warnings.append(
+            f"labels are .cls members or columns; {without_labels:,} images of tars or folders without any are "
+            "unlabelled, whatever their folders' names"
         )
     return names
 
 
-def _by_folders(found: Sequence[Found]) -> list[str]:
-    """Each file's class: its first folder below those that all of its set share; "" where it is in none."""
+def _by_folders(found: Sequence[FoundImage]) -> list[str]:
+    """Each image's class: the first folder below those that all of its set share; "" where it is in none."""
     folders: dict[str, set[Folders]] = {}
     for entry in found:
         folders.setdefault(_root(entry), set()).add(_folders(entry))
@@ -135,22 +136,22 @@ def _tar(root: str) -> str:
     return PurePosixPath(root).stem
 
 
-def _folders(entry: Found) -> Folders:
+def _folders(entry: FoundImage) -> Folders:
     return tuple(entry.name.split("/")[:-1])
 
 
-def _root(entry: Found) -> str:
-    """Plain files (which start at 0, as no member of a tar does) have one root together, each tar has its own."""
+def _root(entry: FoundImage) -> str:
+    """The tar of an image; "" for all plain files, whose offset is 0, as no tar member's is."""
     return entry.container if entry.offset else ""
 
 
 def _depths(folders: dict[str, set[Folders]]) -> dict[str, int]:
-    """How many folders stand above the classes, for each root.
+    """Number of folders above the class folders, for each root.
 
-    Tars that have a first folder in common are shards of one set. Of several sets, one whose images all lie in a
-    single folder is a class by itself, named by its first folder.
+    Tars that share a first folder are shards of one set. A set whose images are all in one folder is one class, named
+    by its first folder, if there are other sets.
     """
-    joined: dict[str, str] = {}  # a first folder -> another one of its set, or itself
+    joined: dict[str, str] = {}  # first folder -> another first folder of the same set, or itself
 
     def name_of(first: str) -> str:
         while joined[first] != first:
@@ -173,43 +174,43 @@ def _depths(folders: dict[str, set[Folders]]) -> dict[str, int]:
 
 
 def _shared_depth(paths: set[Folders]) -> int:
-    """How many folders all paths share above a further folder."""
+    """Number of leading folders that all paths share, each followed by another folder."""
     depth = 0
     while all(len(path) > depth + 1 for path in paths) and len({path[depth] for path in paths}) == 1:
         depth += 1
     return depth
 
 
-def _about_folders(found: Sequence[Found], names: Sequence[str]) -> list[str]:
-    """What looks as if folders were not the classes that were meant."""
+def _folder_warnings(found: Sequence[FoundImage], names: Sequence[str]) -> list[str]:
+    """Warnings where the folders may not be the intended classes."""
     roots = {_root(entry) for entry in found}
     if not any(names):
         if len(roots - {""}) > 1 and not any(_folders(entry) for entry in found):
             return ["no labels: no folders or .cls in the tars; if each tar is a class, unpack each into a folder"]
         return []
-    cautions: list[str] = []
+    warnings: list[str] = []
     if "" not in roots and not any(_folders(entry) for entry in found):
-        cautions.append(f"each tar is a class, named by it as ImageNet's are: {len(roots):,}")
+        warnings.append(f"each tar is a class, named by it as ImageNet's are: {len(roots):,}")
     below: dict[str, set[str]] = {}
     for entry, name in zip(found, names, strict=True):
         folders = _folders(entry)
         if name and folders:
             place = folders.index(name)
             below.setdefault(name, set()).add("/".join(folders[place + 1 : place + 2]))
-    return [*cautions, *_about_splits(below)]
+    return [*warnings, *_split_warnings(below)]
 
 
-def _about_sidecars(sidecars: Iterable[str], names: Sequence[str]) -> list[str]:
-    """Where nothing tells the images' classes apart, what lies beside them may."""
+def _sidecar_warnings(sidecars: Iterable[str], names: Sequence[str]) -> list[str]:
+    """A warning where all images have one class or none, and other members may hold labels."""
     if not sidecars or len(set(names)) > 1:
         return []
-    few = _few(sorted(f"KEY.{suffix}" for suffix in sidecars))
-    return [f"beside the images are {few}, which are not read for labels; a class is the text of a member KEY.cls"]
+    members = _abbreviate(sorted(f"KEY.{suffix}" for suffix in sidecars))
+    return [f"beside the images are {members}, which are not read for labels; a class is the text of a member KEY.cls"]
 
 
-def _about_splits(below: dict[str, set[str]]) -> list[str]:
-    """below: for each class the folders directly in its folder that hold images, "" where it holds some itself."""
-    classes = _few([f"{name}/" for name in sorted(below)])
+def _split_warnings(below: dict[str, set[str]]) -> list[str]:
+    """Warnings about splits. below: for each class, its sub-folders with images, "" where it has images itself."""
+    classes = _abbreviate([f"{name}/" for name in sorted(below)])
     several = Counter(folder for folders in below.values() for folder in folders if folder)
     shared = [folder for folder, count in several.items() if count > 1]
     splits = [name for name in below if name.lower() in _SPLITS]
@@ -217,26 +218,26 @@ def _about_splits(below: dict[str, set[str]]) -> list[str]:
         return [f"the classes are {classes}, which look like splits; if the folders below are meant, pack each split"]
     nested = not any("" in folders for folders in below.values()) and sum(several.values()) > len(below)
     if several and (nested or len(shared) > 1):
-        folders = _few(sorted(shared or several))
+        folders = _abbreviate(sorted(shared or several))
         return [f"the classes are {classes}, with folders below them ({folders}) whose names are no classes"]
     return []
 
 
-def about_names(classes: Sequence[str]) -> list[str]:
-    """Classes that look alike and are none the less several, and a class that looks like the want of one."""
+def name_warnings(classes: Sequence[str]) -> list[str]:
+    """Warnings about different classes with similar names, and about a class -1."""
     alike: dict[str, list[str]] = {}
     for name in classes:
-        alike.setdefault(_bare(name), []).append(name)
+        alike.setdefault(_normalized(name), []).append(name)
     pairs = [ascii(name) for names in alike.values() if len(names) > 1 for name in names]
     what = "classes whose names differ in nothing but case, spaces, encoding or zeros"
-    found = [f"{what}: {_few(pairs)}"] if pairs else []
+    warnings = [f"{what}: {_abbreviate(pairs)}"] if pairs else []
     if "-1" in classes:
-        found.append("one class is called -1; an image without a class has no label at all")
-    return found
+        warnings.append("one class is called -1; an image without a class has no label at all")
+    return warnings
 
 
-def _bare(name: str) -> str:
-    """A name without what two spellings of it may differ in."""
+def _normalized(name: str) -> str:
+    """A name without case, spaces, control characters and leading zeros."""
     parts = (" " if part.isspace() else part for part in unicodedata.normalize("NFKC", name))
     text = " ".join(
         "".join(part for part in parts if unicodedata.category(part) not in ("Cc", "Cf")).split()
@@ -245,8 +246,8 @@ def _bare(name: str) -> str:
     return f"number {number[1].lstrip('0') or '0'}" if number else text
 
 
-def about_numbers(sources: Iterable[Sequence[str]]) -> list[str]:
-    """What looks like a mistake where the classes of several sources are joined by their names."""
+def number_warnings(sources: Iterable[Sequence[str]]) -> list[str]:
+    """A warning where the classes of several sources are numbers, and so joined by number."""
     numbered = [set(classes) for classes in sources if classes and all(_NUMBER.fullmatch(name) for name in classes)]
     if len(numbered) > 1 and set.intersection(*numbered):
         return [
@@ -256,29 +257,29 @@ def about_numbers(sources: Iterable[Sequence[str]]) -> list[str]:
 
 
 def _classes(names: Iterable[str], given: Sequence[str]) -> tuple[tuple[str, ...], dict[str, int]]:
-    """The classes' names and each one's number: in the order of `given` where all are in it, else sorted."""
+    """Class names and the number of each: in the order of `given` if that holds all of them, else sorted."""
     raw = {name for name in names if name}
     texts: dict[str, str] = {}
     for name in sorted(raw):
-        text = readable(name)
+        text = display_name(name)
         if text in texts:
             raise UserError(f"two classes would be called {text}: {_raw(texts[text])} and {_raw(name)}; rename one")
         texts[text] = name
-    classes = ordered(texts)
+    classes = sort_classes(texts)
     if raw <= set(given):
-        classes = [readable(name) for name in given if name in raw]
+        classes = [display_name(name) for name in given if name in raw]
     return tuple(classes), {texts[text]: number for number, text in enumerate(classes)}
 
 
-def ordered(classes: Iterable[str]) -> list[str]:
-    """Sorted; by value where every name is a number, as in `.cls` files."""
+def sort_classes(classes: Iterable[str]) -> list[str]:
+    """Sorts class names: by value where every name is a number, as in `.cls` files."""
     names = list(classes)
     numeric = all(name.isascii() and name.isdigit() for name in names)
     return sorted(names, key=_value if numeric else None)
 
 
 def _value(digits: str) -> tuple[int, str, str]:
-    """Sorts digits by value without making a number of them, of which Python makes none from too many."""
+    """Sort key by value, without conversion: Python limits the digits of a number."""
     bare = digits.lstrip("0")
     return len(bare), bare, digits
 
@@ -287,6 +288,5 @@ def _raw(name: str) -> str:
     return repr(name.encode("utf-8", "surrogateescape"))
 
 
-def _few(names: Sequence[str]) -> str:
-    """The first three, as text."""
-    return ", ".join(readable(name) for name in names[:3]) + (", …" if len(names) > 3 else "")
+def _abbreviate(names: Sequence[str]) -> str:
+    return abbreviate([display_name(name) for name in names])

@@ -9,8 +9,8 @@ from pictures import photograph
 from repcon import cli
 from repcon.commands import pack as packing
 from repcon.config import PackConfig
+from repcon.images.multiple_sources import list_sources, split_limit
 from repcon.images.pack import ImagePack
-from repcon.images.several import equal_shares, read_all
 from repcon.runtime.errors import UserError
 
 
@@ -43,23 +43,23 @@ def test_classes_of_one_name_are_one_and_keys_tell_the_sources_apart(two: tuple[
 
 def test_classes_that_may_not_be_one_and_names_that_may_be_are_said(tmp_path: Path) -> None:
     numbered = [folder_of(tmp_path / name, {"0": 1, "1": 1}, 300 + 10 * len(name)) for name in ("a", "bb")]
-    assert "classes are numbers in several sources" in read_all(tuple(map(str, numbered))).cautions[0]
+    assert "classes are numbers in several sources" in list_sources(tuple(map(str, numbered))).warnings[0]
     spelt = [folder_of(tmp_path / name, {name: 1, "owl": 1}, 400 + ord(name[0])) for name in ("Cat", "cat")]
-    assert "case, spaces, encoding or zeros: 'Cat', 'cat'" in read_all(tuple(map(str, spelt))).cautions[0]
+    assert "case, spaces, encoding or zeros: 'Cat', 'cat'" in list_sources(tuple(map(str, spelt))).warnings[0]
 
 
 def test_a_limit_takes_equal_shares_spread_over_each_source(two: tuple[Path, Path]) -> None:
-    listing = read_all(tuple(map(str, two)), 7)
+    listing = list_sources(tuple(map(str, two)), 7)
     taken = [listing.classes[item.label] for item in listing.items]
     assert taken == ["cat", "cat", "dog", "dog", "dog", "dog", "owl"]
-    alone = read_all(str(two[0]), 4)
+    alone = list_sources(str(two[0]), 4)
     assert [alone.classes[item.label] for item in alone.items] == ["cat", "cat", "dog", "dog"]
 
 
 def test_shares() -> None:
-    assert equal_shares([10, 3], 0) == [10, 3] and equal_shares([10, 3], 13) == [10, 3]
-    assert equal_shares([10, 3], 4) == [2, 2] and equal_shares([3, 10, 10], 12) == [3, 4, 5]
-    assert sum(equal_shares([1, 100, 7], 50)) == 50
+    assert split_limit([10, 3], 0) == [10, 3] and split_limit([10, 3], 13) == [10, 3]
+    assert split_limit([10, 3], 4) == [2, 2] and split_limit([3, 10, 10], 12) == [3, 4, 5]
+    assert sum(split_limit([1, 100, 7], 50)) == 50
 
 
 def test_another_limit_is_another_pack(two: tuple[Path, Path], tmp_path: Path) -> None:
@@ -72,7 +72,7 @@ def test_another_limit_is_another_pack(two: tuple[Path, Path], tmp_path: Path) -
 
 def test_a_source_named_twice_or_missing_is_refused(two: tuple[Path, Path], tmp_path: Path) -> None:
     with pytest.raises(UserError, match="named twice"):
-        read_all((str(two[0]), f"{two[0]}/../set.v1"))
+        list_sources((str(two[0]), f"{two[0]}/../set.v1"))
     with pytest.raises(UserError, match="no such folder"):
         packing.run(PackConfig(source=(str(two[0]), str(tmp_path / "gone")), out=str(tmp_path / "pack")))
     with pytest.raises(UserError, match="lies inside"):

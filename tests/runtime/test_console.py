@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 from rich.markup import escape
 from rich.table import Table
 
-from repcon.runtime.terminal import Terminal, one_line, printable
+from repcon.runtime.console import Terminal
+from repcon.runtime.text import one_line, printable
+from repcon.runtime.units import format_bytes, format_duration
 
 TITLE = "\x1b]0;OWNED\x07\x1b[2J"
 
@@ -86,7 +88,7 @@ def test_a_stream_that_cannot_be_written_is_given_up():
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
 def test_a_full_standard_output_ends_nothing():
     script = (
-        "from repcon.runtime.terminal import Terminal\nimport sys\nconsole = Terminal()\n"
+        "from repcon.runtime.console import Terminal\nimport sys\nconsole = Terminal()\n"
         "for _ in range(3): console.print('x' * 9000)\nprint('late')\nsys.stderr.write('done')\n"
     )
     with open("/dev/full", "w") as full:
@@ -94,3 +96,26 @@ def test_a_full_standard_output_ends_nothing():
             [sys.executable, "-c", script], stdout=full, stderr=subprocess.PIPE, text=True, check=False
         )
     assert (ran.returncode, ran.stderr) == (0, "done")
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [(0, "0 B"), (999, "999 B"), (999.6, "1 kB"), (13_240_000, "13.2 MB"), (999_600_000, "1 GB"), (5e12, "5 TB")],
+)
+def test_bytes_have_three_digits_and_a_unit(count: float, text: str) -> None:
+    assert format_bytes(count) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0.041, "41 ms"),
+        (0.9999, "1 s"),
+        (3.21, "3.21 s"),
+        (59.99, "1 min 0 s"),
+        (250, "4 min 10 s"),
+        (7500, "2 h 5 min"),
+    ],
+)
+def test_durations_have_the_units_of_their_size(seconds: float, text: str) -> None:
+    assert format_duration(seconds) == text

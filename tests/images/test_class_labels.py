@@ -10,7 +10,7 @@ from test_archives import PICTURE, tar_of
 from test_sources import folder_of
 
 from repcon.images import sources
-from repcon.images.sources import Listing
+from repcon.images.sources import SourceListing
 from repcon.runtime.errors import UserError
 
 
@@ -19,16 +19,16 @@ def picture(seed: int) -> bytes:
     return simplejpeg.encode_jpeg(pixels)
 
 
-def listed(path: Path, members: dict[str, bytes]) -> Listing:
-    return sources.read(str(tar_of(path, members)))
+def listed(path: Path, members: dict[str, bytes]) -> SourceListing:
+    return sources.list_source(str(tar_of(path, members)))
 
 
-def named(listing: Listing) -> dict[str, str | None]:
+def named(listing: SourceListing) -> dict[str, str | None]:
     """File name -> class."""
     return {item.name: listing.classes[item.label] if item.label >= 0 else None for item in listing.items}
 
 
-def joined(path: Path, *parts: dict[str, bytes]) -> Listing:
+def joined(path: Path, *parts: dict[str, bytes]) -> SourceListing:
     """A tar in which names may be there twice: the parts' members one after the other."""
     import io
     import tarfile
@@ -39,7 +39,7 @@ def joined(path: Path, *parts: dict[str, bytes]) -> Listing:
                 info = tarfile.TarInfo(name)
                 info.size = len(data)
                 tar.addfile(info, io.BytesIO(data))
-    return sources.read(str(path))
+    return sources.list_source(str(path))
 
 
 def test_folders_that_are_no_utf8_are_classes_of_their_own(tmp_path: Path) -> None:
@@ -51,13 +51,13 @@ def test_folders_that_are_no_utf8_are_classes_of_their_own(tmp_path: Path) -> No
             pytest.skip("the file system takes UTF-8 names only")
         with open(os.path.join(os.fsencode(tmp_path), name, b"1.jpg"), "wb") as file:
             file.write(PICTURE)
-    listing = sources.read(str(tmp_path))
+    listing = sources.list_source(str(tmp_path))
     assert listing.classes == ("m\\xe8re", "m\\xe9re", "m\ufffdre", "plain")
     assert sorted(item.label for item in listing.items) == [0, 1, 2, 3]
     os.mkdir(os.path.join(os.fsencode(tmp_path), b"m\\xe8re"))
     (tmp_path / "m\\xe8re" / "1.jpg").write_bytes(PICTURE)
     with pytest.raises(UserError, match=r"two classes would be called m\\xe8re: b'm\\\\xe8re' and b'm\\xe8re'"):
-        sources.read(str(tmp_path))
+        sources.list_source(str(tmp_path))
 
 
 def test_label_texts_that_are_no_utf8_or_long_are_classes_of_their_own(tmp_path: Path) -> None:
@@ -95,13 +95,13 @@ def test_the_labels_field_is_that_of_the_samples_own_name(tmp_path: Path) -> Non
         members = {"0.jpg": PICTURE, **(others if order == "before" else {}), **own, **others}
         listing = listed(tmp_path / f"{order}.tar", members)
         assert named(listing) == {"0.jpg": "bird"}
-        assert listing.cautions == ("labels are KEY.cls; not used: KEY.coarse.cls, KEY.fine.cls",)
+        assert listing.warnings == ("labels are KEY.cls; not used: KEY.coarse.cls, KEY.fine.cls",)
 
 
 def test_one_other_field_is_taken_and_said_several_are_refused(tmp_path: Path) -> None:
     listing = listed(tmp_path / "one.tar", {"0.jpg": PICTURE, "0.fine.cls": b"wren", "0.json": b"{}"})
     assert named(listing) == {"0.jpg": "wren"}
-    assert listing.cautions == ("labels are KEY.fine.cls: there is no KEY.cls",)
+    assert listing.warnings == ("labels are KEY.fine.cls: there is no KEY.cls",)
     with pytest.raises(UserError, match=r"several members may be the label \(KEY.coarse.cls, KEY.fine.cls\)"):
         listed(tmp_path / "two.tar", {"0.jpg": PICTURE, "0.fine.cls": b"wren", "0.coarse.cls": b"bird"})
 
@@ -110,11 +110,11 @@ def test_the_field_is_one_for_all_tars_of_a_source(tmp_path: Path) -> None:
     tar_of(tmp_path / "a.tar", {"0.jpg": PICTURE, "0.fine.cls": b"wren"})
     tar_of(tmp_path / "b.tar", {"1.jpg": PICTURE, "1.cls": b"bird"})
     tar_of(tmp_path / "c.tar", {"images/2.jpg": PICTURE, "pictures/3.jpg": PICTURE})
-    listing = sources.read(str(tmp_path))
+    listing = sources.list_source(str(tmp_path))
     assert named(listing) == {"0.jpg": None, "1.jpg": "bird", "images/2.jpg": None, "pictures/3.jpg": None}
     assert listing.classes == ("bird",)
-    assert listing.cautions[0] == "labels are KEY.cls; not used: KEY.fine.cls"
-    assert "2 images of tars or folders without any are unlabelled" in listing.cautions[1]
+    assert listing.warnings[0] == "labels are KEY.cls; not used: KEY.fine.cls"
+    assert "2 images of tars or folders without any are unlabelled" in listing.warnings[1]
 
 
 def test_joined_tars_keep_each_samples_own_label(tmp_path: Path) -> None:
@@ -184,7 +184,7 @@ def test_a_mask_of_the_same_name_is_no_second_image(tmp_path: Path) -> None:
 
 def test_labels_of_no_image_are_said(tmp_path: Path) -> None:
     listing = listed(tmp_path / "a.tar", {"0.jpg": PICTURE, "x0.cls": b"a"})
-    assert named(listing) == {"0.jpg": None} and "nothing is labelled" in listing.cautions[0]
+    assert named(listing) == {"0.jpg": None} and "nothing is labelled" in listing.warnings[0]
 
 
 def test_suffixes_in_capitals(tmp_path: Path) -> None:
@@ -200,7 +200,7 @@ def test_hidden_doubles_are_no_labels(tmp_path: Path) -> None:
 def test_folders_of_a_nas_are_no_classes(tmp_path: Path) -> None:
     names = ["cat/1.jpg", "dog/1.jpg", "cat/@eaDir/1.jpg/SYNOPHOTO_THUMB_M.jpg", "@eaDir/x/y.jpg", "#recycle/y.jpg"]
     names += ["$RECYCLE.BIN/S-1-5/y.jpg", "System Volume Information/y.jpg", "lost+found/#123.jpg", "@Recycle/z.jpg"]
-    listing = sources.read(str(folder_of(tmp_path / "folder", names)))
+    listing = sources.list_source(str(folder_of(tmp_path / "folder", names)))
     assert listing.classes == ("cat", "dog") and len(listing.items) == 2
     assert {reason for _, reason in listing.left_out} == {"a hidden file"} and len(listing.left_out) == 7
     inside = listed(tmp_path / "a.tar", {name: PICTURE for name in names})
@@ -230,20 +230,20 @@ def test_folders_of_a_nas_are_no_classes(tmp_path: Path) -> None:
     ],
 )
 def test_folders_that_may_not_be_the_classes_meant(names: list[str], caution: str, tmp_path: Path) -> None:
-    cautions = sources.read(str(folder_of(tmp_path, names))).cautions
-    assert (caution in cautions[0] and len(cautions) == 1) if caution else not cautions
+    warnings = sources.list_source(str(folder_of(tmp_path, names))).warnings
+    assert (caution in warnings[0] and len(warnings) == 1) if caution else not warnings
 
 
 def test_imagenets_own_tars(tmp_path: Path) -> None:
     for number in range(3):
         tar_of(tmp_path / "wordnet" / f"n0144076{number}.tar", {f"n0144076{number}_{n}.JPEG": PICTURE for n in "12"})
         tar_of(tmp_path / "other" / f"shard-{number}.tar", {f"{number}{n}.jpg": PICTURE for n in "12"})
-    listing = sources.read(str(tmp_path / "wordnet"))
+    listing = sources.list_source(str(tmp_path / "wordnet"))
     assert listing.classes == ("n01440760", "n01440761", "n01440762")
     assert [item.label for item in listing.items] == [0, 0, 1, 1, 2, 2]
-    assert listing.cautions == ("each tar is a class, named by it as ImageNet's are: 3",)
-    listing = sources.read(str(tmp_path / "other"))
-    assert not listing.classes and "if each tar is a class, unpack each into a folder" in listing.cautions[0]
+    assert listing.warnings == ("each tar is a class, named by it as ImageNet's are: 3",)
+    listing = sources.list_source(str(tmp_path / "other"))
+    assert not listing.classes and "if each tar is a class, unpack each into a folder" in listing.warnings[0]
     outer = {path.name: path.read_bytes() for path in sorted((tmp_path / "wordnet").iterdir())}
     with pytest.raises(
         UserError, match=r"holds no images but archives \(all.tar: n01440760.tar, .*unpack the outer one"
@@ -257,9 +257,9 @@ def test_labels_in_other_members_are_not_read_and_that_is_said(suffix: str, tmp_
         f"{number}.{end}": picture(number) if end == "jpg" else b"1" for number in (0, 1) for end in ("jpg", suffix)
     }
     listing = listed(tmp_path / "a.tar", members)
-    assert listing.classes == () and f"beside the images are KEY.{suffix}, which are not read" in listing.cautions[0]
+    assert listing.classes == () and f"beside the images are KEY.{suffix}, which are not read" in listing.warnings[0]
     foldered = {f"{'ab'[int(name[0])]}/{name}": data for name, data in members.items()}
-    assert not listed(tmp_path / "b.tar", foldered).cautions  # captions, for example
+    assert not listed(tmp_path / "b.tar", foldered).warnings  # captions, for example
 
 
 @pytest.mark.parametrize("data", [(1).to_bytes(8, "little"), "wren".encode("utf-16")])

@@ -1,8 +1,8 @@
-"""Which members of a tar belong to one sample: its image, and the `.cls` members that may be its label.
+"""WebDataset samples of a tar: an image and the `.cls` members that may be its label.
 
-A sample is what shares a path without suffix: `a/v1.2.jpg` and `a/v1.2.cls`. Members with a further part in their name
-(`KEY.mask.png`, `KEY.fine.cls`) are fields of the sample KEY. Where a key is there twice, as in tars that were joined,
-members that follow one another belong together, as WebDataset reads them.
+Members that share a path without suffix are one sample: `a/v1.2.jpg` and `a/v1.2.cls`. Members with a further part in
+their name (`KEY.mask.png`, `KEY.fine.cls`) are fields of the sample KEY. If a key occurs twice, as in concatenated
+tars, consecutive members belong together, as WebDataset reads them.
 """
 
 from collections.abc import Iterator, Sequence
@@ -10,9 +10,9 @@ from itertools import groupby
 from pathlib import PurePosixPath
 from typing import NamedTuple
 
-from repcon.images.names import JPEG_SUFFIXES
+from repcon.images.file_names import JPEG_SUFFIXES
 
-FURTHER = "a further file of its sample"
+SECONDARY = "a further file of its sample"
 _SEVERAL = "its sample has several labels"
 
 
@@ -22,50 +22,50 @@ class Label(NamedTuple):
     field: str
     """"" for KEY.cls, "fine" for KEY.fine.cls."""
     text: str
-    fault: str = ""
-    """Why no class can be had from it, for example because two members of its name differ."""
+    problem: str = ""
+    """Why it gives no class, for example because two members of its name differ."""
 
 
-class Member(NamedTuple):
+class TarMember(NamedTuple):
     """A plain file in a tar."""
 
     name: str
     offset: int
     length: int
-    refusal: str
-    """Why it is no image; empty where it may be one."""
+    rejection: str
+    """Why it is not taken as an image; empty where it may be one."""
     text: str | None = None
     """A label's text; None for other members."""
-    fault: str = ""
+    problem: str = ""
     """Why the label cannot be used."""
 
 
-class Samples:
+class TarSamples:
     """The samples of one tar."""
 
-    def __init__(self, members: Sequence[Member]) -> None:
+    def __init__(self, members: Sequence[TarMember]) -> None:
         self._members = members
         self._runs = [run for run, (_, held) in enumerate(groupby(members, _key_of)) for _ in held]
         self._images: dict[str, tuple[int, ...]] = {}
-        """Stem of an image -> the runs of members that have such an image."""
+        """Stem of an image -> the runs of consecutive members with such an image."""
         self._keys: set[str] = set()
         self._first: dict[tuple[str, int], int] = {}
         self._labels: dict[str, dict[str, list[tuple[int, Label]]]] = {}
         """Stem -> field -> its labels, each with its run."""
-        self._same: dict[tuple[Label, ...], tuple[Label, ...]] = {}
+        self._interned: dict[tuple[Label, ...], tuple[Label, ...]] = {}
         self.labelled = any(member.text is not None for member in members)
         self._add_images()
         self._add_labels()
         self._owners: dict[int, str] = {}
-        """Image -> the sample of which it is the only image, though it is not named as the sample is."""
-        self.crowded: dict[str, list[str]] = {}
-        """Sample -> its images, where several share a label and none is named as the sample is."""
+        """Image -> the sample whose only image it is, though it has another name."""
+        self.ambiguous: dict[str, list[str]] = {}
+        """Sample -> its images, where several share a label and none has the sample's name."""
         if self.labelled:
             self._add_owners()
 
     def _add_images(self) -> None:
         for number, (member, run) in enumerate(zip(self._members, self._runs, strict=True)):
-            if member.refusal:
+            if member.rejection:
                 continue
             stem = stem_of(member.name)
             self._keys.add(_key_of(member))
@@ -82,16 +82,16 @@ class Samples:
             if member.text is None:
                 continue
             stem = stem_of(member.name)
-            owner = stem if stem in self._images else next((s for s in shorter(stem) if s in self._images), stem)
-            label = Label(stem[len(owner) + 1 :], member.text, member.fault)
+            owner = stem if stem in self._images else next((s for s in parent_stems(stem) if s in self._images), stem)
+            label = Label(stem[len(owner) + 1 :], member.text, member.problem)
             self._labels.setdefault(owner, {}).setdefault(label.field, []).append((run, label))
 
     def _add_owners(self) -> None:
         images: dict[str, list[int]] = {}
         for number, member in enumerate(self._members):
             stem = stem_of(member.name)
-            if not member.refusal and stem not in self._labels:
-                owner = next((s for s in shorter(stem) if s in self._images or s in self._labels), "")
+            if not member.rejection and stem not in self._labels:
+                owner = next((s for s in parent_stems(stem) if s in self._images or s in self._labels), "")
                 if owner and owner not in self._images:
                     images.setdefault(owner, []).append(number)
                 elif owner:
@@ -100,14 +100,14 @@ class Samples:
             if len(numbers) == 1:
                 self._owners[numbers[0]] = owner
             else:
-                self.crowded[owner] = [self._members[number].name for number in numbers]
+                self.ambiguous[owner] = [self._members[number].name for number in numbers]
 
-    def is_beside(self, name: str) -> bool:
-        """Whether the file belongs to a sample that has an image."""
+    def has_image(self, name: str) -> bool:
+        """Whether the file belongs to a sample with an image."""
         return key_of(name) in self._keys
 
-    def is_further(self, number: int) -> bool:
-        """Whether the image is not the one that its sample's label is about: a mask or another view."""
+    def is_secondary(self, number: int) -> bool:
+        """Whether the image is a further one of its sample, such as a mask, which the label does not describe."""
         name, run = self._members[number].name, self._runs[number]
         if not self.labelled:
             return False
@@ -119,16 +119,18 @@ class Samples:
         stem = stem_of(self._members[number].name)
         owner = self._owners.get(number, stem)
         fields = self._labels.get(owner, {})
-        found = tuple(label for held in fields.values() if (label := self._one(held, stem, self._runs[number])))
-        return self._same.setdefault(found, found)
+        found = tuple(
+            label for held in fields.values() if (label := self._label_of_run(held, stem, self._runs[number]))
+        )
+        return self._interned.setdefault(found, found)
 
-    def _one(self, held: list[tuple[int, Label]], stem: str, run: int) -> Label | None:
+    def _label_of_run(self, held: list[tuple[int, Label]], stem: str, run: int) -> Label | None:
         """The label of the image in `run`: of its own run, or of runs without such an image."""
         runs = self._images[stem]
-        mine = {label for place, label in held if place == run or place not in runs}
-        if len(mine) < 2:
-            return next(iter(mine), None)
-        texts = ", ".join(sorted(ascii(label.text) for label in mine))
+        own = {label for place, label in held if place == run or place not in runs}
+        if len(own) < 2:
+            return next(iter(own), None)
+        texts = ", ".join(sorted(ascii(label.text) for label in own))
         return Label(held[0][1].field, "", f"{_SEVERAL}: {texts[:200]}")
 
 
@@ -138,8 +140,8 @@ def stem_of(name: str) -> str:
     return folder + slash + (file.rpartition(".")[0] or file)
 
 
-def shorter(stem: str) -> Iterator[str]:
-    """What the stem may be a field of, from the longest: `a/b.c.d` gives `a/b.c` and `a/b`."""
+def parent_stems(stem: str) -> Iterator[str]:
+    """Stems of which this one may be a field, longest first: `a/b.c.d` gives `a/b.c` and `a/b`."""
     folder, slash, file = stem.rpartition("/")
     while file := file.rpartition(".")[0]:
         yield folder + slash + file
@@ -151,7 +153,7 @@ def key_of(name: str) -> str:
     return folder + slash + file.split(".", 1)[0]
 
 
-def _key_of(member: Member) -> str:
+def _key_of(member: TarMember) -> str:
     return key_of(member.name)
 
 

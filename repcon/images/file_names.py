@@ -1,6 +1,6 @@
-"""What is known of a file by its name: whether it may be an image, whether the system made it, and its text.
+"""File names: image suffixes, hidden and system files, and conversion to text.
 
-Names are bytes, as UTF-8 with surrogate escapes: two are equal where their bytes are, whatever the locale.
+Names are bytes, held as UTF-8 with surrogate escapes: two are equal if their bytes are, whatever the locale.
 """
 
 import os
@@ -23,18 +23,18 @@ _SYSTEM = frozenset(
     .lower()
     .split("|")
 )
-"""Folders of thumbnails, waste and snapshots, and files, that a NAS or an operating system puts beside the user's."""
+"""Folders and files that a NAS or an operating system makes for itself: thumbnails, recycle bins, snapshots."""
 
 
-def hidden(name: str) -> bool:
-    """Whether a file or a folder above it is hidden, or made by the system for itself."""
+def is_hidden(name: str) -> bool:
+    """Whether a file or a folder above it is hidden, or one that an operating system makes for itself."""
     return any(part.startswith(".") or part.lower() in _SYSTEM for part in PurePosixPath(name).parts)
 
 
-def refusal(name: str, length: int) -> str:
-    """Why a file is no image by its name and length; empty where it may be one."""
+def rejection_reason(name: str, length: int) -> str:
+    """Why a file of this name and length is not taken as an image; empty where it may be one."""
     path = PurePosixPath(name)
-    if hidden(name):
+    if is_hidden(name):
         return HIDDEN
     if path.suffix.lower() in ARCHIVE_SUFFIXES:
         return ARCHIVE
@@ -45,11 +45,11 @@ def refusal(name: str, length: int) -> str:
     return "" if length else "an empty file"
 
 
-def bytes_of(path: str) -> str:
-    """A path of the system's as UTF-8 with surrogate escapes, where the locale has another encoding."""
+def utf8_name(path: str) -> str:
+    """A path of the operating system as UTF-8 with surrogate escapes, whatever the locale's encoding."""
     return os.fsencode(path).decode("utf-8", "surrogateescape")
 
 
-def readable(name: str) -> str:
-    """A name as text that can be written anywhere: bytes that are no UTF-8 become `\\xe9`."""
+def display_name(name: str) -> str:
+    """A name as valid Unicode text: bytes that are not UTF-8 become `\\xe9`."""
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

@@ -1,4 +1,4 @@
-"""What every benchmark leaves behind: figures with their spread, and a folder in benchmarks/records.
+"""Figures with their spread, and records: the folders in benchmarks/records.
 
 A figure that was timed is its median under its own name, with the 20 and 80 % quantiles in `NAME_20` and `NAME_80` and
 the number of repeats in `NAME_repeats`. Needs numpy and nothing else, as the kernels' benchmark does.
@@ -20,11 +20,11 @@ import numpy as np
 Result = TypeVar("Result")
 RECORDS = Path(__file__).parents[1] / "records"
 SPREAD = ("_20", "_80", "_repeats")
-"""Ends of the names that belong to another figure."""
+"""Suffixes of the names that hold another figure's quantiles and repeats."""
 
 
 def put(figures: dict[str, Any], name: str, samples: Sequence[float] | np.ndarray) -> None:
-    """Adds the median of `samples` to the figures, with its quantiles and their number."""
+    """Add the median of `samples` to the figures, with its quantiles and the number of samples."""
     low, middle, high = (float(value) for value in np.quantile(samples, (0.2, 0.5, 0.8)))
     figures |= {name: middle, f"{name}_20": low, f"{name}_80": high, f"{name}_repeats": len(samples)}
 
@@ -45,31 +45,30 @@ def number(value: float) -> str:
 
 
 def table_rows(figures: Mapping[str, Any]) -> list[tuple[str, str, str, str, str]]:
-    """All numbers of a flat object of figures: name, value, quantiles, repeats, and what it should reach, as its
-    `"targets"` say."""
-    reach: Mapping[str, str] = figures.get("targets", {})
+    """The numbers of a flat object of figures as rows (`TITLES`); its `"targets"` fill the last column."""
+    targets: Mapping[str, str] = figures.get("targets", {})
     names = [
         name
         for name, value in figures.items()
         if isinstance(value, int | float) and not isinstance(value, bool) and not name.endswith(SPREAD)
     ]
-    return [(name, *cells(figures, name), reach.get(name, "")) for name in names]
+    return [(name, *cells(figures, name), targets.get(name, "")) for name in names]
 
 
 def in_new_process(work: Callable[..., Result], *arguments: object) -> Result:
-    """`work(*arguments)` where nothing was loaded or read before, so that memory is its own."""
+    """Run `work(*arguments)` in a fresh process, so that its peak memory is its own."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
         return process.submit(work, *arguments).result()
 
 
 def peak_memory_bytes() -> int:
-    """The most that this process has held in memory. (What `getrusage` says is inherited from the process before.)"""
+    """Peak resident memory of this process. (`getrusage` would include that of the process before `exec`.)"""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
 
 
 TITLES = ("figure", "median", "20 to 80 %", "repeats", "to reach")
-"""Of the columns of `table_rows`."""
+"""Column titles of `table_rows`."""
 
 
 def markdown(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -77,25 +76,27 @@ def markdown(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in (titles, ["---"] * len(titles), *rows)) + "\n"
 
 
-def write_record(what: str, figures: Mapping[str, Any], table_markdown: str, files: Iterable[str | Path] = ()) -> Path:
-    """A new folder `<date>-<what>-<device>` in benchmarks/records, with results.json, env.json, table.md and `files`.
+def write_record(
+    benchmark: str, figures: Mapping[str, Any], table_markdown: str, files: Iterable[str | Path] = ()
+) -> Path:
+    """Write a new folder `<date>-<benchmark>-<device>` in benchmarks/records: results.json, env.json, table.md, `files`.
 
     `figures` hold the environment as `"environment"`. Nothing is overwritten: another record of the same day, benchmark
     and device gets a number at its end.
     """
     environment = figures["environment"] | {"command": _portable(figures["environment"]["command"])}
     figures = {**figures, "environment": environment}
-    folder = _new_folder(f"{time.strftime('%Y-%m-%d')}-{what}-{_device(environment)}")
+    folder = _new_folder(f"{time.strftime('%Y-%m-%d')}-{benchmark}-{_device(environment)}")
     for name, value in (("results.json", figures), ("env.json", environment)):
         (folder / name).write_text(json.dumps(value, indent=2, default=str) + "\n")
-    (folder / "table.md").write_text(f"{table_markdown.rstrip()}\n\n{_measured(environment)}\n")
+    (folder / "table.md").write_text(f"{table_markdown.rstrip()}\n\n{_footer(environment)}\n")
     for file in files:
         shutil.copy(file, folder)
     return folder
 
 
 def _portable(command: str) -> str:
-    """Without the folders that paths of this machine lead through, which say nothing elsewhere."""
+    """The command with absolute paths cut to their last part, since folders of this machine say nothing elsewhere."""
     return re.sub(r"(?<=[\s=])/(?:[^\s/]+/)*([^\s/]+)/?", r"\1", command)
 
 
@@ -117,8 +118,8 @@ def _device(environment: Mapping[str, Any]) -> str:
     return re.sub("[^a-z0-9]+", "-", environment["device"].lower()).strip("-")
 
 
-def _measured(environment: Mapping[str, Any]) -> str:
-    """The line under a table that says what it was measured with."""
+def _footer(environment: Mapping[str, Any]) -> str:
+    """The line under a table: command, commit, device and versions."""
     facts = {
         "command": f"`{environment['command']}`",
         "commit": environment.get("commit"),

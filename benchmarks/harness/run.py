@@ -1,9 +1,9 @@
-"""The benchmarks of the list below in their short form, in turn, and a report over them. `make bench` runs this.
+"""Run the benchmarks listed below, one after the other, and write a report over them (`make bench`).
 
     python -m benchmarks [--data FOLDER] [--long] [--record] [--only NAME,NAME] [--out bench-run]
 
-Each is a process of its own that leaves NAME.json in the output folder. A failure is shown and the rest goes on; the
-exit code is 1 then. Those that need photographs are left out where neither --data nor REPCON_DATA names any.
+Each runs in a process of its own, which writes NAME.json into the output folder. After a failure the others still run;
+the exit code is then 1. Those that need photographs are skipped where neither --data nor REPCON_DATA names any.
 """
 
 import argparse
@@ -33,20 +33,20 @@ ROOT = Path(__file__).parents[2]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Benchmark:
-    """One of the scripts and how its forms are called."""
+    """One of the scripts, and the options of its short and long form."""
 
     name: str
     module: str = ""
-    """Below `benchmarks`; empty where it is the name."""
+    """Its module below `benchmarks`; empty where it is the name."""
     short: tuple[str, ...] = ()
     long: tuple[str, ...] = ("--long",)
     needs_photographs: bool = False
     short_is_a_result: bool = True
-    """Whether the short form's figures may be compared with what they are to reach."""
+    """Whether the short form's figures may be compared with their targets."""
 
 
 def benchmarks(on_gpu: bool) -> tuple[Benchmark, ...]:
-    """All of them, in order."""
+    """All benchmarks, in the order in which they run."""
     device = ("--device", "cuda") if on_gpu else ()
     return (
         Benchmark(name="kernels"),
@@ -91,7 +91,7 @@ def main() -> None:
 
 
 def chosen(only: str) -> list[Benchmark]:
-    """All, or those that are named."""
+    """The benchmarks that `--only` names, or all. Raises UserError for an unknown name."""
     known = {benchmark.name: benchmark for benchmark in benchmarks(torch.cuda.is_available())}
     names = only.split(",") if only else list(known)
     if unknown := [name for name in names if name not in known]:
@@ -100,14 +100,14 @@ def chosen(only: str) -> list[Benchmark]:
 
 
 def run(benchmark: Benchmark, arguments: argparse.Namespace, out: Path) -> bool:
-    """Runs one and prints its line; gives whether it went well. What it prints goes to NAME.log."""
+    """Run one benchmark and print its line; its output goes to NAME.log. False where it failed."""
     figures_file, log = out / f"{benchmark.name}.json", out / f"{benchmark.name}.log"
     figures_file.unlink(missing_ok=True)
     started = time.perf_counter()
     with tempfile.TemporaryDirectory() as fresh, log.open("w") as file, console.status(f"{benchmark.name} ..."):
         options = [*(benchmark.long if arguments.long else benchmark.short), "--json", str(figures_file)]
         options += ["--record"] * arguments.record
-        if benchmark.needs_photographs and not arguments.long:  # These go on where they were: here nothing is old.
+        if benchmark.needs_photographs and not arguments.long:  # they would resume in an existing work folder
             options += ["--work", fresh]
         command = [sys.executable, "-m", f"{PACKAGE}.{benchmark.module or benchmark.name}", *options]
         path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])

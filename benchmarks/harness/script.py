@@ -1,4 +1,4 @@
-"""What the benchmarks' scripts share: options, how a run ends, and a user's mistakes as one line."""
+"""Command-line options, results and errors of the benchmark scripts."""
 
 import argparse
 import os
@@ -18,7 +18,7 @@ from repcon.runtime.system import environment
 
 
 def parser(description: str, data: str = "") -> argparse.ArgumentParser:
-    """With `--json` and `--record`; with `data`, its help, also `--data`, which REPCON_DATA stands in for."""
+    """A parser with `--json` and `--record`; with `data`, its help, also `--data` (default: REPCON_DATA)."""
     made = argparse.ArgumentParser(description=description)
     if data:
         made.add_argument("--data", default=os.environ.get("REPCON_DATA", ""), help=data)
@@ -34,35 +34,37 @@ def photographs(arguments: argparse.Namespace) -> Path:
     return Path(arguments.data)
 
 
-def finish(what: str, figures: dict[str, Any], grids: Sequence[Grid], arguments: argparse.Namespace) -> None:
-    """Shows the tables, and keeps figures and tables as `--json` and `--record` ask."""
+def finish(benchmark: str, figures: dict[str, Any], grids: Sequence[Grid], arguments: argparse.Namespace) -> None:
+    """Print the tables; write figures and tables where `--json` and `--record` ask for it."""
     for grid in grids:
         console.print(grid.table())
-    keep(what, figures, "\n".join(grid.markdown() for grid in grids), arguments)
+    keep(benchmark, figures, "\n".join(grid.markdown() for grid in grids), arguments)
 
 
-def finish_figures(what: str, figures: dict[str, Any], title: str, arguments: argparse.Namespace, **facts: str) -> None:
+def finish_figures(
+    benchmark: str, figures: dict[str, Any], title: str, arguments: argparse.Namespace, **facts: str
+) -> None:
     """Add the environment and the targets to the figures, and finish with one table of them all.
 
     facts: parts of the environment that are known better here.
     """
     found = environment() | facts
-    figures |= {"environment": found, "targets": targets(what, found["device"])}
-    finish(what, figures, [of_figures(title, figures)], arguments)
+    figures |= {"environment": found, "targets": targets(benchmark, found["device"])}
+    finish(benchmark, figures, [of_figures(title, figures)], arguments)
 
 
 def keep(
-    what: str, figures: dict[str, Any], markdown: str, arguments: argparse.Namespace, files: Sequence[Path] = ()
+    benchmark: str, figures: dict[str, Any], markdown: str, arguments: argparse.Namespace, files: Sequence[Path] = ()
 ) -> None:
-    """Writes the figures into the file of `--json`, and with `--record` a record with the table and `files`."""
+    """Write the figures into the file of `--json`, and with `--record` a record with the table and `files`."""
     if arguments.json:
         write_json(Path(arguments.json), figures)
     if arguments.record:
-        console.print(f"recorded in {write_record(what, figures, markdown, files)}")
+        console.print(f"recorded in {write_record(benchmark, figures, markdown, files)}")
 
 
 def run(main: Callable[[], None]) -> None:
-    """Runs a script; a user's mistake is one line and exit code 1."""
+    """Run a script; a UserError is printed as one line, with exit code 1."""
     try:
         main()
     except UserError as error:

@@ -1,4 +1,4 @@
-"""Tables that are shown in the terminal and kept in the record."""
+"""Tables of figures for the terminal and for the record."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ class Grid:
     rows: Sequence[Sequence[str]]
 
     def table(self) -> Table:
-        """For the terminal."""
+        """The table for the terminal."""
         table = Table(title=self.title, title_justify="left")
         for number, title in enumerate(self.titles):
             table.add_column(title, justify="right" if number else "left", overflow="fold")
@@ -27,7 +27,7 @@ class Grid:
         return table
 
     def markdown(self) -> str:
-        """For the record."""
+        """The table for the record."""
         return f"{self.title}\n\n{records.markdown(self.titles, self.rows)}"
 
 

@@ -1,7 +1,4 @@
-"""What the benchmarks' figures are to reach: `<= 0.01` and the like, by benchmark and figure.
-
-A figure that has no target here is there to be read beside those that have.
-"""
+"""Targets of the benchmarks' figures, such as `<= 0.01`, by benchmark and figure."""
 
 from collections.abc import Mapping
 
@@ -59,13 +56,13 @@ ON_GPU: Mapping[str, Targets] = {
     "precompute": {"over_teachers_heavy": ">= 0.95"},
     "training": {"step_over_synthetic": ">= 0.97", "torch_over_synthetic": ">= 0.97"},
 }
-"""More of them, and others in their place, where the device is a GPU."""
+"""Targets that are added, or replace those above, where the device is a GPU."""
 
 
-def targets(what: str, device: str) -> Targets:
-    """Those of one benchmark on a device, `cpu` or a GPU's name."""
-    what = what.replace("-", "_")
-    return {**TARGETS.get(what, {}), **(ON_GPU.get(what, {}) if device != "cpu" else {})}
+def targets(benchmark: str, device: str) -> Targets:
+    """The targets of one benchmark on a device, `cpu` or a GPU's name."""
+    key = benchmark.replace("-", "_")
+    return {**TARGETS.get(key, {}), **(ON_GPU.get(key, {}) if device != "cpu" else {})}
 
 
 def met(target: str, value: float) -> bool:

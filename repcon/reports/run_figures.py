@@ -16,6 +16,8 @@ _FIELDS: Mapping[str, tuple[str, Unit]] = {
     "agreement": ("agreement", Unit.FRACTION),
     "knn": ("kNN", Unit.FRACTION),
     "kl": ("KL", Unit.NAT),
+    "train_loss": ("training loss", Unit.NAT),
+    "validation_loss": ("validation loss", Unit.NAT),
     "validation_accuracy": ("validation accuracy", Unit.PERCENT),
     "power_limit_watts": ("power limit (W)", Unit.NONE),
 }

@@ -79,7 +79,7 @@ def markdown(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 def write_record(
     benchmark: str, figures: Mapping[str, Any], table_markdown: str, files: Iterable[str | Path] = ()
 ) -> Path:
-    """Write a new folder `<date>-<benchmark>-<device>` in benchmarks/records: results.json, env.json, table.md, `files`.
+    """A new folder `<date>-<benchmark>-<device>` in benchmarks/records: results.json, env.json, table.md, `files`.
 
     `figures` hold the environment as `"environment"`. Nothing is overwritten: another record of the same day, benchmark
     and device gets a number at its end.

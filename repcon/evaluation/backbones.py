@@ -3,14 +3,12 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from rich.markup import escape
-
 from repcon.config import EvaluateConfig, split_name
 from repcon.evaluation.data_sets import Split
 from repcon.images.pack import ImagePack
 from repcon.models.custom import is_factory
 from repcon.models.saved_model import CONFIG, model_folder, saved_class_names, saved_extra
-from repcon.runtime.console import console
+from repcon.runtime.console import warn
 from repcon.runtime.errors import UserError
 from repcon.runtime.text import abbreviate, printable
 
@@ -72,9 +70,8 @@ def warn_of_seen_images(backbones: Mapping[str, str], pack: ImagePack, split: Sp
             if saved and saved.get("data_fingerprint") == pack.fingerprint:
                 taught |= set(saved_class_names(part)) & set(split.classes)
             if saved and saved.get("proxy_fingerprint") == pack.fingerprint:
-                what = f"{name} was distilled on the images of this very pack: what it reaches is no transfer"
-                console.print(f"[yellow]warning[/]: {escape(what)}", highlight=False)
+                warn(f"{name} was distilled on the images of this very pack: what it reaches is no transfer")
         if taught:
             names = abbreviate(sorted(taught))
             what = f"{len(taught)} of the {len(split.classes)} classes ({names}) were taught to {name} on these images"
-            console.print(f"[yellow]warning[/]: {escape(what)}; what it reaches there is no transfer", highlight=False)
+            warn(f"{what}; what it reaches there is no transfer")

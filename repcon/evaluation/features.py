@@ -12,7 +12,6 @@ from zipfile import BadZipFile
 
 import numpy as np
 import torch
-from rich.markup import escape
 from rich.progress import Progress
 from torch import nn
 
@@ -26,7 +25,7 @@ from repcon.models.factory import create_model
 from repcon.models.identity import architecture_of, weight_hash
 from repcon.models.preprocessing import Preprocessing, normalise, preprocessing_of
 from repcon.models.untracked import require_registered
-from repcon.runtime.console import console
+from repcon.runtime.console import warn
 from repcon.runtime.errors import UserError
 from repcon.runtime.local_files import AtomicFile
 
@@ -101,7 +100,7 @@ def _backbone(model: str, size: int) -> tuple[nn.Module, Preprocessing]:
     require_registered(backbone, f"backbone {model}")
     if isinstance(list(backbone.modules())[-1], nn.Linear):
         what = "ends in a linear layer; if that is its classifier, return the module without it: features are compared"
-        console.print(f"[yellow]warning[/]: {escape(model)} {what}", highlight=False)
+        warn(f"{model} {what}")
     return backbone, replace(preprocessing, size=size or preprocessing.size)
 
 

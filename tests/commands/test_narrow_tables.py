@@ -110,4 +110,4 @@ def test_what_became_of_a_source() -> None:
         "images": 10, "kept": 123456, "re_encoded": reasons, "left_out": reasons, "shards": 2, "classes": 0,
         "megabytes": 1.5, "fingerprint": "f" * 64,
     }  # fmt: skip
-    assert shown(packing._show, PackConfig(source="", out="packs/a"), figures, ()).count("12,345") == 2
+    assert shown(packing._print_summary, PackConfig(source="", out="packs/a"), figures, ()).count("12,345") == 2

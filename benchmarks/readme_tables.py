@@ -8,7 +8,7 @@ from typing import Any
 
 RECORDS = Path(__file__).parent / "records"
 
-TRANSFER = "2026-11-30-consolidation-cpu-2-cores"
+TRANSFER = "2026-11-30-consolidation-cpu-2-cores-2"
 TRANSFER_COLUMNS = {
     "birds, linear probe": "birds, probe",
     "birds, 5-shot": "birds, 5-shot",
@@ -21,7 +21,6 @@ TRANSFER_ROWS = {
     "mean of both models' weights, no training": "mean of the two models' weights, no training",
     "student: task + generalist": "**student: task + generalist**",
     "student: all tasks + generalist": "**ONE student: both tasks + generalist**",
-    "one network trained with all domains' labels": "one network trained with both domains' labels",
     "task teacher and generalist side by side": "teacher and generalist side by side (two backbones)",
 }
 """As the record calls them: as the README does."""

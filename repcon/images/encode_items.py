@@ -74,6 +74,6 @@ def _unrelated_error(item: SourceItem, why: str) -> UserError:
     """The error for a failure that is not the image's, for which leaving the image out would be wrong."""
     where = display_name(utf8_name(item.container)) + (f": {item.name}" if item.offset else "")
     return UserError(
-        f"{where}: {why}; no image is left out for that: mend it, or move the file away, and run the same command "
+        f"{where}: {why}; no image is left out for that: fix it, or move the file away, and run the same command "
         "again, it goes on after the last finished shard"
     )

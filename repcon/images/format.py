@@ -105,11 +105,11 @@ def _column(archive: zipfile.ZipFile, name: str) -> np.ndarray:
         raise ValueError(f"column {name} has a header that numpy does not write")
     descr, fortran = header[1].decode("ascii", "replace"), header[2] == b"True"
     shape = tuple(int(side) for side in (header[3] or b"").split(b",") if side)
-    wanted = np.dtype("|u1" if name == KEY_TEXT else COLUMNS[name][0])
-    size = math.prod(shape) * wanted.itemsize
-    if descr != wanted.str or fortran or min(shape, default=-1) < 0 or size != len(data) - start:
+    dtype = np.dtype("|u1" if name == KEY_TEXT else COLUMNS[name][0])
+    size = math.prod(shape) * dtype.itemsize
+    if descr != dtype.str or fortran or min(shape, default=-1) < 0 or size != len(data) - start:
         raise ValueError(f"column {name} claims {shape} of {descr}, which is not what it holds")
-    return np.frombuffer(data, wanted, offset=start).reshape(shape)
+    return np.frombuffer(data, dtype, offset=start).reshape(shape)
 
 
 def max_index_bytes(manifest: "Manifest") -> int:

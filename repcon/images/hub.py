@@ -56,7 +56,7 @@ def download(source: str) -> HubSplit:
 def _files(source: str, repo: str) -> list[str]:
     """The dataset's Parquet files; those of the cache where the hub cannot be reached."""
     try:
-        held = _asked(source, lambda api: api.dataset_info(repo, revision=BRANCH).siblings)
+        held = _call_hub(source, lambda api: api.dataset_info(repo, revision=BRANCH).siblings)
         found = [file.rfilename for file in held]
     except UserError:
         root = _snapshot(source, repo, local_files_only=True)
@@ -67,16 +67,16 @@ def _files(source: str, repo: str) -> list[str]:
 def _snapshot(source: str, repo: str, **options: Any) -> Path:
     """The folder of the commit in the cache of huggingface_hub."""
     options |= {"repo_type": "dataset", "revision": BRANCH}
-    return Path(_asked(source, lambda api: api.snapshot_download(repo, **options)))
+    return Path(_call_hub(source, lambda api: api.snapshot_download(repo, **options)))
 
 
-def _asked(source: str, call: Callable[[Any], Any]) -> Any:
-    """What huggingface_hub's client answers. Raises UserError for whatever it raises."""
+def _call_hub(source: str, call: Callable[[Any], Any]) -> Any:
+    """Calls huggingface_hub's client. Raises UserError for all its errors."""
     import huggingface_hub
 
     try:
         return call(huggingface_hub.HfApi(library_name="repcon"))
-    except Exception as error:  # those of huggingface_hub and of the libraries behind it have no base in common
+    except Exception as error:  # those of huggingface_hub and of the libraries behind it have no common base class
         why = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(
             f"{source}: cannot be had from the Hugging Face hub as Parquet ({why}); download its files and name their "

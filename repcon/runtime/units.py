@@ -1,8 +1,8 @@
-"""Bytes and seconds as people read them."""
+"""Format bytes and seconds for people."""
 
 
 def format_bytes(count: float) -> str:
-    """`13.2 MB`, in powers of 1000."""
+    """A number of bytes as `13.2 MB`, in powers of 1000."""
     for unit in ("B", "kB", "MB", "GB"):
         if abs(count) < 999.5:
             return f"{count:.3g} {unit}"
@@ -11,7 +11,7 @@ def format_bytes(count: float) -> str:
 
 
 def format_duration(seconds: float) -> str:
-    """`41 ms`, `3.2 s`, `4 min 10 s`, `2 h 5 min`."""
+    """Seconds as `41 ms`, `3.2 s`, `4 min 10 s`, `2 h 5 min`."""
     if seconds < 0.9995:
         return f"{1000 * seconds:.3g} ms"
     if seconds < 59.95:

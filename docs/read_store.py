@@ -16,7 +16,7 @@ def read(store: str, head: str, crop: int) -> tuple[np.ndarray, np.ndarray, np.n
     manifest = json.loads(Path(store, "manifest.json").read_text())
     assert (manifest["format"], manifest["version"]) == ("repcon labels", 1)
     classes = next(teacher["num_classes"] for teacher in manifest["teachers"] if teacher["name"] == head)
-    values = {"float16": "logp", "gaps8": "gaps"}[manifest["values"]]
+    values = {"float16": "logp", "quantized8": "gaps", "gaps8": "gaps"}[manifest["values"]]
     paths = ("crops/box", "crops/flip", f"heads/{head}/ids", f"heads/{head}/{values}")
     boxes, flips, ids, rows = (zarr.open_array(store, path=path, mode="r")[crop] for path in paths)
     if values == "gaps":

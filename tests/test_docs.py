@@ -117,7 +117,7 @@ def test_every_quoted_message_is_one_of_the_source() -> None:
             assert any(piece in text for text in known), (message, piece)
 
 
-@pytest.mark.parametrize("values", ["float16", "gaps8"])
+@pytest.mark.parametrize("values", ["float16", "quantized8"])
 @pytest.mark.parametrize("temperatures", [(1.0, 2.0), (0.5, 4.0)])
 def test_the_independent_reader_gives_what_the_store_gives(
     values: str, temperatures: tuple[float, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -130,7 +130,7 @@ def test_the_independent_reader_gives_what_the_store_gives(
     write(store, store.units()[0], missing=[3, 7])
     fill(store)
     for crop in (0, 3):
-        crop_labels = store.crop_labels(crop)
+        crop_labels = store.reader.crop_labels(crop)
         for head, (ids, logp) in crop_labels.labels.items():
             for found, wanted in zip(
                 read(path, head, crop), (crop_labels.boxes, crop_labels.flips, ids, logp), strict=True

@@ -84,16 +84,16 @@ def way(photographs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("name", ["generalist", "teacher"])
 def test_stored_labels_are_the_teachers_answers_on_the_references_crops(way: Path, name: str):
     store, pack = LabelStore.open(str(way / "labels.zarr")), ImagePack.open(way / "pack")
-    teacher = teachers.from_section(store.heads[name].section, "cpu")
+    teacher = teachers.load_from_metadata(store.heads[name].metadata, "cpu")
     for crop in range(store.crops):
-        boxes, flips = store.boxes(range(crop, crop + 1), range(len(pack)))
+        boxes, flips = store.reader.boxes(range(crop, crop + 1), range(len(pack)))
         pixels = torch.stack([
             reference.crop(np.asarray(Image.open(io.BytesIO(pack.read(row)))), tuple(boxes[0, row]), SIZE, bool(flip))
             for row, flip in enumerate(flips[0])
         ])  # fmt: skip
         logits = teacher(pixels)
         ids, logp = (stored.numpy() for stored in topk.encode(logits, min(16, logits.shape[1]), (1.0, 2.0)))
-        stored_ids, stored_logp = store.crop_labels(crop, [name]).labels[name]
+        stored_ids, stored_logp = store.reader.crop_labels(crop, [name]).labels[name]
         # The batches differ in size, and with them the order of sums: a close call may turn, no value moves.
         assert (stored_ids[:, 0] == ids[:, 0]).mean() >= 0.97
         np.testing.assert_allclose(stored_logp.astype(float), logp.astype(float), atol=0.02)  # A whole head: tail -inf.

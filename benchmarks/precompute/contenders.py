@@ -2,7 +2,7 @@
 
 import shutil
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
@@ -23,7 +23,7 @@ from repcon.models.timm_import import timm
 from repcon.precompute import engine
 from repcon.precompute.context import PrecomputeContext
 from repcon.precompute.output_store import open_or_create_store
-from repcon.precompute.progress import Event, merged
+from repcon.precompute.progress import Event
 from repcon.runtime.console import console
 from repcon.runtime.system import cores
 
@@ -47,8 +47,8 @@ def load(
         config = TeacherConfig(name=name, model=MODELS[name], precision=precision, compile=compile)
         teacher = teachers.load(config, device)
         # A factory names one size; a network of convolutions takes any.
-        section = replace(teacher.section, preprocessing={**teacher.section.preprocessing, "size": size})
-        loaded.append(replace(teacher, preprocessing=replace(teacher.preprocessing, size=size), section=section))
+        metadata = replace(teacher.metadata, preprocessing={**teacher.metadata.preprocessing, "size": size})
+        loaded.append(replace(teacher, preprocessing=replace(teacher.preprocessing, size=size), metadata=metadata))
     return tuple(loaded)
 
 
@@ -92,16 +92,26 @@ def ours(job: Job, rows_per_shard: int = 0, loader: LoaderKind = "auto") -> Took
         rows_per_shard=rows_per_shard,
         loader=loader,
     )
-    store = open_or_create_store(config, job.pack, [teacher.section for teacher in job.teachers])
+    store = open_or_create_store(config, job.pack, [teacher.metadata for teacher in job.teachers])
     context = PrecomputeContext(config=config, pack=job.pack, store=store, teachers=job.teachers, device=job.device)
     events: list[Event] = []
     started = time.perf_counter()
     engine.work(context, events.append)
-    seconds, done = time.perf_counter() - started, merged(events)
-    if store.unfinished() or done.crops != job.total:
+    seconds, done = time.perf_counter() - started, _sum(events)
+    if store.completion.unfinished() or done.crops != job.total:
         raise RuntimeError(f"{config.out}: labelled {done.crops} of {job.total} crops")
     shutil.rmtree(config.out)
     return Took(seconds, done)
+
+
+def _sum(events: Sequence[Event]) -> Event:
+    return Event(
+        images=sum(event.images for event in events),
+        crops=sum(event.crops for event in events),
+        seconds=sum(event.seconds for event in events),
+        waited_seconds=sum(event.waited_seconds for event in events),
+        written_bytes=sum(event.written_bytes for event in events),
+    )
 
 
 def alone(job: Job) -> Took:

@@ -87,9 +87,9 @@ def load(names: tuple[str, ...], setting: Setting, device: torch.device) -> tupl
     for name in names:
         config = TeacherConfig(name=name, model=f"precompute_gpu:{name}", precision=setting.precision)
         teacher = teachers.load(config, device)
-        section = replace(teacher.section, preprocessing={**teacher.section.preprocessing, "size": setting.size})
+        metadata = replace(teacher.metadata, preprocessing={**teacher.metadata.preprocessing, "size": setting.size})
         preprocessing = replace(teacher.preprocessing, size=setting.size)
-        loaded.append(replace(teacher, preprocessing=preprocessing, section=section))
+        loaded.append(replace(teacher, preprocessing=preprocessing, metadata=metadata))
     return tuple(loaded)
 
 

@@ -51,7 +51,7 @@ def scaling(setting: Setting, device: torch.device, packs: Packs, folder: Path, 
         def take(event: Event, seen: list[tuple[float, int]] = seen) -> None:
             seen.append((time.perf_counter(), seen[-1][1] + event.crops))
 
-        launch_local.run(engine.serve, (config,), slots[:count], take)
+        launch_local.run(engine.run_worker, (config,), slots[:count], take)
         total = seen[-1][1]
         within = [place for place in seen if total / 3 <= place[1] <= 0.9 * total]
         (start, before), (stop, after) = within[0], within[-1]

@@ -122,16 +122,16 @@ def _read(url: str) -> dict[str, float]:
 
     watch = _Stopwatch()
     store = watch.time("open", lambda: LabelStore.open(url), REPEATS)
-    watch.time("scan", store.unfinished)
+    watch.time("scan", store.completion.unfinished)
     generator = np.random.default_rng(0)
 
     def first_window() -> None:
         fresh = LabelStore.open(url)
-        window = next(fresh.windows(0, seed=0, memory_bytes=WINDOW_BYTES))
-        _gather(window.crop_labels.labels["synthetic"], generator, len(window.rows))
+        rows = next(fresh.reader.window_plan([0], seed=0, memory_bytes=WINDOW_BYTES))
+        _gather(fresh.reader.window([0], rows).labels["synthetic"], generator, len(rows))
 
     def first_slab() -> None:
-        crop_labels = LabelStore.open(url).crop_labels(0)
+        crop_labels = LabelStore.open(url).reader.crop_labels(0)
         _gather(crop_labels.labels["synthetic"], generator, len(crop_labels.flips))
 
     watch.time("first_window", first_window, REPEATS)
@@ -150,7 +150,7 @@ def _units(url: str) -> dict[str, float]:
 
     watch = _Stopwatch()
     store = LabelStore.open(url)
-    watch.time("scan", store.unfinished)
-    watch.time("poll", lambda: [unit for unit in store.units() if not store.is_done(unit)])
+    watch.time("scan", store.completion.unfinished)
+    watch.time("poll", lambda: [unit for unit in store.units() if not store.completion.is_done(unit)])
     watch.time("inspect", lambda: figures(store))
     return watch.found

@@ -49,12 +49,12 @@ class Simulation:
 
         Without `durable` nothing waits for the disk: the same files, and no promise that they outlive a power cut.
         """
-        section = TeacherMetadata(
+        metadata = TeacherMetadata(
             name="synthetic", model="none", architecture="none", weight_hash="", preprocessing={}, num_classes=CLASSES
         )
         spec = StoreSpec(
             pack_fingerprint="", images=images, crops=CROPS, crop_recipe={}, k=K, temperatures=(1.0,),
-            teachers=(section,), rows_per_shard=rows_per_shard,
+            teachers=(metadata,), rows_per_shard=rows_per_shard,
         )  # fmt: skip
         written = 0
         with nullcontext() if durable else patch("os.fsync"):
@@ -62,7 +62,7 @@ class Simulation:
             for number, unit in enumerate(store.units()):
                 place = slice(0, len(unit.rows))
                 labels = self._shifted(self._ids, number)[:, place], self._shifted(self._logp, number)[:, place]
-                written += store.write(
+                written += store.writer.write(
                     unit,
                     self._shifted(self._boxes, number)[:, place],
                     self._shifted(self._flips, number)[:, place],

@@ -20,7 +20,7 @@ Rates are medians over rounds in which all contenders take turns; quantiles are 
 import os
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +32,12 @@ from benchmarks.store.faults import faults
 from benchmarks.store.labels import CROPS, Labels, make_labels, spec_of
 from benchmarks.store.peers import PEERS, Peer
 from repcon.labels.store import CropLabels, LabelStore
+from repcon.labels.tables import read_ahead
 from repcon.labels.truncation import bucket_kl
 from repcon.runtime.console import progress
 
 BATCH, ROWS_PER_SHARD = 256, 16_384
-STORES = {"zstd": ("zstd", "float16"), "lz4": ("lz4", "float16"), "gaps": ("zstd", "gaps8")}
+STORES = {"zstd": ("zstd", "float16"), "lz4": ("lz4", "float16"), "gaps": ("zstd", "quantized8")}
 PEER_IMAGES = {"npz": 1024, "log": 16_384, "lmdb": 16_384, "parquet": 16_384}
 
 Rates = dict[str, list[float]]
@@ -127,7 +128,7 @@ def _fill(store: LabelStore, labels: Labels) -> None:
     for unit in store.units():
         crops, rows = slice(unit.crops.start, unit.crops.stop), slice(unit.rows.start, unit.rows.stop)
         held = {name: (ids[crops, rows], logp[crops, rows]) for name, (ids, logp) in labels.heads.items()}
-        store.write(unit, labels.boxes[crops, rows], labels.flips[crops, rows], held)
+        store.writer.write(unit, labels.boxes[crops, rows], labels.flips[crops, rows], held)
 
 
 def read_slabs(stores: Mapping[str, LabelStore], raw: RawFile, rounds: int, figures: dict[str, Any]) -> None:
@@ -137,7 +138,7 @@ def read_slabs(stores: Mapping[str, LabelStore], raw: RawFile, rounds: int, figu
         crop = number % CROPS
         times["raw"].append(_seconds(lambda crop=crop: [array.copy() for array in raw.arrays(crop)]))
         for name, store in stores.items():
-            times[name].append(_seconds(lambda store=store, crop=crop: store.crop_labels(crop)))
+            times[name].append(_seconds(lambda store=store, crop=crop: store.reader.crop_labels(crop)))
     warm = slice(CROPS, None)  # the first round opens files and reads markers
     for name in stores:
         put(figures, f"slab_over_memmap_{name}", np.divide(times["raw"][warm], times[name][warm]))
@@ -149,7 +150,7 @@ def read_slabs(stores: Mapping[str, LabelStore], raw: RawFile, rounds: int, figu
 def read_batches(store: LabelStore, raw: RawFile, rounds: int, figures: dict[str, Any]) -> None:
     """Random batches of a resident slab, and whole shuffled epochs in which the next slab is decoded meanwhile."""
     generator = np.random.default_rng(0)
-    crop_labels, mapped = arrays_of(store.crop_labels(0)), raw.arrays(0)
+    crop_labels, mapped = arrays_of(store.reader.crop_labels(0)), raw.arrays(0)
     ratios = []
     for _ in range(200 * rounds):
         rows = generator.integers(0, store.images, BATCH)
@@ -159,17 +160,25 @@ def read_batches(store: LabelStore, raw: RawFile, rounds: int, figures: dict[str
     put(figures, "batch_over_gather", ratios)
     orders = [generator.permutation(store.images) for _ in range(CROPS)]
     inside = generator.permutation(ROWS_PER_SHARD)
-    held = 2 * ROWS_PER_SHARD * store.crop_labels_bytes() // store.images
+    held = 2 * ROWS_PER_SHARD * store.reader.crop_labels_bytes() // store.images
     epochs, windows = [], []
     for number in range(rounds):
         theirs = _seconds(lambda: [_epoch(raw.arrays(crop), order) for crop, order in enumerate(orders)])
-        ours = _seconds(lambda: [_epoch(arrays_of(s), orders[s.crop]) for s in store.iter_crop_labels(range(CROPS))])
+        ours = _seconds(
+            lambda: [_epoch(arrays_of(s), orders[s.crop]) for s in store.reader.iter_crop_labels(range(CROPS))]
+        )
         epochs.append(theirs / ours)
-        parts = (store.windows(crop, seed=number, memory_bytes=held) for crop in range(CROPS))
-        ours = _seconds(lambda parts=parts: [_epoch(arrays_of(w.crop_labels), inside) for crop in parts for w in crop])
+        parts = (_windows(store, crop, number, held) for crop in range(CROPS))
+        ours = _seconds(lambda parts=parts: [_epoch(arrays_of(window), inside) for crop in parts for window in crop])
         windows.append(theirs / ours)
     put(figures, "epoch_over_gather", epochs)
     put(figures, "windows_over_gather", windows)
+
+
+def _windows(store: LabelStore, crop: int, seed: int, memory_bytes: int) -> Iterator[CropLabels]:
+    """A crop in windows that fit the memory, the next one decoded while the last is in use."""
+    plan = store.reader.window_plan([crop], seed=seed, memory_bytes=memory_bytes)
+    return read_ahead(lambda rows: store.reader.window([crop], rows).crop_labels(0), plan)
 
 
 def _epoch(arrays: list[np.ndarray], order: np.ndarray) -> None:
@@ -196,7 +205,7 @@ def read_peer(name: str, peer: Peer, images: int, raw: RawFile, figures: dict[st
 def lost(store: LabelStore, labels: Labels, figures: dict[str, Any]) -> None:
     """What the eight-bit values lose, against the labels that they were made from."""
     means, worst = [], 0.0
-    for name, (_, logp) in store.crop_labels(0).labels.items():
+    for name, (_, logp) in store.reader.crop_labels(0).labels.items():
         nat = bucket_kl(labels.heads[name][1][0], logp, store.heads[name].k, 0, 1.0)
         means.append(float(nat.mean()))
         worst = max(worst, float(nat.max()))

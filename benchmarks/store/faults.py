@@ -115,7 +115,7 @@ def _done(out: Path) -> set[str]:
     if not (out / "manifest.json").exists():
         return set()
     store = LabelStore.open(str(out))
-    return {unit.name for unit in store.units()} - {unit.name for unit in store.unfinished()}
+    return {unit.name for unit in store.units()} - {unit.name for unit in store.completion.unfinished()}
 
 
 def _bytes(folder: Path) -> dict[str, bytes]:
@@ -157,5 +157,5 @@ def _damage(whole: Path, out: Path, damages: int, generator: random.Random) -> d
 
 def _labels(out: Path) -> list[np.ndarray]:
     store = LabelStore.open(str(out))
-    tables = store.tables(range(store.crops))
+    tables = store.reader.table(range(store.crops))
     return [tables.boxes, tables.flips, *(array for pair in tables.labels.values() for array in pair)]

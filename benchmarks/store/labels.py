@@ -77,7 +77,7 @@ def _scale(logits: torch.Tensor, top1: float) -> float:
 
 def spec_of(labels: Labels, codec: str, values: str, rows_per_shard: int) -> StoreSpec:
     """The store that holds them."""
-    sections = tuple(
+    teacher_metadata = tuple(
         TeacherMetadata(
             name=name,
             model=name,
@@ -95,7 +95,7 @@ def spec_of(labels: Labels, codec: str, values: str, rows_per_shard: int) -> Sto
         crop_recipe={"seed": 0},
         k=K,
         temperatures=(1.0,),
-        teachers=sections,
+        teachers=teacher_metadata,
         rows_per_shard=rows_per_shard,
         codec=codec,  # pyright: ignore[reportArgumentType]
         values=values,  # pyright: ignore[reportArgumentType]

@@ -15,7 +15,7 @@ from repcon.images.pack import ImagePack
 from repcon.labels import topk
 from repcon.labels.store import LabelStore
 from repcon.models.student import save_student
-from repcon.models.teacher import Teacher, from_section
+from repcon.models.teacher import Teacher, load_from_metadata
 
 
 class OnlineFeed(DistillLoader):
@@ -49,7 +49,7 @@ def train(settings: TrainConfig, out: Path, *, online: bool) -> Trainer:
     )  # fmt: skip
     if isinstance(loader, OnlineFeed):
         (loader.temperature,) = {head.temperature for head in settings.heads}
-        loader.teachers = tuple(from_section(head.section, "cpu") for head in store.heads.values())
+        loader.teachers = tuple(load_from_metadata(head.metadata, "cpu") for head in store.heads.values())
     trainer = Trainer(settings, store, loader, distributed)
     trainer.student.train()
     guard = LossGuard(trainer.loss.names, distributed, out)

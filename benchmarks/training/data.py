@@ -81,7 +81,7 @@ def _photographs(count: int) -> Iterator[bytes]:
 
 def _store(folder: Path, pack: ImagePack) -> None:
     """Labels of random logits on the planned crops."""
-    sections = tuple(
+    teacher_metadata = tuple(
         TeacherMetadata(
             name=name, model="random", architecture="random", weight_hash="", preprocessing={}, num_classes=count
         )
@@ -94,15 +94,15 @@ def _store(folder: Path, pack: ImagePack) -> None:
         crop_recipe={},
         k=K,
         temperatures=(1.0,),
-        teachers=sections,
+        teachers=teacher_metadata,
     )
     store = LabelStore.create(str(folder), spec)
     plan = crops.plan(CropConfig(), pack.hashes, pack.sizes, range(CROPS))
-    for unit in store.unfinished():
+    for unit in store.completion.unfinished():
         rows = slice(unit.rows.start, unit.rows.stop)
         shape = (len(unit.crops), len(unit.rows))
         labels = {}
         for name, count in CLASSES.items():
             ids, logp = topk.encode(torch.randn(shape[0] * shape[1], count) * 3, K, (1.0,))
             labels[name] = (ids.numpy().reshape(*shape, -1), logp.numpy().astype(np.float16).reshape(*shape, -1))
-        store.write(unit, plan.boxes[unit.crops][:, rows], plan.flips[unit.crops][:, rows], labels)
+        store.writer.write(unit, plan.boxes[unit.crops][:, rows], plan.flips[unit.crops][:, rows], labels)

@@ -29,6 +29,7 @@ from repcon.models import teacher as teachers
 from repcon.models.custom import is_factory
 from repcon.models.factory import create_model
 from repcon.precompute import context
+from repcon.precompute.output_store import with_store_settings
 from repcon.runtime.console import console
 from repcon.runtime.errors import UserError
 from repcon.runtime.run_dir import RunDir, require_free
@@ -43,15 +44,15 @@ def run(config: ConsolidateConfig) -> dict[str, Any]:
     require_free(config.out, "consolidate")
     require_same(config, "consolidate", FREE)
     check_settings(config)
-    sections = check_models(config)
-    backbone = plan.choose_backbone(config, sections)
-    require_backbone(backbone, sections)
+    teacher_metadata = check_models(config)
+    backbone = plan.choose_backbone(config, teacher_metadata)
+    require_backbone(backbone, teacher_metadata)
     if config.dry_run:
         return _show_plan(config, backbone)
     record = RunDir(config.out, "consolidate", dump(config), exclusive=True)
     if config.estimate:
         return _estimate(config)
-    results = carry_out(config, backbone, sections, record, extra={}, title=_title(config))
+    results = carry_out(config, backbone, teacher_metadata, record, extra={}, title=_title(config))
     tables.verdict(results["transfer"].get("verdict", {}))
     last_line(config, results)
     return results
@@ -60,7 +61,7 @@ def run(config: ConsolidateConfig) -> dict[str, Any]:
 def carry_out(
     config: ConsolidateConfig,
     backbone: str,
-    sections: Sequence[TeacherMetadata],
+    teacher_metadata: Sequence[TeacherMetadata],
     record: RunDir,
     *,
     extra: Mapping[str, Any],
@@ -81,7 +82,7 @@ def carry_out(
     inspect.run(InspectConfig(store=plan.store(config)))
     _step("train: ONE student of all of them")
     trained = train.run(plan.training(config, backbone))
-    figures = _evaluate(config, sections, packs)
+    figures = _evaluate(config, teacher_metadata, packs)
     _step("report")
     results = {
         "sentence": _sentence(trained, backbone, [*named.teachers, *made], proxy),
@@ -113,7 +114,7 @@ def check_models(config: ConsolidateConfig) -> list[TeacherMetadata]:
     found, failed = [], []
     for teacher in plan.given_teachers(config):
         try:
-            found.append(teachers.load(teacher, "cpu").section)
+            found.append(teachers.load(teacher, "cpu").metadata)
         except UserError as error:
             failed.append(str(error))
     if config.teach:
@@ -126,9 +127,9 @@ def check_models(config: ConsolidateConfig) -> list[TeacherMetadata]:
     return found
 
 
-def require_backbone(backbone: str, sections: Sequence[TeacherMetadata]) -> None:
+def require_backbone(backbone: str, teacher_metadata: Sequence[TeacherMetadata]) -> None:
     """Raises UserError where the student cannot be made of this."""
-    if backbone in {section.model for section in sections} and not is_factory(backbone):
+    if backbone in {metadata.model for metadata in teacher_metadata} and not is_factory(backbone):
         return
     try:
         create_model(backbone, num_classes=0)
@@ -182,14 +183,18 @@ def _check_sets(config: ConsolidateConfig, proxy: ImagePack, packs: Mapping[str,
             console.print(f"[yellow]warning[/]: {escape(what)}", highlight=False, soft_wrap=True)
 
 
-def _evaluate(config: ConsolidateConfig, sections: Sequence[TeacherMetadata], packs: Mapping[str, ImagePack]) -> dict:
+def _evaluate(
+    config: ConsolidateConfig, teacher_metadata: Sequence[TeacherMetadata], packs: Mapping[str, ImagePack]
+) -> dict:
     """The student beside every teacher; {} where no labelled images are given."""
     named = plan.sources(config)
     if not named.evaluated:
         return {}
     _step("evaluate: the student beside its teachers")
-    models = {section.name: resolve_model(section.model) for section in sections if not is_factory(section.model)}
-    if left := [section.name for section in sections if is_factory(section.model)]:
+    models = {
+        metadata.name: resolve_model(metadata.model) for metadata in teacher_metadata if not is_factory(metadata.model)
+    }
+    if left := [metadata.name for metadata in teacher_metadata if is_factory(metadata.model)]:
         what = f"{', '.join(left)}: a function's features are not known, so the student is not measured beside it"
         console.print(f"[yellow]note[/]: {escape(what)}", highlight=False, soft_wrap=True)
     models |= {f"{name} teacher": plan.teacher_folder(config, name) for name in named.taught}
@@ -216,7 +221,7 @@ def _show_plan(config: ConsolidateConfig, backbone: str) -> dict[str, Any]:
     """Prints the steps with what they read and write."""
     sources, out = plan.sources(config), Path(config.out)
     made = {name: plan.teacher_folder(config, name) for name in sources.taught}
-    labels, training = plan.labelling(config, made), plan.training(config, backbone)
+    labels, training = with_store_settings(plan.labelling(config, made)), plan.training(config, backbone)
     sets = ", ".join(f"{name} ({source})" for name, source in sources.evaluated.items())
     rows = [
         ("pack", ", ".join(sources.proxy), plan.proxy_pack(config)),

@@ -146,18 +146,18 @@ def report(config: ConsolidateConfig, taught: Iterable[str], title: str) -> Repo
     return ReportConfig(paths=here, out=str(Path(config.out, "report")), title=title)
 
 
-def choose_backbone(config: ConsolidateConfig, sections: Sequence[TeacherMetadata]) -> str:
+def choose_backbone(config: ConsolidateConfig, teacher_metadata: Sequence[TeacherMetadata]) -> str:
     """What the student starts from: as the user says, else the generalist, else the teacher of most classes, else what
     the teachers that are made here start from."""
     plain = TrainConfig(pack="", store="", out="").backbone
     asked = config.backbone or (config.training.backbone if config.training.backbone != plain else "")
-    models = {section.name: section.model for section in sections if not is_factory(section.model)}
-    most = max((section for section in sections if section.name in models), key=_classes, default=None)
+    models = {metadata.name: metadata.model for metadata in teacher_metadata if not is_factory(metadata.model)}
+    most = max((metadata for metadata in teacher_metadata if metadata.name in models), key=_classes, default=None)
     return asked or models.get(GENERALIST, "") or (most.model if most else config.teaching.model)
 
 
-def _classes(section: TeacherMetadata) -> int:
-    return section.num_classes
+def _classes(metadata: TeacherMetadata) -> int:
+    return metadata.num_classes
 
 
 def _common(one: Any, config: ConsolidateConfig) -> Any:

@@ -53,9 +53,9 @@ def run(config: DemoConfig) -> dict[str, Any]:
     domains, proxy, licences = _pictures(config, folder)
     whole = consolidation(config, domains, proxy)
     consolidate.check_settings(whole)
-    sections = consolidate.check_models(whole)
+    teacher_metadata = consolidate.check_models(whole)
     results = consolidate.carry_out(
-        whole, GENERALIST, sections, record, extra={"licences": licences}, title="repcon demo"
+        whole, GENERALIST, teacher_metadata, record, extra={"licences": licences}, title="repcon demo"
     )
     consolidate.last_line(whole, results)
     tables.verdict(results["transfer"]["verdict"])

@@ -16,10 +16,10 @@ from repcon.labels.store import Unit
 from repcon.precompute import launch_local, launch_ray
 from repcon.precompute.batching import find_batch_size
 from repcon.precompute.consistency import check_teacher_consistency
-from repcon.precompute.context import PrecomputeContext, absolute, check, crops_of, load, set_up
-from repcon.precompute.engine import UnitWorker, serve, work
+from repcon.precompute.context import PrecomputeContext, absolute, check, load, resolve, set_up
+from repcon.precompute.engine import run_worker, work
 from repcon.precompute.estimate import estimate
-from repcon.precompute.output_store import run_folder, spec_of
+from repcon.precompute.output_store import crops_of, run_folder, spec_of, unlabelled_crops
 from repcon.precompute.progress import Display, show
 from repcon.runtime.console import console
 from repcon.runtime.device import choose
@@ -35,28 +35,34 @@ def run(config: PrecomputeConfig) -> dict[str, Any]:
 
 
 def _estimate(config: PrecomputeConfig) -> dict[str, Any]:
-    pack, loaded, device = load(config)
-    sections = [teacher.section for teacher in loaded]
-    manifest_of(spec_of(config, pack, sections), config.out)  # refuses what the store would refuse
-    config = replace(config, batch_size=config.batch_size or find_batch_size(loaded, device))
-    return estimate(config, pack, loaded, device)
+    config = resolve(config)
+    pack, teachers, device = load(config)
+    spec = spec_of(config, pack, [teacher.metadata for teacher in teachers])
+    manifest_of(spec, config.out)  # refuses what the store would refuse
+    unlabelled = unlabelled_crops(config, spec)
+    teachers = [teacher for teacher in teachers if unlabelled[teacher.name]]
+    if not teachers:
+        console.print(f"{escape(config.out)}: all labels are there already", highlight=False, soft_wrap=True)
+        return {"total_crops": spec.images * spec.crops, "unlabelled_crops": 0}
+    config = replace(config, batch_size=config.batch_size or find_batch_size(teachers, device))
+    return estimate(config, spec, pack, teachers, device, unlabelled=max(unlabelled.values()))
 
 
 def _label(config: PrecomputeConfig) -> dict[str, Any]:
     gpus = torch.cuda.device_count() if choose(config.device).type == "cuda" else 0
-    places = launch_local.worker_slots(config.processes or max(1, gpus), gpus)
-    shared = config.ray or len(places) > 1  # Then this process only hands out and shows.
-    context = set_up(config, "cpu" if shared else "")
+    slots = launch_local.worker_slots(config.processes or max(1, gpus), gpus)
+    has_workers = config.ray or len(slots) > 1  # then this process only starts them and shows their progress
+    context = set_up(config, "cpu" if has_workers else "")
     todo = context.todo()
     folder = Path(config.records or run_folder(config.out))
     if not todo and (folder / RESULTS).is_file():
         return _nothing_done(config, context)
     check_teacher_consistency(context, todo)
-    record = RunDir(folder, "precompute", dump(config))
-    display = Display(record, total_crops=context.total_crops(), remaining_crops=sum(map(crops_of, todo)))
+    record = RunDir(folder, "precompute", dump(context.config))
+    display = Display(record, crops=sum(map(crops_of, todo)))
     try:
         with display:
-            _distribute(config, context, todo, places, display)
+            _distribute(config, context, todo, slots, display)
     except KeyboardInterrupt:
         left, units = len(context.todo()), len(context.store.units())
         what = "no unit was finished yet" if left == units else f"{left} of {units} units are left"
@@ -79,22 +85,22 @@ def _distribute(
     config: PrecomputeConfig,
     context: PrecomputeContext,
     todo: list[Unit],
-    places: list[launch_local.WorkerSlot],
+    slots: list[launch_local.WorkerSlot],
     display: Display,
 ) -> None:
-    """The units to this process, to several on this machine, or to a cluster."""
+    """Labels the units in this process, in several on this machine, or on a cluster."""
     if config.ray and todo:
         launch_ray.run(
-            config.ray, UnitWorker, (absolute(config),), store=context.store, units=todo, device=config.device,
-            per_node=config.processes or 1, take=display.take,
+            config.ray, run_worker, (absolute(config),), units=len(todo), device=config.device,
+            per_node=config.processes or 1, on_event=display.on_event,
         )  # fmt: skip
-        if left := context.left(todo):
+        if left := context.unfinished(todo):
             what = f"{len(left)} units were labelled, but not into this store"
             raise UserError(f"{config.out}: {what}; every node has to see the same folder under this name")
-    elif len(places) > 1 and todo:
-        launch_local.run(serve, (config,), places, display.take)
+    elif len(slots) > 1 and todo:
+        launch_local.run(run_worker, (config,), slots, display.on_event)
     else:
-        work(context, display.take)
+        work(context, display.on_event)
 
 
 def _figures(context: PrecomputeContext) -> dict[str, Any]:
@@ -102,7 +108,7 @@ def _figures(context: PrecomputeContext) -> dict[str, Any]:
     return {
         "total_crops": context.store.images * context.store.crops,
         "teachers": [teacher.name for teacher in context.teachers],
-        "missing": len(context.store.missing),
+        "missing": len(context.store.completion.missing_rows()),
         "fingerprint": context.store.fingerprint,
     }
 
@@ -112,7 +118,7 @@ def _complain_of_missing(
 ) -> dict[str, Any]:
     """Gives the figures back. Raises UserError where images are missing and that was not said to be tolerated."""
     if figures["missing"] and not config.tolerate_missing:
-        some = ", ".join(context.pack.keys[row] for row in context.store.missing[:3].tolist())
+        some = ", ".join(context.pack.keys[row] for row in context.store.completion.missing_rows()[:3].tolist())
         hint = "their rows are marked and loaders skip them; set tolerate_missing to accept that"
         what = f"{figures['missing']} images could not be decoded ({some})"
         raise UserError(f"{config.out}: {what}; {hint}", figures=figures)

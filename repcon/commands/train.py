@@ -176,7 +176,7 @@ def _folder(settings: TrainConfig) -> Path:
 
 def _card(settings: TrainConfig, pack: ImagePack, store: LabelStore, trainer: Trainer) -> dict[str, Any]:
     """What is known of the student before it is trained."""
-    sections = [store.heads[head.name].section for head in settings.heads]
+    teacher_metadata = [store.heads[head.name].metadata for head in settings.heads]
     return {
         "name": Path(settings.out).name,
         "backbone": settings.backbone,
@@ -184,8 +184,8 @@ def _card(settings: TrainConfig, pack: ImagePack, store: LabelStore, trainer: Tr
         "pack": pack.fingerprint,
         "images": len(trainer.loader.rows),
         "epochs": settings.epochs,
-        "teachers": [dataclasses.asdict(section) for section in sections],
-        "classes": {section.name: list(section.classes) for section in sections},
+        "teachers": [dataclasses.asdict(metadata) for metadata in teacher_metadata],
+        "classes": {metadata.name: list(metadata.classes) for metadata in teacher_metadata},
         "start": trainer.start,
         "held_out": len(trainer.loader.held),
         "versions": environment()["versions"],

@@ -10,12 +10,13 @@ import numpy as np
 from rich.markup import escape
 from rich.table import Table
 
-from repcon.config import CropConfig, VerifyConfig, parse
+from repcon.config import CropConfig, VerifyConfig, named_values, parse
 from repcon.crops.plan import plan
 from repcon.images.pack import ImagePack
+from repcon.labels.integrity import hierarchy_problems, unit_problems
 from repcon.labels.layout import HeadInfo
 from repcon.labels.store import CropLabels, LabelStore, Unit
-from repcon.precompute.recompute import rerun
+from repcon.precompute.recompute import find_teachers, rerun
 from repcon.runtime.console import console, progress
 from repcon.runtime.errors import UserError
 
@@ -24,7 +25,7 @@ _MOST_PROBLEMS = 1000
 """More are not looked for."""
 _HALF_ULP = 2.0**-11
 """Largest relative rounding error of float16."""
-_GAPS_LEVEL = 0.002
+_QUANTIZED_TOLERANCE = 0.002
 """What eight-bit values add to it: the first log-probability is a multiple of 0.0025 nat."""
 
 
@@ -39,18 +40,20 @@ def run(config: VerifyConfig) -> dict[str, Any]:
     pack = ImagePack.open(config.pack) if config.pack else None
     if pack is not None:
         store.require_pack(pack.fingerprint, len(pack))
-    problems = store.disagreements()
-    units, marked = store.units(), store.marked()
+    if pack is not None and config.sample:
+        _warn_of_missing_teachers(store, config)
+    problems = hierarchy_problems(store)
+    units, marked = store.units(), store.completion.recorded_units()
     if unmarked := [unit for unit in units if unit.name not in marked]:
         hint = "run `repcon precompute` again to complete the store"
         problems.append(f"{store.url}: {len(unmarked):,} units were never finished, {unmarked[0].name} first; {hint}")
     begun = [unit for unit in units if unit.name in marked]
-    missing = store.missing_of_units(begun)
+    missing = store.completion.recorded_missing_rows(begun)
     figures: dict[str, Any] = {"units": len(units), "rows_checked": 0, "missing": len(missing)}
     with progress() as bar:
         task = bar.add_task("verify", total=len(units), completed=len(unmarked), unit="units", note="")
         for unit in begun:
-            found = store.damage(unit)
+            found = unit_problems(store, unit)
             if not found:
                 figures["rows_checked"] += len(unit.crops) * len(unit.rows)
                 found = list(label_problems(store, unit, pack, missing))
@@ -84,13 +87,22 @@ def run(config: VerifyConfig) -> dict[str, Any]:
     return figures
 
 
+def _warn_of_missing_teachers(store: LabelStore, config: VerifyConfig) -> None:
+    """Names teachers that cannot be loaded before the files are checked, which may take long."""
+    models = named_values("models", config.models, "NAME=MODEL", store.heads)
+    try:
+        find_teachers(store, models)
+    except UserError as error:
+        console.print(f"[yellow]warning:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
+
+
 def label_problems(store: LabelStore, unit: Unit, pack: ImagePack | None, missing: np.ndarray) -> Iterator[str]:
     """What no teacher could have said, in a unit whose files are as they were written; `missing` rows are skipped."""
     present = ~np.isin(np.arange(unit.rows.start, unit.rows.stop), missing)
-    absent = store.missing_of_units([unit]) - unit.rows.start
+    absent = store.completion.recorded_missing_rows([unit]) - unit.rows.start
     for crop in unit.crops:
         try:
-            crop_labels = store.read_rows(crop, unit.rows, unit.heads)
+            crop_labels = store.reader.read_rows(crop, unit.rows, unit.heads)
         except UserError as error:
             yield str(error)
             continue
@@ -102,7 +114,7 @@ def label_problems(store: LabelStore, unit: Unit, pack: ImagePack | None, missin
             if not np.isnan(crop_labels.labels[name][1][absent]).all():
                 yield f"{place}, {name}: rows that are marked as missing have labels"
             ids, logp = (array[present] for array in crop_labels.labels[name])
-            tolerance = _GAPS_LEVEL if store.manifest.values == "gaps8" else 0.0
+            tolerance = _QUANTIZED_TOLERANCE if store.manifest.values == "quantized8" else 0.0
             yield from (f"{place}, {name}: {what}" for what in _head_problems(store.heads[name], ids, logp, tolerance))
 
 
@@ -120,7 +132,7 @@ def plan_problems(store: LabelStore, unit: Unit, pack: ImagePack) -> Iterator[st
     rows = slice(unit.rows.start, unit.rows.stop)
     recipe = parse(CropConfig, store.manifest.crop_recipe, store.url)
     planned = plan(recipe, pack.hashes[rows], pack.sizes[rows], unit.crops)
-    boxes, flips = store.boxes(unit.crops, unit.rows)
+    boxes, flips = store.reader.boxes(unit.crops, unit.rows)
     if not (np.array_equal(planned.boxes, boxes) and np.array_equal(planned.flips, flips)):
         place = f"crops {unit.crops.start} to {unit.crops.stop - 1} of rows {rows.start} to {rows.stop - 1}"
         yield f"{store.url}: {place}: their boxes are not those that the manifest's crop_recipe draws"
@@ -132,7 +144,7 @@ def _head_problems(head: HeadInfo, ids: np.ndarray, logp: np.ndarray, tolerance:
         return
     top = logp[:, : head.k].astype(np.float64)
     if (ids >= head.classes).any() or not np.isfinite(top).all():
-        yield f"{((ids >= head.classes) | ~np.isfinite(top)).any(1).sum()} rows hold poison"
+        yield f"{((ids >= head.classes) | ~np.isfinite(top)).any(1).sum()} rows hold fill values"
         return
     if (np.diff(np.sort(ids, 1)) == 0).any():
         yield f"{(np.diff(np.sort(ids, 1)) == 0).any(1).sum()} rows name a class twice"

@@ -18,7 +18,7 @@ LoaderKind = Literal["auto", "reference", "torch", "dali", "ffcv"]
 Tail = Literal["bucket", "renormalise", "uniform"]
 LossKind = Literal["auto", "torch", "triton"]
 Codec = Literal["zstd", "lz4"]
-Values = Literal["float16", "gaps8"]
+Values = Literal["float16", "quantized8"]
 Device = Literal["auto", "cpu", "cuda"]
 Init = Literal["auto", "average", "backbone"]
 TrackerKind = Literal["tensorboard", "wandb", "mlflow", "trackio"]
@@ -101,17 +101,20 @@ class PrecomputeConfig(Checked):
     out: str
     """The store's folder or URL, for example `labels.zarr`."""
     teachers: tuple[TeacherConfig, ...] = ()
-    crops: int = 8
-    """Crops per image."""
+    crops: int = 0
+    """Crops per image; 0 takes the store's, 8 for a new store."""
     crop: CropConfig = CropConfig()
-    k: int = 16
-    """Most probable classes that are stored of each answer."""
-    temperatures: tuple[float, ...] = (1.0,)
-    """The temperatures whose exact tails are stored: those that students may be trained at, except by renormalising."""
-    codec: Codec = "zstd"
-    """`lz4` decodes faster and takes more room."""
-    values: Values = "float16"
-    """`gaps8` stores log-probabilities in a byte each, which takes two thirds of the room."""
+    """How crops are drawn; the defaults stand for the store's where there is one."""
+    k: int = 0
+    """Most probable classes that are stored of each answer; 0 takes the store's, 16 for a new store."""
+    temperatures: tuple[float, ...] = ()
+    """The temperatures whose exact tails are stored: those that students may be trained at, except by renormalising.
+    None takes the store's, 1 for a new store."""
+    codec: Literal["auto", Codec] = "auto"
+    """`lz4` decodes faster and takes more room than `zstd`; `auto` takes the store's, `zstd` for a new store."""
+    values: Literal["auto", Values] = "auto"
+    """`quantized8` stores log-probabilities in a byte each, two thirds of the room of `float16`; `auto` takes the
+    store's, `float16` for a new store."""
     rows_per_shard: int = 0
     """Images per shard; 0 chooses by the pack's size."""
     loader: LoaderKind = "auto"
@@ -145,7 +148,7 @@ class InspectConfig(Checked):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VerifyConfig(Checked):
-    """Check a store: structure, checksums, poison, normalisation, and a sample re-run through the teachers."""
+    """Check a store: structure, checksums, fill values, normalisation, and a sample re-run through the teachers."""
 
     store: Annotated[Positional[str], arg(metavar="STORE")]
     """The store's folder or URL."""

@@ -71,7 +71,7 @@ def _head(head: HeadConfig, stored: Mapping[str, HeadInfo]) -> HeadConfig:
 
 def teachers_size(heads: Sequence[HeadInfo]) -> int:
     """The input side in pixels of most teachers, the larger one of several."""
-    sizes = Counter(int(head.section.preprocessing.get("size", 0)) or SIZE for head in heads)
+    sizes = Counter(int(head.metadata.preprocessing.get("size", 0)) or SIZE for head in heads)
     return max(sizes, key=lambda size: (sizes[size], size), default=SIZE)
 
 

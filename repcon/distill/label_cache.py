@@ -135,11 +135,11 @@ class LabelCache:
     def _tables(self, crops: Sequence[int]) -> LabelTable:
         if self._shared:
             try:
-                return self._store.tables(crops, self._heads, shared=True)
+                return self._store.reader.table(crops, self._heads, shared=True)
             except (OSError, UserError) as error:
                 console.print(f"labels: not shared, each process reads its own ({error})", markup=False)
                 self._shared = False
-        return self._store.tables(crops, self._heads)
+        return self._store.reader.table(crops, self._heads)
 
     def _placed(self, heads: dict[str, Pair]) -> dict[str, Pair]:
         """On the GPU where they fit, so that the loss gathers there by row number."""

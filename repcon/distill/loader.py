@@ -86,7 +86,7 @@ class DistillLoader:
         self.epoch_groups = epoch_groups(epochs, crops_per_decode, store.crops)
         train, held = split(pack.hashes, val_fraction, seed)
         names = tuple(store.heads if heads is None else heads)
-        missing = store.missing_of(names)
+        missing = store.completion.missing_rows(names)
         self.rows = np.setdiff1d(train, missing)
         self.held = np.setdiff1d(held, missing)
         alike = {len(part.crops): part for part in self.epoch_groups}
@@ -165,7 +165,8 @@ class DistillLoader:
 
     def _in_windows(self, crops: tuple[int, ...]) -> bool:
         return (
-            bool(self._label_bytes) and 2 * len(crops) * self._store.crop_labels_bytes(self._names) > self._label_bytes
+            bool(self._label_bytes)
+            and 2 * len(crops) * self._store.reader.crop_labels_bytes(self._names) > self._label_bytes
         )
 
     def _through_windows(self, passed: EpochGroup, start: int) -> Iterator[Batch]:

@@ -142,8 +142,8 @@ def _decided(settings: TrainConfig, store: LabelStore, heads: Mapping[str, HeadI
         return Found(members={}, other_architecture={}, not_found={}), "backbone", "as asked for"
     folder = Path(store.url) if "://" not in store.url else None
     backbone = create_model(settings.backbone, size=settings.size)
-    sections = [head.section for head in heads.values()]
-    found = find(sections, backbone, size=settings.size, models=models, folder=folder)
+    teacher_metadata = [head.metadata for head in heads.values()]
+    found = find(teacher_metadata, backbone, size=settings.size, models=models, folder=folder)
     own = as_member(backbone, settings.size) if found.members else None
     for name, member in list(found.members.items()):
         try:

@@ -52,7 +52,7 @@ class WindowedLabelCache:
         self.numbers = np.empty(store.images, np.int32)
         """(N,) the window that holds each image."""
         self._count = 0
-        for rows in store.window_plan(crops, heads, seed=seed, memory_bytes=share):
+        for rows in store.reader.window_plan(crops, heads, seed=seed, memory_bytes=share):
             self.numbers[rows] = self._count
             self._count += 1
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="repcon-windows")
@@ -130,7 +130,7 @@ class WindowedLabelCache:
     def _read(self, number: int) -> tuple[np.ndarray, Arrays]:
         """The window's rising rows, and what is stored for them."""
         rows = np.flatnonzero(self.numbers == number)
-        tables = self._store.window(self._crops, rows, self._heads)
+        tables = self._store.reader.window(self._crops, rows, self._heads)
         labels = [array for name in self._heads for array in tables.labels[name]]
         shape = (len(self._crops), len(rows))
         return rows, [array.reshape(*shape, *array.shape[1:]) for array in (tables.boxes, tables.flips, *labels)]

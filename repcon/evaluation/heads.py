@@ -91,7 +91,7 @@ def plan_heads(config: EvaluateConfig, backbones: Mapping[str, str], packs: Mapp
 def _load(head: str, model: str, size: int) -> teachers.Teacher:
     folder = str(model_folder(Path(model))) if Path(model).is_dir() else model
     teacher = teachers.load(TeacherConfig(name=head, model=folder, size=size), "cpu")
-    if not teacher.section.classes:
+    if not teacher.metadata.classes:
         raise UserError(f"teachers: the classes of {head}={model} have no names, so that no image can be matched")
     return teacher
 
@@ -99,19 +99,19 @@ def _load(head: str, model: str, size: int) -> teachers.Teacher:
 def _require_same_classes(folder: str, head: str, teacher: teachers.Teacher) -> None:
     """Raise UserError where the student's head has other classes than the teacher."""
     names = head_class_names(folder).get(head, ())
-    if list(names) != list(teacher.section.classes):
-        other = next((pair for pair in zip(names, teacher.section.classes, strict=False) if pair[0] != pair[1]), None)
-        what = f"{len(names)} classes in the student, {len(teacher.section.classes)} in the teacher"
+    if list(names) != list(teacher.metadata.classes):
+        other = next((pair for pair in zip(names, teacher.metadata.classes, strict=False) if pair[0] != pair[1]), None)
+        what = f"{len(names)} classes in the student, {len(teacher.metadata.classes)} in the teacher"
         what = f"{other[0]!r} in the student where the teacher has {other[1]!r}" if other else what
-        raise UserError(f"teachers: {teacher.section.model} is not the teacher of the head {head}: {what}")
+        raise UserError(f"teachers: {teacher.metadata.model} is not the teacher of the head {head}: {what}")
 
 
 def _images(teacher: teachers.Teacher, pack: ImagePack) -> tuple[np.ndarray, np.ndarray, bool] | None:
     """Rows of the pack's images of the teacher's classes, their classes, and whether the teacher held them out; None
     where there are none. Names that several classes share match nothing."""
-    times = Counter(teacher.section.classes)
-    number = {name: place for place, name in enumerate(teacher.section.classes) if times[name] == 1}
-    if (held := _held_out(teacher.section.model, pack)) is not None:
+    times = Counter(teacher.metadata.classes)
+    number = {name: place for place, name in enumerate(teacher.metadata.classes) if times[name] == 1}
+    if (held := _held_out(teacher.metadata.model, pack)) is not None:
         rows, of_teacher = held, True
     else:
         rows, of_teacher = np.flatnonzero(pack.labels >= 0), False
@@ -141,7 +141,7 @@ def _held_out(model: str, pack: ImagePack) -> np.ndarray | None:
 def _report_no_images(teacher: teachers.Teacher, packs: Mapping[str, ImagePack], *, refuse: bool) -> None:
     """Raise or print that no data set has images of the teacher's classes."""
     there = abbreviate(next((pack.classes for pack in packs.values() if pack.classes), ()))
-    what = f"no class of the data ({there}) is among those of {teacher.name} ({abbreviate(teacher.section.classes)})"
+    what = f"no class of the data ({there}) is among those of {teacher.name} ({abbreviate(teacher.metadata.classes)})"
     if refuse:
         raise UserError(f"heads: {what}; name labelled images of its classes")
     console.print(f"[yellow]left out[/]: the head {escape(teacher.name)}: {escape(what)}", highlight=False)

@@ -1,4 +1,4 @@
-"""What a unit's arrays must be before they are stored, and the form in which they are."""
+"""Checks of a unit's arrays before they are stored, and the form in which they are stored."""
 
 from collections.abc import Mapping
 
@@ -13,7 +13,7 @@ Block = tuple[Layout, np.ndarray]
 
 
 def box_blocks(unit: Unit, boxes: np.ndarray, flips: np.ndarray) -> list[Block]:
-    """Boxes (m, r, 4) and flips (m, r) of a unit, after checks."""
+    """A unit's boxes (m, r, 4) and flips (m, r) as they are stored, after checks."""
     shape = (len(unit.crops), len(unit.rows))
     _check_shapes(f"unit {unit.name}", {"boxes": (boxes, (*shape, 4)), "flips": (flips, shape)})
     for name, array, wanted in (("boxes", boxes, BOX.dtype), ("flips", flips, FLIP.dtype)):
@@ -27,18 +27,18 @@ def box_blocks(unit: Unit, boxes: np.ndarray, flips: np.ndarray) -> list[Block]:
 
 
 def label_blocks(
-    manifest: Manifest, unit: Unit, head: HeadInfo, ids: np.ndarray, logp: np.ndarray, absent: np.ndarray
+    manifest: Manifest, unit: Unit, head: HeadInfo, ids: np.ndarray, logp: np.ndarray, is_missing: np.ndarray
 ) -> list[Block]:
-    """One head's ids and values as they are stored, after checks; rows that are absent become poison."""
+    """One head's ids and values as they are stored, after checks; missing rows (r,) become fill values."""
     shape, place = (len(unit.crops), len(unit.rows)), f"unit {unit.name}, head {head.name}"
     columns = head.k + len(head.temperatures)
     _check_shapes(place, {"ids": (ids, (*shape, head.k)), "logp": (logp, (*shape, columns))})
-    present = ~absent if absent.any() else slice(None)  # a slice copies nothing
+    present = ~is_missing if is_missing.any() else slice(None)  # a slice copies nothing
     _check_labels(place, head, ids[:, present], logp[:, present])
     id_layout, value_layout = head_layouts(head, manifest.values)
     ids, values = ids.astype(id_layout.dtype), logp.astype(np.float16)
-    ids[:, absent], values[:, absent] = id_layout.fill, np.nan
-    if manifest.values == "gaps8":
+    ids[:, is_missing], values[:, is_missing] = id_layout.fill, np.nan
+    if manifest.values == "quantized8":
         values = quantize.encode(values, head.k, head.temperatures)
     return [(id_layout, ids), (value_layout, values)]
 
@@ -50,7 +50,7 @@ def _check_shapes(place: str, arrays: Mapping[str, tuple[np.ndarray, tuple[int, 
 
 
 def _check_labels(place: str, head: HeadInfo, ids: np.ndarray, logp: np.ndarray) -> None:
-    """Refuses what must not be stored: NaN, infinite or rising log-probabilities, ids out of range."""
+    """Raises UserError for NaN, infinite or rising log-probabilities and for ids out of range."""
     if ids.size == 0:
         return
     if not np.issubdtype(ids.dtype, np.integer) or ids.min() < 0 or ids.max() >= head.classes:

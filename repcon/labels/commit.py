@@ -1,7 +1,7 @@
-"""Changes of a store's manifest: making one, completing one that was cut short, refusing one that does not fit.
+"""Atomic changes of a store's manifest: a journal, and recovery from it.
 
-Order on disk: the coming manifest as a journal, array metadata, the manifest, and the journal is deleted. A reader
-meets the old manifest or the new one; a kill in between leaves the journal, from which the next writer completes.
+Order on disk: the new manifest as a journal, array metadata, the manifest; then the journal is deleted. A reader
+sees the old manifest or the new one. A kill in between leaves the journal, from which the next writer completes.
 """
 
 import contextlib
@@ -16,7 +16,7 @@ from repcon.labels.layout import layouts_of
 from repcon.labels.manifest import (
     JOURNAL,
     MANIFEST,
-    MOST_BYTES,
+    MAX_BYTES,
     Manifest,
     StoreSpec,
     TeacherMetadata,
@@ -32,28 +32,28 @@ from repcon.runtime.errors import UserError
 from repcon.runtime.filesystem import FileSystem
 
 IsHeld = Callable[[], bool]
-"""Whether this process may still change the store: nobody has taken over its claim."""
+"""Whether this process may still change the store: no other process has taken over its claim."""
 
 
 def always() -> bool:
-    """For a process that is known to be alone with the store."""
+    """`is_held` of a process that is known to be the only writer."""
     return True
 
 
 def commit(files: FileSystem, manifest: Manifest, is_held: IsHeld = always) -> bytes:
-    """Makes this the store's manifest, together with the metadata of its arrays; gives the manifest's bytes.
+    """Writes the manifest and the metadata of its arrays; returns the manifest's bytes.
 
-    Raises UserError where `is_held` says that another process may change the store by now.
+    Raises UserError once `is_held` is False: another process may change the store then.
     """
     metadata = dict(metadata_of(manifest))
-    for name, wanted in metadata.items():
-        held = files.read(name) if files.size(name) is not None else b""
-        # Metadata that says the same is left as it is: another version of zarr may print it otherwise.
-        if _same_json(held, wanted):
-            metadata[name] = held
+    for name, content in metadata.items():
+        existing = files.read(name) if files.size(name) is not None else b""
+        # Equal metadata stays as it is: another version of zarr may format it differently.
+        if _same_json(existing, content):
+            metadata[name] = existing
     hashes = {name: hashlib.sha256(data).hexdigest() for name, data in metadata.items()}
     data = write_manifest(dataclasses.replace(manifest, metadata=hashes))
-    read_manifest(data, f"{files.root}/{MANIFEST}")  # one that could not be read back must not be written
+    read_manifest(data, f"{files.root}/{MANIFEST}")  # a manifest that could not be read back must not be written
     for name, content in ((JOURNAL, data), *metadata.items(), (MANIFEST, data)):
         files.write(name, content, partial(_require_held, files, is_held))
     _require_held(files, is_held)
@@ -73,23 +73,23 @@ def _require_held(files: FileSystem, is_held: IsHeld) -> None:
         raise UserError(f"{files.root}: {what}; run the command again")
 
 
-def _same_json(held: bytes, wanted: bytes) -> bool:
+def _same_json(left: bytes, right: bytes) -> bool:
     try:
-        return json.loads(held) == json.loads(wanted)
+        return json.loads(left) == json.loads(right)
     except ValueError:
         return False
 
 
 def complete(files: FileSystem, is_held: IsHeld = always) -> None:
-    """Completes a change that was cut short, if there is one."""
+    """Completes an interrupted change, if there is one."""
     if files.size(JOURNAL) is not None:
-        commit(files, coming(files), is_held)
+        commit(files, pending_manifest(files), is_held)
 
 
-def coming(files: FileSystem) -> Manifest:
-    """The manifest of a change that is under way. Raises UserError where the journal is none of this program's."""
+def pending_manifest(files: FileSystem) -> Manifest:
+    """The manifest of an unfinished change. Raises UserError where the journal is no manifest."""
     try:
-        data = files.read(JOURNAL, 0, MOST_BYTES + 1)
+        data = files.read(JOURNAL, 0, MAX_BYTES + 1)
     except (FileNotFoundError, NotADirectoryError):
         raise
     except OSError as error:
@@ -98,11 +98,23 @@ def coming(files: FileSystem) -> Manifest:
     return read_manifest(data, f"{files.root}/{JOURNAL}")
 
 
+def manifest_bytes(files: FileSystem) -> bytes:
+    """Content of `manifest.json`. Raises UserError where there is no store."""
+    try:
+        return files.read(MANIFEST, 0, MAX_BYTES + 1)
+    except (FileNotFoundError, NotADirectoryError):
+        hint = f"no label store here (it has no {MANIFEST}); `repcon precompute` makes one"
+        raise UserError(f"{files.root}: {hint}") from None
+    except OSError as error:
+        reason = error.strerror or error
+        raise UserError(f"{files.root}/{MANIFEST}: cannot be read ({reason}); mend that and try again") from error
+
+
 def check_metadata(files: FileSystem, manifest: Manifest) -> None:
-    """Compares every `zarr.json` with its hash; while a change is under way the coming one is right too."""
+    """Compares every `zarr.json` with its hash; during a change that of the new manifest is accepted too."""
     accepted = [manifest.metadata]
     with contextlib.suppress(FileNotFoundError):  # no journal, or not any more
-        accepted.append(coming(files).metadata)
+        accepted.append(pending_manifest(files).metadata)
 
     def problem(name: str) -> str | None:
         try:
@@ -125,21 +137,21 @@ def check_metadata(files: FileSystem, manifest: Manifest) -> None:
 
 
 def require_same(held: Manifest, spec: StoreSpec, root: str) -> None:
-    """Refuses a spec that the store was not made for, naming the field; what was added since does not matter."""
-    asked, have = plain(manifest_of(spec, root)), plain(held)
-    have["crops"] = held.parts[0].crops[1] if spec.crops == held.parts[0].crops[1] else held.crops
+    """Raises UserError naming the field in which a spec differs from the store's first run; additions do not count."""
+    wanted, stored = plain(manifest_of(spec, root)), plain(held)
+    stored["crops"] = held.parts[0].crops[1] if spec.crops == held.parts[0].crops[1] else held.crops
     if not spec.rows_per_shard:
-        asked["rows_per_shard"] = have["rows_per_shard"]
-    sections = {teacher.name: label_identity(teacher) for teacher in held.teachers}
-    have["teachers"] = {teacher.name: sections.get(teacher.name) for teacher in spec.teachers}
-    asked["teachers"] = {teacher.name: label_identity(teacher) for teacher in spec.teachers}
+        wanted["rows_per_shard"] = stored["rows_per_shard"]
+    identities = {teacher.name: label_identity(teacher) for teacher in held.teachers}
+    stored["teachers"] = {teacher.name: identities.get(teacher.name) for teacher in spec.teachers}
+    wanted["teachers"] = {teacher.name: label_identity(teacher) for teacher in spec.teachers}
     for derived in ("parts", "metadata", "crops_per_shard"):
-        del asked[derived], have[derived]
-    if found := difference(have, asked):
+        del wanted[derived], stored[derived]
+    if found := difference(stored, wanted):
         raise UserError(f"{root} was made for something else: {found}; name another folder, or use what the store has")
 
 
-def require_same_section(held: TeacherMetadata, asked: TeacherMetadata, root: str) -> None:
-    """Refuses a teacher that differs from the one of its name."""
-    if found := difference(label_identity(held), label_identity(asked), f"teachers.{held.name}"):
+def require_same_teacher(stored: TeacherMetadata, wanted: TeacherMetadata, root: str) -> None:
+    """Raises UserError naming the field in which a teacher differs from the stored one of its name."""
+    if found := difference(label_identity(stored), label_identity(wanted), f"teachers.{stored.name}"):
         raise UserError(f"{root}: {found}; a teacher that changed needs another name")

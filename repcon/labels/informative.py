@@ -1,18 +1,18 @@
-"""Teachers whose answers about the images carry next to nothing that a student could learn."""
+"""Detects teachers whose labels of these images hardly carry information."""
 
 import math
 
 from repcon.runtime.console import console
 
 NEARLY_UNIFORM = 0.9
-"""Mean entropy, of the most that its classes allow, from which on a teacher tells classes hardly apart."""
+"""Share of the maximal entropy above which a teacher's mean entropy counts as uninformative."""
 ONE_CLASS = 0.9
-"""Share of the crops with the same class on top from which on a teacher tells images hardly apart."""
+"""Share of the crops with the same top class above which a teacher counts as uninformative."""
 REMEDY = "images that show some of its classes help, and a teacher trained without label smoothing"
 
 
 def why_uninformative(entropy_nat: float, classes: int, top_share: float) -> str:
-    """What is wrong with a teacher's answers, and what helps; empty where they tell something.
+    """Why a teacher's labels are uninformative, and what helps; empty where they are not.
 
     entropy_nat: mean over crops at temperature 1. top_share: of the crops with the most frequent class on top.
     """

@@ -1,4 +1,4 @@
-"""Where things lie in a store: heads, arrays, work units and the files of their shards."""
+"""The layout of a store: heads, arrays, work units and the files of their shards."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,12 +21,12 @@ class HeadInfo:
     classes: int
     k: int
     temperatures: tuple[float, ...]
-    section: TeacherMetadata
+    metadata: TeacherMetadata
 
 
 @dataclass(frozen=True, slots=True)
 class Unit:
-    """The smallest piece of work: some crops of some images, for all heads of a part; one shard of each array."""
+    """The unit of work: some crops of some images, for all heads of a part; one shard of each array."""
 
     name: str
     heads: tuple[str, ...]
@@ -45,11 +45,11 @@ class Layout:
     dtype: np.dtype
     fill: int | float
     shuffle: Literal["shuffle", "bitshuffle"]
-    """What serves the compressor best: bits for numbers that use an odd number of them, bytes otherwise."""
+    """Blosc's filter: bits for values that use a part of their bytes, bytes otherwise."""
     slots_first: bool = False
 
     def shape(self, crops: int, images: int) -> tuple[int, ...]:
-        """The array's shape, or a chunk's or shard's of so many crops and images."""
+        """Shape of the array, of a shard or of a chunk with this number of crops and images."""
         if self.slots_first:
             return crops, self.width, images
         return (crops, images, self.width) if self.width else (crops, images)
@@ -58,14 +58,14 @@ class Layout:
     def bytes_per_row(self) -> int:
         return max(self.width, 1) * self.dtype.itemsize
 
-    def most_bytes(self, crops: int, images: int) -> int:
-        """What a shard of so many crops and images takes at most: what does not compress grows a little."""
+    def max_shard_bytes(self, crops: int, images: int) -> int:
+        """Upper bound of a shard's size: data that does not compress grows a little."""
         raw = self.bytes_per_row * images
         return crops * (raw + raw // 16 + 1024) + 1024
 
 
 def heads_of(manifest: Manifest) -> dict[str, HeadInfo]:
-    """The heads in the order of their sections."""
+    """The heads in the order of the manifest's teachers."""
     return {
         t.name: HeadInfo(t.name, t.num_classes, min(manifest.k, t.num_classes), manifest.temperatures, t)
         for t in manifest.teachers
@@ -77,16 +77,16 @@ FLIP = Layout("crops/flip", 0, np.dtype("u1"), 255, "bitshuffle")
 
 
 def head_layouts(head: HeadInfo, values: Values) -> tuple[Layout, Layout]:
-    """The arrays of ids and of values, as a store with this encoding of the values has them."""
+    """The arrays of a head's ids and values in this encoding."""
     ids = np.dtype(id_dtype(head.classes)).newbyteorder("<")
-    folder, poison = f"heads/{head.name}", int(np.iinfo(ids).max)
-    # Ids of up to 256 classes fill one byte: zstd finds its Huffman code, lz4 decodes it four times faster than bits.
-    by = "bitshuffle" if head.classes > 256 else "shuffle"
-    ids_layout = Layout(f"{folder}/ids", head.k, ids, poison, by)
-    if values == "gaps8":
+    folder, fill = f"heads/{head.name}", int(np.iinfo(ids).max)
+    # Ids of up to 256 classes fill one byte: zstd compresses it well, lz4 decodes it four times faster than bits.
+    shuffle = "bitshuffle" if head.classes > 256 else "shuffle"
+    ids_layout = Layout(f"{folder}/ids", head.k, ids, fill, shuffle)
+    if values == "quantized8":
         width = quantize.width(head.k, head.temperatures)
         return ids_layout, Layout(
-            f"{folder}/gaps", width, np.dtype("u1"), quantize.POISON, "bitshuffle", slots_first=True
+            f"{folder}/gaps", width, np.dtype("u1"), quantize.FILL, "bitshuffle", slots_first=True
         )
     width = head.k + len(head.temperatures)
     return ids_layout, Layout(f"{folder}/logp", width, np.dtype("<f2"), float("nan"), "shuffle")
@@ -102,7 +102,7 @@ def layouts_of(manifest: Manifest, unit: Unit | None = None) -> Iterator[Layout]
 
 
 def units_of(manifest: Manifest) -> Iterator[Unit]:
-    """All work, part by part, crops before rows."""
+    """All units, part by part, crops before rows."""
     for number, part in enumerate(manifest.parts):
         for crop in range(part.crops[0], part.crops[1], manifest.crops_per_shard):
             for row in range(0, manifest.images, manifest.rows_per_shard):
@@ -123,7 +123,7 @@ def unit_at(manifest: Manifest, number: int, crop: int, row: int) -> Unit:
 
 
 def part_of(manifest: Manifest, head: str | None, crop: int) -> int:
-    """The part that wrote this crop of this head; of the boxes where head is None."""
+    """Number of the part that writes this crop of this head; of the boxes where head is None."""
     for number, part in enumerate(manifest.parts):
         if part.crops[0] <= crop < part.crops[1] and (part.boxes if head is None else head in part.heads):
             return number
@@ -133,12 +133,12 @@ def part_of(manifest: Manifest, head: str | None, crop: int) -> int:
 
 
 def shard_name(manifest: Manifest, layout: Layout, crop: int, row: int) -> str:
-    """The file that holds this crop of this image, by Zarr's default chunk keys."""
+    """File of the shard with this crop of this image, by Zarr's default chunk keys."""
     depth, rows = crop // manifest.crops_per_shard, row // manifest.rows_per_shard
     place = f"{depth}/0/{rows}" if layout.slots_first else f"{depth}/{rows}/0" if layout.width else f"{depth}/{rows}"
     return f"{layout.path}/c/{place}"
 
 
 def shards_of(manifest: Manifest, unit: Unit) -> list[str]:
-    """The files that a unit writes."""
+    """FileSystem of the unit's shards."""
     return [shard_name(manifest, layout, unit.crops.start, unit.rows.start) for layout in layouts_of(manifest, unit)]

@@ -1,7 +1,7 @@
-"""The store's manifest: what it holds and how it was made, checked before anything is allocated for it.
+"""The store's manifest: contents and origin of the labels, checked before memory is allocated for them.
 
-The manifest is the only truth: array metadata (`zarr.json`) follows from it and is pinned there by its sha256.
-Every JSON file of repcon's own in a store is sealed with the sha256 of itself.
+Array metadata (`zarr.json`) follows from the manifest, which has its sha256. Every JSON file of repcon's own in a
+store is sealed with the sha256 of its content.
 """
 
 import dataclasses
@@ -19,21 +19,26 @@ from repcon.crops import plan as crop_plan
 from repcon.runtime.errors import UserError
 
 FORMAT, VERSION = "repcon labels", 1
-MANIFEST, JOURNAL, MARKERS = "manifest.json", "manifest.next.json", "done"
+MANIFEST, JOURNAL, COMPLETION_RECORDS = "manifest.json", "manifest.next.json", "done"
 CROPS_PER_SHARD, ROWS_PER_SHARD = 8, 16_384
-MOST_BYTES = 64 * 2**20
-"""A longer manifest is refused, and no more of it is read."""
+MAX_BYTES = 64 * 2**20
+"""A longer manifest is refused."""
+_SHARDS, _MIN_ROWS, _ROW_STEP = 64, 32, 128
+"""The default number of shards along the images, the least images in one, and what larger numbers are a multiple of:
+8 crops of 128 images fill the largest batch."""
+HASHED_VALUES = {"float16": "float16", "quantized8": "gaps8"}
+"""The name of each encoding in hashes: `quantized8` was called `gaps8`, and stores made then must stay valid."""
 _SEAL = re.compile(rb'\n "sha256": "([0-9a-f]{64})"(,?)(?=\n)')
 HEAD_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
-_LARGEST = {"images": 2**36, "crops": 2**16, "k": 2**16, "rows_per_shard": 2**20, "crops_per_shard": CROPS_PER_SHARD}
-_MOST_UNITS = 2**21
-_MOST_UNIT_BYTES, _MOST_CHUNK_BYTES = 2**28, 2**30
-_MOST_CLASSES, _MOST_SIDE, _MOST_TEACHERS = 2**26, 2**14, 1024
+_MAXIMA = {"images": 2**36, "crops": 2**16, "k": 2**16, "rows_per_shard": 2**20, "crops_per_shard": CROPS_PER_SHARD}
+_MAX_UNITS = 2**21
+_MAX_UNIT_BYTES, _MAX_CHUNK_BYTES = 2**28, 2**30
+_MAX_CLASSES, _MAX_SIDE, _MAX_TEACHERS = 2**26, 2**14, 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TeacherMetadata:
-    """Where a head's labels come from."""
+    """Identity of the teacher that made a head's labels."""
 
     name: str
     model: str
@@ -43,7 +48,7 @@ class TeacherMetadata:
     preprocessing: dict[str, Any]
     num_classes: int
     classes: tuple[str, ...] = ()
-    """Class names by id; empty where they are not known."""
+    """Class names by id; empty where unknown."""
     precision: Precision = "fp32"
     versions: dict[str, str] = field(default_factory=dict)
     licence: str = ""
@@ -51,7 +56,7 @@ class TeacherMetadata:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoreSpec:
-    """What a store is asked to hold."""
+    """Requested contents of a store."""
 
     pack_fingerprint: str
     images: int
@@ -61,14 +66,14 @@ class StoreSpec:
     temperatures: tuple[float, ...]
     teachers: tuple[TeacherMetadata, ...]
     rows_per_shard: int = 0
-    """0 chooses by the number of images."""
+    """0 chooses it by the number of images."""
     codec: Codec = "zstd"
     values: Values = "float16"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Part:
-    """What one run added: some heads over some crops."""
+    """The heads and crops that one run added."""
 
     heads: tuple[str, ...]
     crops: tuple[int, int]
@@ -78,7 +83,7 @@ class Part:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Manifest:
-    """The store's identity and layout, as read from `manifest.json`."""
+    """Identity and layout of a store: the content of `manifest.json`."""
 
     format: str
     version: int
@@ -124,21 +129,23 @@ def manifest_of(spec: StoreSpec, origin: str) -> Manifest:
 
 
 def _rows_per_shard(spec: StoreSpec) -> int:
-    """Four shards or more where there are images enough, and no unit that is large in memory."""
-    rows = min(ROWS_PER_SHARD, max(1024, -(-spec.images // 4)))
+    """About 64 shards along the images, so that an interruption loses little, and no unit that is large in memory."""
+    rows = max(_MIN_ROWS, -(-spec.images // _SHARDS))
+    if rows > _ROW_STEP:
+        rows = min(ROWS_PER_SHARD, -(-rows // _ROW_STEP) * _ROW_STEP)
     values = sum(min(spec.k, teacher.num_classes) + len(spec.temperatures) for teacher in spec.teachers)
-    while rows > 64 and 4 * values * rows * CROPS_PER_SHARD > _MOST_UNIT_BYTES:
+    while rows > 64 and 4 * values * rows * CROPS_PER_SHARD > _MAX_UNIT_BYTES:
         rows //= 2
     return rows
 
 
 def check(manifest: Manifest, origin: str) -> None:
-    """Refuses what no honest store holds, before anything is allocated for it."""
-    for name, largest in _LARGEST.items():
+    """Raises UserError for values that no valid store has, before memory is allocated for them."""
+    for name, largest in _MAXIMA.items():
         if not 1 <= getattr(manifest, name) <= largest:
             raise UserError(f"{origin}: {name} is {_short(getattr(manifest, name))}; it must lie in 1 to {largest}")
     units = -(-manifest.images // manifest.rows_per_shard) * -(-manifest.crops // manifest.crops_per_shard)
-    if units * max(len(manifest.parts), 1) > _MOST_UNITS:
+    if units * max(len(manifest.parts), 1) > _MAX_UNITS:
         raise UserError(f"{origin}: {units} shards per array; rows_per_shard is too small for so many images and crops")
     check_values(dataclasses.asdict(manifest), origin)
     crop_plan.check(config.parse(CropConfig, manifest.crop_recipe, f"{origin}: crop_recipe"))
@@ -151,12 +158,12 @@ def check(manifest: Manifest, origin: str) -> None:
     if not names or len({name.lower() for name in names}) < len(names):
         what = f"teachers {_short(names)} must be one or more, with names that differ in more than case"
         raise UserError(f"{origin}: {what}")
-    if len(names) > _MOST_TEACHERS:
-        raise UserError(f"{origin}: {len(names)} teachers are too many; a store holds {_MOST_TEACHERS}")
+    if len(names) > _MAX_TEACHERS:
+        raise UserError(f"{origin}: {len(names)} teachers are too many; a store holds {_MAX_TEACHERS}")
     for teacher in manifest.teachers:
         _check_teacher(teacher, origin)
         width = min(manifest.k, teacher.num_classes) + len(temperatures)
-        if 4 * width * manifest.rows_per_shard > _MOST_CHUNK_BYTES:
+        if 4 * width * manifest.rows_per_shard > _MAX_CHUNK_BYTES:
             raise UserError(f"{origin}: rows_per_shard {manifest.rows_per_shard} is too many for a k of {manifest.k}")
     _check_parts(manifest, names, origin)
 
@@ -164,12 +171,12 @@ def check(manifest: Manifest, origin: str) -> None:
 def _check_teacher(teacher: TeacherMetadata, origin: str) -> None:
     if not HEAD_NAME.fullmatch(teacher.name):
         raise UserError(f"{origin}: teacher name {teacher.name!r} may hold letters, digits, - and _, at most 64")
-    if not 2 <= teacher.num_classes <= _MOST_CLASSES:
-        what = f"num_classes {_short(teacher.num_classes)} must be 2 or more, at most {_MOST_CLASSES}"
+    if not 2 <= teacher.num_classes <= _MAX_CLASSES:
+        what = f"num_classes {_short(teacher.num_classes)} must be 2 or more, at most {_MAX_CLASSES}"
         raise UserError(f"{origin}: teacher {teacher.name}: {what}")
     side = teacher.preprocessing.get("size", 1)
-    if type(side) is not int or not 1 <= side <= _MOST_SIDE:
-        what = f"preprocessing.size {_short(side)} must be a whole number of pixels, 1 to {_MOST_SIDE}"
+    if type(side) is not int or not 1 <= side <= _MAX_SIDE:
+        what = f"preprocessing.size {_short(side)} must be a whole number of pixels, 1 to {_MAX_SIDE}"
         raise UserError(f"{origin}: teacher {teacher.name}: {what}")
     if len(teacher.classes) not in (0, teacher.num_classes):
         named = f"{len(teacher.classes)} class names for {teacher.num_classes} classes"
@@ -182,7 +189,7 @@ def _check_parts(manifest: Manifest, names: list[str], origin: str) -> None:
     for part in manifest.parts:
         for head in (*part.heads, *((None,) if part.boxes else ())):
             if head not in covered:
-                raise UserError(f"{origin}: parts name the head {_short(head)}, which has no teacher section")
+                raise UserError(f"{origin}: parts name the head {_short(head)}, which has no teacher metadata")
             covered[head].append(part.crops)
     for head, spans in covered.items():
         joined = [0, *(edge for pair in sorted(spans) for edge in pair), manifest.crops]
@@ -192,7 +199,7 @@ def _check_parts(manifest: Manifest, names: list[str], origin: str) -> None:
 
 
 def check_values(value: Any, origin: str, place: str = "") -> None:
-    """Refuses numbers that JSON does not have, and text that no file or terminal can show."""
+    """Raises UserError for numbers that JSON does not have and for text that is not Unicode."""
     if isinstance(value, float) and not math.isfinite(value):
         raise UserError(f"{origin}: {place} is {value}, which is no finite number")
     if isinstance(value, str):
@@ -210,17 +217,17 @@ def check_values(value: Any, origin: str, place: str = "") -> None:
 
 
 def plain(record: Any) -> dict[str, Any]:
-    """A dataclass as JSON has it: what is read back is equal to it."""
+    """A dataclass as JSON values."""
     return json.loads(json.dumps(dataclasses.asdict(record)))
 
 
-def label_identity(section: TeacherMetadata) -> dict[str, Any]:
-    """What decides a teacher's answers, as JSON has it: not its licence, its versions, or where it was loaded from."""
-    return {key: value for key, value in plain(section).items() if key not in ("versions", "licence", "model")}
+def label_identity(metadata: TeacherMetadata) -> dict[str, Any]:
+    """The fields that determine a teacher's labels, as JSON values: not its licence, versions and model path."""
+    return {key: value for key, value in plain(metadata).items() if key not in ("versions", "licence", "model")}
 
 
 def seal(values: Mapping[str, Any]) -> bytes:
-    """The values as JSON with the sha256 of themselves."""
+    """The values as JSON with their sha256."""
     content = {key: value for key, value in values.items() if key != "sha256"}
     digest = hashlib.sha256(_render(content)).hexdigest()
     return _render({**content, "sha256": digest})
@@ -259,8 +266,8 @@ def write_manifest(manifest: Manifest) -> bytes:
 
 def read_manifest(data: bytes, origin: str) -> Manifest:
     """Parses and checks a manifest. Raises UserError on another format version, damage, or impossible values."""
-    if len(data) > MOST_BYTES:
-        raise UserError(f"{origin}: more than {MOST_BYTES} bytes are too many for a manifest")
+    if len(data) > MAX_BYTES:
+        raise UserError(f"{origin}: more than {MAX_BYTES} bytes are too many for a manifest")
     try:
         loose = json.loads(data)
     except (ValueError, RecursionError):
@@ -271,6 +278,8 @@ def read_manifest(data: bytes, origin: str) -> Manifest:
     values = unseal(data, origin)
     if values.get("format") != FORMAT:
         raise UserError(f"{origin}: not the manifest of a label store")
+    if values.get("values") == HASHED_VALUES["quantized8"]:
+        values["values"] = "quantized8"
     try:
         manifest = config.parse(Manifest, values, origin)
         check(manifest, origin)

@@ -18,7 +18,7 @@ from functools import lru_cache
 
 import numpy as np
 
-POISON = 255
+FILL = 255
 STEP_NAT = 0.04
 LARGEST = 253
 _ANGLE = np.pi / 2 / LARGEST
@@ -27,10 +27,10 @@ _LEVELS = 1 << 14
 _FINE = 16  # the first log-probability is rounded to a sixteenth of a step
 
 
-_BEYOND = np.arange(LARGEST + 1 - _LINEAR)
-# Steps of a difference by its byte; the poison's is never used.
+_EXPONENTS = np.arange(LARGEST + 1 - _LINEAR)
+# Steps of a difference by its byte; the fill value's is never used.
 _STEPS = np.concatenate(
-    [np.arange(_LINEAR), _LINEAR + np.rint((_GROWTH**_BEYOND - 1) / (_GROWTH - 1)), [0, 0]]
+    [np.arange(_LINEAR), _LINEAR + np.rint((_GROWTH**_EXPONENTS - 1) / (_GROWTH - 1)), [0, 0]]
 ).astype(np.intp)  # fmt: skip
 
 
@@ -40,7 +40,7 @@ def width(k: int, temperatures: Sequence[float]) -> int:
 
 
 def encode(logp: np.ndarray, k: int, temperatures: Sequence[float]) -> np.ndarray:
-    """(m, r, k + T) float log-probabilities and log-tails to (m, width, r) uint8; rows with a NaN become poison."""
+    """(m, r, k + T) float log-probabilities and log-tails to (m, width, r) uint8; NaN rows become fill values."""
     slots = np.moveaxis(logp.astype(np.float32), -1, 0).copy()
     missing = np.isnan(slots).any(0)
     slots[:, missing] = -1.0
@@ -49,16 +49,16 @@ def encode(logp: np.ndarray, k: int, temperatures: Sequence[float]) -> np.ndarra
     inside = np.exp(top).sum(0)
     outside = np.exp(tails[temperatures.index(1.0)]) if 1.0 in temperatures else (1.0 - inside).clip(min=0.0)
     codes[0] = _angle_code(outside, inside)
-    reached = np.zeros(missing.shape, np.intp)
+    steps = np.zeros(missing.shape, np.intp)
     for slot in range(1, k):
         wanted = np.rint((top[0] - top[slot]) / STEP_NAT).clip(max=_LEVELS - 1).astype(np.intp)
-        codes[slot] = np.searchsorted(_STEPS[: LARGEST + 1], (wanted - reached).clip(min=0), side="right") - 1
-        reached += _STEPS[codes[slot]]
-    warm = [(tail, t) for tail, t in zip(tails, temperatures, strict=True) if t != 1.0]
-    for slot, (tail, t) in enumerate(warm, start=k):
-        # Relative to the first class: at low temperatures p^(1/t) itself would leave the range of float32.
+        codes[slot] = np.searchsorted(_STEPS[: LARGEST + 1], (wanted - steps).clip(min=0), side="right") - 1
+        steps += _STEPS[codes[slot]]
+    tempered = [(tail, t) for tail, t in zip(tails, temperatures, strict=True) if t != 1.0]
+    for slot, (tail, t) in enumerate(tempered, start=k):
+        # Relative to the first class: at low temperatures p^(1/t) itself is outside the range of float32.
         codes[slot] = _angle_code(np.exp(tail - top[0] / t), np.exp((top - top[0]) / t).sum(0))
-    codes[:, missing] = POISON
+    codes[:, missing] = FILL
     return np.ascontiguousarray(np.moveaxis(codes, 0, 1))
 
 
@@ -68,7 +68,7 @@ def _angle_code(outside: np.ndarray, inside: np.ndarray) -> np.ndarray:
 
 
 def decode(codes: np.ndarray, k: int, classes: int, temperatures: tuple[float, ...], out: np.ndarray) -> None:
-    """(width, R) uint8 to (R, k + T) float16 in `out`; poison becomes NaN. With k = classes the log-tails are -inf."""
+    """(width, R) uint8 to (R, k + T) float16 in `out`; fill values become NaN. Log-tails are -inf for k = classes."""
     tables = _tables(temperatures)
     rows = codes.shape[1]
     levels = np.zeros((k, rows), np.intp)
@@ -76,25 +76,25 @@ def decode(codes: np.ndarray, k: int, classes: int, temperatures: tuple[float, .
         np.take(_STEPS, codes[slot], out=levels[slot], mode="clip")
         levels[slot] += levels[slot - 1]
     sums = {t: _sum_of(power, levels) for t, power in tables.power.items()}
-    whole = k == classes
+    is_complete = k == classes
     # exp(first) * sum of exp(level - first) = 1 - m
-    first = -np.log(sums[1.0]) + (0.0 if whole else tables.log_inside[codes[0]])
+    first = -np.log(sums[1.0]) + (0.0 if is_complete else tables.log_inside[codes[0]])
     levels *= _FINE
     levels += np.rint(first * (-_FINE / STEP_NAT)).astype(np.intp)
     decoded = np.empty((k, rows), np.float16)
     np.take(tables.level, levels, mode="clip", out=decoded)
     out[:, :k] = decoded.T
-    spare = k
+    slot = k
     for place, t in enumerate(temperatures, start=k):
-        if whole:
+        if is_complete:
             out[:, place] = -np.inf
         elif t == 1.0:
             out[:, place] = tables.log_outside[codes[0]]
         else:
-            out[:, place] = np.log(sums[t]) + tables.log_odds[codes[spare]] + first / t
-        spare += t != 1.0
-    if codes[0].max(initial=0) == POISON:
-        out[codes[0] == POISON] = np.nan
+            out[:, place] = np.log(sums[t]) + tables.log_odds[codes[slot]] + first / t
+        slot += t != 1.0
+    if codes[0].max(initial=0) == FILL:
+        out[codes[0] == FILL] = np.nan
 
 
 def _sum_of(table: np.ndarray, levels: np.ndarray) -> np.ndarray:
@@ -132,5 +132,5 @@ def _tables(temperatures: tuple[float, ...]) -> _Tables:
 
 
 def saturated(codes: np.ndarray, k: int) -> int:
-    """How many gaps of (..., width, R) codes are at the largest step, and so may stand for a larger one."""
+    """Number of gaps of (..., width, R) codes at the largest step, which may stand for a larger one."""
     return int((codes[..., 1:k, :] == LARGEST).sum())

@@ -1,224 +1,116 @@
-"""A direct reader of the store's shards: index, pread, checksums, decompression straight into the caller's array.
+"""Stored labels as arrays: rows, one crop of all images, tables of several crops, windows that fit the memory."""
 
-It reads the standard Zarr v3 `sharding_indexed` format with blosc and crc32c, nothing else, several times faster
-than zarr-python; the tests compare the two on every codec. It serves only what a marker vouches for.
-"""
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-import os
-import struct
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
-from dataclasses import replace
-
-import google_crc32c
-import numcodecs.blosc
 import numpy as np
 
-from repcon.labels import quantize
-from repcon.labels.completion import CompletionRecord, CompletionRecords, ShardFile
-from repcon.labels.layout import BOX, FLIP, HeadInfo, Layout, Unit, head_layouts, heads_of, part_of, shard_name, unit_at
+from repcon.labels.completion import CompletionIndex
+from repcon.labels.layout import HeadInfo
 from repcon.labels.manifest import Manifest
-from repcon.labels.tables import CropLabels
+from repcon.labels.shard_reader import ShardReader
+from repcon.labels.shared_memory import shared_tables
+from repcon.labels.tables import CropLabels, LabelTable, empty_table, ranges, read_ahead, table_bytes, window_plan
 from repcon.runtime.errors import UserError
-from repcon.runtime.filesystem import FileSystem, LocalFileSystem
-from repcon.runtime.local_files import error_reason, is_transient
-from repcon.runtime.system import cores
-
-_INDEX_ENTRY_BYTES, _CRC_BYTES = 16, 4
-_BLOSC_HEADER = struct.Struct("<4I")
-"""Version and flags, bytes decoded, bytes of a block, bytes encoded."""
-_ABSENT = np.uint64(2**64 - 1)
-_INFINITY_BITS = 0x7C00  # of float16; as integers, what is above it and positive is NaN
-_REMEDY = "restore the file from a copy, or delete the unit's marker in done/ and run `repcon precompute` again"
+from repcon.runtime.filesystem import FileSystem
 
 
-def chunk_crcs(shard: bytes, chunks: int) -> tuple[int, ...]:
-    """The crc32c of each of the shard's chunks, as its index finds them."""
-    index = _parse_index(shard[-(_INDEX_ENTRY_BYTES * chunks + _CRC_BYTES) :], chunks, "new shard")
-    starts_and_ends = [(int(offset), int(offset + length) - _CRC_BYTES) for offset, length in index]
-    return tuple(google_crc32c.value(shard[start:end]) for start, end in starts_and_ends)
+class LabelReader:
+    """Decodes labels of a store. Thread-safe. `heads` None stands for all heads in every method."""
 
+    def __init__(
+        self,
+        files: FileSystem,
+        manifest: Manifest,
+        heads: Mapping[str, HeadInfo],
+        completion: CompletionIndex,
+        identity: str,
+    ) -> None:
+        """`identity` tells the store from others in memory that processes share."""
+        self._url, self._manifest, self._heads, self._identity = files.root, manifest, heads, identity
+        self._shards = ShardReader(files, manifest, completion)
 
-class ShardReader:
-    """Decodes any crop's rows, several chunks at a time. Thread-safe."""
+    def choose(self, heads: Iterable[str] | None) -> list[HeadInfo]:
+        """The heads of these names. Raises UserError for one that the store does not have."""
+        names = list(self._heads) if heads is None else list(heads)
+        if unknown := [name for name in names if name not in self._heads]:
+            raise UserError(f"{self._url}: no head {', '.join(unknown)}; it holds {', '.join(self._heads)}")
+        return [self._heads[name] for name in names]
 
-    def __init__(self, files: FileSystem, manifest: Manifest, records: CompletionRecords) -> None:
-        self._files, self._manifest, self._records = files, manifest, records
-        self._layouts = {head.name: head_layouts(head, manifest.values) for head in heads_of(manifest).values()}
-        self._indexes: dict[str, np.ndarray] = {}
-        self._lock = threading.Lock()
-        # Locally the threads decompress; over a network they wait.
-        self._threads = min(8, cores()) if isinstance(files, LocalFileSystem) else 16
-        self._pools: dict[int, ThreadPoolExecutor] = {}
+    def boxes(self, crops: range, rows: range) -> tuple[np.ndarray, np.ndarray]:
+        """Stored boxes (m, r, 4) uint16 and flips (m, r) uint8."""
+        boxes = np.empty((len(crops), len(rows), 4), np.uint16)
+        flips = np.empty((len(crops), len(rows)), np.uint8)
+        for place, crop in enumerate(crops):
+            out = CropLabels(crop=crop, boxes=boxes[place], flips=flips[place], labels={})
+            self._shards.read(crop, [rows], out, [])
+        return boxes, flips
 
-    def require(self, crop: int, heads: Sequence[HeadInfo]) -> None:
-        """Makes sure that the crop is finished for all images, before memory is set aside for it."""
-        for name in (None, *(head.name for head in heads)):
-            part = part_of(self._manifest, name, crop)
-            for row in range(0, self._manifest.images, self._manifest.rows_per_shard):
-                self._records.get(unit_at(self._manifest, part, crop, row))
+    def read_rows(self, crop: int, rows: range, heads: Iterable[str] | None = None) -> CropLabels:
+        """Consecutive rows of one crop; whole shards are cheapest. Only these rows need to be finished."""
+        chosen = self.choose(heads)
+        return self._filled(empty_table(chosen, [crop], len(rows)), [rows], chosen).crop_labels(0)
 
-    def read(self, crop: int, rows: Sequence[range], out: CropLabels, heads: Sequence[HeadInfo]) -> CropLabels:
-        """Fills `out` with the ranges of rows, one after the other: boxes, flips, and the labels of these heads."""
-        jobs: list[tuple[Callable[..., None], tuple]] = []
-        for part, place in self._pieces(rows):
-            jobs.append((self._boxes, (crop, part, out.boxes[place], out.flips[place])))
-            for head in heads:
-                ids, logp = out.labels[head.name]
-                jobs.append((self._labels, (head, crop, part, ids[place], logp[place])))
-        self._run(jobs)
-        return replace(out, crop=crop)
+    def crop_labels_bytes(self, heads: Iterable[str] | None = None) -> int:
+        """Memory in bytes of one crop's labels for all images."""
+        return table_bytes(self.choose(heads), self._manifest.images)
 
-    def _run(self, jobs: Sequence[tuple[Callable[..., None], tuple]]) -> None:
-        """All jobs, by this thread and the pool's. Raises the error of one that failed, once none runs any more."""
-        left = iter(jobs)
+    def crop_labels(self, crop: int, heads: Iterable[str] | None = None, out: CropLabels | None = None) -> CropLabels:
+        """Decodes one crop of all images, into `out` where given. A UserError names the place of any damage."""
+        chosen = self.choose(heads)
+        self._shards.require(crop, chosen)
+        target = out or empty_table(chosen, [crop], self._manifest.images).crop_labels(0)
+        return self._shards.read(crop, [range(self._manifest.images)], target, chosen)
 
-        def work() -> None:
-            for job, arguments in left:
-                job(*arguments)
+    def iter_crop_labels(self, crops: Iterable[int], heads: Iterable[str] | None = None) -> Iterator[CropLabels]:
+        """Labels of these crops in order; a thread decodes the next crop while the caller uses the last."""
+        names = [head.name for head in self.choose(heads)]
+        return read_ahead(lambda crop: self.crop_labels(crop, names), crops)
 
-        # The caller works too: waking a thread costs as much as decoding a chunk.
-        helpers = [self._pool().submit(work) for _ in range(min(self._threads, len(jobs)) - 1)]
-        try:
-            work()
-        finally:
-            wait(helpers)
-        for helper in helpers:
-            helper.result()
+    def table(self, crops: Sequence[int], heads: Iterable[str] | None = None, *, shared: bool = False) -> LabelTable:
+        """Several crops of all images, decoded one after the other into one array per kind.
 
-    def _pool(self) -> ThreadPoolExecutor:
-        """This process's threads, kept from read to read; a forked process has none of its parent's."""
-        with self._lock:
-            if os.getpid() not in self._pools:
-                self._pools[os.getpid()] = ThreadPoolExecutor(self._threads, thread_name_prefix="repcon-shards")
-            return self._pools[os.getpid()]
+        With `shared` the processes of a node that ask for the same crops and heads share one copy, in shared memory;
+        it is freed when the last of them drops its `LabelTable`.
+        """
+        chosen = self.choose(heads)
+        for crop in crops:
+            self._shards.require(crop, chosen)
 
-    def _pieces(self, rows: Sequence[range]) -> Iterator[tuple[range, slice]]:
-        """The rows cut at shard borders, each piece with its place in the caller's arrays."""
-        size, place = self._manifest.rows_per_shard, 0
-        for wanted in rows:
-            start = wanted.start
-            while start < wanted.stop:
-                stop = min(wanted.stop, (start // size + 1) * size)
-                yield range(start, stop), slice(place, place + stop - start)
-                place += stop - start
-                start = stop
+        def decode(table: LabelTable) -> LabelTable:
+            return self._filled(table, [range(self._manifest.images)], chosen)
 
-    def _boxes(self, crop: int, rows: range, boxes: np.ndarray, flips: np.ndarray) -> None:
-        unit = self._unit(None, crop, rows)
-        self._rows(BOX, unit, crop, rows, boxes)
-        self._rows(FLIP, unit, crop, rows, flips)
-        if flips.max(initial=0) > 1 or (boxes.max(initial=0) == BOX.fill and (boxes == BOX.fill).all(1).any()):
-            raise self._poisoned(BOX, crop, rows)
+        if shared:
+            return shared_tables(chosen, crops, self._manifest.images, self._identity, decode)
+        return decode(empty_table(chosen, crops, self._manifest.images))
 
-    def _labels(self, head: HeadInfo, crop: int, rows: range, ids: np.ndarray, logp: np.ndarray) -> None:
-        id_layout, value_layout = self._layouts[head.name]
-        unit = self._unit(head.name, crop, rows)
-        self._rows(id_layout, unit, crop, rows, ids)
-        if ids.max(initial=0) >= head.classes:
-            self._allow(unit, np.flatnonzero((ids >= head.classes).any(1)), id_layout, crop, rows)
-        if self._manifest.values == "gaps8":
-            first = rows.start - unit.rows.start
-            codes = self._chunk(value_layout, unit, crop)[:, first : first + len(rows)]
-            quantize.decode(codes, head.k, head.classes, head.temperatures, logp)
-        else:
-            self._rows(value_layout, unit, crop, rows, logp)
-        if logp.view(np.int16).max(initial=0) > _INFINITY_BITS:
-            self._allow(unit, np.flatnonzero(np.isnan(logp).any(1)), value_layout, crop, rows)
+    def window_plan(
+        self,
+        crops: Sequence[int],
+        heads: Iterable[str] | None = None,
+        *,
+        seed: int | Sequence[int],
+        memory_bytes: int,
+    ) -> Iterator[np.ndarray]:
+        """The rows (n,), rising, of each window in which these crops are read together; see `tables.window_plan`.
 
-    def _unit(self, head: str | None, crop: int, rows: range) -> Unit:
-        return unit_at(self._manifest, part_of(self._manifest, head, crop), crop, rows.start)
+        Raises UserError where one of the crops is not finished.
+        """
+        chosen = self.choose(heads)
+        for crop in crops:
+            self._shards.require(crop, chosen)
+        per_image = table_bytes(chosen, len(crops))
+        return window_plan(self._manifest.images, self._manifest.rows_per_shard, per_image, memory_bytes, seed)
 
-    def _allow(self, unit: Unit, poisoned: np.ndarray, layout: Layout, crop: int, rows: range) -> None:
-        """Poison is right only where the marker lists the row as missing."""
-        if not {int(row) + rows.start for row in poisoned} <= set(self._records.get(unit).missing):
-            raise self._poisoned(layout, crop, rows)
+    def window(self, crops: Sequence[int], rows: np.ndarray, heads: Iterable[str] | None = None) -> LabelTable:
+        """Some rising rows of several crops: image rows[i] of crop crops[j] is row j * n + i of every array.
 
-    def _poisoned(self, layout: Layout, crop: int, rows: range) -> UserError:
-        name = shard_name(self._manifest, layout, crop, rows.start)
-        where = f"{self._files.root}/{name}: crop {crop} of rows {rows.start} to {rows.stop - 1}"
-        return UserError(f"{where} holds values that were never written; {_REMEDY}")
+        Only these rows need to be finished.
+        """
+        chosen = self.choose(heads)
+        return self._filled(empty_table(chosen, crops, len(rows)), ranges(rows), chosen)
 
-    def _rows(self, layout: Layout, unit: Unit, crop: int, rows: range, out: np.ndarray) -> None:
-        """Rows of one chunk, decompressed straight into `out` where they are all of it."""
-        if len(rows) == self._manifest.rows_per_shard:
-            self._chunk(layout, unit, crop, out)
-        else:
-            first = rows.start - unit.rows.start
-            out[:] = self._chunk(layout, unit, crop)[first : first + len(rows)]
-
-    def _chunk(self, layout: Layout, unit: Unit, crop: int, out: np.ndarray | None = None) -> np.ndarray:
-        """One crop's chunk of the unit's shard, decompressed into `out` or a new array."""
-        name = shard_name(self._manifest, layout, crop, unit.rows.start)
-        payload = self._payload(name, self._records.get(unit), crop % self._manifest.crops_per_shard)
-        _, decoded_bytes, _, encoded_bytes = _BLOSC_HEADER.unpack_from(payload.data)
-        if decoded_bytes != self._manifest.rows_per_shard * layout.bytes_per_row or encoded_bytes != len(payload):
-            raise self._damaged(name, "its compressed data do not have the length of a chunk")
-        target = np.empty(layout.shape(1, self._manifest.rows_per_shard)[1:], layout.dtype) if out is None else out
-        try:
-            numcodecs.blosc.decompress(payload, target)
-        except (RuntimeError, ValueError) as error:
-            raise self._damaged(name, f"it does not decompress ({error})") from error
-        return target
-
-    def _payload(self, name: str, record: CompletionRecord, chunk: int) -> np.ndarray:
-        """The chunk's compressed bytes, after index, checksum and marker have been found to agree."""
-        shard = record.files.get(name)
-        if shard is None:
-            raise self._damaged(name, "the unit's marker does not list it")
-        offset, length = self._index(name, shard)[chunk].tolist()
-        if offset + length > shard.bytes or length <= _BLOSC_HEADER.size + _CRC_BYTES:
-            raise self._damaged(name, f"its index points outside the file for chunk {chunk}")
-        data = self._read(name, offset, length)
-        payload, stored = np.frombuffer(data, np.uint8)[:-_CRC_BYTES], int.from_bytes(data[-_CRC_BYTES:], "little")
-        if len(data) != length or google_crc32c.value(payload) != stored:
-            raise self._damaged(name, f"the checksum of chunk {chunk} is wrong")
-        if len(shard.crc32c) <= chunk or shard.crc32c[chunk] != stored:
-            raise self._damaged(name, f"chunk {chunk} is not the one that was written")
-        return payload
-
-    def _index(self, name: str, shard: ShardFile) -> np.ndarray:
-        """(chunks, 2) uint64 offsets and lengths; read once per shard, checked against the file's length."""
-        with self._lock:
-            known = self._indexes.get(name)
-        if known is not None:
-            return known
-        size = self._files.size(name)
-        if size != shard.bytes:
-            state = "it is missing" if size is None else f"it has {size} bytes instead of {shard.bytes}"
-            raise self._damaged(name, state)
-        length = _INDEX_ENTRY_BYTES * self._manifest.crops_per_shard + _CRC_BYTES
-        data = self._read(name, max(0, shard.bytes - length), length)
-        index = _parse_index(data, self._manifest.crops_per_shard, f"{self._files.root}/{name}")
-        with self._lock:
-            if len(self._indexes) > 100_000:
-                self._indexes.clear()
-            self._indexes[name] = index
-        return index
-
-    def _read(self, name: str, start: int, length: int) -> bytes:
-        try:
-            return self._files.read_range(name, start, length)
-        except OSError as error:
-            if is_transient(error):
-                where = f"{self._files.root}/{name}"
-                raise UserError(
-                    f"{where}: cannot be read now ({error_reason(error)}); it may be whole: try again"
-                ) from error
-            raise self._damaged(name, f"it cannot be read ({error_reason(error)})") from error
-
-    def _damaged(self, name: str, reason: str) -> UserError:
-        return UserError(f"{self._files.root}/{name}: {reason}; {_REMEDY}")
-
-
-def _parse_index(data: bytes, chunks: int, origin: str) -> np.ndarray:
-    """(chunks, 2) uint64 offsets and lengths. Raises UserError."""
-    if len(data) != _INDEX_ENTRY_BYTES * chunks + _CRC_BYTES:
-        raise UserError(f"{origin}: too short for the shard's index; {_REMEDY}")
-    if google_crc32c.value(data[:-_CRC_BYTES]) != int.from_bytes(data[-_CRC_BYTES:], "little"):
-        raise UserError(f"{origin}: the checksum of the shard's index is wrong; {_REMEDY}")
-    index = np.frombuffer(data[:-_CRC_BYTES], "<u8").reshape(-1, 2)
-    if (index == _ABSENT).any():
-        raise UserError(f"{origin}: a chunk was never written; {_REMEDY}")
-    return index
+    def _filled(self, table: LabelTable, rows: Sequence[range], heads: Sequence[HeadInfo]) -> LabelTable:
+        """The table, with these rows of each of its crops decoded into it."""
+        for place, crop in enumerate(table.crops):
+            self._shards.read(crop, rows, table.crop_labels(place), heads)
+        return table

@@ -1,10 +1,10 @@
-"""Label tables that the processes of a node share: the first to ask decodes into shared memory, the others map it.
+"""Label tables in shared memory: the first process of a node decodes, the others map the result.
 
-A file in a private folder of /dev/shm holds the tables. Whoever uses it holds a shared lock on it; the last to let go
-deletes it. Locks die with their process, so what killed processes left is deleted by the next to come.
+A file in a private folder of /dev/shm holds a table. Every user of it holds a shared lock on the file; the last one
+deletes it. Locks end with their process, so the next process deletes what killed ones have left.
 
-Any user of the machine may make files in /dev/shm. So the folder is used only where it is this user's and closed to all
-others, a table only where its file is, and its name and its seal depend on a secret that lies in the folder.
+Any user of the machine may create files in /dev/shm. So the folder and the files are used only if they belong to this
+user and are closed to others, and a table's name and seal depend on a secret in the folder.
 """
 
 import contextlib
@@ -22,12 +22,12 @@ from pathlib import Path
 import numpy as np
 
 from repcon.labels.layout import HeadInfo
-from repcon.labels.tables import LabelTable, arrays_of, check_memory, tables_of
+from repcon.labels.tables import LabelTable, arrays_of, check_memory, table_of
 from repcon.runtime.errors import UserError
 
 FOLDER = Path("/dev/shm")
 WAIT_SECONDS, _POLL_SECONDS = 600.0, 0.05
-"""So long a process waits for another one that decodes the same tables; then it has its own."""
+"""How long a process waits for another that decodes the same table; then it decodes its own."""
 _HEADER_BYTES, _ALIGNMENT = 64, 64
 _SECRET, _SECRET_BYTES = "secret", 32
 _READY = b"repcon tables are complete\n"
@@ -41,10 +41,10 @@ def shared_tables(
     identity: str,
     decode: Callable[[LabelTable], object],
 ) -> LabelTable:
-    """The tables of so many images that this node holds once; `decode` fills them where this process is the first.
+    """The table of `images` images that this node holds once; `decode` fills it in the first process.
 
-    `identity` tells stores apart. The memory is given back when no process refers to its tables any more.
-    Raises UserError when shared memory has no room.
+    `identity` tells stores apart. The memory is freed when no process refers to its table any more.
+    Raises UserError when shared memory is full.
     """
     folder, secret = private_folder()
     sweep(folder)
@@ -54,14 +54,14 @@ def shared_tables(
     shapes = arrays_of(heads, images * len(crops))
     places = np.cumsum([0] + [_padded(int(np.prod(shape)) * dtype.itemsize) for shape, dtype in shapes]) + _HEADER_BYTES
     check_memory(int(places[-1]))
-    descriptor = _opened(path, ready)
+    descriptor = _open_locked(path, ready)
     try:
-        memory = _mapped(descriptor, int(places[-1]))
+        memory = _map(descriptor, int(places[-1]))
         arrays = [
             np.frombuffer(memory, dtype, int(np.prod(shape)), int(place)).reshape(shape)
             for (shape, dtype), place in zip(shapes, places[:-1], strict=True)
         ]
-        tables = tables_of(crops, heads, arrays)
+        tables = table_of(crops, heads, arrays)
         if memory[: len(ready)] != ready:
             decode(tables)
             memory[: len(ready)] = ready
@@ -75,9 +75,9 @@ def shared_tables(
 
 
 def private_folder() -> tuple[Path, bytes]:
-    """This user's folder in shared memory, closed to all others, and the secret that lies in it.
+    """This user's private folder in shared memory, and the secret in it.
 
-    Raises UserError where others have taken every name for it.
+    Raises UserError where other users have taken all its names.
     """
     for number in range(_FOLDERS):
         folder = FOLDER / f"repcon-labels-{os.getuid()}-{number}"
@@ -90,12 +90,12 @@ def private_folder() -> tuple[Path, bytes]:
 
 
 def _is_private(found: os.stat_result) -> bool:
-    """Whether it is this user's, and nobody else may look into it."""
+    """Whether it belongs to this user and is closed to others."""
     return found.st_uid == os.getuid() and not stat.S_IMODE(found.st_mode) & 0o077
 
 
 def _secret(folder: Path) -> bytes:
-    """Made by the first process to ask, whole at once."""
+    """The folder's secret; the first process creates it atomically."""
     path = folder / _SECRET
     while True:
         with contextlib.suppress(FileNotFoundError):
@@ -116,7 +116,7 @@ def _secret(folder: Path) -> bytes:
 
 
 def _is_private_file(found: os.stat_result) -> bool:
-    """A regular file of this user's, without another name by which it could have come here."""
+    """Whether it is a regular file of this user's with a single hard link."""
     return stat.S_ISREG(found.st_mode) and _is_private(found) and found.st_nlink <= 1
 
 
@@ -126,7 +126,7 @@ def tables_in(folder: Path) -> list[Path]:
 
 
 def sweep(folder: Path) -> None:
-    """Deletes tables that nobody uses any more."""
+    """Deletes tables that no process uses."""
     for path in tables_in(folder):
         with contextlib.suppress(OSError):
             descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
@@ -140,30 +140,30 @@ def _padded(size: int) -> int:
     return -(-size // _ALIGNMENT) * _ALIGNMENT
 
 
-def _opened(path: Path, ready: bytes) -> int:
-    """The file under a shared lock where its tables are complete, or else locked for us alone to complete it."""
+def _open_locked(path: Path, ready: bytes) -> int:
+    """Opens the file: under a shared lock if its table is complete, else under an exclusive one, to complete it."""
     limit = time.monotonic() + WAIT_SECONDS
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600)
         try:
-            if _locked(path, descriptor, ready):
+            if _lock(path, descriptor, ready):
                 return descriptor
         except BaseException:
             os.close(descriptor)
             raise
-        # It is being completed by another, or its last user deleted it between our opening and our lock.
+        # Another process is completing it, or its last user deleted it after it was opened here.
         os.close(descriptor)
         if time.monotonic() > limit:
             raise UserError(f"{path}: another process has been decoding these labels for {WAIT_SECONDS:.0f} s")
         time.sleep(_POLL_SECONDS)
 
 
-def _locked(path: Path, descriptor: int, ready: bytes) -> bool:
-    """Whether the file is ours to use or to complete; it then is locked. Raises UserError where it is another's."""
+def _lock(path: Path, descriptor: int, ready: bytes) -> bool:
+    """Locks the file to use or to complete it; False if that fails. Raises UserError where it is another user's."""
     with contextlib.suppress(FileNotFoundError, BlockingIOError):
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
         if os.pread(descriptor, len(ready), 0) != ready:
-            # Never waiting: who else saw it incomplete may complete it, and then keeps it as long as it trains.
+            # Without waiting: another process that saw it incomplete may complete it and then keep it while it trains.
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         here, there = os.fstat(descriptor), path.lstat()
         if (here.st_ino, here.st_dev) != (there.st_ino, there.st_dev):
@@ -174,8 +174,8 @@ def _locked(path: Path, descriptor: int, ready: bytes) -> bool:
     return False
 
 
-def _mapped(descriptor: int, size: int) -> mmap.mmap:
-    """The file's memory, taken now: an error here is a message, a page that is missing later would be a crash."""
+def _map(descriptor: int, size: int) -> mmap.mmap:
+    """Maps the file and allocates its pages now: a page that cannot be allocated later would crash the process."""
     if os.fstat(descriptor).st_size != size:
         try:
             os.ftruncate(descriptor, 0)
@@ -187,7 +187,7 @@ def _mapped(descriptor: int, size: int) -> mmap.mmap:
 
 
 def _release(path: Path, descriptor: int, owner: int) -> None:
-    # A forked child inherits the lock with the descriptor; letting go is its parent's business.
+    # A forked child inherits the lock with the descriptor; its parent releases it.
     if os.getpid() == owner:
         _delete_if_unused(path, descriptor)
         os.close(descriptor)

@@ -1,4 +1,4 @@
-"""What a store holds, in figures: sizes, what the top k capture and lose, entropy, agreement of teachers, classes."""
+"""Statistics of a store: sizes, mass and KL by k, entropy, agreement of teachers, classes."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -6,36 +6,37 @@ from itertools import combinations
 from typing import Any
 
 import numpy as np
+import torch
 
+from repcon.labels import topk
 from repcon.labels.informative import why_uninformative
 from repcon.labels.layout import HeadInfo, Unit
 from repcon.labels.store import CropLabels, LabelStore
 from repcon.labels.truncation import encodings, entropy, probabilities, stored_losses
 
 SAMPLE_ROWS = 2**16
-"""Crops that are looked at, spread over the finished units; sizes are counted over all of them."""
-_MOST_SHOWN = 10
-_COUNTS_UP_TO = 4096
-_ENCODED = 16_384
+"""Crops in the sample, spread over the finished units; sizes are counted over all units."""
+_SHOWN_CLASSES = 10
+_MAX_COUNTED_CLASSES = 4096
+_ENCODED_ROWS = 16_384
 _KS = (1, 2, 4, 8, 16, 32, 64, 128)
 UNCOMPRESSED = "the same labels uncompressed, as float16"
-"""What `compression` compares with."""
+"""The baseline of `compression`."""
 MUTUAL_INFORMATION = "adjusted for chance: 0 for nothing in common, 1 for all"
-"""How to read the mutual information of two teachers' top classes, after those words."""
+"""Explanation of the mutual information of two teachers' top classes."""
 
 
 def figures(store: LabelStore, sample_rows: int = SAMPLE_ROWS) -> dict[str, Any]:
-    """Everything that `repcon inspect` shows, ready for JSON; a store that is not finished is read as far as it is."""
-    done = store.finished()
-    sizes, reasons = store.shard_bytes(done), store.missing_reasons(done)
+    """The figures of `repcon inspect`, as JSON values; of an unfinished store those of its finished units."""
+    done = store.completion.finished()
+    sizes, reasons = store.completion.shard_bytes(done), store.completion.missing_reasons(done)
     crops = {
         head: sum(len(unit.crops) * len(unit.rows) for unit in done if writes(unit, head))
         for head in (None, *store.heads)
     }
-    slabs = list(sample(store, done, sample_rows, np.array(list(reasons), np.int64)))
+    parts = list(sample(store, done, sample_rows, np.array(list(reasons), np.int64)))
     heads = {
-        name: _sizes(head, sizes, crops[name])
-        | _labels(store, head, [crop_labels.labels[name] for crop_labels in slabs])
+        name: _sizes(head, sizes, crops[name]) | _labels(store, head, [part.labels[name] for part in parts])
         for name, head in store.heads.items()
     }
     manifest = store.manifest
@@ -59,25 +60,25 @@ def figures(store: LabelStore, sample_rows: int = SAMPLE_ROWS) -> dict[str, Any]
         "crop_recipe": manifest.crop_recipe,
         "pack_fingerprint": manifest.pack_fingerprint,
         "fingerprint": store.fingerprint,
-        "sampled_crops": sum(len(crop_labels.flips) for crop_labels in slabs),
+        "sampled_crops": sum(len(part.flips) for part in parts),
         "heads": heads,
-        "agreement": _agreement(store, slabs),
+        "agreement": _agreement(store, parts),
     }
 
 
 def known(found: Mapping[str, Any]) -> dict[str, Any]:
-    """The figures for people: None where a size per crop is not known, because nothing of a teacher is finished yet."""
+    """The figures with None for a size per crop that is unknown because nothing of a teacher is finished."""
     heads = {
         name: head if head["crops_finished"] else {**head, "bytes_per_crop": None}
         for name, head in found["heads"].items()
     }
-    whole = all(head["crops_finished"] for head in heads.values())
-    unknown = () if whole else ("bytes_per_crop", "box_bytes_per_crop", "compression")
+    is_known = all(head["crops_finished"] for head in heads.values())
+    unknown = () if is_known else ("bytes_per_crop", "box_bytes_per_crop", "compression")
     return {**found, "heads": heads, **dict.fromkeys(unknown)}
 
 
 def why_no_labels(found: Mapping[str, Any]) -> str:
-    """Why no labels were looked at; empty where some were."""
+    """Why the sample is empty; "" where it is not."""
     if found["sampled_crops"]:
         return ""
     return "no crop has every teacher's answer yet" if found["units_finished"] else "nothing is finished yet"
@@ -89,23 +90,24 @@ def writes(unit: Unit, head: str | None) -> bool:
 
 
 def sample(store: LabelStore, done: list[Unit], rows: int, missing: np.ndarray) -> Iterator[CropLabels]:
-    """Parts of crops that are finished for boxes and every head, spread evenly, until `rows` rows are read; without the
-    rows that are `missing`."""
-    writers = len(store.manifest.teachers) + 1
-    covered: dict[tuple[int, int], int] = {}
+    """Evenly spread parts of crops that are finished for boxes and all heads, about `rows` rows; without `missing`."""
+    writer_count = len(store.manifest.teachers) + 1
+    counts: dict[tuple[int, int], int] = {}
     for unit in done:
         for crop in unit.crops:
             place = (crop, unit.rows.start)
-            covered[place] = covered.get(place, 0) + len(unit.heads) + unit.writes_boxes
-    whole = sorted(place for place, count in covered.items() if count == writers)
+            counts[place] = counts.get(place, 0) + len(unit.heads) + unit.writes_boxes
+    complete = sorted(place for place, count in counts.items() if count == writer_count)
     wanted = max(1, -(-rows // store.manifest.rows_per_shard))
     chosen = (
-        [whole[place] for place in sorted({int(at) for at in np.linspace(0, len(whole) - 1, wanted)})] if whole else []
+        [complete[place] for place in sorted({int(at) for at in np.linspace(0, len(complete) - 1, wanted)})]
+        if complete
+        else []
     )
     share = -(-rows // max(len(chosen), 1))
     for crop, start in chosen:
         stop = min(start + min(share, store.manifest.rows_per_shard), store.images)
-        crop_labels = store.read_rows(crop, range(start, stop))
+        crop_labels = store.reader.read_rows(crop, range(start, stop))
         yield _without_missing(crop_labels, np.isin(np.arange(start, stop), missing))
 
 
@@ -127,10 +129,10 @@ def _sizes(head: HeadInfo, sizes: dict[str, int], crops: int) -> dict[str, Any]:
         "bytes_per_crop": sum(held.values()) / max(crops, 1),
         "id_bytes_per_crop": held.get("ids", 0) / max(crops, 1),
         "raw_bytes_per_crop": (ids + 2) * head.k + 2 * len(head.temperatures),
-        "architecture": head.section.architecture,
-        "weight_hash": head.section.weight_hash,
-        "precision": head.section.precision,
-        "licence": head.section.licence,
+        "architecture": head.metadata.architecture,
+        "weight_hash": head.metadata.weight_hash,
+        "precision": head.metadata.precision,
+        "licence": head.metadata.licence,
     }
 
 
@@ -142,30 +144,32 @@ def _labels(store: LabelStore, head: HeadInfo, parts: list[tuple[np.ndarray, np.
     first = ids[:, 0]
     top, rest = probabilities(head, logp)
     mass, lost = stored_losses(top, rest, head.classes)
-    classes, counts = np.unique(first, return_counts=True)  # by what is there: there may be millions of classes
-    most = np.argsort(-counts, kind="stable")[:_MOST_SHOWN]
-    names = head.section.classes or {int(number): str(number) for number in classes[most]}
-    nat = float(entropy(top, rest, head.classes).mean())
+    classes, counts = np.unique(first, return_counts=True)  # of those that occur: there may be millions
+    most = np.argsort(-counts, kind="stable")[:_SHOWN_CLASSES]
+    names = head.metadata.classes or {int(number): str(number) for number in classes[most]}
+    entropy_nat = float(entropy(top, rest, head.classes).mean())
     return {
         "top1_probability": float(top[:, 0].mean()),
         "mass": float(mass[-1]),
         "mass_by_k": mass.tolist(),
         "kl_by_k": lost.tolist(),
-        "entropy_nat": nat,
-        "uninformative": why_uninformative(nat, head.classes, float(counts.max() / len(first))),
-        "encodings": _encodings(store, head, ids[:_ENCODED], logp[:_ENCODED]),
-        "bytes_by_k": _bytes_by_k(store, head, ids[:_ENCODED], logp[:_ENCODED]),
+        "entropy_nat": entropy_nat,
+        "uninformative": why_uninformative(entropy_nat, head.classes, float(counts.max() / len(first))),
+        "encodings": _encodings(store, head, ids[:_ENCODED_ROWS], logp[:_ENCODED_ROWS]),
+        "bytes_by_k": _bytes_by_k(store, head, ids[:_ENCODED_ROWS], logp[:_ENCODED_ROWS]),
         "classes_on_top": len(classes),
         "most_on_top": [[names[int(classes[place])], float(counts[place] / len(first))] for place in most],
-        "top1_counts": np.bincount(first, minlength=head.classes).tolist() if head.classes <= _COUNTS_UP_TO else [],
+        "top1_counts": np.bincount(first, minlength=head.classes).tolist()
+        if head.classes <= _MAX_COUNTED_CLASSES
+        else [],
     }
 
 
 def _encodings(store: LabelStore, head: HeadInfo, ids: np.ndarray, logp: np.ndarray) -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {**encodings(head, ids, logp, store.manifest.codec)}
-    if store.manifest.values == "gaps8":
-        # What the steps of 0.04 nat have cost cannot be told from the rows that are left.
-        found["gaps8"] |= {"kl": None, "kl_worst": None}
+    if store.manifest.values == "quantized8":
+        # The loss by steps of 0.04 nat cannot be computed from rows that were quantized already.
+        found["quantized8"] |= {"kl": None, "kl_worst": None}
     return found
 
 
@@ -174,40 +178,30 @@ def _bytes_by_k(store: LabelStore, head: HeadInfo, ids: np.ndarray, logp: np.nda
     ks = [*(k for k in _KS if k < head.k), head.k]
     found: dict[str, list[Any]] = {"k": ks}
     for k in ks:
-        smaller = replace(head, k=k)
-        for values, held in encodings(smaller, ids[:, :k], cut(head, logp, k), store.manifest.codec).items():
+        rows = topk.truncate(torch.from_numpy(logp), k, head.temperatures).numpy()
+        for values, held in encodings(replace(head, k=k), ids[:, :k], rows, store.manifest.codec).items():
             found.setdefault(values, []).append(held["bytes_per_crop"])
     return found
 
 
-def cut(head: HeadInfo, logp: np.ndarray, k: int) -> np.ndarray:
-    """Rows (R, k' + T) of values cut to their first k; what is dropped goes into each temperature's tail."""
-    kept, dropped, tails = logp[:, :k], logp[:, k : head.k].astype(np.float64), logp[:, head.k :].astype(np.float64)
-    parts = [
-        np.logaddexp.reduce(np.column_stack([tails[:, column], dropped / temperature]), axis=1)
-        for column, temperature in enumerate(head.temperatures)
-    ]
-    return np.column_stack([kept, *parts]).astype(logp.dtype)
+def _agreement(store: LabelStore, parts: list[CropLabels]) -> dict[str, dict[str, float]]:
+    """For each pair of teachers: mutual information of their top-1 classes, and how often they are the same.
 
-
-def _agreement(store: LabelStore, slabs: list[CropLabels]) -> dict[str, dict[str, float]]:
-    """For each two teachers: what one's top-1 tells of the other's, and how often they name the same class.
-
-    The first is mutual information, adjusted for chance: 0 nothing, 1 everything, whatever their classes are.
-    The second needs class lists that are the same.
+    Mutual information is adjusted for chance: 0 for independent, 1 for equivalent, whatever the classes are. The
+    other figure is there for equal lists of classes only.
     """
     from sklearn.metrics import adjusted_mutual_info_score
 
     found = {}
     for left, right in combinations(store.heads, 2):
         ids = [
-            np.concatenate([crop_labels.labels[name][0][:, 0] for crop_labels in slabs] or [np.empty(0)])
+            np.concatenate([crop_labels.labels[name][0][:, 0] for crop_labels in parts] or [np.empty(0)])
             for name in (left, right)
         ]
         if len(ids[0]) < 2:
             continue
         figures = {"mutual_information": float(adjusted_mutual_info_score(*ids))}
-        classes = [store.heads[name].section.classes for name in (left, right)]
+        classes = [store.heads[name].metadata.classes for name in (left, right)]
         if classes[0] and classes[0] == classes[1]:
             figures["same_class"] = float((ids[0] == ids[1]).mean())
         found[f"{left} / {right}"] = figures

@@ -1,8 +1,8 @@
-"""What storing k labels instead of all costs, in nat and in bytes: for a store's rows and for a sample of logits.
+"""Cost of storing k labels instead of all, in nat and in bytes: of a store's rows and of a sample of logits.
 
 A row truncated to its top k' is read as its k' probabilities with the rest of the mass spread evenly over the other
 classes; what is lost is KL(row || that). In a store the row itself ends at k, its tail spread the same way, so its
-loss at k' = k is zero and the figures say what a smaller k would have cost; a sample of logits tells of all classes.
+loss at k' = k is zero and the figures are those of a smaller k; a sample of logits has all classes.
 """
 
 from collections.abc import Sequence
@@ -60,7 +60,7 @@ def _entropy_term(mass: np.ndarray, classes: int | np.ndarray) -> np.ndarray:
 def truncation(
     logits: Tensor, temperatures: Sequence[float] = (1.0,), codec: Codec = "zstd", ks: Sequence[int] = KS
 ) -> dict[int, dict[str, Any]]:
-    """For each k what a sample of logits (B, C) says about storing it; a k above C counts as C.
+    """Mass, KL and size by k of a sample of logits (B, C); a k above C counts as C.
 
     Per k: `mass` (mean probability of the top k), `kl` and `kl_worst` (nat lost by truncation, mean and worst row),
     and for each encoding of the values `bytes_per_crop` (compressed, this head alone; a small sample compresses a
@@ -78,10 +78,10 @@ def truncation(
         spread = torch.log(outside.clamp(min=1e-300) / max(classes - k, 1))
         terms = torch.where(dropped.isinf(), 0.0, dropped.exp() * (dropped - spread[:, None]))
         lost = terms.sum(1).clamp(min=0)
-        section = TeacherMetadata(
+        metadata = TeacherMetadata(
             name="sample", model="", architecture="", weight_hash="", preprocessing={}, num_classes=classes
         )
-        head = HeadInfo("sample", classes, k, tuple(temperatures), section)
+        head = HeadInfo("sample", classes, k, tuple(temperatures), metadata)
         both = encodings(head, ids.cpu().numpy(), logp.cpu().numpy(), codec)
         mass = float(inside.mean())
         found[wanted] = {"mass": mass, "kl": float(lost.mean()), "kl_worst": float(lost.max()), **both}
@@ -100,7 +100,7 @@ def _encoded(head: HeadInfo, ids: np.ndarray, logp: np.ndarray, codec: Codec, va
     id_layout, value_layout = head_layouts(head, values)
     half = logp.astype(np.float16)
     stored, decoded, saturated = half, half, 0.0
-    if values == "gaps8":
+    if values == "quantized8":
         stored = quantize.encode(half[None], head.k, head.temperatures)[0]
         decoded = np.empty_like(half)
         quantize.decode(stored, head.k, head.classes, head.temperatures, decoded)

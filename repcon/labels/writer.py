@@ -1,81 +1,152 @@
-"""Puts a unit's shards and its marker in place, so that nobody who has lost the claim on the unit changes the result.
+"""Writes units so that a process that has lost its claim on one cannot change the result.
 
-A process that is stopped (a paused virtual machine, a stalled network disk) for longer than its claim lives goes on as
-if nothing had happened, while another has finished its unit. So the claim is looked at before every file and once more
-at the end. Only the file that was being put in place during the loss can lie over the other's: it is taken back unless
-the other's marker vouches for it. The order of all that leaves, at worst, a unit that counts as unfinished.
+A process that is suspended (a paused virtual machine, a stalled network disk) for longer than its claim lives continues
+as if nothing had happened, after another process has finished its unit. So the claim is checked before every file and
+once more at the end. Only the file that was being written during the loss can overwrite the other process's file: it is
+deleted unless the other's completion record lists it. The worst outcome is a unit that counts as unfinished.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
-from repcon.labels.completion import CompletionRecords, ShardFile, record_name, shard_file
-from repcon.labels.layout import Unit
-from repcon.labels.manifest import Manifest
-from repcon.labels.reader import chunk_crcs
+import numpy as np
+
+from repcon.labels.blocks import box_blocks, label_blocks
+from repcon.labels.commit import manifest_bytes
+from repcon.labels.completion import CompletionIndex, ShardFile, record_name, shard_file
+from repcon.labels.layout import HeadInfo, Unit, heads_of, shard_name
+from repcon.labels.manifest import MANIFEST, Manifest, label_identity, read_manifest
+from repcon.labels.shard_reader import chunk_crcs
+from repcon.labels.zarr_encoding import encode_shard
 from repcon.runtime.errors import UserError
 from repcon.runtime.filesystem import FileSystem
 
-_TRIES = 3
+_MAX_ATTEMPTS = 3
 
 
 class UnitClaim(Protocol):
     """A process's claim on a unit."""
 
     inherited: bool
-    """Whether it was taken over from a process that may come to life again."""
+    """Whether it was taken over from a process that may resume."""
 
     def is_held(self) -> bool:
-        """Whether it is still this process's."""
+        """Whether this process still holds it."""
         ...
 
 
 class LostClaimError(Exception):
-    """Another process has taken over the unit that was being written; what this one made of it is not needed."""
+    """Another process has taken over the unit that was being written; this process's labels are not needed."""
 
 
-class UnitWriter:
-    """Writes one unit. `claim` None: the caller is known to be alone with it."""
+class LabelWriter:
+    """Writes the units of a store."""
+
+    def __init__(
+        self,
+        files: FileSystem,
+        data: bytes,
+        manifest: Manifest,
+        heads: Mapping[str, HeadInfo],
+        completion: CompletionIndex,
+    ) -> None:
+        """`data` are the bytes of the manifest."""
+        self._files, self._manifest_bytes, self._manifest = files, data, manifest
+        self._heads, self._completion = heads, completion
+
+    def write(
+        self,
+        unit: Unit,
+        boxes: np.ndarray,
+        flips: np.ndarray,
+        labels: Mapping[str, tuple[np.ndarray, np.ndarray]],
+        missing: Mapping[int, str] | None = None,
+        claim: UnitClaim | None = None,
+    ) -> int:
+        """Writes a unit of m crops by r images: shards, fsync, then the completion record; returns the shards' bytes.
+
+        boxes (m, r, 4) uint16, flips (m, r) uint8, labels per head: ids (m, r, k) integers and logp (m, r, k + T)
+        float16. `missing` are rows of the store whose image could not be decoded, with the reason: their labels become
+        fill values. With a `claim`, nothing is written once another process has taken it over: raises LostClaimError.
+        Raises UserError on labels that no reader could trust (NaN, ids out of range, wrong shapes or dtypes) and on a
+        full disk.
+        """
+        missing = missing or {}
+        if outside := missing.keys() - set(unit.rows):
+            rows = f"{unit.rows.start} to {unit.rows.stop - 1}"
+            raise UserError(f"unit {unit.name}: missing row {min(outside)} is not one of its rows, {rows}")
+        is_missing = np.isin(np.arange(unit.rows.start, unit.rows.stop), list(missing))
+        if set(labels) != set(unit.heads):
+            raise UserError(f"unit {unit.name}: labels of {sorted(labels)}, but it is made of {sorted(unit.heads)}")
+        blocks = box_blocks(unit, boxes, flips) if unit.writes_boxes else []
+        for name in unit.heads:
+            blocks += label_blocks(self._manifest, unit, self._heads[name], *labels[name], is_missing)
+        shards, crop, row = [], unit.crops.start, unit.rows.start
+        for layout, block in blocks:
+            path = shard_name(self._manifest, layout, crop, row)
+            shards.append((path, encode_shard(self._manifest, layout, path, crop, row, block)))
+        writer = _UnitWriter(self._files, self._manifest, self._completion, unit, claim)
+        return writer.write(shards, missing, lambda: self._require_teachers(unit))
+
+    def _require_teachers(self, unit: Unit) -> None:
+        """Raises UserError where another run has replaced the teacher of one of the unit's heads."""
+        data = manifest_bytes(self._files)
+        if data != self._manifest_bytes:  # appending changes it too
+            heads = heads_of(read_manifest(data, f"{self._files.root}/{MANIFEST}"))
+            for name in unit.heads:
+                if label_identity(heads[name].metadata) != label_identity(self._heads[name].metadata):
+                    what = f"another run has put another teacher in the place of {name}; stop one"
+                    raise UserError(f"{self._files.root}: {what}")
+
+
+class _UnitWriter:
+    """Writes the files of one unit. `claim` None: no other process writes this unit."""
 
     def __init__(
         self,
         files: FileSystem,
         manifest: Manifest,
-        records: CompletionRecords,
+        completion: CompletionIndex,
         unit: Unit,
         claim: UnitClaim | None = None,
     ) -> None:
-        self._files, self._manifest, self._records, self._unit, self._claim = files, manifest, records, unit, claim
+        self._files, self._manifest, self._completion, self._unit, self._claim = (
+            files,
+            manifest,
+            completion,
+            unit,
+            claim,
+        )
 
     def write(
         self, shards: Sequence[tuple[str, bytes]], missing: Mapping[int, str], before_record: Callable[[], object]
     ) -> int:
-        """Writes shards (name, bytes) and then the marker; gives the shards' bytes.
+        """Writes shards (name, bytes) and then the completion record; returns the shards' bytes.
 
         `before_record` is called in between, and may raise. Raises LostClaimError, UserError.
         """
         depth = self._manifest.crops_per_shard
         written = {name: shard_file(data, chunk_crcs(data, depth)) for name, data in shards}
-        for _ in range(_TRIES):
-            # An earlier marker must not vouch for a mixture of its shards and these.
-            self._guarded("", lambda: self._records.remove(self._unit))
+        for _ in range(_MAX_ATTEMPTS):
+            # An earlier record must not vouch for a mixture of its shards and these.
+            self._guarded("", lambda: self._completion.remove(self._unit))
             for name, data in shards:
                 self._guarded(name, lambda name=name, data=data: self._files.write(name, data), written[name])
             before_record()
-            self._guarded(record_name(self._unit), lambda: self._records.put(self._unit, missing, written))
-            if self._is_whole(written):
+            self._guarded(record_name(self._unit), lambda: self._completion.put(self._unit, missing, written))
+            if self._is_complete(written):
                 return sum(shard.bytes for shard in written.values())
         what = f"unit {self._unit.name}: its files change while they are written"
         raise UserError(f"{self._files.root}: {what}; end other processes that write to this store, and run it again")
 
-    def _is_whole(self, written: Mapping[str, ShardFile]) -> bool:
-        """Whether all is in place; read back where the claim's former owner may have written meanwhile."""
+    def _is_complete(self, written: Mapping[str, ShardFile]) -> bool:
+        """Whether all files are as written; their content is read back where the former owner may have written too."""
         if self._claim is None or not self._claim.inherited:
             return all(self._files.size(name) == shard.bytes for name, shard in written.items())
-        return all(self._is_in_place(name, shard) for name, shard in written.items())
+        return all(self._is_intact(name, shard) for name, shard in written.items())
 
     def _guarded(self, name: str, put: Callable[[], object], shard: ShardFile | None = None) -> None:
-        """Puts a file in place between two looks at the claim."""
+        """Calls `put` between two checks of the claim."""
         if self._claim is None:
             put()
             return
@@ -83,24 +154,24 @@ class UnitWriter:
             raise LostClaimError(self._unit.name)
         put()
         if not self._claim.is_held():
-            self._take_back(name, shard)
+            self._roll_back(name, shard)
             raise LostClaimError(self._unit.name)
 
-    def _take_back(self, name: str, shard: ShardFile | None) -> None:
-        """Leaves nothing that no marker vouches for: `name` may have been put over the file of the unit's new owner."""
+    def _roll_back(self, name: str, shard: ShardFile | None) -> None:
+        """Deletes what was written after the loss unless a record lists it: it may have replaced the owner's file."""
         try:
-            record = self._records.get_anew(self._unit)
+            record = self._completion.reload(self._unit)
         except UserError:
             record = None
         if shard is not None:
             vouched = record is not None and record.files.get(name) == shard
-            if not vouched and self._is_in_place(name, shard):
+            if not vouched and self._is_intact(name, shard):
                 self._files.delete(name)
-        elif record is not None and not all(self._is_in_place(*pair) for pair in record.files.items()):
-            self._records.remove(self._unit)
+        elif record is not None and not all(self._is_intact(*pair) for pair in record.files.items()):
+            self._completion.remove(self._unit)
 
-    def _is_in_place(self, name: str, shard: ShardFile) -> bool:
-        """Whether the file holds what was written."""
+    def _is_intact(self, name: str, shard: ShardFile) -> bool:
+        """Whether the file has the content that was written."""
         if self._files.size(name) != shard.bytes:
             return False
         try:

@@ -1,7 +1,7 @@
-"""The part of a store that zarr-python writes: array metadata and the bytes of a shard.
+"""Array metadata and shards as zarr-python encodes them.
 
-Shards are encoded in memory and put in place by `runtime.filesystem`, because zarr-python does not fsync; the markers'
-hashes then cost no second reading. Same input, same bytes.
+Shards are encoded in memory and written by `runtime.filesystem`, because zarr-python does not fsync; their hashes for
+the completion records are computed on the way. Same input, same bytes.
 """
 
 import json
@@ -20,7 +20,7 @@ from repcon.config import Codec
 from repcon.labels.layout import Layout, layouts_of
 from repcon.labels.manifest import Manifest
 
-# Chunks are encoded and decoded in parallel by threads of their own; blosc's shared pool would serialise them.
+# Chunks are encoded and decoded by several threads at once, which blosc's shared pool would serialise.
 numcodecs.blosc.use_threads = False
 
 # Bytes that blosc compresses as one: with zstd, larger blocks are smaller and faster (113 B per crop at 256 KiB, 116
@@ -30,7 +30,7 @@ BLOCK_BYTES = {"zstd": 2**18, "lz4": 2**17}
 LEVELS = {"zstd": 2, "lz4": 5}
 
 METADATA_NAMES = ("zarr.json", ".zarray", ".zgroup", ".zattrs", ".zmetadata")
-"""Files by which a reader of zarr 3 or 2 knows an array or a group."""
+"""FileSystem by which a reader of zarr 3 or 2 knows an array or a group."""
 
 
 def metadata_of(manifest: Manifest) -> Iterator[tuple[str, bytes]]:
@@ -53,13 +53,13 @@ def array_metadata(manifest: Manifest, layout: Layout) -> bytes:
 
 
 _CODECS = {"sharding_indexed", "bytes", "blosc", "crc32c"}
-"""What a store's arrays are encoded with; `bytes` has an order of its own, which is compared too."""
-_WITHOUT_MEANING = {"attributes": {}, "storage_transformers": [], "consolidated_metadata": None}
+"""The codecs of a store's arrays; the order in `bytes` is compared too."""
+_NO_OPS = {"attributes": {}, "storage_transformers": [], "consolidated_metadata": None}
 """Fields that some versions of zarr write and others leave out."""
 
 
 def metadata_problems(manifest: Manifest, read: Callable[[str], bytes]) -> Iterator[str]:
-    """Every `zarr.json` from which plain zarr would read something else than what the manifest says.
+    """Every `zarr.json` that plain zarr would read differently than the manifest says.
 
     `read` gives a file's bytes by its name, and raises OSError.
     """
@@ -70,19 +70,17 @@ def metadata_problems(manifest: Manifest, read: Callable[[str], bytes]) -> Itera
         yield f"{name}: the manifest lists no hash for it"
     for name, content in wanted.items():
         try:
-            held = _strictly(read(name))
+            held = _parse_strict_json(read(name))
         except (OSError, ValueError, RecursionError) as error:
             yield f"{name}: cannot be read by every zarr ({getattr(error, 'strerror', None) or f'not JSON: {error}'})"
             continue
-        if not _reads_alike(held, json.loads(content)):
-            yield f"{name}: plain zarr would read it otherwise than the manifest says ({_unlike(held, content)})"
+        if not _is_equivalent(held, json.loads(content)):
+            fields = _differing_fields(held, content)
+            yield f"{name}: plain zarr would read it otherwise than the manifest says ({fields})"
 
 
-def _strictly(data: bytes) -> Any:
-    """JSON that all readers understand alike: UTF-8 without a byte order mark, each key once, no NaN as a number.
-
-    Raises ValueError.
-    """
+def _parse_strict_json(data: bytes) -> Any:
+    """Parses JSON that every parser reads alike. Raises ValueError for a byte order mark, repeated keys, NaN."""
 
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         if len(found := dict(pairs)) < len(pairs):
@@ -95,29 +93,25 @@ def _strictly(data: bytes) -> Any:
     return json.loads(data.decode("utf-8"), object_pairs_hook=once, parse_constant=no_constant)
 
 
-def _reads_alike(held: Any, wanted: Mapping[str, Any]) -> bool:
+def _is_equivalent(held: Any, wanted: Mapping[str, Any]) -> bool:
     if not isinstance(held, Mapping):
         return False
-    bare = [
-        {
-            key: value
-            for key, value in each.items()
-            if _WITHOUT_MEANING.get(key, value) != value or key not in _WITHOUT_MEANING
-        }
+    reduced = [
+        {key: value for key, value in each.items() if _NO_OPS.get(key, value) != value or key not in _NO_OPS}
         for each in (held, wanted)
     ]
-    if _same(*bare):
+    if _same(*reduced):
         return True
     if held.get("node_type") != "array" or wanted["node_type"] != "array" or not _codecs_of(held) <= _CODECS:
         return False
     try:  # as another version of zarr prints it
-        return _same(*(ArrayV3Metadata.from_dict(dict(each)).to_dict() for each in bare))
+        return _same(*(ArrayV3Metadata.from_dict(dict(each)).to_dict() for each in reduced))
     except Exception:  # zarr raises many things for what is no metadata
         return False
 
 
 def _same(one: Any, other: Any) -> bool:
-    """Equal, and of the same types: to Python 1, 1.0 and true are equal."""
+    """Whether both are equal and of the same types; in Python 1, 1.0 and True are equal."""
     return json.dumps(one, sort_keys=True, default=str) == json.dumps(other, sort_keys=True, default=str)
 
 
@@ -132,7 +126,7 @@ def _codecs_of(value: Any) -> set[str]:
     return found
 
 
-def _unlike(held: Any, content: bytes) -> str:
+def _differing_fields(held: Any, content: bytes) -> str:
     """The fields that differ."""
     wanted = json.loads(content)
     if not isinstance(held, Mapping):
@@ -144,9 +138,9 @@ def _unlike(held: Any, content: bytes) -> str:
 
 
 def encode_shard(manifest: Manifest, layout: Layout, name: str, crop: int, row: int, block: np.ndarray) -> bytes:
-    """The bytes of the file `name`, the shard whose first element is (crop, row); `block` fills it whole.
+    """The bytes of the file `name`, the shard whose first element is (crop, row).
 
-    `block` has the shape that the layout gives for its crops and images.
+    `block` has all its elements, in the shape that the layout gives for its crops and images.
     """
     held: dict[str, Buffer] = {}
     array = _create(manifest, layout, held)
@@ -157,14 +151,14 @@ def encode_shard(manifest: Manifest, layout: Layout, name: str, crop: int, row: 
 
 
 def compressed_bytes(codec: Codec, layout: Layout, chunk: np.ndarray) -> int:
-    """What one chunk's array takes in a store, without its share of the shard's index."""
+    """Compressed size of a chunk, without its share of the shard's index."""
     shuffle = {"shuffle": numcodecs.blosc.SHUFFLE, "bitshuffle": numcodecs.blosc.BITSHUFFLE}[layout.shuffle]
     data = np.ascontiguousarray(chunk, layout.dtype)
     return len(numcodecs.blosc.compress(data, codec.encode(), LEVELS[codec], shuffle, BLOCK_BYTES[codec])) + 4
 
 
 def _create(manifest: Manifest, layout: Layout, held: dict[str, Buffer]) -> zarr.Array:
-    """The array, empty, with its files in `held`."""
+    """An empty array whose files are in `held`."""
     codec, rows = manifest.codec, manifest.rows_per_shard
     blosc = BloscCodec(cname=codec, clevel=LEVELS[codec], shuffle=layout.shuffle, blocksize=BLOCK_BYTES[codec])
     names = ("crop", "slot", "image") if layout.slots_first else ("crop", "image", "slot")
@@ -179,6 +173,6 @@ def _create(manifest: Manifest, layout: Layout, held: dict[str, Buffer]) -> zarr
         filters=None,
         compressors=[blosc, Crc32cCodec()],
         dimension_names=names[: len(shape)],
-        # Chunks that are all poison are written too: a chunk that is absent is damage.
+        # Chunks of fill values only are written too: an absent chunk is damage.
         config={"write_empty_chunks": True},
     )

@@ -40,7 +40,7 @@ def mean_heads(folders: Sequence[str], heads: Mapping[str, HeadInfo]) -> dict[st
         _require_same_teachers(folder, heads)
         held = heads_by_teacher(folder)
         for name, head in heads.items():
-            if (key := (head.section.weight_hash, head.classes)) in held:
+            if (key := (head.metadata.weight_hash, head.classes)) in held:
                 found.setdefault(name, []).append(held[key])
     return {
         name: (torch.stack([weight for weight, _ in parts]).mean(0), torch.stack([bias for _, bias in parts]).mean(0))
@@ -51,10 +51,10 @@ def mean_heads(folders: Sequence[str], heads: Mapping[str, HeadInfo]) -> dict[st
 def _require_same_teachers(folder: str, heads: Mapping[str, HeadInfo]) -> None:
     for name, (weight_hash, classes) in teachers_of(folder).items():
         wanted = heads.get(name)
-        if wanted is None or (wanted.section.weight_hash, wanted.classes) == (weight_hash, classes):
+        if wanted is None or (wanted.metadata.weight_hash, wanted.classes) == (weight_hash, classes):
             continue
         differ = f"{classes} classes, weights {weight_hash[:16] or 'unknown'}"
-        own = f"{wanted.classes} classes, weights {wanted.section.weight_hash[:16]}"
+        own = f"{wanted.classes} classes, weights {wanted.metadata.weight_hash[:16]}"
         raise UserError(
             f"{FIELD}: {folder}: its head {name} is of another teacher ({differ}) than the store's ({own}); "
             "leave the student out, or train it again on this store"

@@ -122,13 +122,13 @@ def build_student(
     own = classifier if isinstance(classifier, nn.Linear) else None
     for name, head in heads.items():
         member = (teachers or {}).get(name)
-        of_student = (earlier or {}).get(name) or of_backbone.get((head.section.weight_hash, head.classes))
+        of_student = (earlier or {}).get(name) or of_backbone.get((head.metadata.weight_hash, head.classes))
         if of_student:
             student.start_head(name, *of_student)
         elif member is not None:
             if member.classifier is not None:
                 student.start_head(name, member.classifier.weight, member.classifier.bias)
-        elif own is not None and not shares and head.section.weight_hash == own_hash:
+        elif own is not None and not shares and head.metadata.weight_hash == own_hash:
             student.start_head(name, own.weight, own.bias)
     return student
 

@@ -29,12 +29,12 @@ class Teacher:
     name: str
     module: nn.Module
     preprocessing: Preprocessing
-    section: TeacherMetadata
+    metadata: TeacherMetadata
 
     @property
     def dtype(self) -> torch.dtype:
         """The dtype of its weights and inputs."""
-        return DTYPES[self.section.precision]
+        return DTYPES[self.metadata.precision]
 
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
         """(B, 3, S, S) uint8 pixels to (B, C) float32 logits."""
@@ -47,7 +47,7 @@ class Teacher:
         Raises UserError naming the teacher where its module fails, or gives anything else.
         """
         who = f"teacher {self.name}"
-        shape = (len(inputs), self.section.num_classes)
+        shape = (len(inputs), self.metadata.num_classes)
         return require_logits_of(asked(self.module, inputs, who), shape, who).float()
 
 
@@ -69,7 +69,7 @@ def load(config: TeacherConfig, device: str | torch.device) -> Teacher:
     own = getattr(module, "class_names", None) if custom.is_factory(config.model) else None
     if own is not None and (not hasattr(own, "__len__") or len(own)):
         classes = parse_class_names(own, count, f"teacher {config.name}: {config.model}: class_names")
-    section = TeacherMetadata(
+    metadata = TeacherMetadata(
         name=config.name,
         model=config.model,
         architecture=architecture_of(module),
@@ -87,64 +87,66 @@ def load(config: TeacherConfig, device: str | torch.device) -> Teacher:
         require_compiler(device)
         # On a CPU weights become constants: batch norms go into convolutions, which compiling alone leaves apart.
         module.compile(options={"freezing": torch.device(device).type == "cpu"})
-    return Teacher(name=config.name, module=module, preprocessing=preprocessing, section=section)
+    return Teacher(name=config.name, module=module, preprocessing=preprocessing, metadata=metadata)
 
 
-def from_section(section: TeacherMetadata, device: str | torch.device, *, model: str = "") -> Teacher:
+def load_from_metadata(metadata: TeacherMetadata, device: str | torch.device, *, model: str = "") -> Teacher:
     """Loads the teacher that a store names; refuses other weights, preprocessing or classes than it was made with.
 
-    model: where the teacher lies now, in place of the section's word for it, see `require_named`.
+    model: where the teacher lies now, in place of the metadata's word for it, see `require_named`.
     """
     config = TeacherConfig(
-        name=section.name,
-        model=model or section.model,
-        size=require_named(section, model),
-        precision=section.precision,  # pyright: ignore[reportArgumentType]
-        licence=section.licence,
+        name=metadata.name,
+        model=model or metadata.model,
+        size=require_named(metadata, model),
+        precision=metadata.precision,  # pyright: ignore[reportArgumentType]
+        licence=metadata.licence,
     )
     try:
         teacher = load(config, device)
     except UserError as error:
         if model:
             raise
-        hint = f"if it lies elsewhere here, name that: --models {section.name}=MODEL"
+        hint = f"if it lies elsewhere here, name that: --models {metadata.name}=MODEL"
         raise UserError(f"{error}; {hint}") from error
-    require_same(section, teacher.section, config.model)
+    require_same(metadata, teacher.metadata, config.model)
     return teacher
 
 
-def require_same(section: TeacherMetadata, found: TeacherMetadata, model: str) -> None:
+def require_same(metadata: TeacherMetadata, found: TeacherMetadata, model: str) -> None:
     """Raises UserError naming the first field in which `model` is not the teacher that made the labels."""
     for field in ("architecture", "weight_hash", "num_classes", "classes", "preprocessing"):
-        held, given = getattr(section, field), getattr(found, field)
+        held, given = getattr(metadata, field), getattr(found, field)
         if held != given:
             what = f"{field} is {str(given)[:80]} now and {str(held)[:80]} in the store"
-            raise UserError(f"teacher {section.name}: {model} is not the model that made the labels: {what}")
+            raise UserError(f"teacher {metadata.name}: {model} is not the model that made the labels: {what}")
 
 
-def require_named(section: TeacherMetadata, model: str = "") -> int:
+def require_named(metadata: TeacherMetadata, model: str = "") -> int:
     """The input side of a store's teacher. Raises UserError for what a store's own word is not enough for.
 
     That is to run code, to download a model, and to take inputs of a side that nobody labels with; `model` is what
     the user says instead, and may be all of it.
     """
-    who = f"teacher {section.name}"
-    if custom.is_factory(section.model) and not model:
-        hint = f"a store's own word is not enough to run code; verify runs it with --models {section.name}=…"
-        raise UserError(f"{who}: its model {section.model} is a function; {hint}")
-    place = section.model.removeprefix("local-dir:")
+    who = f"teacher {metadata.name}"
+    if custom.is_factory(metadata.model) and not model:
+        hint = f"a store's own word is not enough to run code; verify runs it with --models {metadata.name}=…"
+        raise UserError(f"{who}: its model {metadata.model} is a function; {hint}")
+    place = metadata.model.removeprefix("local-dir:")
     here = place.startswith((PACKAGE, ".", "/", "~")) or ("/" in place and ":" not in place)
     if not (model or here or Path(place).is_dir()):
-        hint = f"a store's own word is not enough to download it; --models {section.name}={section.model} does"
-        raise UserError(f"{who}: its model {section.model} is neither a folder here nor an installed package; {hint}")
-    if section.precision not in DTYPES:
-        raise UserError(f"{who}: the store gives its precision as {section.precision!r}; there are {', '.join(DTYPES)}")
-    if "size" not in section.preprocessing:
+        hint = f"a store's own word is not enough to download it; --models {metadata.name}={metadata.model} does"
+        raise UserError(f"{who}: its model {metadata.model} is neither a folder here nor an installed package; {hint}")
+    if metadata.precision not in DTYPES:
+        raise UserError(
+            f"{who}: the store gives its precision as {metadata.precision!r}; there are {', '.join(DTYPES)}"
+        )
+    if "size" not in metadata.preprocessing:
         hint = "so its crops cannot be made again; verify without --pack"
         raise UserError(f"{who}: its preprocessing names no input size, {hint}")
-    side, most = section.preprocessing["size"], LARGEST_SIDE if model else TRUSTED_SIDE
+    side, most = metadata.preprocessing["size"], LARGEST_SIDE if model else TRUSTED_SIDE
     if type(side) is not int or not 1 <= side <= most:
-        hint = f"verify takes up to {LARGEST_SIDE:,} with --models {section.name}=…"
+        hint = f"verify takes up to {LARGEST_SIDE:,} with --models {metadata.name}=…"
         raise UserError(f"{who}: the store gives its input as {str(side)[:20]} pixels, not 1 to {most:,}; {hint}")
     return side
 

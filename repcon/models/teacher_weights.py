@@ -28,7 +28,7 @@ class Found:
 
 
 def find(
-    sections: Sequence[TeacherMetadata],
+    teacher_metadata: Sequence[TeacherMetadata],
     backbone: nn.Module,
     *,
     size: int,
@@ -43,18 +43,18 @@ def find(
     """
     kind = architecture_of(backbone)
     found = Found(members={}, other_architecture={}, not_found={})
-    for section in sections:
-        if section.architecture != kind:
-            found.other_architecture[section.name] = section.architecture
+    for metadata in teacher_metadata:
+        if metadata.architecture != kind:
+            found.other_architecture[metadata.name] = metadata.architecture
             continue
         try:
-            model = _load(section, models.get(section.name, ""), folder)
+            model = _load(metadata, models.get(metadata.name, ""), folder)
         except _NotFoundError as error:
-            found.not_found[section.name] = str(error)
+            found.not_found[metadata.name] = str(error)
             continue
-        require_finite(section.name, model)
-        set_input_size(model, section.model, size, now=int(section.preprocessing["size"]))
-        found.members[section.name] = as_member(model, size)
+        require_finite(metadata.name, model)
+        set_input_size(model, metadata.model, size, now=int(metadata.preprocessing["size"]))
+        found.members[metadata.name] = as_member(model, size)
     return found
 
 
@@ -62,19 +62,19 @@ class _NotFoundError(Exception):
     """A teacher's weights are in none of the places."""
 
 
-def _load(section: TeacherMetadata, named: str, folder: Path | None) -> nn.Module:
+def _load(metadata: TeacherMetadata, named: str, folder: Path | None) -> nn.Module:
     """The teacher in float32, from the first place whose weights are those that made the labels."""
-    if custom.is_factory(section.model) and not named:
-        raise _NotFoundError(f"its model is a function; --models {section.name}={section.model} runs it")
+    if custom.is_factory(metadata.model) and not named:
+        raise _NotFoundError(f"its model is a function; --models {metadata.name}={metadata.model} runs it")
     refused: UserError | None = None
     missing = ""
-    for place in [named] if named else _places(section.model, folder):
+    for place in [named] if named else _places(metadata.model, folder):
         if not named and ":" in place.removeprefix("local-dir:").removeprefix(PACKAGE):
-            hint = f"a store's own word is not enough to download it; --models {section.name}={place} does"
+            hint = f"a store's own word is not enough to download it; --models {metadata.name}={place} does"
             missing = missing or f"its model is {place}; {hint}"
             continue
-        size = int(section.preprocessing.get("size", 0))
-        config = TeacherConfig(name=section.name, model=place, size=size, licence=section.licence)
+        size = int(metadata.preprocessing.get("size", 0))
+        config = TeacherConfig(name=metadata.name, model=place, size=size, licence=metadata.licence)
         try:
             teacher = teachers.load(config, "cpu")
         except UserError as error:
@@ -83,13 +83,13 @@ def _load(section: TeacherMetadata, named: str, folder: Path | None) -> nn.Modul
             missing = missing or str(error)
             continue
         try:
-            teachers.require_same(section, teacher.section, place)
+            teachers.require_same(metadata, teacher.metadata, place)
         except UserError as error:
             refused = refused or error
             continue
         return teacher.module
     if refused is not None:
-        hint = f"--models {section.name}=MODEL names the right one, init = 'backbone' does without"
+        hint = f"--models {metadata.name}=MODEL names the right one, init = 'backbone' does without"
         raise UserError(f"{refused}; {hint}")
     raise _NotFoundError(missing)
 

@@ -36,7 +36,7 @@ def check_teacher_consistency(context: PrecomputeContext, todo: list[Unit]) -> N
 
 def _ask_again(context: PrecomputeContext, teacher: Teacher, unit: Unit) -> None:
     rows, crop = unit.rows[:CROPS], unit.crops.start
-    stored = context.store.read_rows(crop, rows, [teacher.name])
+    stored = context.store.reader.read_rows(crop, rows, [teacher.name])
     ids, logp = stored.labels[teacher.name]
     with closing(open_loader("reference", context.pack, [teacher.preprocessing.size])) as loader:
         pixels = {
@@ -49,7 +49,7 @@ def _ask_again(context: PrecomputeContext, teacher: Teacher, unit: Unit) -> None
     with torch.compiler.set_stance("force_eager"):  # else it would be compiled for this batch size as well
         logits = teacher(images).cpu()
     found = compare(context.store.heads[teacher.name], ids[places], logp[places], logits)
-    if found["kl"] > MAX_KL[teacher.section.precision]:
+    if found["kl"] > MAX_KL[teacher.metadata.precision]:
         what = "it answers otherwise than when the store's labels were made"
         much = f"KL {found['kl']:.2g} nat on {len(places)} crops"
         hint = "bring back the network, function and library versions of that run, or name another OUT"

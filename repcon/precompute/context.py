@@ -15,7 +15,8 @@ from repcon.labels.store import LabelStore, Unit
 from repcon.models import teacher as teachers
 from repcon.models.teacher import Teacher
 from repcon.precompute.batching import find_batch_size
-from repcon.precompute.output_store import open_or_create_store
+from repcon.precompute.output_store import open_or_create_store, with_store_settings
+from repcon.precompute.teacher_paths import locate
 from repcon.runtime.device import choose
 from repcon.runtime.errors import UserError
 
@@ -35,35 +36,33 @@ class PrecomputeContext:
 
         Raises UserError where one of them was to be answered for by a further teacher as well, which is not named.
         """
-        left = self.store.unfinished([unit for unit in self.store.units() if set(unit.heads) & self.names])
+        left = self.store.completion.unfinished([unit for unit in self.store.units() if set(unit.heads) & self.names])
         if beside := sorted({name for unit in left for name in unit.heads} - self.names):
             what = f"units that are not finished need {', '.join(beside)} as well"
             raise UserError(f"{self.store.url}: {what}; name all of them in the recipe")
         return left
 
-    def left(self, units: list[Unit]) -> list[Unit]:
-        """Those of the units that nobody has finished yet: looks at these only."""
-        return [unit for unit in units if not self.store.is_done(unit)]
+    def unfinished(self, units: list[Unit]) -> list[Unit]:
+        """Those of the units that no process has finished; checks only these."""
+        return [unit for unit in units if not self.store.completion.is_done(unit)]
 
     @property
     def names(self) -> set[str]:
         """The recipe's teachers."""
         return {teacher.name for teacher in self.teachers}
 
-    def total_crops(self) -> int:
-        """Crops of all units, finished or not, that this recipe's teachers answer for."""
-        return sum(crops_of(unit) for unit in self.store.units() if set(unit.heads) <= self.names)
+    def has_boxes(self, unit: Unit) -> bool:
+        """Whether the unit writes its boxes itself, or the unit that does is finished."""
+        return unit.writes_boxes or self.store.completion.is_done(self._box_unit(unit))
 
-    def boxes_are_there(self, unit: Unit) -> bool:
-        """Whether the unit draws its boxes itself, or the unit that did is finished."""
-        return unit.writes_boxes or self.store.is_done(self._drawn_by(unit))
+    def units_of_missing_boxes(self, units: list[Unit]) -> list[Unit]:
+        """The unfinished units of other recipes that have to write the boxes of these units."""
+        drawing = {unit.name: unit for unit in map(self._box_unit, units)}.values()
+        return [
+            unit for unit in drawing if not set(unit.heads) <= self.names and not self.store.completion.is_done(unit)
+        ]
 
-    def awaited(self, units: list[Unit]) -> list[Unit]:
-        """The units of other recipes that are to draw the boxes of these, and have not."""
-        drawing = {unit.name: unit for unit in map(self._drawn_by, units)}.values()
-        return [unit for unit in drawing if not set(unit.heads) <= self.names and not self.store.is_done(unit)]
-
-    def _drawn_by(self, unit: Unit) -> Unit:
+    def _box_unit(self, unit: Unit) -> Unit:
         manifest, crop, row = self.store.manifest, unit.crops.start, unit.rows.start
         return unit_at(manifest, part_of(manifest, None, crop), crop, row)
 
@@ -78,10 +77,20 @@ def check(config: PrecomputeConfig) -> None:
     if wrong := next((name for name in names if not HEAD_NAME.fullmatch(name)), None):
         raise UserError(f"teachers: {wrong!r} is no name for a head; use letters, digits, `-` and `_`, 64 at most")
     crop_plan.check(config.crop)
-    require_least(config, crops=1, k=1, batch_size=0, num_workers=0, rows_per_shard=0, processes=0)
+    require_least(config, crops=0, k=0, batch_size=0, num_workers=0, rows_per_shard=0, processes=0)
     for teacher in config.teachers:
         if teacher.size < 0:
             raise UserError(f"teacher {teacher.name}: size {teacher.size} makes no sense; 0 takes the model's own")
+
+
+def resolve(config: PrecomputeConfig) -> PrecomputeConfig:
+    """The recipe with its open settings taken from the store, and its teachers' relative folders found.
+
+    Raises UserError naming every teacher whose folder does not exist.
+    """
+    models = locate({teacher.name: teacher.model for teacher in config.teachers}, config.out, "--teachers")
+    teachers = tuple(replace(teacher, model=models[teacher.name]) for teacher in config.teachers)
+    return with_store_settings(replace(config, teachers=teachers))
 
 
 def load(
@@ -102,12 +111,13 @@ def load(
 
 
 def set_up(config: PrecomputeConfig, device: str = "") -> PrecomputeContext:
-    """Pack, teachers and store; the store is made, or compared with the recipe and extended."""
-    nearby = ReadAheadPack if "://" in config.pack else ImagePack
-    pack, loaded, place = load(config, device, pack_type=nearby)
+    """Loads pack and teachers, and opens the store; it is created, or compared with the recipe and extended."""
+    config = resolve(config)
+    pack_type = ReadAheadPack if "://" in config.pack else ImagePack
+    pack, loaded, place = load(config, device, pack_type=pack_type)
     size = config.batch_size or find_batch_size(loaded, place)
-    # Last: what fails before it leaves no store behind.
-    store = open_or_create_store(config, pack, [teacher.section for teacher in loaded])
+    # Last, so that a failure before it leaves no store behind.
+    store = open_or_create_store(config, pack, [teacher.metadata for teacher in loaded])
     return PrecomputeContext(
         config=replace(config, batch_size=size), pack=pack, store=store, teachers=loaded, device=place
     )
@@ -124,8 +134,3 @@ def _absolute(path: str, *, must_be: bool = False) -> str:
     if "://" in path or (must_be and not Path(path).expanduser().is_dir()):
         return path
     return str(Path(path).expanduser().absolute())
-
-
-def crops_of(unit: Unit) -> int:
-    """Crops in a unit, all images together."""
-    return len(unit.crops) * len(unit.rows)

@@ -25,7 +25,7 @@ class Step:
     work: WorkUnit
     images: np.ndarray
     pixels: dict[int, torch.Tensor]
-    completes: bool
+    is_last: bool
     """Whether these are the unit's last images."""
 
 
@@ -33,7 +33,7 @@ class Step:
 class _Drawn:
     work: WorkUnit
     request: CropRequest
-    last: bool
+    is_last: bool
 
 
 class Decoding:
@@ -129,4 +129,4 @@ class Decoding:
 
 
 def _step(drawn: _Drawn, images: np.ndarray, pixels: dict[int, torch.Tensor]) -> Step:
-    return Step(work=drawn.work, images=images, pixels=pixels, completes=drawn.last)
+    return Step(work=drawn.work, images=images, pixels=pixels, is_last=drawn.is_last)

@@ -55,7 +55,7 @@ class TeacherEnsemble:
         self._teachers, self._k, self._temperatures = tuple(teachers), k, tuple(temperatures)
         self._device, self._on_warning = device, on_warning
         self._checked: set[str] = set()
-        self._samples = {teacher.name: torch.empty(0, teacher.section.num_classes) for teacher in teachers}
+        self._samples = {teacher.name: torch.empty(0, teacher.metadata.num_classes) for teacher in teachers}
 
     def __call__(self, pixels: Pixels, heads: Sequence[str]) -> Answers:
         """Pixels (B, 3, S, S) uint8 for each side S to the labels of the teachers that `heads` names."""
@@ -73,7 +73,7 @@ class TeacherEnsemble:
                 images = there[teacher.preprocessing.size]
                 inputs[key] = normalise(images, teacher.preprocessing, teacher.dtype)
             # A module of the user's may change its input in place, which other teachers are still to see.
-            own = keys.count(key) > 1 and is_factory(teacher.section.model)
+            own = keys.count(key) > 1 and is_factory(teacher.metadata.model)
             given = inputs[key].clone() if own else inputs[key]
             first = None if teacher.name in self._checked else given[:COMPANY_ROWS].clone()
             logits = teacher.answer(given)

@@ -8,12 +8,13 @@ from typing import Any, get_args
 import numpy as np
 import torch
 
-from repcon.config import PrecomputeConfig, Values
+from repcon.config import Codec, PrecomputeConfig, Values
 from repcon.crops.plan import CropPlan, plan
 from repcon.decode.factory import open_loader
 from repcon.images.pack import ImagePack
 from repcon.labels.informative import warn_uninformative, why_uninformative
 from repcon.labels.layout import BOX, FLIP
+from repcon.labels.store import StoreSpec
 from repcon.labels.truncation import KS, truncation
 from repcon.labels.zarr_encoding import compressed_bytes
 from repcon.models.answers import require_logits
@@ -31,43 +32,53 @@ SAMPLE_SECONDS = 30.0
 
 
 def estimate(
-    config: PrecomputeConfig, pack: ImagePack, teachers: Sequence[Teacher], device: torch.device
+    config: PrecomputeConfig,
+    spec: StoreSpec,
+    pack: ImagePack,
+    teachers: Sequence[Teacher],
+    device: torch.device,
+    *,
+    unlabelled: int,
 ) -> dict[str, Any]:
-    """Labels some images, spread over the pack, and prints what all of them would take; writes nothing."""
-    depth = min(config.crops, 8)
+    """Labels some images, spread over the pack, and prints what all of them would take; writes nothing.
+
+    unlabelled: crops that the teachers still have to answer, of those that the spec asks for.
+    """
+    depth = min(spec.crops, 8)
     count = min(len(pack), max(1, SAMPLE_CROPS // depth))
     rows = np.unique(np.linspace(0, len(pack) - 1, count).astype(np.int64))
     np.random.default_rng(0).shuffle(rows)  # so that the sample spans the pack where time runs out
     planned = plan(config.crop, pack.hashes[rows], pack.sizes[rows], range(depth))
     logits, crops_per_second, waited_share = _sample(config, pack, teachers, device, rows, planned)
-    total = len(pack) * config.crops
-    box_bytes = _box_bytes(config, planned)
+    total = len(pack) * spec.crops
+    box_bytes = _box_bytes(spec.codec, planned)
     found: dict[str, Any] = {
         "sampled_crops": len(next(iter(logits.values()))),
         "total_crops": total,
+        "unlabelled_crops": unlabelled,
         "crops_per_second": round(crops_per_second, 3),
         "waited_share": round(waited_share, 4),
-        "seconds": round(total / crops_per_second, 1),
+        "seconds": round(unlabelled / crops_per_second, 1),
         "box_bytes_per_crop": round(box_bytes, 2),
         "teachers": {},
         "uninformative": {},
     }
-    ks = sorted({*KS, config.k})
+    ks = sorted({*KS, spec.k})
     for teacher in teachers:
         name, answers = teacher.name, logits[teacher.name]
         require_logits(answers, teacher.dtype, f"teacher {name}")
         if answers.isnan().any():
             remedy = "try precision fp32, or look at its weights"
             raise UserError(f"teacher {name}: its answer is not a number (NaN); {remedy}")
-        found["teachers"][name] = truncation(answers, config.temperatures, config.codec, ks)
+        found["teachers"][name] = truncation(answers, spec.temperatures, spec.codec, ks)
         found["uninformative"][name] = _uninformative(answers)
 
     def encoded(k: int, values: Values) -> dict[str, float]:
         return _encoding([head[k][values] for head in found["teachers"].values()], box_bytes, total)
 
-    found["bytes"] = {k: encoded(k, config.values)["bytes"] for k in ks}
-    found["encodings"] = {values: encoded(config.k, values) for values in get_args(Values)}
-    _show(config, found)
+    found["bytes"] = {k: encoded(k, spec.values)["bytes"] for k in ks}
+    found["encodings"] = {values: encoded(spec.k, values) for values in get_args(Values)}
+    _show(spec, found)
     return found
 
 
@@ -132,30 +143,32 @@ def _logits(teacher: Teacher, device: torch.device, pixels: Pixels) -> torch.Ten
     return teacher(pixels[teacher.preprocessing.size].to(device)).cpu()
 
 
-def _box_bytes(config: PrecomputeConfig, planned: CropPlan) -> float:
+def _box_bytes(codec: Codec, planned: CropPlan) -> float:
     """Bytes per crop of boxes and flips, compressed as the store would."""
-    boxes = compressed_bytes(config.codec, BOX, planned.boxes[0])
-    return (boxes + compressed_bytes(config.codec, FLIP, planned.flips[0])) / planned.flips.shape[1]
+    boxes = compressed_bytes(codec, BOX, planned.boxes[0])
+    return (boxes + compressed_bytes(codec, FLIP, planned.flips[0])) / planned.flips.shape[1]
 
 
-def _show(config: PrecomputeConfig, found: dict[str, Any]) -> None:
+def _show(spec: StoreSpec, found: dict[str, Any]) -> None:
     title = f"What k costs and loses: KL in nat (mass kept); sample of {found['sampled_crops']:,} crops"
     table = narrow_table(title, "k", ["bytes/crop", "store", *found["teachers"]])
     for k, size in found["bytes"].items():
         cells = [f"{head[k]['kl']:.4f}\n[dim]({head[k]['mass']:.4f})[/]" for head in found["teachers"].values()]
         sizes = (f"{size / found['total_crops']:.1f}", format_bytes(size))
-        table.add_row(str(k), *sizes, *cells, style="bold green" if k == config.k else "")
+        table.add_row(str(k), *sizes, *cells, style="bold green" if k == spec.k else "")
     console.print(table)
     for values, held in found["encodings"].items():
         size = f"{held['bytes_per_crop']:.1f} bytes/crop, {format_bytes(held['bytes'])}"
         lost = f"the encoding itself loses {held['kl']:.1e} nat, {held['kl_worst']:.1e} at most"
-        chosen = " (chosen)" if values == config.values else ""
-        saturated = f", {100 * held['saturated']:.1f} % of the gaps saturated" if values == "gaps8" else ""
-        console.print(f"k = {config.k}, values = {values}{chosen}: {size}; {lost}{saturated}", highlight=False)
+        chosen = " (chosen)" if values == spec.values else ""
+        saturated = f", {100 * held['saturated']:.1f} % of the gaps saturated" if values == "quantized8" else ""
+        console.print(f"k = {spec.k}, values = {values}{chosen}: {size}; {lost}{saturated}", highlight=False)
     for name, reason in found["uninformative"].items():
         if reason:
             warn_uninformative(name, reason)
     rate = f"{found['crops_per_second']:,.1f} crops/s, the teachers waiting {100 * found['waited_share']:.0f} %"
     duration = format_duration(found["seconds"])
-    console.print(f"{found['total_crops']:,} crops at {rate}: about [bold]{duration}[/] in one process here")
+    crops, total = found["unlabelled_crops"], found["total_crops"]
+    what = f"{total:,} crops" if crops == total else f"the {crops:,} of {total:,} crops that are left,"
+    console.print(f"{what} at {rate}: about [bold]{duration}[/] in one process here")
     console.print("nothing was written", style="dim")

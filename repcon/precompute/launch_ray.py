@@ -1,53 +1,50 @@
-"""Units as tasks on Ray actors that hold the teachers; those that die, or whose node does, are replaced.
+"""Worker processes on a Ray cluster: one actor per slot, which does what a local worker process does.
 
-The driver only hands out names of units. Claims (`repcon.precompute.work_queue`) keep two actors off one unit, so that
-the driver may die and be started again, and processes started by hand may help.
+Claims (`repcon.precompute.work_queue`) divide the units among the actors, so the driver only starts them, replaces
+those that die and passes their events on. It may die and be started again, and processes started by hand may help.
 """
 
 import logging
 import socket
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any
 
-from repcon.labels.store import LabelStore, Unit
+from repcon.precompute.launch_local import WorkerSlot
+from repcon.precompute.progress import Event
+from repcon.runtime.console import console
 from repcon.runtime.errors import UserError
 
 REPLACEMENTS = 3
 """How many times each actor may die, with no unit finished in between, before the run gives up."""
-_ROUND_SECONDS = 1.0
+_POLL_SECONDS = 1.0
 _GROW_SECONDS = 15.0
 _CONNECT_SECONDS = 10.0
+_DRAIN_SECONDS = 10.0
+"""How long the driver waits for the last events once all units are in the store."""
 
-
-class Worker(Protocol):
-    """What an actor holds."""
-
-    def label(self, unit: Unit) -> Any:
-        """Labels a unit and gives what is to be reported; None where another process has it now."""
-        ...
+Worker = Callable[..., None]
+"""`worker(*arguments, slot, on_event)`, which returns when no unit is left to do anywhere."""
 
 
 def run(
     address: str,
-    make: Callable[..., Worker],
+    worker: Worker,
     arguments: Sequence[Any],
     *,
-    store: LabelStore,
-    units: Sequence[Unit],
+    units: int,
     device: str,
     per_node: int,
-    take: Callable[[Any], None],
+    on_event: Callable[[Event], None],
 ) -> None:
-    """Labels the units on the cluster at `address` (`auto`: the one that runs here).
+    """Runs the worker on the cluster at `address` (`auto`: the one on this machine) until no unit is left.
 
-    `make(*arguments, threads)` builds a worker inside its actor. One actor per GPU, or `per_node` on each node
-    without. Raises UserError where there is no cluster, and with a worker's own UserError.
+    One actor per GPU, or `per_node` on each node without, and at most one per unit. Raises UserError where there is
+    no cluster, and with a worker's own UserError.
     """
     ray = _connect(address)
     try:
-        _Driver(ray, make, arguments, store, units, device, per_node, take).run()
+        _Driver(ray, worker, arguments, units, device, per_node, on_event).run()
     finally:
         ray.shutdown()
 
@@ -59,7 +56,7 @@ def _connect(address: str) -> Any:
         raise UserError("ray: Ray is not installed: pip install 'repcon[ray]'") from error
     host, _, port = address.removeprefix("ray://").rpartition(":")
     try:
-        if host and port.isdigit():  # Ray itself would go on asking an address where nobody listens for minutes.
+        if host and port.isdigit():  # Ray itself retries an address where nobody listens for minutes.
             socket.create_connection((host.strip("[]"), int(port)), _CONNECT_SECONDS).close()
         ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
     except (OSError, RuntimeError, ValueError) as error:
@@ -69,103 +66,88 @@ def _connect(address: str) -> Any:
 
 
 class _Driver:
-    """Hands out units until the store has them all."""
+    """Keeps an actor on every slot of the cluster until one of them finds that nothing is left to do."""
 
     def __init__(
         self,
         ray: Any,
-        make: Callable[..., Worker],
+        worker: Worker,
         arguments: Sequence[Any],
-        store: LabelStore,
-        units: Sequence[Unit],
+        units: int,
         device: str,
         per_node: int,
-        take: Callable[[Any], None],
+        on_event: Callable[[Event], None],
     ) -> None:
-        self._ray, self._make, self._arguments, self._store, self._take = ray, make, arguments, store, take
-        self._device, self._per_node = device, per_node
-        self._left = {unit.name: unit for unit in units}
-        self._pending = deque(self._left)
-        self._actors: list[Any] = []
-        self._running: dict[Any, tuple[Any, str]] = {}
+        self._ray, self._worker, self._arguments, self._on_event = ray, worker, arguments, on_event
+        self._units, self._device, self._per_node = units, device, per_node
+        self._runs: dict[Any, Any] = {}
+        """The actor of each running task."""
+        self._polls: dict[Any, Any] = {}
+        """The actor of each pending request for events."""
         self._grown = float("-inf")
-        self._places = 1
+        self._slots = 1
         self._deaths = 0
 
     def run(self) -> None:
-        while self._left:
-            self._grow()
-            self._hand_out()
-            ready, _ = self._ray.wait(list(self._running), timeout=_ROUND_SECONDS)
-            if not [ref for ref in ready if self._finish(ref)]:
-                time.sleep(_ROUND_SECONDS if ready else 0)
-                self._look()
-        # A unit may be seen in the store before its own task has answered; a lost node's task never will.
-        ready, _ = self._ray.wait(list(self._running), num_returns=len(self._running) or 1, timeout=_ROUND_SECONDS)
-        for ref in ready:
-            self._finish(ref)
+        finished = False
+        while not finished:
+            self._start_actors()
+            pending = [*self._runs, *self._polls]
+            ready, _ = self._ray.wait(pending, num_returns=len(pending), timeout=_POLL_SECONDS)
+            for ref in ready:
+                finished = self._collect(ref) or finished
+        # All units are in the store. The task of a lost node will never end.
+        deadline = time.monotonic() + _DRAIN_SECONDS
+        while (pending := [*self._runs, *self._polls]) and time.monotonic() < deadline:
+            ready, _ = self._ray.wait(pending, timeout=_POLL_SECONDS)
+            for ref in ready:
+                self._collect(ref)
 
-    def _grow(self) -> None:
-        """An actor for every place that the cluster has by now: nodes may join at any time."""
+    def _start_actors(self) -> None:
+        """Starts an actor on every free slot of the cluster; nodes may join at any time."""
         if time.monotonic() - self._grown < _GROW_SECONDS:
             return
         self._grown = time.monotonic()
         nodes = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
         gpus = [int(node.get("GPU", 0)) for node in nodes] if self._device != "cpu" else [0]
         cores = int(min((node["CPU"] for node in nodes if node.get("CPU")), default=1))
-        share = max(1, cores // (max(gpus, default=0) or self._per_node))
-        wanted = sum(gpus) or self._per_node * sum(1 for node in nodes if node.get("CPU"))
-        self._places = min(max(wanted, 1), len(self._left))
-        # Not restarted by Ray, which would go on for ever with a unit that kills its process.
-        needs = {"num_gpus": 1, "num_cpus": 1} if any(gpus) else {"num_cpus": share}
-        kind = self._ray.remote(_Actor).options(**needs, max_restarts=0, max_task_retries=0)
-        for _ in range(len(self._actors), self._places):
-            self._actors.append(kind.remote(self._make, self._arguments, share))
+        threads = max(1, cores // (max(gpus, default=0) or self._per_node))
+        slots = sum(gpus) or self._per_node * sum(1 for node in nodes if node.get("CPU"))
+        self._slots = min(max(slots, 1), self._units)
+        # Not restarted by Ray, which would repeat a unit that kills its process for ever.
+        needs = {"num_gpus": 1, "num_cpus": 1} if any(gpus) else {"num_cpus": threads}
+        kind = self._ray.remote(_Actor).options(**needs, max_concurrency=2, max_restarts=0, max_task_retries=0)
+        slot = WorkerSlot(gpu=0 if any(gpus) else None, threads=threads)
+        for _ in range(len(self._runs), self._slots):
+            actor = kind.remote()
+            self._runs[actor.run.remote(self._worker, self._arguments, slot)] = actor
+            self._polls[actor.poll.remote()] = actor
 
-    def _hand_out(self) -> None:
-        """Gives each idle actor a unit; when none is pending, one that is under way elsewhere.
-
-        Its claim keeps the actor off as long as its owner lives. So a unit does not wait for a node that is lost.
-        """
-        busy = {id(actor) for actor, _ in self._running.values()}
-        for actor in self._actors:
-            if id(actor) not in busy and (name := self._next()) is not None:
-                self._running[actor.label.remote(self._left[name])] = actor, name
-
-    def _next(self) -> str | None:
-        while self._pending:
-            name = self._pending.popleft()
-            if name in self._left:
-                return name
-        running = [name for _, name in self._running.values()]
-        return min((name for name in running if name in self._left), key=running.count, default=None)
-
-    def _finish(self, ref: Any) -> bool:
-        """Takes a task's answer; False where its unit is in another's hands, or its actor has died."""
-        actor, name = self._running.pop(ref)
+    def _collect(self, ref: Any) -> bool:
+        """Passes on what the task gave; True where it is a worker that has found nothing left to do."""
+        is_poll = ref in self._polls
+        actor = self._polls.pop(ref) if is_poll else self._runs.pop(ref)
         try:
-            answer = self._ray.get(ref)
+            events = self._ray.get(ref)
         except self._ray.exceptions.RayTaskError as error:
             if isinstance(error.cause, UserError):
                 raise UserError(str(error.cause)) from error
             raise
         except self._ray.exceptions.RayError as error:
-            self._replace(actor, error)
-            answer = None
-        if answer is None:
-            if name in self._left and not any(name == other for _, other in self._running.values()):
-                self._pending.append(name)
+            if not is_poll:  # the actor's run reports its death
+                self._count_death(error)
             return False
-        self._deaths = 0
-        self._left.pop(name, None)
-        self._take(answer)
-        return True
+        for event in events:
+            self._deaths = 0 if event.unit else self._deaths
+            self._on_event(event)
+        if is_poll and actor in self._runs.values():
+            self._polls[actor.poll.remote()] = actor
+        return not is_poll
 
-    def _replace(self, dead: Any, error: Exception) -> None:
-        """Has another actor take the dead one's place. Raises UserError where nothing else happens any more."""
-        self._actors = [actor for actor in self._actors if actor is not dead]
+    def _count_death(self, error: Exception) -> None:
+        """Lets another actor be started. Raises UserError where nothing else happens any more."""
         self._deaths += 1
-        if self._deaths > REPLACEMENTS * self._places:
+        if self._deaths > REPLACEMENTS * self._slots:
             reason = " ".join(str(error).split())
             hint = "what was finished is kept; mend that, or start fewer per node (processes)"
             raise UserError(
@@ -173,27 +155,25 @@ class _Driver:
             ) from error
         self._grown = float("-inf")
 
-    def _look(self) -> None:
-        """Drops units whose task is out but which others (by hand, or an actor of a lost node) have finished.
-
-        Those that nobody is on yet are looked at when their turn comes: a look at all would cost more with each.
-        """
-        for _, name in self._running.values():
-            if name in self._left and self._store.is_done(self._left[name]):
-                del self._left[name]
-
 
 class _Actor:
-    """A process of the cluster."""
+    """A worker process of the cluster: `run` works in one thread, `poll` gives its events in another."""
 
-    def __init__(self, make: Callable[..., Worker], arguments: Sequence[Any], threads: int) -> None:
-        self._worker: Worker | None = None
-        try:
-            self._worker = make(*arguments, threads)
-        except UserError as error:  # Ray would bury it in the story of an actor that died; a task's it hands on.
-            self._failed = error
+    def __init__(self) -> None:
+        self._events: list[Event] = []
 
-    def label(self, unit: Unit) -> Any:
-        if self._worker is None:
-            raise self._failed
-        return self._worker.label(unit)
+    def run(self, worker: Worker, arguments: Sequence[Any], slot: WorkerSlot) -> list[Event]:
+        """Runs the worker; returns the events that `poll` has not given."""
+        console.quiet = True
+        worker(*arguments, slot, self._events.append)
+        return self._take_events()
+
+    def poll(self) -> list[Event]:
+        """The events since the last call, after a second."""
+        time.sleep(_POLL_SECONDS)
+        return self._take_events()
+
+    def _take_events(self) -> list[Event]:
+        taken = self._events[:]
+        del self._events[: len(taken)]
+        return taken

@@ -1,52 +1,76 @@
-"""The store that a recipe writes to: a new one, one to be resumed, or one that gets more teachers or crops."""
+"""The store that a recipe writes to: created, resumed, or extended by teachers or crops."""
 
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from repcon.config import PrecomputeConfig
+from repcon.config import CropConfig, PrecomputeConfig, parse
 from repcon.images.pack import ImagePack
-from repcon.labels.commit import complete, take_over
-from repcon.labels.manifest import MANIFEST, label_identity
-from repcon.labels.store import LabelStore, StoreSpec, TeacherMetadata
+from repcon.labels.commit import complete, manifest_bytes, take_over
+from repcon.labels.manifest import MANIFEST, label_identity, read_manifest
+from repcon.labels.store import LabelStore, StoreSpec, TeacherMetadata, Unit
 from repcon.precompute.work_queue import Claim, Leases
 from repcon.runtime.console import console
 from repcon.runtime.errors import UserError
 from repcon.runtime.filesystem import open_filesystem
 
+NEW_STORE: dict[str, Any] = {"crops": 8, "k": 16, "temperatures": (1.0,), "codec": "zstd", "values": "float16"}
+"""What a recipe that leaves these settings open gets in a new store."""
+
 
 def run_folder(out: str) -> Path:
-    """Where the command's own records lie: `labels.zarr.run` beside the store; in the working folder for a URL."""
+    """Folder of the command's own records: `labels.zarr.run` beside the store; in the working folder for a URL."""
     plain = out.rstrip("/")
     return Path(plain.rsplit("/", 1)[-1] + ".run" if "://" in plain else plain + ".run")
 
 
 def lease_folder(out: str) -> str:
-    """Where the claims on the store's units lie: beside the store, so that every machine that writes it sees them."""
+    """Folder of the claims on the store's units: beside the store, so that every machine that writes it sees them."""
     return out.rstrip("/") + ".leases"
 
 
-def open_or_create_store(config: PrecomputeConfig, pack: ImagePack, sections: Sequence[TeacherMetadata]) -> LabelStore:
-    """Opens or makes the store, and appends what it does not hold yet; one process at a time.
+def with_store_settings(config: PrecomputeConfig) -> PrecomputeConfig:
+    """The recipe with the settings that it leaves open taken from the store at `out`, or those of a new store."""
+    _require_folder(config.out)
+    settings = NEW_STORE
+    files = open_filesystem(config.out)
+    if files.size(MANIFEST) is not None:
+        manifest = read_manifest(manifest_bytes(files), f"{files.root}/{MANIFEST}")
+        settings = {name: getattr(manifest, name) for name in NEW_STORE}
+        if config.crop == CropConfig():
+            recipe = parse(CropConfig, manifest.crop_recipe, f"{files.root}/{MANIFEST}: crop_recipe")
+            config = dataclasses.replace(config, crop=recipe)
+    is_open = [name for name in NEW_STORE if getattr(config, name) in (0, (), "auto")]
+    return dataclasses.replace(config, **{name: settings[name] for name in is_open})
+
+
+def _require_folder(out: str) -> None:
+    if "://" not in out and Path(out).is_file():
+        raise UserError(f"{out} is a file; name a folder for the store")
+
+
+def open_or_create_store(
+    config: PrecomputeConfig, pack: ImagePack, teacher_metadata: Sequence[TeacherMetadata]
+) -> LabelStore:
+    """Opens or creates the store, and appends what it lacks; one process at a time.
 
     Raises UserError naming the field in which the recipe differs from what the store was made for.
     """
-    if "://" not in config.out and Path(config.out).is_file():
-        raise UserError(f"{config.out} is a file; name a folder for the store")
-    with Leases(lease_folder(config.out), on_wait=_on_warning) as leases, leases.hold("store") as claim:
+    with Leases(lease_folder(config.out), on_wait=_warn) as leases, leases.hold("store") as claim:
         if claim.inherited:
             take_over(open_filesystem(config.out))
         if open_filesystem(config.out).size(MANIFEST) is None:
-            return LabelStore.create(config.out, spec_of(config, pack, sections), claim.is_held)
-        return _grown(config, pack, sections, leases, claim)
+            return LabelStore.create(config.out, spec_of(config, pack, teacher_metadata), claim.is_held)
+        return _extended(config, pack, teacher_metadata, leases, claim)
 
 
-def _on_warning(message: str) -> None:
+def _warn(message: str) -> None:
     console.print(message, style="yellow", markup=False, highlight=False, soft_wrap=True)
 
 
-def spec_of(config: PrecomputeConfig, pack: ImagePack, sections: Sequence[TeacherMetadata]) -> StoreSpec:
-    """What a recipe asks of its store."""
+def spec_of(config: PrecomputeConfig, pack: ImagePack, teacher_metadata: Sequence[TeacherMetadata]) -> StoreSpec:
+    """The store that a recipe without open settings asks for."""
     return StoreSpec(
         pack_fingerprint=pack.fingerprint,
         images=len(pack),
@@ -54,48 +78,65 @@ def spec_of(config: PrecomputeConfig, pack: ImagePack, sections: Sequence[Teache
         crop_recipe=dataclasses.asdict(config.crop),
         k=config.k,
         temperatures=config.temperatures,
-        teachers=tuple(sections),
+        teachers=tuple(teacher_metadata),
         rows_per_shard=config.rows_per_shard,
-        codec=config.codec,
-        values=config.values,
+        codec=config.codec,  # pyright: ignore[reportArgumentType]
+        values=config.values,  # pyright: ignore[reportArgumentType]
     )
 
 
-def _grown(
-    config: PrecomputeConfig, pack: ImagePack, sections: Sequence[TeacherMetadata], leases: Leases, claim: Claim
+def unlabelled_crops(config: PrecomputeConfig, spec: StoreSpec) -> dict[str, int]:
+    """Crops, all images together, that each teacher of the spec still has to answer."""
+    everything = {teacher.name: spec.images * spec.crops for teacher in spec.teachers}
+    if open_filesystem(config.out).size(MANIFEST) is None:
+        return everything
+    store = LabelStore.open(config.out)
+    unfinished = store.completion.unfinished()
+    more = spec.images * max(spec.crops - store.crops, 0)
+    left = {name: sum(crops_of(unit) for unit in unfinished if name in unit.heads) + more for name in store.heads}
+    return {name: left.get(name, crops) for name, crops in everything.items()}
+
+
+def crops_of(unit: Unit) -> int:
+    """Crops in a unit, all images together."""
+    return len(unit.crops) * len(unit.rows)
+
+
+def _extended(
+    config: PrecomputeConfig, pack: ImagePack, teacher_metadata: Sequence[TeacherMetadata], leases: Leases, claim: Claim
 ) -> LabelStore:
-    """The store that is there, compared in all that both have, with the recipe's further teachers and crops added."""
-    # A change that was cut short: what the store holds is known after it only.
+    """The existing store, checked against the recipe and extended by the recipe's further teachers and crops."""
+    # An interrupted change is completed first: it may add teachers or crops.
     complete(open_filesystem(config.out), claim.is_held)
     held = LabelStore.open(config.out)
     held.require_pack(pack.fingerprint, len(pack))
-    for section in sections:
-        _replace(held, section, leases, claim)
-    named = {section.name: section for section in sections}
+    for metadata in teacher_metadata:
+        _replace_unfinished(held, metadata, leases, claim)
+    named = {metadata.name: metadata for metadata in teacher_metadata}
     more_crops = config.crops > held.crops
     spec = dataclasses.replace(
-        spec_of(config, pack, [named.get(name, head.section) for name, head in held.heads.items()]),
+        spec_of(config, pack, [named.get(name, head.metadata) for name, head in held.heads.items()]),
         crops=held.crops if more_crops else config.crops,
     )
     store = LabelStore.create(config.out, spec, claim.is_held)
-    absent = [name for name in store.heads if name not in named]
-    if more_crops and absent:
+    unnamed = [name for name in store.heads if name not in named]
+    if more_crops and unnamed:
         grown = f"it has {held.crops} crops of each image, the recipe asks for {config.crops}"
         hint = f"name them all, or crops = {held.crops}"
-        raise UserError(f"{config.out}: {grown}; that takes every teacher, also {', '.join(absent)}; {hint}")
+        raise UserError(f"{config.out}: {grown}; that takes every teacher, also {', '.join(unnamed)}; {hint}")
     if more_crops:
         store.require_growth(config.crops)
-    store.append_teachers(sections, claim.is_held)
+    store.append_teachers(teacher_metadata, claim.is_held)
     if more_crops:
         store.append_crops(config.crops, claim.is_held)
     return store
 
 
-def _replace(store: LabelStore, section: TeacherMetadata, leases: Leases, claim: Claim) -> None:
-    """A teacher whose first run failed before it finished anything gives its name to the mended one."""
-    head = store.heads.get(section.name)
-    if head is None or label_identity(head.section) == label_identity(section):
+def _replace_unfinished(store: LabelStore, metadata: TeacherMetadata, leases: Leases, claim: Claim) -> None:
+    """Replaces a teacher of this name whose run failed before it finished a unit."""
+    head = store.heads.get(metadata.name)
+    if head is None or label_identity(head.metadata) == label_identity(metadata):
         return
-    units = [unit for unit in store.units() if section.name in unit.heads]
-    if len(store.unfinished(units)) == len(units) and all(leases.is_free(unit.name) for unit in units):
-        store.replace_teacher(section, claim.is_held)
+    units = [unit for unit in store.units() if metadata.name in unit.heads]
+    if len(store.completion.unfinished(units)) == len(units) and all(leases.is_free(unit.name) for unit in units):
+        store.replace_teacher(metadata, claim.is_held)

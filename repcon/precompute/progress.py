@@ -2,7 +2,6 @@
 
 import threading
 import time
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,37 +30,25 @@ class Event:
     written_bytes: int = 0
     missing: tuple[tuple[str, str], ...] = ()
     """Images that could not be decoded: key and reason."""
+    missing_crops: int = 0
+    """Crops of these images, which no teacher answers."""
     remaining_crops: int | None = None
-    """Crops of units that nobody has finished yet, as the store says."""
+    """Crops of the units that no process has finished."""
     note: str = ""
     """A message for the user."""
 
 
-def merged(events: Iterable[Event]) -> Event:
-    """The sum of some events."""
-    held = list(events)
-    return Event(
-        images=sum(event.images for event in held),
-        crops=sum(event.crops for event in held),
-        seconds=sum(event.seconds for event in held),
-        waited_seconds=sum(event.waited_seconds for event in held),
-        unit=", ".join(event.unit for event in held if event.unit),
-        written_bytes=sum(event.written_bytes for event in held),
-        missing=tuple(image for event in held for image in event.missing),
-        note="; ".join(event.note for event in held if event.note),
-    )
-
-
 class Display:
-    """One progress line for all workers, and `metrics.jsonl`; `take` may be called from any thread."""
+    """One progress line for all workers, and `metrics.jsonl`; `on_event` may be called from any thread.
 
-    def __init__(self, record: RunDir, *, total_crops: int, remaining_crops: int) -> None:
-        self._record, self._total = record, total_crops
+    The line counts crops that were answered since the start, of `crops` that the store lacked then.
+    """
+
+    def __init__(self, record: RunDir, *, crops: int) -> None:
+        self._record, self._total = record, crops
         self._bars = progress()
-        self._task = self._bars.add_task(
-            "precompute", total=total_crops, completed=total_crops - remaining_crops, unit="crops", note=""
-        )
-        self._resumed = total_crops - remaining_crops
+        self._task = self._bars.add_task("precompute", total=crops, unit="crops", note="")
+        self._others_crops = self._missing_crops = 0
         self._lock = threading.Lock()
         self._started = self._logged = time.monotonic()
         self.images = self.crops = self.units = self.written_bytes = 0
@@ -75,7 +62,7 @@ class Display:
     def __exit__(self, *exception: object) -> None:
         self._bars.stop()
 
-    def take(self, event: Event) -> None:
+    def on_event(self, event: Event) -> None:
         """Adds an event to the totals, shows and logs it."""
         with self._lock:
             self.images += event.images
@@ -83,31 +70,33 @@ class Display:
             self._seconds += event.seconds
             self._waited += event.waited_seconds
             self.written_bytes += event.written_bytes
+            self._missing_crops += event.missing_crops
             if event.note:
                 self._bars.console.print(event.note, style="yellow", markup=False, soft_wrap=True)
                 self._record.log("note", text=event.note)
             for key, reason in event.missing:
-                self._say_missing(key, reason)
+                self._report_missing(key, reason)
             if event.unit:
                 self.units += 1
                 self._record.log("unit", unit=event.unit, written_bytes=event.written_bytes, **self._rates())
             self._advance(event)
 
     def _advance(self, event: Event) -> None:
-        done = self._resumed + self.crops
-        if event.remaining_crops is not None and done < self._total - event.remaining_crops:
-            self._resumed = self._total - event.remaining_crops - self.crops
-            done = self._total - event.remaining_crops
+        if event.remaining_crops is not None:
+            finished = self._total - event.remaining_crops - self._missing_crops
+            # Processes that were started by another command have answered the rest.
+            self._others_crops = max(self._others_crops, finished - self.crops)
         rates = self._rates()
         # Short: the line has to fit 80 columns beside crops, crops/s and the time left.
         note = f"{rates['images_per_second']:,.1f} images/s, {100 * rates['waited_share']:.0f} % waiting"
         note += f", {self.written_bytes / 1e6:,.1f} MB"
-        self._bars.update(self._task, completed=done, note=note)
+        done, total = self.crops + self._others_crops, self._total - self._missing_crops
+        self._bars.update(self._task, completed=done, total=total, note=note)
         if time.monotonic() - self._logged > _LOG_SECONDS:
             self._logged = time.monotonic()
             self._record.log("progress", images=self.images, crops=self.crops, **rates)
 
-    def _say_missing(self, key: str, reason: str) -> None:
+    def _report_missing(self, key: str, reason: str) -> None:
         self.missing.append((key, reason))
         self._record.log("missing", image=key, reason=reason)
         if len(self.missing) <= _SHOWN_MISSING:

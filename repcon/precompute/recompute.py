@@ -1,6 +1,7 @@
 """Asks a store's teachers again about a sample of its crops, through any loader, and compares with what is stored."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -10,10 +11,12 @@ from repcon.config import VerifyConfig, named_values
 from repcon.decode.base import CropRequest
 from repcon.decode.factory import LIBRARIES, open_loader
 from repcon.images.pack import ImagePack
+from repcon.labels import topk
 from repcon.labels.layout import HeadInfo
-from repcon.labels.store import CropLabels, LabelStore
+from repcon.labels.store import CropLabels, LabelStore, TeacherMetadata
 from repcon.labels.truncation import bucket_kl
 from repcon.models import teacher as teachers
+from repcon.precompute.teacher_paths import locate
 from repcon.runtime.console import console, progress
 from repcon.runtime.device import choose
 from repcon.runtime.errors import UserError
@@ -32,7 +35,9 @@ def rerun(store: LabelStore, pack: ImagePack, config: VerifyConfig) -> dict[str,
     """
     device = choose(config.device)
     models = named_values("models", config.models, "NAME=MODEL", store.heads)
-    sides = {name: teachers.require_named(head.section, models.get(name, "")) for name, head in store.heads.items()}
+    metadata = find_teachers(store, models)
+    models = {name: metadata[name].model for name in models}
+    sides = {name: teachers.require_named(metadata[name], models.get(name, "")) for name in store.heads}
     request, stored = draw(store, config.sample, config.seed)
     sizes = sorted(set(sides.values()))
     pixels = {}
@@ -44,7 +49,7 @@ def rerun(store: LabelStore, pack: ImagePack, config: VerifyConfig) -> dict[str,
         answers = len(store.heads) * len(pixels) * len(request.images)
         task = bar.add_task("teachers again", total=answers, unit="crops", note="")
         for name, head in store.heads.items():
-            teacher = teachers.from_section(head.section, device, model=models.get(name, ""))
+            teacher = teachers.load_from_metadata(metadata[name], device, model=models.get(name, ""))
             side = sides[name]
             found[name] = {}
             for kind, decoded in pixels.items():
@@ -58,13 +63,25 @@ def rerun(store: LabelStore, pack: ImagePack, config: VerifyConfig) -> dict[str,
     return found
 
 
+def find_teachers(store: LabelStore, models: Mapping[str, str]) -> dict[str, TeacherMetadata]:
+    """The metadata of the store's teachers, with relative folders resolved; `models` are those that the user names.
+
+    Raises UserError naming every teacher whose folder does not exist.
+    """
+    named = {name: models.get(name, head.metadata.model) for name, head in store.heads.items()}
+    found = locate(named, store.url, "--models")
+    return {name: replace(head.metadata, model=found[name]) for name, head in store.heads.items()}
+
+
 def draw(store: LabelStore, count: int, seed: int) -> tuple[CropRequest, CropLabels]:
     """A seeded sample of the store's crops, one per image, and what is stored for them; missing rows are left out."""
     generator = np.random.default_rng(seed)
-    rows = np.setdiff1d(np.arange(store.images), store.missing)
+    rows = np.setdiff1d(np.arange(store.images), store.completion.missing_rows())
     rows = np.sort(generator.choice(rows, min(count, len(rows)), replace=False))
     crops = generator.integers(0, store.crops, len(rows))
-    parts = [store.read_rows(int(crop), range(int(row), int(row) + 1)) for crop, row in zip(crops, rows, strict=True)]
+    parts = [
+        store.reader.read_rows(int(crop), range(int(row), int(row) + 1)) for crop, row in zip(crops, rows, strict=True)
+    ]
     if not parts:
         raise UserError(f"{store.url}: every image of this store is missing; there is nothing to compare")
     labels = {
@@ -108,9 +125,7 @@ def compare(head: HeadInfo, ids: np.ndarray, logp: np.ndarray, logits: torch.Ten
     that loses most."""
     chosen = torch.from_numpy(ids.astype(np.int64))
     exact = logits.float().log_softmax(1)
-    outside = exact.scatter(1, chosen, float("-inf"))
-    tails = [(outside / temperature).logsumexp(1, keepdim=True) for temperature in head.temperatures]
-    fresh = torch.cat([exact.gather(1, chosen), *tails], 1).numpy()
+    fresh = topk.select(exact, chosen, head.temperatures).numpy()
     temperatures = enumerate(head.temperatures)
     lost = np.stack([bucket_kl(logp, fresh, head.k, index, temperature) for index, temperature in temperatures])
     agreement = _agreement(ids, logp, exact.numpy())

@@ -32,7 +32,7 @@ class WorkUnit:
             planned = plan(recipe, pack.hashes[rows], pack.sizes[rows], list(unit.crops))
             self.boxes, self.flips = planned.boxes, planned.flips
         else:
-            self.boxes, self.flips = store.boxes(unit.crops, unit.rows)
+            self.boxes, self.flips = store.reader.boxes(unit.crops, unit.rows)
         shape = (len(unit.crops), len(unit.rows))
         self.missing: dict[int, str] = {}
         """Rows of the pack whose image could not be decoded, with the reason."""
@@ -70,4 +70,4 @@ class WorkUnit:
 
     def write(self, claim: UnitClaim) -> int:
         """Writes the finished unit into the store; gives its bytes. Raises LostClaimError, as `LabelStore.write`."""
-        return self._store.write(self.unit, self.boxes, self.flips, self._labels, self.missing, claim)
+        return self._store.writer.write(self.unit, self.boxes, self.flips, self._labels, self.missing, claim)

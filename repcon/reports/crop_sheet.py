@@ -57,7 +57,7 @@ def sheet(pack_url: str, store_url: str) -> list[SheetImage]:
     """
     pack, store = ImagePack.open(pack_url), LabelStore.open(store_url)
     store.require_pack(pack.fingerprint, len(pack))
-    usable = np.setdiff1d(np.arange(store.images), store.missing)
+    usable = np.setdiff1d(np.arange(store.images), store.completion.missing_rows())
     places = np.linspace(0, len(usable) - 1, IMAGES + 2)[1:-1].astype(int) if len(usable) else []
     numbers = sorted({0, store.crops - 1})
     return [
@@ -67,7 +67,7 @@ def sheet(pack_url: str, store_url: str) -> list[SheetImage]:
 
 
 def _crop(pack: ImagePack, store: LabelStore, number: int, row: int) -> Crop:
-    crop_labels = store.read_rows(number, range(row, row + 1))
+    crop_labels = store.reader.read_rows(number, range(row, row + 1))
     box = tuple(int(value) for value in crop_labels.boxes[0])
     flipped = bool(crop_labels.flips[0])
     image = reference.decode(pack.read(row))
@@ -88,7 +88,7 @@ def _crop(pack: ImagePack, store: LabelStore, number: int, row: int) -> Crop:
 
 def _answer(head: HeadInfo, ids: np.ndarray, logp: np.ndarray) -> CropAnswer:
     count = min(TOP, head.k)
-    names = [_name(head.section.classes, int(label)) for label in ids[:count]]
+    names = [_name(head.metadata.classes, int(label)) for label in ids[:count]]
     chances = [float(chance) for chance in np.exp(logp[:count].astype(np.float64))]
     return CropAnswer(teacher=head.name, labels=tuple(zip(names, chances, strict=True)))
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from repcon.labels.manifest import MANIFEST, MARKERS
+from repcon.labels.manifest import COMPLETION_RECORDS, MANIFEST
 from repcon.labels.store import LabelStore
 from repcon.models.factory import create_model
 from repcon.models.identity import weight_hash
@@ -24,7 +24,7 @@ _HEADS = (HEADS, HEADS_INDEX)
 FILES: dict[Kind, tuple[str, ...]] = {
     "teacher": (CARD, *_MODEL),
     "student": (CARD, *_MODEL, *_HEADS),
-    "store": (CARD, MANIFEST, "zarr.json", "crops/*", "heads/*", f"{MARKERS}/*"),
+    "store": (CARD, MANIFEST, "zarr.json", "crops/*", "heads/*", f"{COMPLETION_RECORDS}/*"),
 }
 """Patterns of the only files that are pushed and pulled; none of them is code."""
 WHAT: dict[Kind, str] = {"student": "a student", "teacher": "a teacher", "store": "a label store"}

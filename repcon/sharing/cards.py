@@ -40,12 +40,12 @@ def front_matter(licences: Iterable[str], tags: Iterable[str], **values: str | b
 
 def _store(folder: Path, address: Address, fingerprint: str) -> str:
     store = LabelStore.open(str(folder))
-    manifest, sections = store.manifest, [head.section for head in store.heads.values()]
-    size = sum(store.shard_bytes(store.units()).values())
+    manifest, teacher_metadata = store.manifest, [head.metadata for head in store.heads.values()]
+    size = sum(store.completion.shard_bytes(store.units()).values())
     crops = store.images * store.crops
     recipe = ", ".join(f"{name} {value}" for name, value in manifest.crop_recipe.items())
     facts = {
-        "Images": f"{store.images:,}, {len(store.missing):,} of them without labels",
+        "Images": f"{store.images:,}, {len(store.completion.missing_rows()):,} of them without labels",
         "Image pack, fingerprint": manifest.pack_fingerprint,
         "Crops per image": f"{store.crops} ({recipe})",
         "Encoding": f"top {manifest.k} classes, values as {manifest.values}, {manifest.codec}",
@@ -59,12 +59,12 @@ def _store(folder: Path, address: Address, fingerprint: str) -> str:
     heads = {name: head.classes for name, head in store.heads.items()}
     return _joined(
         front_matter(
-            [section.licence for section in sections], ["label-store", "knowledge-distillation"], viewer=False
+            [metadata.licence for metadata in teacher_metadata], ["label-store", "knowledge-distillation"], viewer=False
         ),
         f"# {plain(folder.name)}",
         about + " The images are not part of it.",
         "\n".join(f"- {name}: {plain(value)}" for name, value in facts.items()),
-        teacher_table(heads, [dataclasses.asdict(section) for section in sections], "The labels'"),
+        teacher_table(heads, [dataclasses.asdict(metadata) for metadata in teacher_metadata], "The labels'"),
         _pulled(address, "labels.zarr", "repcon train --pack PACK --store labels.zarr --out student"),
     )
 

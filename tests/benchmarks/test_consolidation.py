@@ -328,10 +328,16 @@ def test_what_kept_labels_allow_beyond_the_paper(photographs: Path, tmp_path: Pa
     run = beyond.Beyond(photographs, tmp_path, protocol)
     figures = run.figures()
     store = LabelStore.open(str(tmp_path / "appended.zarr"))
-    assert list(store.heads) == ["generalist", "task"] and not store.unfinished() and figures["append_left_bytes"] == 1
+    assert (
+        list(store.heads) == ["generalist", "task"]
+        and not store.completion.unfinished()
+        and figures["append_left_bytes"] == 1
+    )
     at_once = LabelStore.open(str(tmp_path / "at-once.zarr"))
     for name in store.heads:
-        for one, other in zip(store.crop_labels(1).labels[name], at_once.crop_labels(1).labels[name], strict=True):
+        for one, other in zip(
+            store.reader.crop_labels(1).labels[name], at_once.reader.crop_labels(1).labels[name], strict=True
+        ):
             np.testing.assert_array_equal(one, other)
     assert figures["appended_probe_gain"] == pytest.approx(figures["appended_probe"] - figures["generalist_probe"])
     assert figures["online_next_epochs"] >= 1 and figures["online_first_epochs"] >= figures["online_next_epochs"]

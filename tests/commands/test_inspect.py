@@ -2,7 +2,7 @@ import re
 from pathlib import Path
 
 import pytest
-from store_builder import fill, section, spec
+from store_builder import fill, spec, teacher_metadata
 
 from repcon.commands import inspect
 from repcon.config import InspectConfig
@@ -17,12 +17,12 @@ def shown(config: InspectConfig) -> str:
     return capture.get()
 
 
-@pytest.mark.parametrize("values", ["float16", "gaps8"])
+@pytest.mark.parametrize("values", ["float16", "quantized8"])
 def test_the_tables_name_teachers_sizes_and_losses(tmp_path, values):
     fill(LabelStore.create(str(tmp_path / "s"), spec(values=values)))
     text = shown(InspectConfig(store=str(tmp_path / "s")))
     for words in (
-        "wide", "small", "resnet10t", "bytes per crop", "k=4", "gaps8", "3 of 3", "x smaller than the same labels",
+        "wide", "small", "resnet10t", "bytes per crop", "k=4", "quantized8", "3 of 3", "x smaller than the same labels",
         "mutual information adjusted for chance",
     ):  # fmt: skip
         assert words in text
@@ -31,7 +31,9 @@ def test_the_tables_name_teachers_sizes_and_losses(tmp_path, values):
 
 
 def test_the_page_is_self_contained_and_shows_names_as_text(tmp_path):
-    odd = section("small", 4, classes=("<script>alert(1)</script>", "b", "c", "[bold]d"), architecture="[red]x[/]")
+    odd = teacher_metadata(
+        "small", 4, classes=("<script>alert(1)</script>", "b", "c", "[bold]d"), architecture="[red]x[/]"
+    )
     fill(LabelStore.create(str(tmp_path / "s"), spec(teachers=(odd,))))
     page = tmp_path / "new" / "page.html"
     text = shown(InspectConfig(store=str(tmp_path / "s"), html=str(page)))
@@ -53,7 +55,7 @@ def test_an_unfinished_store_is_shown(tmp_path):
 
 def test_sizes_of_a_teacher_that_was_added_are_left_open(tmp_path):
     store = fill(LabelStore.create(str(tmp_path / "s"), spec()))
-    store.append_teachers([section("third", 9)])
+    store.append_teachers([teacher_metadata("third", 9)])
     text = shown(InspectConfig(store=str(tmp_path / "s"), html=str(tmp_path / "page.html")))
     assert "no crop has every teacher's answer yet" in text and "smaller" not in text
     assert re.search(r"third +9 +5 +- ", text) and re.search(r"wide +300 +5 +\d", text)

@@ -67,8 +67,8 @@ def test_folder_opens_with_timm_and_as_a_teacher(taught: tuple[Path, dict]):
     inputs = normalise(pixels, preprocessing_of(model, 32), torch.float32)
     with torch.inference_mode():
         assert torch.allclose(model.eval()(inputs), teacher(pixels), atol=1e-5)
-    assert list(teacher.section.classes) == results["class_names"]
-    assert results["licence"] == "CC0" and teacher.section.licence == "CC0"
+    assert list(teacher.metadata.classes) == results["class_names"]
+    assert results["licence"] == "CC0" and teacher.metadata.licence == "CC0"
 
 
 def test_same_seed_same_teacher(recipe: TeachConfig, taught: tuple[Path, dict], tmp_path: Path):

@@ -125,8 +125,8 @@ def test_a_store_that_got_another_teacher_is_still_the_run_s(
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         stop_after(6, patch)
         train.run(run)
-    section = dataclasses.replace(store.heads["tones"].section, name="later")
-    store.append_teachers([section])
+    metadata = dataclasses.replace(store.heads["tones"].metadata, name="later")
+    store.append_teachers([metadata])
     assert LabelStore.open(store.url).fingerprint != run.store
     assert train.run(run)["steps"] == len(losses(tmp_path / "run"))
 

@@ -42,7 +42,7 @@ def failure(url: str, **changes) -> UserError:
     return caught.value
 
 
-@pytest.mark.parametrize("values", ["float16", "gaps8"])
+@pytest.mark.parametrize("values", ["float16", "quantized8"])
 @pytest.mark.parametrize("temperatures", [(1.0, 2.0), (2.0,)])
 def test_a_sound_store_passes(tmp_path, values, temperatures):
     store = fill(LabelStore.create(str(tmp_path / "s"), spec(values=values, temperatures=temperatures)))
@@ -109,7 +109,7 @@ def test_labels_that_no_teacher_gave_are_found(store, change, told):
     unit = store.units()[1]
     labels = labels_of(store, unit)
     labels["wide"] = change(*labels["wide"])
-    store.write(unit, *boxes_of(unit), labels)
+    store.writer.write(unit, *boxes_of(unit), labels)
     error = failure(store.url)
     assert told in str(error) and "crop 0 of rows 40 to 79, wide" in str(error)
 
@@ -118,7 +118,9 @@ def test_boxes_must_lie_in_their_images(store):
     class Sizes:
         sizes = np.full((100, 2), 300)
 
-    found = [what for unit in store.units() for what in label_problems(store, unit, Sizes(), store.missing)]
+    found = [
+        what for unit in store.units() for what in label_problems(store, unit, Sizes(), store.completion.missing_rows())
+    ]
     assert found and all("boxes reach out of their image" in what for what in found)
 
 
@@ -184,7 +186,7 @@ def test_labels_of_other_crops_are_found(real, tmp_path):
     shutil.copytree(real / "labels.zarr", tmp_path / "shifted")
     store = LabelStore.open(str(tmp_path / "shifted"))
     (unit,) = store.units()
-    slabs = [store.crop_labels(crop) for crop in unit.crops]
+    slabs = [store.reader.crop_labels(crop) for crop in unit.crops]
     boxes, flips = (
         np.stack([crop_labels.boxes for crop_labels in slabs]),
         np.stack([crop_labels.flips for crop_labels in slabs]),
@@ -195,7 +197,7 @@ def test_labels_of_other_crops_are_found(real, tmp_path):
         )
         for name in store.heads
     }
-    store.write(unit, boxes, flips, labels)
+    store.writer.write(unit, boxes, flips, labels)
     with pytest.raises(UserError, match=r"mean KL|the same class"):
         verify.run(config(real, store.url, max_kl=1e-4, min_agreement=1.0, sample=32))
 
@@ -227,8 +229,8 @@ def test_a_wrong_tail_is_found_at_every_temperature():
     torch.manual_seed(0)
     logits = 3 * torch.randn(20, 30)
     ids, logp = (part.numpy() for part in topk.encode(logits, 4, (1.0, 2.0)))
-    section = TeacherMetadata(name="t", model="", architecture="", weight_hash="", preprocessing={}, num_classes=30)
-    head = HeadInfo("t", 30, 4, (1.0, 2.0), section)
+    metadata = TeacherMetadata(name="t", model="", architecture="", weight_hash="", preprocessing={}, num_classes=30)
+    head = HeadInfo("t", 30, 4, (1.0, 2.0), metadata)
     assert compare(head, ids, logp, logits)["kl"] < 1e-5
     wrong = logp.copy()
     wrong[:, 5] = wrong[:, 4] / 2

@@ -55,7 +55,7 @@ def test_a_mistake_is_named_with_its_file(tmp_path, text, named):
         (EvaluateConfig, 'backbones = "a=b"\n', "expected a list, not 'a=b' @ backbones"),
         (PrecomputeConfig, "temperatures = 2.0\n", "expected a list, not 2.0 @ temperatures"),
         (PrecomputeConfig, '[teachers]\nname = "a"\n', "double brackets, as in [[teachers]]"),
-        (PrecomputeConfig, 'codec = "zip"\n', "expected one of zstd, lz4 @ codec"),
+        (PrecomputeConfig, 'codec = "zip"\n', "expected one of auto, zstd, lz4 @ codec"),
     ],
 )
 def test_what_would_have_been_right_is_told(tmp_path, kind, text, told):

@@ -8,7 +8,7 @@ import pytest
 import simplejpeg
 from sklearn.datasets import load_sample_image
 from start_case import SIZE, make_case
-from store_builder import section, spec
+from store_builder import spec, teacher_metadata
 from training_case import pack_path
 
 from repcon.commands import pack, precompute, teach, train
@@ -43,9 +43,9 @@ def test_the_temperature_is_a_stored_one(stored: tuple[float, ...], taken: float
 
 
 def test_what_the_recipe_says_stays(tmp_path: Path) -> None:
-    sections = (section("a", 9, preprocessing={"size": 64}), section("b", 9, preprocessing={"size": 96}))
+    two = (teacher_metadata("a", 9, preprocessing={"size": 64}), teacher_metadata("b", 9, preprocessing={"size": 96}))
     store = LabelStore.create(
-        str(tmp_path / "s"), spec(teachers=(*sections, section("c", 9, preprocessing={"size": 96})))
+        str(tmp_path / "s"), spec(teachers=(*two, teacher_metadata("c", 9, preprocessing={"size": 96})))
     )
     open_ = TrainConfig(pack="p", store="s", out="o")
     chosen = defaults.resolve(open_, store)

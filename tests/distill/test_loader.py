@@ -17,6 +17,7 @@ from repcon.distill.loader import Batch, Clock, DistillLoader
 from repcon.distill.windowed_label_cache import WindowedLabelCache
 from repcon.images.pack import ImagePack
 from repcon.labels import shared_memory as store_shared
+from repcon.labels.reader import LabelReader
 from repcon.labels.store import LabelStore
 from repcon.runtime.errors import UserError
 
@@ -85,7 +86,7 @@ def compared(loader: DistillLoader, batches: Iterator[Batch]) -> list[tuple[int,
     for batch in batches:
         numbers = list(zip(batch.images.tolist(), batch.crops.tolist(), strict=True))
         for crop in set(batch.crops.tolist()):
-            crop_labels = loader._store.crop_labels(crop)
+            crop_labels = loader._store.reader.crop_labels(crop)
             at = [place for place, (_, number) in enumerate(numbers) if number == crop]
             for name, tables in batch.labels.items():
                 for table, whole in zip(tables, crop_labels.labels[name], strict=True):
@@ -158,7 +159,7 @@ def test_held_out_labels_stay_within_the_budget_too(case: Path, sharded: LabelSt
     whole = DistillLoader(pack, sharded, **parts)  # pyright: ignore[reportArgumentType]
     wanted = compared(whole, whole.held_out())
     whole.close()
-    monkeypatch.setattr(LabelStore, "tables", None)
+    monkeypatch.setattr(LabelReader, "table", None)
     loader = DistillLoader(pack, sharded, label_cache_gib=LITTLE, **parts)  # pyright: ignore[reportArgumentType]
     for _ in range(2):
         assert sorted(compared(loader, loader.held_out())) == sorted(wanted)
@@ -188,13 +189,13 @@ def test_leaving_a_windowed_epoch_early_leaves_no_thread(case: Path, sharded: La
 
 def test_windows_are_read_once_and_in_other_orders_each_epoch(case: Path, sharded: LabelStore, monkeypatch) -> None:
     read: list[int] = []
-    plain = LabelStore.window
+    plain = LabelReader.window
 
     def window(self, crops, rows, heads=None):
         read.append(int(rows[0]))
         return plain(self, crops, rows, heads)
 
-    monkeypatch.setattr(LabelStore, "window", window)
+    monkeypatch.setattr(LabelReader, "window", window)
     loader = DistillLoader(
         ImagePack.open(str(pack_path(case))), sharded, size=SIZE, batch_size=8, epochs=2, loader="torch", num_workers=1,
         label_cache_gib=LITTLE,
@@ -213,18 +214,18 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> tuple[list[int], list[tuple[int,
     """The epochs whose order was made, and the crops whose labels were read, as they are."""
     begun: list[int] = []
     read: list[tuple[int, ...]] = []
-    order, tables = DistillLoader._order, LabelStore.tables
+    order, tables = DistillLoader._order, LabelReader.table
 
     def ordered(self: DistillLoader, passed, windows=None):
         begun.append(passed.epoch)
         return order(self, passed, windows)
 
-    def decoded(self: LabelStore, crops, *given, **named):
+    def decoded(self: LabelReader, crops, *given, **named):
         read.append(tuple(crops))
         return tables(self, crops, *given, **named)
 
     monkeypatch.setattr(DistillLoader, "_order", ordered)
-    monkeypatch.setattr(LabelStore, "tables", decoded)
+    monkeypatch.setattr(LabelReader, "table", decoded)
     return begun, read
 
 
@@ -328,7 +329,7 @@ def test_a_script_that_ends_in_a_pass_ends_as_usual(case: Path) -> None:
 
 def test_leaving_an_epoch_early_leaves_no_thread(case: Path) -> None:
     pack, store = ImagePack.open(str(pack_path(case))), LabelStore.open(str(case / "labels.zarr"))
-    store.crop_labels(0)  # The store's own threads stay for the next slab.
+    store.reader.crop_labels(0)  # The store's own threads stay for the next slab.
     before = set(threading.enumerate())  # One of an earlier test may end meanwhile.
     loader = DistillLoader(pack, store, size=SIZE, batch_size=4, epochs=1, loader="torch", num_workers=1)
     next(iter(loader.batches(0)))
@@ -347,7 +348,7 @@ def test_the_next_labels_are_read_while_the_last_are_used(case: Path) -> None:
     images, crops = torch.tensor([5, 0, 5]), torch.tensor([3, 2, 2])
     rows, tables = labels.of(images, crops, torch.device("cpu"))
     for row, image, crop in zip(rows, images, crops, strict=True):
-        crop_labels = store.crop_labels(int(crop), ("tones",))
+        crop_labels = store.reader.crop_labels(int(crop), ("tones",))
         for table, wanted in zip(tables["tones"], crop_labels.labels["tones"], strict=True):
             np.testing.assert_array_equal(table.numpy()[int(row)], wanted[int(image)])
 

@@ -21,10 +21,10 @@ K = 4
 
 
 def head_info(name: str, classes: int) -> HeadInfo:
-    section = TeacherMetadata(
+    metadata = TeacherMetadata(
         name=name, model=name, architecture=name, weight_hash="none", preprocessing={}, num_classes=classes, licence=""
     )
-    return HeadInfo(name=name, classes=classes, k=min(K, classes), temperatures=TEMPERATURES, section=section)
+    return HeadInfo(name=name, classes=classes, k=min(K, classes), temperatures=TEMPERATURES, metadata=metadata)
 
 
 STORED = {name: head_info(name, classes) for name, classes in CLASSES.items()}

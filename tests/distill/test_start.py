@@ -212,17 +212,17 @@ def test_a_teacher_is_found_relative_to_its_store(
 ) -> None:
     """Also where the working folder holds another model of that name; only another one is refused."""
     shutil.copytree(related / "birds", tmp_path / "made" / "birds")
-    section = teachers.load(TeacherConfig(name="birds", model=str(related / "birds")), "cpu").section
-    section = dataclasses.replace(section, model="birds")
+    metadata = teachers.load(TeacherConfig(name="birds", model=str(related / "birds")), "cpu").metadata
+    metadata = dataclasses.replace(metadata, model="birds")
     backbone = create_model(str(related / "generalist"))
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     folder = tmp_path / "made" / "labels.zarr"
-    assert list(find([section], backbone, size=SIZE, models={}, folder=folder).members) == ["birds"]
+    assert list(find([metadata], backbone, size=SIZE, models={}, folder=folder).members) == ["birds"]
     save_teacher(tmp_path / "here" / "birds", 5, seed=9)
-    assert list(find([section], backbone, size=SIZE, models={}, folder=folder).members) == ["birds"]
+    assert list(find([metadata], backbone, size=SIZE, models={}, folder=folder).members) == ["birds"]
     with pytest.raises(UserError, match=r"weight_hash is .*; --models birds=MODEL names the right one"):
-        find([section], backbone, size=SIZE, models={}, folder=None)
+        find([metadata], backbone, size=SIZE, models={}, folder=None)
 
 
 def test_weights_that_are_no_numbers_are_refused(related: Path, tmp_path: Path) -> None:
@@ -230,13 +230,13 @@ def test_weights_that_are_no_numbers_are_refused(related: Path, tmp_path: Path) 
     state = load_file(tmp_path / "broken" / "model.safetensors")
     state["bn1.running_mean"][0] = float("nan")
     save_file(state, tmp_path / "broken" / "model.safetensors", metadata={"format": "pt"})
-    section = teachers.load(TeacherConfig(name="birds", model=str(related / "birds")), "cpu").section
-    section = dataclasses.replace(section, model=str(tmp_path / "broken"))
+    metadata = teachers.load(TeacherConfig(name="birds", model=str(related / "birds")), "cpu").metadata
+    metadata = dataclasses.replace(metadata, model=str(tmp_path / "broken"))
     backbone = create_model(str(related / "generalist"))
-    found = find([section], backbone, size=SIZE, models={}, folder=None)
+    found = find([metadata], backbone, size=SIZE, models={}, folder=None)
     assert not found.members and "bn1.running_mean has values that are not finite" in found.not_found["birds"]
     with pytest.raises(UserError, match=r"bn1.running_mean has values that are not finite"):
-        find([section], backbone, size=SIZE, models={"birds": section.model}, folder=None)
+        find([metadata], backbone, size=SIZE, models={"birds": metadata.model}, folder=None)
 
 
 def test_three_models_are_walked_from_equal_shares(related: Path) -> None:
@@ -262,4 +262,4 @@ def test_the_score_counts_each_head_over_its_worst() -> None:
 
 def test_the_store_is_named_by_its_sections(related: Path) -> None:
     store = LabelStore.open(str(related / "labels.zarr"))
-    assert [head.section.architecture for head in store.heads.values()] == ["test_efficientnet"] * 2 + ["test_resnet"]
+    assert [head.metadata.architecture for head in store.heads.values()] == ["test_efficientnet"] * 2 + ["test_resnet"]

@@ -108,10 +108,10 @@ def test_images_that_are_not_the_teachers_own_are_marked(recipe, picture_folder,
 def test_a_name_of_several_classes_matches_no_image(pack, teacher):
     """Which of them the image belongs to is not known."""
     held = teachers.load(TeacherConfig(name="task", model=str(teacher)), "cpu")
-    first, second, third = held.section.classes
+    first, second, third = held.metadata.classes
     for names, left in (((first, second, third), 3), ((first, second, first), 1)):
-        section = replace(held.section, classes=names, model="x")
-        rows, targets, _ = heads._images(replace(held, section=section), ImagePack.open(pack))
+        metadata = replace(held.metadata, classes=names, model="x")
+        rows, targets, _ = heads._images(replace(held, metadata=metadata), ImagePack.open(pack))
         assert len(set(targets.tolist())) == left and len(rows) == 8 * left
 
 

@@ -6,9 +6,10 @@ import uuid
 
 import numpy as np
 import pytest
-from store_builder import boxes_of, expected, labels_of, section, spec
+from store_builder import boxes_of, expected, labels_of, spec, teacher_metadata
 
 from repcon.labels.commit import take_over
+from repcon.labels.integrity import hierarchy_problems, unit_problems
 from repcon.labels.store import LabelStore, LostClaimError, Unit
 from repcon.runtime.errors import UserError
 from repcon.runtime.filesystem import LocalFileSystem, UrlFileSystem, open_filesystem
@@ -30,7 +31,7 @@ def url(request, tmp_path) -> str:
 
 
 def small(url: str) -> LabelStore:
-    return LabelStore.create(url, spec(images=6, crops=1, rows_per_shard=6, teachers=(section("wide", 30),)))
+    return LabelStore.create(url, spec(images=6, crops=1, rows_per_shard=6, teachers=(teacher_metadata("wide", 30),)))
 
 
 def other_labels(store: LabelStore, unit: Unit) -> dict[str, tuple[np.ndarray, np.ndarray]]:
@@ -39,11 +40,11 @@ def other_labels(store: LabelStore, unit: Unit) -> dict[str, tuple[np.ndarray, n
 
 
 @pytest.mark.parametrize("after", [False, True])
-@pytest.mark.parametrize("left_by_successor", ["all", "nothing", "shards without a marker"])
+@pytest.mark.parametrize("left_by_successor", ["all", "nothing", "shards without a record"])
 def test_wherever_it_stops_the_store_is_its_successors_or_unfinished(url, monkeypatch, after, left_by_successor):
     kind = UrlFileSystem if "://" in url else LocalFileSystem
     plain = kind.write
-    for stop in range(5):  # boxes, flips, ids, values, marker
+    for stop in range(5):  # boxes, flips, ids, values, completion record
         place = f"{url}-{stop}"
         store, successor = small(place), small(place)
         (unit,) = store.units()
@@ -57,9 +58,9 @@ def test_wherever_it_stops_the_store_is_its_successors_or_unfinished(url, monkey
             with monkeypatch.context() as patch:
                 patch.setattr(kind, "write", plain)
                 if left_by_successor != "all":
-                    patch.setattr(type(successor._records), "put", lambda *given: 1 / 0)
+                    patch.setattr(type(successor.completion), "put", lambda *given: 1 / 0)
                 with contextlib.suppress(ZeroDivisionError):
-                    successor.write(unit, *boxes_of(unit), other_labels(successor, unit), claim=claim)
+                    successor.writer.write(unit, *boxes_of(unit), other_labels(successor, unit), claim=claim)
 
         def write(self, name, data, stop=stop, written=written, take_over=take_over):
             now = len(written) == stop
@@ -72,20 +73,24 @@ def test_wherever_it_stops_the_store_is_its_successors_or_unfinished(url, monkey
 
         monkeypatch.setattr(kind, "write", write)
         with pytest.raises(LostClaimError):
-            store.write(unit, *boxes_of(unit), labels_of(store, unit), claim=Claim(holders, "first", inherited=False))
+            store.writer.write(
+                unit, *boxes_of(unit), labels_of(store, unit), claim=Claim(holders, "first", inherited=False)
+            )
         monkeypatch.setattr(kind, "write", plain)
         assert len(written) == stop + 1
         now = LabelStore.open(place)
-        if now.is_done(unit):
-            assert now.damage(unit) == []
+        if now.completion.is_done(unit):
+            assert unit_problems(now, unit) == []
             wanted = other_labels(store, unit) if left_by_successor == "all" else labels_of(store, unit)
-            np.testing.assert_array_equal(now.crop_labels(0).labels["wide"][1], wanted["wide"][1][0])
+            np.testing.assert_array_equal(now.reader.crop_labels(0).labels["wide"][1], wanted["wide"][1][0])
         elif left_by_successor == "all":
             assert not after  # its file lay over the successor's for a moment, and was taken back
-        successor.write(unit, *boxes_of(unit), labels_of(store, unit), claim=Claim(holders, "second", inherited=True))
+        successor.writer.write(
+            unit, *boxes_of(unit), labels_of(store, unit), claim=Claim(holders, "second", inherited=True)
+        )
         now = LabelStore.open(place)
-        assert now.is_done(unit) and now.damage(unit) == []
-        np.testing.assert_array_equal(now.crop_labels(0).labels["wide"][1], expected(store, 0, "wide")[1])
+        assert now.completion.is_done(unit) and unit_problems(now, unit) == []
+        np.testing.assert_array_equal(now.reader.crop_labels(0).labels["wide"][1], expected(store, 0, "wide")[1])
 
 
 def test_a_stopped_writers_late_file_is_found_by_its_successor(url, monkeypatch):
@@ -101,22 +106,24 @@ def test_a_stopped_writers_late_file_is_found_by_its_successor(url, monkeypatch)
             late.append(name)
             with monkeypatch.context() as patch:
                 patch.setattr(kind, "write", plain)
-                store._files.write("heads/wide/logp/c/0/0/0", b"x" * store._files.size("heads/wide/logp/c/0/0/0"))
+                store.files.write("heads/wide/logp/c/0/0/0", b"x" * store.files.size("heads/wide/logp/c/0/0/0"))
 
     monkeypatch.setattr(kind, "write", write)
-    successor.write(unit, *boxes_of(unit), labels_of(store, unit), claim=Claim(["second"], "second", inherited=True))
-    assert late and LabelStore.open(url).damage(unit) == []
+    successor.writer.write(
+        unit, *boxes_of(unit), labels_of(store, unit), claim=Claim(["second"], "second", inherited=True)
+    )
+    assert late and unit_problems(LabelStore.open(url), unit) == []
 
 
 def test_a_change_of_the_store_stops_where_another_took_it_over(url, monkeypatch):
     whole = small(f"{url}-whole")
-    whole.append_teachers([section("third", 10)])
+    whole.append_teachers([teacher_metadata("third", 10)])
     for allowed in range(30):
         place = f"{url}-{allowed}"
         store, answers = small(place), [True] * allowed + [False] * 99
         before = LabelStore.open(place).manifest
         try:
-            store.append_teachers([section("third", 10)], lambda answers=answers: answers.pop(0))
+            store.append_teachers([teacher_metadata("third", 10)], lambda answers=answers: answers.pop(0))
             break
         except UserError as error:
             assert "another process took over the change" in str(error)
@@ -141,19 +148,19 @@ def test_a_stopped_change_cannot_be_put_over_its_successors(tmp_path, monkeypatc
                     patch.setattr(os, "replace", plain)
                     take_over(open_filesystem(place))
                     successor = small(place)
-                    successor.append_teachers([section("third", 10), section("fourth", 12)])
+                    successor.append_teachers([teacher_metadata("third", 10), teacher_metadata("fourth", 12)])
             plain(source, target)
 
         with monkeypatch.context() as patch:
             patch.setattr(os, "replace", replace)
             claim = Claim(holders, "first", inherited=False)
             try:
-                store.append_teachers([section("third", 10)], claim.is_held)
+                store.append_teachers([teacher_metadata("third", 10)], claim.is_held)
             except UserError as error:
                 assert "another process took over the change" in str(error)
             else:
                 break
         now = LabelStore.open(place)
-        assert set(now.heads) == {"wide", "third", "fourth"} and now.disagreements() == []
+        assert set(now.heads) == {"wide", "third", "fourth"} and hierarchy_problems(now) == []
         assert not list((tmp_path / f"{stop}.zarr").rglob("*.tmp"))
     assert 3 < stop < 29

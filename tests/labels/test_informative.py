@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from store_builder import section, spec
+from store_builder import spec, teacher_metadata
 
 from repcon.commands import inspect
 from repcon.config import InspectConfig
@@ -38,15 +38,15 @@ def test_a_sample_of_answers_and_a_store_s_rows_say_the_same(tmp_path) -> None:
     for name, answers in logits.items():
         assert wanted[name] in _uninformative(answers) and bool(wanted[name]) == bool(_uninformative(answers))
 
-    sections = tuple(section(name, 40) for name in logits)
-    store = LabelStore.create(str(tmp_path / "s"), spec(teachers=sections, crops=1, rows_per_shard=100))
+    teachers = tuple(teacher_metadata(name, 40) for name in logits)
+    store = LabelStore.create(str(tmp_path / "s"), spec(teachers=teachers, crops=1, rows_per_shard=100))
     (unit,) = store.units()
     labels = {}
     for name, answers in logits.items():
         ids, logp = topk.encode(answers, 5, (1.0, 2.0))
         labels[name] = (ids[None].numpy(), logp[None].numpy().astype("float16"))
     boxes = torch.ones(1, 100, 4, dtype=torch.int64).numpy().astype("uint16")
-    store.write(unit, boxes, boxes[..., 0].astype("uint8"), labels, {})
+    store.writer.write(unit, boxes, boxes[..., 0].astype("uint8"), labels, {})
     with console.capture() as told:
         found = inspect.run(InspectConfig(store=str(tmp_path / "s")))
     assert {name: bool(head["uninformative"]) for name, head in found["heads"].items()} == {

@@ -2,7 +2,7 @@ import dataclasses
 import json
 
 import pytest
-from store_builder import section, spec
+from store_builder import spec, teacher_metadata
 
 from repcon.labels import manifest as store_manifest
 from repcon.labels.manifest import Part, manifest_of, read_manifest, seal, unseal, write_manifest
@@ -49,10 +49,10 @@ def test_what_is_no_manifest_is_one_clear_error(data):
         ({"temperatures": (1.0, 1.0)}, "temperatures"),
         ({"temperatures": (0.0,)}, "temperatures"),
         ({"teachers": ()}, "teachers"),
-        ({"teachers": (section("a", 3), section("A", 3))}, "case"),
-        ({"teachers": (section("../a", 3),)}, "teacher name"),
-        ({"teachers": (section("a", 1),)}, "num_classes"),
-        ({"teachers": (section("a", 3, classes=("x", "y")),)}, "2 class names for 3 classes"),
+        ({"teachers": (teacher_metadata("a", 3), teacher_metadata("A", 3))}, "case"),
+        ({"teachers": (teacher_metadata("../a", 3),)}, "teacher name"),
+        ({"teachers": (teacher_metadata("a", 1),)}, "num_classes"),
+        ({"teachers": (teacher_metadata("a", 3, classes=("x", "y")),)}, "2 class names for 3 classes"),
     ],
 )
 def test_impossible_values_are_refused_in_a_spec_and_in_a_manifest(changes, named):
@@ -99,15 +99,15 @@ def test_every_shard_is_full_of_crops(crops, depth):
     assert manifest_of(spec(crops=crops), "store").crops_per_shard == depth
 
 
-@pytest.mark.parametrize(("images", "rows"), [(10, 10), (3000, 1024), (20_000, 5000), (1_281_167, 16_384)])
+@pytest.mark.parametrize(("images", "rows"), [(10, 10), (500, 32), (3000, 47), (20_000, 384), (1_281_167, 16_384)])
 def test_rows_per_shard_follow_the_number_of_images(images, rows):
     assert manifest_of(spec(images=images, rows_per_shard=0), "store").rows_per_shard == rows
 
 
 def test_many_wide_heads_get_smaller_units():
-    teachers = tuple(section(f"t{number}", 1000) for number in range(10))
+    teachers = tuple(teacher_metadata(f"t{number}", 1000) for number in range(10))
     manifest = manifest_of(spec(images=10**6, rows_per_shard=0, k=1000, teachers=teachers), "store")
-    assert manifest.rows_per_shard == 512  # 10 heads of 1,002 values, 8 crops: 168 MB
+    assert manifest.rows_per_shard == 492  # 10 heads of 1,002 values, 8 crops: 158 MB
     with pytest.raises(UserError, match="rows_per_shard 1048576 is too many for a k of 1000"):
         manifest_of(spec(images=10**7, rows_per_shard=2**20, k=1000, teachers=teachers), "store")
 

@@ -69,11 +69,11 @@ def test_a_one_hot_teacher_costs_nothing_and_saturation_is_counted(height, satur
         assert divergence(logp[0], back, 8, index, temperature).max() < 1e-3
 
 
-def test_missing_rows_become_poison_and_come_back_as_nan():
+def test_missing_rows_become_fill_values_and_come_back_as_nan():
     logp = stored(torch.randn(6, 20), 4, (1.0,))
     logp[0, 2] = np.nan
     codes = quantize.encode(logp, 4, (1.0,))
-    assert (codes[0, :, 2] == quantize.POISON).all() and (codes[0, :, :2] != quantize.POISON).all()
+    assert (codes[0, :, 2] == quantize.FILL).all() and (codes[0, :, :2] != quantize.FILL).all()
     back = decoded(logp, 4, 20, (1.0,))
     assert np.isnan(back[2]).all() and not np.isnan(back[[0, 1, 3, 4, 5]]).any()
 

@@ -39,9 +39,9 @@ def take(url: str, folder, pipe) -> None:
     store_shared.FOLDER = folder
     store = LabelStore.open(url)
     decoded = []
-    read = store._reader.read
-    store._reader.read = lambda *arguments: decoded.append(1) or read(*arguments)  # pyright: ignore
-    tables = store.tables([0, 2], shared=True)
+    read = store.reader._shards.read
+    store.reader._shards.read = lambda *arguments: decoded.append(1) or read(*arguments)  # pyright: ignore
+    tables = store.reader.table([0, 2], shared=True)
     pipe.send((len(decoded), int(tables.labels["wide"][0].astype(np.int64).sum())))
     pipe.recv()
     del tables
@@ -56,7 +56,7 @@ def start(store, folder):
 
 
 def test_shared_tables_hold_what_private_ones_do(store, folder):
-    shared, private = store.tables([1, 3], shared=True), store.tables([1, 3])
+    shared, private = store.reader.table([1, 3], shared=True), store.reader.table([1, 3])
     for name, pair in private.labels.items():
         for one, other in zip(pair, shared.labels[name], strict=True):
             np.testing.assert_array_equal(one, other)
@@ -65,9 +65,9 @@ def test_shared_tables_hold_what_private_ones_do(store, folder):
 
 
 def test_a_second_reader_maps_the_first_ones_copy(store, folder, monkeypatch):
-    first = store.tables([0], shared=True)
-    monkeypatch.setattr(store._reader, "read", lambda *arguments: pytest.fail("decoded twice"))
-    second = store.tables([0], shared=True)
+    first = store.reader.table([0], shared=True)
+    monkeypatch.setattr(store.reader._shards, "read", lambda *arguments: pytest.fail("decoded twice"))
+    second = store.reader.table([0], shared=True)
     assert len(tables(folder)) == 1
     first.flips[0] = 7
     assert second.flips[0] == 7
@@ -96,8 +96,8 @@ def test_two_that_see_the_file_incomplete_at_once_both_get_it(store, monkeypatch
     """Both look before either has locked it for itself; the one that comes second must not wait for the first to go."""
     plain, together, looked = os.pread, threading.Barrier(2, timeout=20), set()
     decoded, taken = [], []
-    read = store._reader.read
-    monkeypatch.setattr(store._reader, "read", lambda *arguments: decoded.append(1) or read(*arguments))
+    read = store.reader._shards.read
+    monkeypatch.setattr(store.reader._shards, "read", lambda *arguments: decoded.append(1) or read(*arguments))
 
     def pread(descriptor: int, length: int, offset: int) -> bytes:
         data = plain(descriptor, length, offset)
@@ -108,7 +108,8 @@ def test_two_that_see_the_file_incomplete_at_once_both_get_it(store, monkeypatch
 
     monkeypatch.setattr(os, "pread", pread)
     threads = [
-        threading.Thread(target=lambda: taken.append(store.tables([0], shared=True)), daemon=True) for _ in range(2)
+        threading.Thread(target=lambda: taken.append(store.reader.table([0], shared=True)), daemon=True)
+        for _ in range(2)
     ]
     for thread in threads:
         thread.start()
@@ -124,7 +125,7 @@ def test_what_a_killed_process_left_is_swept(store, folder):
     os.kill(process.pid, signal.SIGKILL)
     process.join()
     assert len(tables(folder)) == 1
-    other = store.tables([1], shared=True)
+    other = store.reader.table([1], shared=True)
     assert len(tables(folder)) == 1 and other.crops == (1,)
 
 
@@ -132,9 +133,9 @@ def test_a_copy_that_was_never_completed_is_decoded_again(store, folder, monkeyp
     def broken(*arguments):
         raise UserError("the disk came off")
 
-    monkeypatch.setattr(store._reader, "read", broken)
+    monkeypatch.setattr(store.reader._shards, "read", broken)
     with pytest.raises(UserError, match="came off"):
-        store.tables([0], shared=True)
+        store.reader.table([0], shared=True)
     monkeypatch.undo()
     assert tables(folder) == []
 
@@ -145,17 +146,21 @@ def test_no_room_is_told(store, monkeypatch):
 
     monkeypatch.setattr(os, "posix_fallocate", full)
     with pytest.raises(UserError, match="has no room for"):
-        store.tables([0], shared=True)
+        store.reader.table([0], shared=True)
 
 
 def test_another_store_gets_another_copy(store, folder, tmp_path):
     other = fill(LabelStore.create(str(tmp_path / "other.zarr"), spec()))
-    held = [store.tables([0], shared=True), other.tables([0], shared=True), store.tables([0], ["wide"], shared=True)]
+    held = [
+        store.reader.table([0], shared=True),
+        other.reader.table([0], shared=True),
+        store.reader.table([0], ["wide"], shared=True),
+    ]
     assert len(tables(folder)) == len(held) == 3
 
 
 def test_the_folder_and_all_in_it_are_this_users_alone(store, folder):
-    held = store.tables([0], shared=True)
+    held = store.reader.table([0], shared=True)
     private, secret = store_shared.private_folder()
     assert stat.S_IMODE(private.stat().st_mode) == 0o700 and len(secret) == 32
     assert held.crops == (0,) and all(stat.S_IMODE(path.stat().st_mode) == 0o600 for path in private.iterdir())
@@ -185,36 +190,36 @@ def test_a_folder_that_another_user_planted_is_passed_over(store, folder, tmp_pa
         monkeypatch.setattr(Path, "lstat", lambda path: foreign(path) if path == planted else plain(path))
     used, _ = store_shared.private_folder()
     assert used.name.endswith("-1")
-    np.testing.assert_array_equal(store.tables([0], shared=True).flips, store.tables([0]).flips)
+    np.testing.assert_array_equal(store.reader.table([0], shared=True).flips, store.reader.table([0]).flips)
 
 
 def test_a_table_that_was_not_sealed_with_the_secret_is_decoded_again(store, folder):
-    held = store.tables([0], shared=True)
+    held = store.reader.table([0], shared=True)
     (path,) = tables(folder)
     size = path.stat().st_size
     del held
     gc.collect()
     path.write_bytes(store_shared._READY + bytes(size - len(store_shared._READY)))
     path.chmod(0o600)
-    np.testing.assert_array_equal(store.tables([0], shared=True).flips, store.tables([0]).flips)
+    np.testing.assert_array_equal(store.reader.table([0], shared=True).flips, store.reader.table([0]).flips)
 
 
 @pytest.mark.parametrize("plant", ["mode", "second name"])
 def test_a_table_that_others_can_reach_is_refused(store, folder, tmp_path, plant):
-    held = store.tables([0], shared=True)
+    held = store.reader.table([0], shared=True)
     (path,) = tables(folder)
     if plant == "mode":
         path.chmod(0o666)
     else:
         os.link(path, folder / "another")
     with pytest.raises(UserError, match="not a file of this user's alone"):
-        store.tables([0], shared=True)
+        store.reader.table([0], shared=True)
     del held
 
 
 def test_a_table_that_somebody_keeps_for_ever_is_waited_for_so_long_and_no_longer(store, folder, monkeypatch):
     monkeypatch.setattr(store_shared, "WAIT_SECONDS", 0.2)
-    held = store.tables([0], shared=True)
+    held = store.reader.table([0], shared=True)
     (path,) = tables(folder)
     del held
     gc.collect()
@@ -222,4 +227,4 @@ def test_a_table_that_somebody_keeps_for_ever_is_waited_for_so_long_and_no_longe
         path.chmod(0o600)
         fcntl.flock(file, fcntl.LOCK_EX)
         with pytest.raises(UserError, match="has been decoding"):
-            store.tables([0], shared=True)
+            store.reader.table([0], shared=True)

@@ -2,7 +2,7 @@ import json
 
 import numpy as np
 import pytest
-from store_builder import expected, fill, section, spec, write
+from store_builder import expected, fill, spec, teacher_metadata, write
 
 from repcon.labels.statistics import figures
 from repcon.labels.store import LabelStore
@@ -29,7 +29,7 @@ def test_figures_are_those_of_the_labels(tmp_path):
 
 
 def test_sizes_add_up_to_the_files(tmp_path):
-    store = make(tmp_path, teachers=(section("wide", 300), section("c", 4)))
+    store = make(tmp_path, teachers=(teacher_metadata("wide", 300), teacher_metadata("c", 4)))
     found = figures(store)
     shards = [path for path in (tmp_path / "s").rglob("*") if path.is_file() and path.suffix != ".json"]
     assert found["bytes"] == sum(path.stat().st_size for path in shards)
@@ -57,21 +57,24 @@ def test_a_store_that_is_not_finished_is_read_as_far_as_it_is(tmp_path):
     write(store, store.units()[1])
     found = figures(LabelStore.open(store.url))
     assert (found["units_finished"], found["sampled_crops"]) == (1, 160) and "mass" in found["heads"]["wide"]
-    store.append_teachers([section("third", 9)])
+    store.append_teachers([teacher_metadata("third", 9)])
     assert figures(store)["sampled_crops"] == 0  # no crop has all the heads yet
 
 
 def test_both_encodings_are_shown_and_what_is_unknown_is_left_open(tmp_path):
     plain = figures(make(tmp_path / "a"))["heads"]["wide"]["encodings"]
-    assert plain["gaps8"]["bytes_per_crop"] < plain["float16"]["bytes_per_crop"] and 0 < plain["gaps8"]["kl"] < 1e-4
-    packed = figures(make(tmp_path / "b", values="gaps8"))["heads"]["wide"]["encodings"]
-    assert packed["gaps8"]["kl"] is None and packed["gaps8"]["saturated"] == 0
+    assert (
+        plain["quantized8"]["bytes_per_crop"] < plain["float16"]["bytes_per_crop"]
+        and 0 < plain["quantized8"]["kl"] < 1e-4
+    )
+    packed = figures(make(tmp_path / "b", values="quantized8"))["heads"]["wide"]["encodings"]
+    assert packed["quantized8"]["kl"] is None and packed["quantized8"]["saturated"] == 0
 
 
 def test_agreement_of_teachers(tmp_path):
     names = ("a", "b", "c", "d")
-    twins = tuple(section(f"twin{number}", 4, classes=names) for number in (1, 2))
-    store = make(tmp_path, teachers=(*twins, section("other", 4)))
+    twins = tuple(teacher_metadata(f"twin{number}", 4, classes=names) for number in (1, 2))
+    store = make(tmp_path, teachers=(*twins, teacher_metadata("other", 4)))
     found = figures(store)["agreement"]
     assert set(found) == {"twin1 / twin2", "twin1 / other", "twin2 / other"}
     assert "same_class" in found["twin1 / twin2"] and "same_class" not in found["twin1 / other"]

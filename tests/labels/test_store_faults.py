@@ -13,8 +13,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from store_builder import create_and_fill, expected, fill, section, snapshot, spec
+from store_builder import create_and_fill, expected, fill, snapshot, spec, teacher_metadata
 
+from repcon.labels.integrity import unit_problems
 from repcon.labels.manifest import seal, unseal
 from repcon.labels.store import LabelStore
 from repcon.runtime.errors import UserError
@@ -32,7 +33,7 @@ def store(tmp_path) -> LabelStore:
 
 def read_everything(url: str, heads: list[str] | None = None, crops: int = 4) -> None:
     store = LabelStore.open(url)
-    for crop_labels in store.iter_crop_labels(range(crops), heads):
+    for crop_labels in store.reader.iter_crop_labels(range(crops), heads):
         for name, (ids, logp) in crop_labels.labels.items():
             wanted_ids, wanted_logp = expected(store, crop_labels.crop, name)
             np.testing.assert_array_equal(ids, wanted_ids)
@@ -58,7 +59,7 @@ KINDS = {
     "zarr.json": ("heads/wide/ids/zarr.json", 0.5),
     "group's zarr.json": ("zarr.json", 0.5),
     "manifest": ("manifest.json", 0.5),
-    "marker": ("done/part-0-crop-0-row-40.json", 0.5),
+    "completion record": ("done/part-0-crop-0-row-40.json", 0.5),
 }
 
 
@@ -84,7 +85,7 @@ def test_every_single_byte_of_a_shard_counts(tmp_path):
     for place in range(len(whole)):
         path.write_bytes(whole[:place] + bytes([whole[place] ^ 0x10]) + whole[place + 1 :])
         with pytest.raises(UserError, match="heads/small/ids/c/0/0/0"):
-            pickle.loads(pickle.dumps(store)).crop_labels(0, ["small"])
+            pickle.loads(pickle.dumps(store)).reader.crop_labels(0, ["small"])
 
 
 @pytest.mark.parametrize("damage", ["deleted", "empty", "shortened", "lengthened"])
@@ -101,23 +102,23 @@ def test_a_lost_or_cut_shard_is_found_and_written_again(store, name, damage):
     with pytest.raises(UserError, match=name):
         read_everything(store.url)
     again = LabelStore.create(store.url, spec())
-    assert [unit.name for unit in again.unfinished()] == ["part-0-crop-0-row-40"]
+    assert [unit.name for unit in again.completion.unfinished()] == ["part-0-crop-0-row-40"]
     fill(again)
     read_everything(store.url)
     assert snapshot(Path(store.url)) == before
 
 
-def test_a_deleted_marker_means_unfinished(store):
+def test_a_deleted_completion_record_means_unfinished(store):
     (Path(store.url) / "done/part-0-crop-0-row-0.json").unlink()
-    with pytest.raises(UserError, match=r"part-0-crop-0-row-0\.json: no such marker"):
+    with pytest.raises(UserError, match=r"part-0-crop-0-row-0\.json: no such completion record"):
         read_everything(store.url)
 
 
-def test_a_damaged_marker_is_named_and_its_unit_written_again(store):
+def test_a_damaged_completion_record_is_named_and_its_unit_written_again(store):
     path = Path(store.url) / "done/part-0-crop-0-row-0.json"
     before = path.read_bytes()
     path.write_bytes(before[:-20])
-    assert [unit.name for unit in LabelStore.open(store.url).unfinished()] == ["part-0-crop-0-row-0"]
+    assert [unit.name for unit in LabelStore.open(store.url).completion.unfinished()] == ["part-0-crop-0-row-0"]
     fill(LabelStore.create(store.url, spec()))
     assert path.read_bytes() == before
 
@@ -130,15 +131,15 @@ def test_shards_that_changed_places_are_found(tmp_path):
     one.write_bytes(right)
     other.write_bytes(left)
     with pytest.raises(UserError, match="not the one that was written"):
-        LabelStore.open(store.url).crop_labels(0)
+        LabelStore.open(store.url).reader.crop_labels(0)
 
 
-def test_markers_that_changed_places_are_found(store):
+def test_completion_records_that_changed_places_are_found(store):
     one, other = (Path(store.url) / f"done/part-0-crop-0-row-{row}.json" for row in (0, 40))
     left, right = one.read_bytes(), other.read_bytes()
     one.write_bytes(right)
     other.write_bytes(left)
-    with pytest.raises(UserError, match="the marker is that of unit"):
+    with pytest.raises(UserError, match="the completion record is that of unit"):
         read_everything(store.url)
 
 
@@ -147,29 +148,29 @@ def test_labels_of_a_teacher_that_the_manifest_does_not_name_are_unfinished(stor
     root = Path(store.url)
     older = {path: path.read_bytes() for path in (root / "manifest.json", *root.rglob("zarr.json"))}
 
-    def grown(*sections):
+    def grown(*teachers):
         opened = LabelStore.open(store.url)
-        opened.append_teachers(sections)
+        opened.append_teachers(teachers)
         return opened
 
-    added = fill(grown(section("birds", 50)))
-    assert added.unfinished() == []
-    for others in (section("birds", 50, weight_hash="trained again"), section("cars", 50)):
+    added = fill(grown(teacher_metadata("birds", 50)))
+    assert added.completion.unfinished() == []
+    for others in (teacher_metadata("birds", 50, weight_hash="trained again"), teacher_metadata("cars", 50)):
         for path, data in older.items():
             path.write_bytes(data)
         again = grown(others)
-        assert [unit.heads for unit in again.unfinished()] == [(others.name,)] * 3
+        assert [unit.heads for unit in again.completion.unfinished()] == [(others.name,)] * 3
         with pytest.raises(UserError, match=r"other teachers or crops.*precompute"):
-            again.crop_labels(0)
+            again.reader.crop_labels(0)
         fill(again)
-        assert again.unfinished() == [] and not any(again.damage(unit) for unit in again.units())
+        assert again.completion.unfinished() == [] and not any(unit_problems(again, unit) for unit in again.units())
 
 
-def test_markers_of_stores_from_before_their_source_was_kept_count(store):
+def test_completion_records_of_stores_from_before_their_source_was_kept_count(store):
     for path in Path(store.url, "done").iterdir():
         held = {name: value for name, value in json.loads(path.read_text()).items() if name != "source"}
         path.write_bytes(seal(held))
-    assert LabelStore.open(store.url).unfinished() == []
+    assert LabelStore.open(store.url).completion.unfinished() == []
 
 
 def test_a_store_that_grows_while_it_is_opened_is_not_damaged(store, monkeypatch):
@@ -199,7 +200,7 @@ def test_a_disk_that_cannot_be_read_is_not_called_missing(store, monkeypatch):
     opened = LabelStore.open(store.url)
     monkeypatch.setattr(os, "pread", read)
     with pytest.raises(OSError) as caught:
-        opened.crop_labels(0)
+        opened.reader.crop_labels(0)
     assert str(caught.value.filename).startswith(store.url)
     monkeypatch.undo()
     plain = LocalFileSystem.read
@@ -277,7 +278,7 @@ def test_a_change_cut_short_at_any_write_leaves_a_store_that_reads_and_completes
     def act(url: str) -> None:
         store = LabelStore.create(url, spec())
         if change == "teacher":
-            store.append_teachers([section("third", 10)])
+            store.append_teachers([teacher_metadata("third", 10)])
         if change == "crops":
             store.append_crops(8)
 
@@ -306,8 +307,8 @@ def test_a_change_cut_short_at_any_write_leaves_a_store_that_reads_and_completes
                 pass
         if change != "create":
             assert np.array_equal(
-                LabelStore.open(url).crop_labels(1).flips,
-                LabelStore.open(str(tmp_path / "before")).crop_labels(1).flips,
+                LabelStore.open(url).reader.crop_labels(1).flips,
+                LabelStore.open(str(tmp_path / "before")).reader.crop_labels(1).flips,
             )
         act(url)
         assert snapshot(Path(url)) == snapshot(tmp_path / "whole")

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from store_builder import expected, fill, section, spec
+from store_builder import expected, fill, spec, teacher_metadata
 
 from repcon.commands import inspect, verify
 from repcon.config import InspectConfig, VerifyConfig
@@ -53,7 +53,7 @@ VALUES = st.recursive(
 @pytest.fixture(scope="module")
 def honest(tmp_path_factory: pytest.TempPathFactory) -> Path:
     url = tmp_path_factory.mktemp("honest") / "labels.zarr"
-    teachers = (section("wide", 30), section("small", 4))
+    teachers = (teacher_metadata("wide", 30), teacher_metadata("small", 4))
     fill(LabelStore.create(str(url), spec(images=10, crops=2, rows_per_shard=6, teachers=teachers)))
     inspect.run(InspectConfig(store=str(url)))  # which imports what it needs, outside of the bounds
     verify.run(VerifyConfig(store=str(url)))
@@ -98,7 +98,7 @@ def use(url: Path, honest: Path) -> bool:
         with bounded(), told():
             store = LabelStore.open(str(url))
             for crop in range(min(store.crops, 2)):
-                crop_labels = store.crop_labels(crop)
+                crop_labels = store.reader.crop_labels(crop)
                 for name in set(store.heads) & set(truth.heads):
                     np.testing.assert_array_equal(crop_labels.labels[name][0], expected(truth, crop, name)[0])
         with bounded(), told():

@@ -51,7 +51,9 @@ def killed_ten_times(run: Callable[..., Any], arguments: tuple, out: Path, gener
         assert process.is_alive(), "it ended before ten kills; give it more units"
         process.kill()
         process.join()
-        left.append(len(LabelStore.open(str(out)).unfinished()) if (out / "manifest.json").exists() else 10**9)
+        left.append(
+            len(LabelStore.open(str(out)).completion.unfinished()) if (out / "manifest.json").exists() else 10**9
+        )
     return left
 
 

@@ -11,10 +11,11 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from store_builder import boxes_of, labels_of, section, spec
+from store_builder import boxes_of, labels_of, spec, teacher_metadata
 
 from repcon.commands import verify
 from repcon.config import VerifyConfig
+from repcon.labels.integrity import unit_problems
 from repcon.labels.store import LabelStore, LostClaimError, Unit
 from repcon.runtime.errors import UserError
 from repcon.runtime.filesystem import LocalFileSystem
@@ -52,7 +53,7 @@ class Life(RuleBasedStateMachine):
         shutil.rmtree(self.folder)
 
     def _spec(self) -> Any:
-        teachers = (section("wide", 12), section("small", 3))
+        teachers = (teacher_metadata("wide", 12), teacher_metadata("small", 3))
         return spec(images=10, crops=2, k=4, rows_per_shard=6, teachers=teachers)
 
     @contextlib.contextmanager
@@ -88,20 +89,20 @@ class Life(RuleBasedStateMachine):
         return units[number % len(units)]
 
     def _write(self, unit: Unit, labels: dict[str, Any], claim: Claim) -> None:
-        self.store.write(unit, *boxes_of(unit), labels, claim=claim)
+        self.store.writer.write(unit, *boxes_of(unit), labels, claim=claim)
 
     @rule(number=st.integers(0, 99))
     def label(self, number: int) -> None:
         """A run finishes a unit that is not finished."""
         unit = self._unit(number)
-        if not self.store.is_done(unit):
+        if not self.store.completion.is_done(unit):
             self._write(unit, labels_of(self.store, unit), Claim())
             self.done.add(unit.name)
 
     @rule(number=st.integers(0, 99), files=st.integers(0, 7))
     def kill(self, number: int, files: int) -> None:
         unit = self._unit(number)
-        if self.store.is_done(unit):
+        if self.store.completion.is_done(unit):
             return
         with self._killed_after(files):
             self._write(unit, labels_of(self.store, unit), Claim())
@@ -111,12 +112,12 @@ class Life(RuleBasedStateMachine):
     def stall(self, number: int, looks: int) -> None:
         """A writer whose claim is lost after so many looks at it, and its successor, which labels otherwise."""
         unit = self._unit(number)
-        if self.store.is_done(unit):
+        if self.store.completion.is_done(unit):
             return
         try:
             self._write(unit, foreign_labels(self.store, unit), Claim(looks))
         except LostClaimError:
-            assert not self.store.is_done(unit) or self.store.damage(unit) == []
+            assert not self.store.completion.is_done(unit) or unit_problems(self.store, unit) == []
             self._write(unit, labels_of(self.store, unit), Claim(inherited=True))
         else:
             (Path(self.url) / f"done/{unit.name}.json").unlink()
@@ -126,7 +127,7 @@ class Life(RuleBasedStateMachine):
     @precondition(lambda self: len(self.heads) < 4)
     @rule(files=st.integers(0, 20))
     def append_teacher(self, files: int) -> None:
-        new = section(f"more{len(self.heads)}", 7)
+        new = teacher_metadata(f"more{len(self.heads)}", 7)
         with self._killed_after(files):
             self.store.append_teachers([new])
         LabelStore.create(self.url, self._spec()).append_teachers([new])
@@ -175,8 +176,8 @@ class Life(RuleBasedStateMachine):
     def finish(self) -> None:
         """A run to the end, and `verify`."""
         store = LabelStore.create(self.url, self._spec())
-        for unit in store.unfinished():
-            store.write(unit, *boxes_of(unit), labels_of(store, unit))
+        for unit in store.completion.unfinished():
+            store.writer.write(unit, *boxes_of(unit), labels_of(store, unit))
             self.done.add(unit.name)
         try:
             verify.run(VerifyConfig(store=self.url))
@@ -188,10 +189,10 @@ class Life(RuleBasedStateMachine):
     def the_store_says_what_the_dictionary_says(self) -> None:
         store = self.store
         assert list(store.heads) == self.heads and store.crops == self.crops
-        assert {unit.name for unit in store.units() if store.is_done(unit)} == self.done
+        assert {unit.name for unit in store.units() if store.completion.is_done(unit)} == self.done
         for unit in store.units():
             whole = unit.name in self.done - self.damaged
-            assert (store.damage(unit) == []) == whole
+            assert (unit_problems(store, unit) == []) == whole
             if whole:
                 self._compare(store, unit)
 
@@ -199,7 +200,7 @@ class Life(RuleBasedStateMachine):
         wanted = labels_of(store, unit)
         for place, crop in enumerate(unit.crops):
             with contextlib.suppress(UserError):  # a teacher's crop whose boxes were damaged
-                crop_labels = store.read_rows(crop, unit.rows, unit.heads)
+                crop_labels = store.reader.read_rows(crop, unit.rows, unit.heads)
                 for name in unit.heads:
                     np.testing.assert_array_equal(crop_labels.labels[name][0], wanted[name][0][place])
                     np.testing.assert_array_equal(crop_labels.labels[name][1], wanted[name][1][place])

@@ -27,7 +27,7 @@ def test_a_strangers_store_cannot_ask_for_impossible_sizes(store):
             LabelStore.open(store.url)
     path.write_bytes(seal(values | {"images": 2**33, "rows_per_shard": 2**20}))
     with pytest.raises(UserError):  # the markers of all those units are not there, and nothing was allocated
-        LabelStore.open(store.url).crop_labels(0)
+        LabelStore.open(store.url).reader.crop_labels(0)
 
 
 def test_a_manifest_of_a_terabyte_is_not_read(store):
@@ -42,7 +42,7 @@ def test_a_strangers_store_cannot_lead_out_of_its_folder(store, tmp_path):
     target.rename(outside)
     target.symlink_to(outside)
     with pytest.raises(UserError, match="leads out"):
-        LabelStore.open(store.url).crop_labels(0)
+        LabelStore.open(store.url).reader.crop_labels(0)
     path = Path(store.url) / "manifest.json"
     values = unseal(path.read_bytes(), "m")
     path.write_bytes(seal(values | {"metadata": values["metadata"] | {"../../etc/passwd": "0" * 64}}))
@@ -67,7 +67,7 @@ def test_a_chunk_that_claims_another_size_is_refused_before_it_is_decoded(store)
         values["files"][name]["crc32c"][0] = crc
         marker.write_bytes(seal(values))
         with pytest.raises(UserError, match="do not have the length of a chunk"):
-            LabelStore.open(store.url).crop_labels(0)
+            LabelStore.open(store.url).reader.crop_labels(0)
 
 
 def test_poison_in_a_finished_unit_is_not_served(store):
@@ -77,4 +77,4 @@ def test_poison_in_a_finished_unit_is_not_served(store):
     path = Path(store.url) / f"done/{unit.name}.json"
     path.write_bytes(seal(unseal(path.read_bytes(), "m") | {"missing": []}))
     with pytest.raises(UserError, match="never written"):
-        LabelStore.open(store.url).crop_labels(0)
+        LabelStore.open(store.url).reader.crop_labels(0)

@@ -4,7 +4,7 @@ import fsspec
 import numpy as np
 import pytest
 import zarr
-from store_builder import create_and_fill, expected, section, spec, write
+from store_builder import create_and_fill, expected, spec, teacher_metadata, write
 
 from repcon.labels.store import LabelStore
 from repcon.runtime.errors import UserError
@@ -34,13 +34,13 @@ def test_a_store_lives_in_a_bucket(bucket):
     url = f"{root}/a/labels.zarr"
     create_and_fill(url)
     store = LabelStore.open(url)
-    assert store.unfinished() == []
-    for crop_labels in store.iter_crop_labels(range(4)):
+    assert store.completion.unfinished() == []
+    for crop_labels in store.reader.iter_crop_labels(range(4)):
         for name, (ids, logp) in crop_labels.labels.items():
             np.testing.assert_array_equal(ids, expected(store, crop_labels.crop, name)[0])
             np.testing.assert_array_equal(logp, expected(store, crop_labels.crop, name)[1])
     group = zarr.open_group(url, mode="r", storage_options=options)
-    np.testing.assert_array_equal(group["heads/wide/ids"][1], store.crop_labels(1).labels["wide"][0])
+    np.testing.assert_array_equal(group["heads/wide/ids"][1], store.reader.crop_labels(1).labels["wide"][0])
 
 
 def test_a_run_in_a_bucket_is_resumed_and_extended(bucket):
@@ -48,10 +48,10 @@ def test_a_run_in_a_bucket_is_resumed_and_extended(bucket):
     store = LabelStore.create(url, spec())
     write(store, store.units()[1])
     resumed = LabelStore.create(url, spec())
-    assert [unit.rows.start for unit in resumed.unfinished()] == [0, 80]
+    assert [unit.rows.start for unit in resumed.completion.unfinished()] == [0, 80]
     create_and_fill(url)
-    resumed.append_teachers([section("third", 9)])
-    assert len(LabelStore.open(url).unfinished()) == 3
+    resumed.append_teachers([teacher_metadata("third", 9)])
+    assert len(LabelStore.open(url).completion.unfinished()) == 3
 
 
 def test_a_damaged_object_is_named(bucket):
@@ -63,7 +63,7 @@ def test_a_damaged_object_is_named(bucket):
     data[50] ^= 1
     files.pipe_file(name, bytes(data))
     with pytest.raises(UserError, match="heads/wide/logp/c/0/1/0: the checksum"):
-        LabelStore.open(url).crop_labels(0)
+        LabelStore.open(url).reader.crop_labels(0)
 
 
 def test_no_store_in_the_bucket(bucket):

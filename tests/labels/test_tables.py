@@ -10,9 +10,8 @@ from hypothesis import strategies as st
 from store_builder import fill, spec
 
 from repcon.labels.store import LabelStore
-from repcon.labels.tables import ahead, memory_available, ranges, window_plan
+from repcon.labels.tables import ranges, read_ahead, window_plan
 from repcon.runtime.errors import UserError
-from repcon.runtime.memory import memory_total
 
 
 @pytest.fixture
@@ -30,10 +29,10 @@ def same(left, right) -> None:
 
 
 def test_tables_are_slabs_in_one_array(store):
-    tables = store.tables([3, 1], ["wide"])
+    tables = store.reader.table([3, 1], ["wide"])
     assert tables.crops == (3, 1) and tables.labels["wide"][0].shape == (400, 5)
     for place, crop in enumerate(tables.crops):
-        same(tables.crop_labels(place), store.crop_labels(crop, ["wide"]))
+        same(tables.crop_labels(place), store.reader.crop_labels(crop, ["wide"]))
 
 
 def test_the_next_is_done_while_the_last_is_used():
@@ -43,37 +42,37 @@ def test_the_next_is_done_while_the_last_is_used():
         started.append(item)
         return item
 
-    done = ahead(work, range(4))
+    done = read_ahead(work, range(4))
     assert next(done) == 0
     deadline = time.monotonic() + 5
     while started != [0, 1] and time.monotonic() < deadline:
         time.sleep(0.01)
     assert started == [0, 1]
     assert list(done) == [1, 2, 3] and started == [0, 1, 2, 3]
-    assert list(ahead(work, [])) == []
+    assert list(read_ahead(work, [])) == []
 
 
 def test_an_error_ahead_is_raised_in_its_turn():
-    done = ahead(lambda item: 1 // item, [2, 1, 0, 5])
+    done = read_ahead(lambda item: 1 // item, [2, 1, 0, 5])
     assert [next(done), next(done)] == [0, 1]
     with pytest.raises(ZeroDivisionError):
         next(done)
 
 
 def test_stopping_early_leaves_no_thread(store):
-    store.crop_labels(0)  # The reader's own threads stay for the next slab.
+    store.reader.crop_labels(0)  # The reader's own threads stay for the next slab.
     before = threading.active_count()
-    slabs = store.iter_crop_labels(range(4))
+    slabs = store.reader.iter_crop_labels(range(4))
     next(slabs)
     slabs.close()
     assert threading.active_count() <= before
 
 
 def test_a_forked_process_reads_with_threads_of_its_own(store):
-    expected = store.crop_labels(0).boxes
+    expected = store.reader.crop_labels(0).boxes
 
     def read() -> None:
-        os._exit(0 if np.array_equal(store.crop_labels(0).boxes, expected) else 1)
+        os._exit(0 if np.array_equal(store.reader.crop_labels(0).boxes, expected) else 1)
 
     child = multiprocessing.get_context("fork").Process(target=read)
     child.start()
@@ -93,27 +92,31 @@ def test_windows_hold_every_row_once_within_the_budget(images, rows_per_shard, b
 
 
 def test_windows_read_what_the_slab_holds(store):
-    whole = store.crop_labels(2)
-    shard = 30 * store.crop_labels_bytes() // 200
-    windows = list(store.windows(2, seed=1, memory_bytes=2 * 3 * shard + 1000))
-    assert [len(window.rows) for window in windows] in ([90, 90, 20], [90, 80, 30], [80, 90, 30])
-    assert windows[0].rows[0] != 0 or windows[0].rows[-1] != 89  # shuffled by shards
-    for window in windows:
-        np.testing.assert_array_equal(window.crop_labels.boxes, whole.boxes[window.rows])
-        for name, (ids, logp) in window.crop_labels.labels.items():
-            np.testing.assert_array_equal(ids, whole.labels[name][0][window.rows])
-            np.testing.assert_array_equal(logp, whole.labels[name][1][window.rows])
+    whole = store.reader.crop_labels(2)
+    shard = 30 * store.reader.crop_labels_bytes() // 200
+    plan = list(store.reader.window_plan([2], seed=1, memory_bytes=2 * 3 * shard + 1000))
+    assert [len(rows) for rows in plan] in ([90, 90, 20], [90, 80, 30], [80, 90, 30])
+    assert plan[0][0] != 0 or plan[0][-1] != 89  # shuffled by shards
+    for rows in plan:
+        window = store.reader.window([2], rows)
+        np.testing.assert_array_equal(window.boxes, whole.boxes[rows])
+        for name, (ids, logp) in window.labels.items():
+            np.testing.assert_array_equal(ids, whole.labels[name][0][rows])
+            np.testing.assert_array_equal(logp, whole.labels[name][1][rows])
 
 
 def test_where_two_slabs_fit_there_is_one_window(store):
-    (window,) = store.windows(0, seed=1, memory_bytes=2 * store.crop_labels_bytes())
-    np.testing.assert_array_equal(window.rows, np.arange(200))
-    assert len(list(store.windows(0, seed=1))) == 1
+    (rows,) = store.reader.window_plan([0], seed=1, memory_bytes=2 * store.reader.crop_labels_bytes())
+    np.testing.assert_array_equal(rows, np.arange(200))
 
 
 def test_an_unfinished_crop_is_refused_before_anything_is_read(tmp_path):
     store = LabelStore.create(str(tmp_path / "s"), spec())
-    for read in (lambda: store.crop_labels(0), lambda: store.tables([0]), lambda: list(store.windows(0, seed=0))):
+    for read in (
+        lambda: store.reader.crop_labels(0),
+        lambda: store.reader.table([0]),
+        lambda: list(store.reader.window_plan([0], seed=0, memory_bytes=1)),
+    ):
         with pytest.raises(UserError, match="never finished"):
             read()
 
@@ -122,7 +125,3 @@ def test_an_unfinished_crop_is_refused_before_anything_is_read(tmp_path):
 def test_ranges_are_the_rows(rows):
     wanted = sorted(rows)
     assert [row for run in ranges(np.array(wanted, np.int64)) for row in run] == wanted
-
-
-def test_the_machines_memory():
-    assert 0 < memory_available() <= memory_total()

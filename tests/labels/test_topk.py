@@ -30,6 +30,13 @@ def test_rows_agree_with_float64_arithmetic(classes, k, seed, scale):
         torch.testing.assert_close(logp[:, column].double(), outside.logsumexp(1), rtol=1e-5, atol=2e-5)
 
 
+@pytest.mark.parametrize("k", [1, 3, 8])
+def test_truncated_rows_are_those_of_a_smaller_k(k):
+    logits, temperatures = rows(4, 50), (1.0, 2.0)
+    _, wide = topk.encode(logits, 8, temperatures)
+    torch.testing.assert_close(topk.truncate(wide, k, temperatures), topk.encode(logits, k, temperatures)[1])
+
+
 def test_the_tempered_tail_is_not_the_tail_tempered():
     _, logp = topk.encode(rows(8, 50), 5, (1.0, 2.0))
     assert (logp[:, 6] - logp[:, 5] / 2).abs().min() > 0.1
@@ -103,7 +110,7 @@ def test_masked_classes_have_no_probability_wherever_they_stand(values, k):
     logits = torch.tensor([values])
     ids, logp = topk.encode(logits, k, (1.0, 4.0))
     top = logp[:, : min(k, 6)]
-    assert bool((top >= topk.LEAST).all()) and not bool(logp.isnan().any())
+    assert bool((top >= topk.MIN_LOGP).all()) and not bool(logp.isnan().any())
     torch.testing.assert_close(top.exp(), logits.softmax(1).gather(1, ids))
     for index, temperature in enumerate((1.0, 4.0)):
         wanted = (logits / temperature).softmax(1)

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from store_builder import section
+from store_builder import teacher_metadata
 
 from repcon.labels import topk
 from repcon.labels.layout import HeadInfo
@@ -13,7 +13,7 @@ def rows(count: int, classes: int, scale: float = 3.0) -> torch.Tensor:
 
 
 def head(classes: int, k: int, temperatures: tuple[float, ...]) -> HeadInfo:
-    return HeadInfo("head", classes, k, temperatures, section("head", classes))
+    return HeadInfo("head", classes, k, temperatures, teacher_metadata("head", classes))
 
 
 def spread_kl(p: np.ndarray, k: int) -> np.ndarray:
@@ -46,10 +46,10 @@ def test_both_encodings_are_sized_and_judged():
     found = truncation(rows(2000, 1000), (1.0, 4.0))
     assert set(found) == {4, 8, 16, 32, 64}
     for figures in found.values():
-        plain, gaps8 = figures["float16"], figures["gaps8"]
-        assert gaps8["bytes_per_crop"] < plain["bytes_per_crop"]
-        assert plain["kl"] < 1e-6 and gaps8["kl"] < 1e-4 and gaps8["kl_worst"] < 1e-3
-        assert plain["saturated"] == gaps8["saturated"] == 0
+        plain, quantized8 = figures["float16"], figures["quantized8"]
+        assert quantized8["bytes_per_crop"] < plain["bytes_per_crop"]
+        assert plain["kl"] < 1e-6 and quantized8["kl"] < 1e-4 and quantized8["kl_worst"] < 1e-3
+        assert plain["saturated"] == quantized8["saturated"] == 0
     sizes = [figures["float16"]["bytes_per_crop"] for figures in found.values()]
     assert sizes == sorted(sizes) and 9 < sizes[0] < 20
 
@@ -81,7 +81,7 @@ def test_kl_between_versions_of_a_row():
 def test_masked_classes_lose_nothing():
     logits = torch.tensor([[2.0, -torch.inf, 1.0, -torch.inf, -torch.inf, 0.0]])
     _, logp = topk.encode(logits, 5, (1.0, 2.0))
-    infinite = np.where(logp.numpy() == topk.LEAST, -np.inf, logp.numpy())
+    infinite = np.where(logp.numpy() == topk.MIN_LOGP, -np.inf, logp.numpy())
     for index, temperature in enumerate((1.0, 2.0)):
         for left, right in ((logp.numpy(), infinite), (infinite, logp.numpy())):
             assert abs(bucket_kl(left, right, 5, index, temperature)).max() < 1e-9

@@ -99,7 +99,7 @@ def test_what_is_no_teacher_is_refused(case: str, recipe: PrecomputeConfig, monk
     with pytest.raises(UserError, match=f"teacher own: .*{says}") as caught:
         answer(recipe, make(), monkeypatch)
     assert "\n" not in str(caught.value)
-    assert not Path(recipe.out).exists() or len(LabelStore.open(recipe.out).unfinished()) == 4
+    assert not Path(recipe.out).exists() or len(LabelStore.open(recipe.out).completion.unfinished()) == 4
 
 
 ALLOWED: dict[str, Callable[[], nn.Module]] = {
@@ -115,8 +115,8 @@ ALLOWED: dict[str, Callable[[], nn.Module]] = {
 @pytest.mark.parametrize("case", ALLOWED)
 def test_what_is_one_labels(case: str, recipe: PrecomputeConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     store = answer(recipe, ALLOWED[case](), monkeypatch)
-    assert store.unfinished() == []
-    assert case != "names by id" or store.heads["own"].section.classes == tuple("abcdef")
+    assert store.completion.unfinished() == []
+    assert case != "names by id" or store.heads["own"].metadata.classes == tuple("abcdef")
 
 
 @pytest.mark.parametrize(
@@ -186,14 +186,14 @@ def test_tensors_outside_the_state_are_part_of_the_identity() -> None:
 def test_a_store_names_neither_downloads_nor_absurd_sizes(
     teacher_folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    section = teacher.load(TeacherConfig(name="five", model=str(teacher_folders["five"])), "cpu").section
+    metadata = teacher.load(TeacherConfig(name="five", model=str(teacher_folders["five"])), "cpu").metadata
     monkeypatch.setattr(teacher, "create_model", lambda *a, **b: pytest.fail("loaded"))
     for model in ("hf-hub:somebody/something", "resnet18", "vit_base_patch16_224.augreg_in21k", "hf_hub:x/y", "s3:x"):
         with pytest.raises(UserError, match=r"teacher five: .*--models five="):
-            teacher.from_section(replace(section, model=model), "cpu")
+            teacher.load_from_metadata(replace(metadata, model=model), "cpu")
     for size in (0, -1, 2_000, 10**9, "224", None, 1.5, True):
-        odd = replace(section, preprocessing=section.preprocessing | {"size": size})
+        odd = replace(metadata, preprocessing=metadata.preprocessing | {"size": size})
         with pytest.raises(UserError, match="teacher five: the store gives its input as"):
-            teacher.from_section(odd, "cpu")
+            teacher.load_from_metadata(odd, "cpu")
     with pytest.raises(UserError, match="precision"):
-        teacher.from_section(replace(section, precision="int3"), "cpu")  # pyright: ignore[reportArgumentType]
+        teacher.load_from_metadata(replace(metadata, precision="int3"), "cpu")  # pyright: ignore[reportArgumentType]

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
-from training_case import section
+from training_case import teacher_metadata
 
 from repcon.labels.store import HeadInfo
 from repcon.models.factory import create_model
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def heads(**classes: int) -> dict[str, HeadInfo]:
-    return {name: HeadInfo(name, count, 2, (1.0,), section(name, count)) for name, count in classes.items()}
+    return {name: HeadInfo(name, count, 2, (1.0,), teacher_metadata(name, count)) for name, count in classes.items()}
 
 
 @pytest.fixture
@@ -54,8 +54,8 @@ def test_a_head_starts_from_the_backbones_own_classifier(tmp_path: Path, images:
     save_model(generalist, tmp_path / "generalist", classes=(), preprocessing=inputs, extra={})
     own = weight_hash(create_model(str(tmp_path / "generalist")))
     stored = {
-        "same": HeadInfo("same", 9, 2, (1.0,), section("same", 9, own)),
-        "other": HeadInfo("other", 9, 2, (1.0,), section("other", 9, "other")),
+        "same": HeadInfo("same", 9, 2, (1.0,), teacher_metadata("same", 9, own)),
+        "other": HeadInfo("other", 9, 2, (1.0,), teacher_metadata("other", 9, "other")),
     }
     model = build_student(str(tmp_path / "generalist"), stored).eval()
     logits = model(images)
@@ -69,17 +69,17 @@ def test_heads_of_the_same_teachers_go_on_where_an_earlier_student_is_the_backbo
     tmp_path: Path, images: torch.Tensor
 ) -> None:
     stored = {
-        "a": HeadInfo("a", 5, 2, (1.0,), section("a", 5, "weights of a")),
-        "b": HeadInfo("b", 7, 2, (1.0,), section("b", 7, "weights of b")),
+        "a": HeadInfo("a", 5, 2, (1.0,), teacher_metadata("a", 5, "weights of a")),
+        "b": HeadInfo("b", 7, 2, (1.0,), teacher_metadata("b", 7, "weights of b")),
     }
     earlier = build_student("test_efficientnet", stored, pretrained=False, size=64).eval()
     inputs = preprocessing_of(earlier.backbone, 64)
     card = {"teachers": [{"name": name, "weight_hash": f"weights of {name}"} for name in stored]}
     save_student(earlier, tmp_path / "run" / "student", preprocessing=inputs, card=card)
     later = {
-        "new": HeadInfo("new", 7, 2, (1.0,), section("new", 7, "weights of new")),
-        "renamed": HeadInfo("renamed", 7, 2, (1.0,), section("renamed", 7, "weights of b")),
-        "a": HeadInfo("a", 5, 2, (1.0,), section("a", 5, "other weights")),
+        "new": HeadInfo("new", 7, 2, (1.0,), teacher_metadata("new", 7, "weights of new")),
+        "renamed": HeadInfo("renamed", 7, 2, (1.0,), teacher_metadata("renamed", 7, "weights of b")),
+        "a": HeadInfo("a", 5, 2, (1.0,), teacher_metadata("a", 5, "other weights")),
     }
     for backbone in (tmp_path / "run", tmp_path / "run" / "student"):
         model = build_student(str(backbone), later, size=64).eval()

@@ -72,7 +72,7 @@ def test_a_compiled_teacher_answers_as_the_model_does(folder):
     for count in (3, 2):  # a last batch is shorter
         assert torch.allclose(compiled(pixels(count)), eager(pixels(count)), atol=1e-4)
     assert counters["stats"]["unique_graphs"] > 0 and not counters["graph_break"]
-    assert compiled.section == eager.section
+    assert compiled.metadata == eager.metadata
 
 
 def test_a_folder_s_teacher_answers_as_the_model_does(folder):
@@ -80,11 +80,11 @@ def test_a_folder_s_teacher_answers_as_the_model_does(folder):
     model = create_model(str(folder)).eval()
     wanted = model((pixels().float() / 255 - 0.5) / 0.25)
     assert torch.allclose(teacher(pixels()), wanted, atol=1e-5)
-    section = teacher.section
-    assert section.weight_hash == weight_hash(model)
-    assert section.classes == tuple("abcde") and section.num_classes == 5
-    assert section.preprocessing == {"size": SIZE, "mean": [0.5] * 3, "std": [0.25] * 3}
-    assert section.licence == "CC0-1.0" and "torch" in section.versions and section.architecture == "test_resnet"
+    metadata = teacher.metadata
+    assert metadata.weight_hash == weight_hash(model)
+    assert metadata.classes == tuple("abcde") and metadata.num_classes == 5
+    assert metadata.preprocessing == {"size": SIZE, "mean": [0.5] * 3, "std": [0.25] * 3}
+    assert metadata.licence == "CC0-1.0" and "torch" in metadata.versions and metadata.architecture == "test_resnet"
 
 
 def test_the_answers_do_not_depend_on_the_batch(folder):
@@ -99,14 +99,14 @@ def test_bf16_answers_in_float32(folder):
     assert next(teacher.module.parameters()).dtype == torch.bfloat16
     assert teacher(pixels()).dtype == torch.float32
     assert (teacher(pixels()) - exact(pixels())).abs().max() < 0.1 * exact(pixels()).abs().max() + 0.05
-    assert teacher.section.weight_hash == exact.section.weight_hash
+    assert teacher.metadata.weight_hash == exact.metadata.weight_hash
 
 
 def test_the_generalist_from_its_package_knows_its_classes():
     config = TeacherConfig(name="generalist", model="package:efficientnet_lite0", size=64)
-    section = teachers.load(config, "cpu").section
-    assert section.num_classes == len(section.classes) == 1000
-    assert section.preprocessing["size"] == 64
+    metadata = teachers.load(config, "cpu").metadata
+    assert metadata.num_classes == len(metadata.classes) == 1000
+    assert metadata.preprocessing["size"] == 64
 
 
 def test_a_backbone_is_no_teacher(tmp_path):
@@ -120,7 +120,7 @@ def test_a_backbone_is_no_teacher(tmp_path):
 def test_factories_give_modules_with_preprocessing(factories):
     teacher = teachers.load(TeacherConfig(name="own", model="own_models:good"), "cpu")
     assert teacher(pixels(size=16)).shape == (3, 4)
-    assert teacher.section.architecture.endswith("Sequential") and teacher.section.preprocessing["size"] == 16
+    assert teacher.metadata.architecture.endswith("Sequential") and teacher.metadata.preprocessing["size"] == 16
 
 
 @pytest.mark.parametrize(
@@ -141,18 +141,18 @@ def test_factories_that_give_something_else_are_refused(factories, model, says):
 
 
 def test_a_section_loads_its_teacher_again_and_refuses_other_weights(folder, tmp_path):
-    section = teachers.load(TeacherConfig(name="task", model=str(folder)), "cpu").section
-    assert teachers.from_section(section, "cpu").section.weight_hash == section.weight_hash
-    other = dataclasses.replace(section, weight_hash="0" * 64)
+    metadata = teachers.load(TeacherConfig(name="task", model=str(folder)), "cpu").metadata
+    assert teachers.load_from_metadata(metadata, "cpu").metadata.weight_hash == metadata.weight_hash
+    other = dataclasses.replace(metadata, weight_hash="0" * 64)
     with pytest.raises(UserError, match=r"teacher task: .*weight_hash"):
-        teachers.from_section(other, "cpu")
+        teachers.load_from_metadata(other, "cpu")
 
 
 def test_a_store_s_section_does_not_run_code_unasked(factories):
-    section = teachers.load(TeacherConfig(name="own", model="own_models:good"), "cpu").section
+    metadata = teachers.load(TeacherConfig(name="own", model="own_models:good"), "cpu").metadata
     with pytest.raises(UserError, match="is a function"):
-        teachers.from_section(section, "cpu")
-    assert teachers.from_section(section, "cpu", model="own_models:good").section == section
+        teachers.load_from_metadata(metadata, "cpu")
+    assert teachers.load_from_metadata(metadata, "cpu", model="own_models:good").metadata == metadata
 
 
 @pytest.mark.parametrize(

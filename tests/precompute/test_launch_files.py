@@ -77,7 +77,7 @@ def test_two_tasks_of_an_array_label_one_store(folder, recipe):
     ]
     assert [task.wait(200) for task in tasks] == [0, 0]
     assert sorted(path.name for path in (folder / "precompute-records").iterdir()) == ["task-0", "task-1"]
-    assert LabelStore.open(recipe.out).unfinished() == []
+    assert LabelStore.open(recipe.out).completion.unfinished() == []
     plain = replace(recipe, out=recipe.out + "-plain")
     precompute.run(plain)
     assert contents(recipe.out) == contents(plain.out)

@@ -85,11 +85,13 @@ def test_ctrl_c_asks_each_of_them_to_end(tmp_path):
 
 def test_posts_share_the_cores_and_the_gpus(monkeypatch):
     cores = len(os.sched_getaffinity(0))
-    assert [(slot.device, slot.threads) for slot in launch_local.slots(2, 0)] == [("cpu", max(1, cores // 2))] * 2
+    assert [(slot.device, slot.threads) for slot in launch_local.worker_slots(2, 0)] == [
+        ("cpu", max(1, cores // 2))
+    ] * 2
     assert set(POST.environment()) == {"OMP_NUM_THREADS"}
     for seen, given in (("", ["0", "1", "0"]), ("3,GPU-5", ["3", "GPU-5", "3"])):
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", seen)
-        slots = launch_local.slots(3, 2)
+        slots = launch_local.worker_slots(3, 2)
         assert [slot.environment()["CUDA_VISIBLE_DEVICES"] for slot in slots] == given
         assert {slot.device for slot in slots} == {"cuda"}
 

@@ -86,7 +86,7 @@ def test_killed_workers_and_a_killed_driver_leave_the_bytes_of_an_undisturbed_ru
         os.kill(min(wait_for(lambda: owners(slow.out))), signal.SIGKILL)
         wait_for(lambda: finished(slow.out) >= 3)
         driver.kill()
-    left = LabelStore.open(slow.out).unfinished()
+    left = LabelStore.open(slow.out).completion.unfinished()
     assert 1 <= len(left) <= 5
     with start(slow, tmp_path) as driver:
         said = driver.communicate(timeout=200)[0]
@@ -106,7 +106,7 @@ def test_a_lost_node_costs_time_only(slow, cluster):
         cluster.remove_node(node, allow_graceful=False)
         said = driver.communicate(timeout=250)[0]
     assert driver.returncode == 0, said
-    assert LabelStore.open(slow.out).unfinished() == []
+    assert LabelStore.open(slow.out).completion.unfinished() == []
 
 
 def test_a_worker_s_complaint_reaches_the_user(slow):
@@ -120,7 +120,7 @@ def test_workers_that_die_one_after_the_other_end_the_run(slow, monkeypatch):
     deadly = replace(slow, teachers=(TeacherConfig(name="own", model="precompute_case:deadly"),))
     with pytest.raises(UserError, match="ray: 1 workers died one after the other, the last: "):
         precompute.run(deadly)
-    assert len(LabelStore.open(slow.out).unfinished()) == 8
+    assert len(LabelStore.open(slow.out).completion.unfinished()) == 8
 
 
 def test_no_cluster_is_one_clear_line(recipe):

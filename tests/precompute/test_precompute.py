@@ -29,7 +29,9 @@ from repcon.models.preprocessing import normalise
 from repcon.precompute import engine, ensemble, stall_detector
 from repcon.precompute.context import absolute
 from repcon.precompute.output_store import lease_folder, run_folder
+from repcon.precompute.progress import Display, Event
 from repcon.runtime.errors import UserError
+from repcon.runtime.run_dir import RunDir
 
 __all__ = ["pack_path", "recipe", "teacher_folders"]
 FIXTURES = Path(__file__).parents[1] / "fixtures"
@@ -42,8 +44,8 @@ def own(recipe: PrecomputeConfig, factory: str) -> PrecomputeConfig:
 def recomputed(store: LabelStore, pack: ImagePack, head: str, number: int) -> tuple[torch.Tensor, torch.Tensor]:
     """One crop of all images, through PIL, the reference's resize and a plain forward pass, one image at a time."""
     info = store.heads[head]
-    teacher = teachers.from_section(info.section, "cpu")
-    crop_labels, rows = store.crop_labels(number), []
+    teacher = teachers.load_from_metadata(info.metadata, "cpu")
+    crop_labels, rows = store.reader.crop_labels(number), []
     for row in range(len(pack)):
         pixels = crop(
             decode(pack.read(row)), crop_labels.boxes[row], teacher.preprocessing.size, bool(crop_labels.flips[row])
@@ -56,11 +58,11 @@ def test_stored_labels_are_the_teachers_answers_on_the_same_crops(recipe, teache
     figures = precompute.run(with_teachers(recipe, teacher_folders, "five", "wide"))
     pack, store = ImagePack.open(pack_path), LabelStore.open(recipe.out)
     planned = plan(recipe.crop, pack.hashes, pack.sizes, range(8))
-    assert store.unfinished() == [] and figures["crops"] == figures["total_crops"] == 8 * len(pack)
+    assert store.completion.unfinished() == [] and figures["crops"] == figures["total_crops"] == 8 * len(pack)
     for head in ("five", "wide"):
         for number in (0, 7):
             ids, logp = recomputed(store, pack, head, number)
-            crop_labels = store.crop_labels(number)
+            crop_labels = store.reader.crop_labels(number)
             held_ids, held = crop_labels.labels[head]
             assert (crop_labels.boxes == planned.boxes[number]).all() and (
                 crop_labels.flips == planned.flips[number]
@@ -74,7 +76,7 @@ def test_every_loader_gives_nearly_the_same_labels(recipe):
     precompute.run(recipe)
     other = replace(recipe, out=recipe.out + "-torch", loader="torch")
     precompute.run(other)
-    left, right = (LabelStore.open(out).crop_labels(0).labels["five"][1] for out in (recipe.out, other.out))
+    left, right = (LabelStore.open(out).reader.crop_labels(0).labels["five"][1] for out in (recipe.out, other.out))
     assert np.abs(left.astype(np.float32) - right.astype(np.float32)).max() < 0.1
 
 
@@ -117,7 +119,7 @@ def test_resume_does_the_rest_only_and_ends_byte_identical(recipe):
     stop_after_two.units = 0
     with pytest.raises(Stopped):
         engine.work(precompute.set_up(cut), stop_after_two)
-    left = LabelStore.open(cut.out).unfinished()
+    left = LabelStore.open(cut.out).completion.unfinished()
     assert 1 <= len(left) <= 2
     figures = precompute.run(cut)
     assert figures["images"] == sum(len(unit.rows) for unit in left)
@@ -171,7 +173,7 @@ def test_a_resume_is_refused_where_the_teacher_answers_otherwise(recipe, monkeyp
     monkeypatch.setenv("MOOD", "1.5")
     with pytest.raises(UserError, match=r"teacher own: it answers otherwise than when the store's labels were made"):
         precompute.run(mine)
-    assert len(LabelStore.open(recipe.out).unfinished()) == 3
+    assert len(LabelStore.open(recipe.out).completion.unfinished()) == 3
     monkeypatch.setenv("MOOD", "1.001")  # as far as another device's last digits
     assert precompute.run(mine)["units"] == 3
 
@@ -187,13 +189,13 @@ def test_a_teacher_that_failed_before_its_first_unit_can_be_mended(recipe, teach
         mended = TeacherConfig(name="own", model=str(teacher_folders["wide"]))  # another network, more classes
         precompute.run(replace(broken, teachers=(mended,)))
         store = LabelStore.open(out)
-        assert store.unfinished() == [] and store.heads["own"].classes == 40
+        assert store.completion.unfinished() == [] and store.heads["own"].classes == 40
         assert list(store.heads) == (["five", "own"] if first else ["own"])
         with pytest.raises(UserError, match="own"):
             precompute.run(broken)
     plain = replace(recipe, teachers=(mended,), out=recipe.out + "-plain")
     precompute.run(plain)
-    left, right = (LabelStore.open(out).crop_labels(1).labels["own"] for out in (recipe.out, plain.out))
+    left, right = (LabelStore.open(out).reader.crop_labels(1).labels["own"] for out in (recipe.out, plain.out))
     assert all(map(np.array_equal, left, right))
 
 
@@ -203,7 +205,7 @@ def test_a_teacher_that_writes_into_its_input_spoils_no_other(recipe, teacher_fo
     precompute.run(replace(recipe, teachers=(tidy,)))
     both = replace(recipe, teachers=(rude, tidy), out=recipe.out + "-both")
     precompute.run(both)
-    left, right = (LabelStore.open(out).crop_labels(2).labels["five"] for out in (recipe.out, both.out))
+    left, right = (LabelStore.open(out).reader.crop_labels(2).labels["five"] for out in (recipe.out, both.out))
     assert all(map(np.array_equal, left, right))
 
 
@@ -224,10 +226,10 @@ def test_more_crops_leave_the_first_as_they_are(recipe, teacher_folders):
     before = contents(recipe.out, "heads")
     figures = precompute.run(replace(recipe, crops=16))
     after, store = contents(recipe.out, "heads"), LabelStore.open(recipe.out)
-    assert figures["crops"] == 8 * 32 and store.crops == 16 and store.unfinished() == []
+    assert figures["crops"] == 8 * 32 and store.crops == 16 and store.completion.unfinished() == []
     assert all(after[name] == digest for name, digest in before.items() if not name.endswith("zarr.json"))
     pack = ImagePack.open(recipe.pack)
-    assert (store.crop_labels(12).boxes == plan(recipe.crop, pack.hashes, pack.sizes, [12]).boxes[0]).all()
+    assert (store.reader.crop_labels(12).boxes == plan(recipe.crop, pack.hashes, pack.sizes, [12]).boxes[0]).all()
     with pytest.raises(UserError, match="takes every teacher, also five"):
         precompute.run(with_teachers(replace(recipe, crops=24), teacher_folders, "nine"))
 
@@ -242,11 +244,11 @@ def test_a_rotten_image_is_marked_and_the_rest_is_as_ever(recipe, pack_path, tmp
         precompute.run(damaged)
     assert caught.value.figures["missing"] == 2
     store, whole = LabelStore.open(damaged.out), LabelStore.open(recipe.out)
-    assert store.missing.tolist() == [5, 17] and store.unfinished() == []
+    assert store.completion.missing_rows().tolist() == [5, 17] and store.completion.unfinished() == []
     rest = np.setdiff1d(np.arange(32), [5, 17])
-    ids, logp = store.crop_labels(3).labels["five"]
+    ids, logp = store.reader.crop_labels(3).labels["five"]
     assert np.isnan(logp[[5, 17]].astype(np.float32)).all()
-    wanted = whole.crop_labels(3).labels["five"]
+    wanted = whole.reader.crop_labels(3).labels["five"]
     assert (ids[rest] == wanted[0][rest]).mean() > 0.99
     assert np.allclose(logp[rest].astype(np.float32), wanted[1][rest].astype(np.float32), atol=2e-3)
     lines = [json.loads(line) for line in (run_folder(damaged.out) / "metrics.jsonl").read_text().splitlines()]
@@ -267,9 +269,9 @@ def test_a_file_that_cannot_be_read_stops_the_run_and_marks_nothing(recipe, pack
     with pytest.raises(UserError, match="cannot be read"):
         precompute.run(replace(recipe, pack=str(gone)))
     store = LabelStore.open(recipe.out)
-    assert len(store.unfinished()) == 4 and len(store.missing) == 0
+    assert len(store.completion.unfinished()) == 4 and len(store.completion.missing_rows()) == 0
     precompute.run(replace(recipe, pack=str(pack_path)))
-    assert LabelStore.open(recipe.out).unfinished() == []
+    assert LabelStore.open(recipe.out).completion.unfinished() == []
 
 
 def test_a_loader_that_fails_on_centred_squares_stops_the_run_and_marks_nothing(recipe, monkeypatch):
@@ -280,23 +282,23 @@ def test_a_loader_that_fails_on_centred_squares_stops_the_run_and_marks_nothing(
         patch.setattr("repcon.decode.threads.ThreadsLoader._fill", fails)
         precompute.run(replace(recipe, loader="torch"))
     store = LabelStore.open(recipe.out)
-    assert len(store.unfinished()) == 4 and len(store.missing) == 0
+    assert len(store.completion.unfinished()) == 4 and len(store.completion.missing_rows()) == 0
 
 
 def test_nan_from_a_teacher_names_teacher_and_image(recipe, pack_path):
     key = ImagePack.open(pack_path).keys[0]
     with pytest.raises(UserError, match=rf"teacher own: .*not a number.*image {key}, crop 0"):
         precompute.run(own(recipe, "nan"))
-    assert len(LabelStore.open(recipe.out).unfinished()) == 4
+    assert len(LabelStore.open(recipe.out).completion.unfinished()) == 4
 
 
-@pytest.mark.parametrize("values", ["float16", "gaps8"])
+@pytest.mark.parametrize("values", ["float16", "quantized8"])
 def test_masked_classes_are_stored_as_impossible_ones(recipe, pack_path, values):
     """A teacher that rules classes out answers -inf: with k of all its classes they are among the k."""
     precompute.run(replace(own(recipe, "masked"), values=values))
     store = LabelStore.open(recipe.out)
-    ids, logp = store.crop_labels(0).labels["own"]
-    assert store.unfinished() == [] and np.isfinite(logp[:, : store.heads["own"].k]).all()
+    ids, logp = store.reader.crop_labels(0).labels["own"]
+    assert store.completion.unfinished() == [] and np.isfinite(logp[:, : store.heads["own"].k]).all()
     sums = np.where(np.isin(ids, (0, 3)), np.exp(logp[:, : ids.shape[1]].astype(np.float64)), 0).sum(1)
     np.testing.assert_allclose(sums, 1, atol=0.03)
     models = ("own=precompute_case:masked",)
@@ -309,7 +311,9 @@ def test_out_of_memory_halves_the_batch_and_says_so(recipe, capsys):
     precompute.run(own(recipe, "small_memory"))
     said = capsys.readouterr().out
     assert "out of memory with 16 crops per pass: going on with 8" in said and "going on with 4" in said
-    left, right = (LabelStore.open(out).crop_labels(0).labels["own"] for out in (recipe.out, recipe.out + "-plain"))
+    left, right = (
+        LabelStore.open(out).reader.crop_labels(0).labels["own"] for out in (recipe.out, recipe.out + "-plain")
+    )
     assert (left[0] == right[0]).all() and np.allclose(left[1].astype(float), right[1].astype(float), atol=1e-3)
 
 
@@ -321,18 +325,18 @@ def test_the_estimate_prints_and_writes_nothing(recipe, tmp_path, capsys):
     losses = [figures["teachers"]["five"][k]["kl"] for k in (4, 8)]
     assert losses[0] >= losses[1] == 0.0  # Five classes: at k = 8 all of them are stored.
     both = figures["encodings"]
-    assert both["gaps8"]["bytes"] < both["float16"]["bytes"] == figures["bytes"][recipe.k]
+    assert both["quantized8"]["bytes"] < both["float16"]["bytes"] == figures["bytes"][recipe.k]
     said = " ".join(capsys.readouterr().out.split())
-    assert "nothing was written" in said and "values = float16 (chosen): " in said and "values = gaps8: " in said
+    assert "nothing was written" in said and "values = float16 (chosen): " in said and "values = quantized8: " in said
 
 
 @pytest.mark.parametrize(
     "change, says",
     [
         ({"teachers": ()}, "none named"),
-        ({"crops": 0}, "crops: 0"),
+        ({"crops": -1}, "crops: -1"),
         ({"batch_size": -1}, "batch_size: -1"),
-        ({"k": 0}, "k: 0"),
+        ({"k": -1}, "k: -1"),
         ({"pack": "/no/such/pack"}, "no finished pack"),
     ],
 )
@@ -359,8 +363,8 @@ def test_the_batch_size_follows_from_the_models_and_is_the_same_again(recipe):
 def test_bf16_and_the_model_s_own_size(recipe):
     teacher = replace(recipe.teachers[0], precision="bf16", size=0)
     precompute.run(replace(recipe, teachers=(teacher,)))
-    section = LabelStore.open(recipe.out).heads["five"].section
-    assert section.precision == "bf16" and section.preprocessing["size"] == SIZE
+    metadata = LabelStore.open(recipe.out).heads["five"].metadata
+    assert metadata.precision == "bf16" and metadata.preprocessing["size"] == SIZE
 
 
 def test_ctrl_c_keeps_what_was_finished_and_says_how_to_go_on(recipe, tmp_path):
@@ -380,7 +384,7 @@ def test_ctrl_c_keeps_what_was_finished_and_says_how_to_go_on(recipe, tmp_path):
     assert run.returncode == 130, said
     assert "the same command goes on there" in said.replace("\n", " ")
     assert not Path(lease_folder(slow.out)).exists()
-    left = LabelStore.open(slow.out).unfinished()
+    left = LabelStore.open(slow.out).completion.unfinished()
     assert 1 <= len(left) < 4
     assert precompute.run(slow)["images"] == sum(len(unit.rows) for unit in left)
     fresh = replace(slow, out=slow.out + "-fresh")
@@ -393,13 +397,13 @@ def test_an_append_does_not_wait_for_boxes_that_nobody_draws(recipe, teacher_fol
     markers = sorted(Path(recipe.out, "done").glob("*.json"))
     for marker in markers[1:]:
         marker.unlink()
-    monkeypatch.setattr(stall_detector, "PATIENCE_SECONDS", 0.0)
+    monkeypatch.setattr(stall_detector, "STALL_SECONDS", 0.0)
     monkeypatch.setattr(engine, "WAIT_SECONDS", 0.01)
     with pytest.raises(UserError, match=r"3 units that hold the boxes were never finished.* recipe of five first"):
         precompute.run(with_teachers(recipe, teacher_folders, "nine"))
     precompute.run(with_teachers(recipe, teacher_folders, "five"))
     precompute.run(with_teachers(recipe, teacher_folders, "nine"))
-    assert LabelStore.open(recipe.out).unfinished() == []
+    assert LabelStore.open(recipe.out).completion.unfinished() == []
 
 
 def test_a_resume_with_fewer_teachers_is_refused_by_name(recipe, teacher_folders):
@@ -415,9 +419,9 @@ def test_a_shard_that_is_cut_off_stops_the_run_and_marks_nothing(recipe, pack_pa
         os.truncate(shard, shard.stat().st_size // 3)
     with pytest.raises(UserError, match="is cut off"):
         precompute.run(replace(recipe, pack=str(cut)))
-    assert len(LabelStore.open(recipe.out).missing) == 0
+    assert len(LabelStore.open(recipe.out).completion.missing_rows()) == 0
     precompute.run(recipe)
-    assert LabelStore.open(recipe.out).unfinished() == []
+    assert LabelStore.open(recipe.out).completion.unfinished() == []
 
 
 def test_the_record_of_the_work_outlives_a_run_that_finds_nothing_to_do(recipe, capsys):
@@ -464,3 +468,58 @@ def test_growth_that_is_refused_adds_no_teacher(recipe, teacher_folders):
     with pytest.raises(UserError, match="crops can grow from 8 in steps of 8"):
         precompute.run(replace(with_teachers(recipe, teacher_folders, "five", "nine"), crops=12))
     assert contents(recipe.out) == before
+
+
+def test_the_store_s_settings_are_the_default_when_a_teacher_is_added(recipe, teacher_folders):
+    first = replace(recipe, temperatures=(1.0, 3.0), crop=CropConfig(seed=5), k=3, codec="lz4", values="quantized8")
+    precompute.run(first)
+    added = replace(with_teachers(recipe, teacher_folders, "nine"), out=first.out)
+    bare = replace(added, crops=0, k=0, temperatures=(), crop=CropConfig(), codec="auto", values="auto")
+    assert precompute.run(bare)["crops"] == 8 * 32
+    manifest = LabelStore.open(first.out).manifest
+    assert (manifest.k, manifest.temperatures, manifest.codec, manifest.values) == (3, (1.0, 3.0), "lz4", "quantized8")
+    for changes, field in (
+        ({"k": 4}, "k: "), ({"temperatures": (2.0,)}, "temperatures"), ({"codec": "zstd"}, "codec"),
+        ({"values": "float16"}, "values"), ({"crop": CropConfig(seed=6)}, "crop_recipe.seed"),
+    ):  # fmt: skip
+        with pytest.raises(UserError, match=field):
+            precompute.run(replace(bare, **changes))
+
+
+def test_the_estimate_counts_what_the_store_lacks(recipe, teacher_folders, capsys):
+    precompute.run(recipe)
+    with_new = with_teachers(recipe, teacher_folders, "five", "nine")
+    figures = precompute.run(replace(with_new, estimate=True))
+    assert list(figures["teachers"]) == ["nine"] and figures["unlabelled_crops"] == 8 * 32
+    next(iter(Path(recipe.out, "done").glob("*.json"))).unlink()
+    assert precompute.run(replace(recipe, estimate=True))["unlabelled_crops"] == 8 * 8
+    assert "the 64 of 256 crops that are left" in " ".join(capsys.readouterr().out.split())
+
+
+def test_teachers_of_relative_paths_are_found_beside_the_store_and_all_missing_ones_named(
+    recipe, teacher_folders, tmp_path, monkeypatch
+):
+    shutil.copytree(teacher_folders["five"], tmp_path / "runs" / "five")
+    monkeypatch.chdir(tmp_path)
+    near = replace(
+        recipe, out=str(tmp_path / "runs" / "x.zarr"), teachers=(TeacherConfig(name="five", model="runs/five"),)
+    )
+    precompute.run(near)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert precompute.run(near)["crops"] == 0
+    verify.run(VerifyConfig(store=near.out, pack=recipe.pack, sample=2, loaders=("reference",), device="cpu"))
+    lost = tuple(TeacherConfig(name=name, model=f"runs/{name}") for name in ("gone", "lost"))
+    with pytest.raises(UserError, match=r"runs/gone: no such folder; .*runs/lost: no such .* --teachers gone=MODEL"):
+        precompute.run(replace(near, teachers=(*near.teachers, *lost)))
+
+
+def test_progress_counts_answered_crops_only(recipe, tmp_path):
+    record = RunDir(tmp_path / "run", "precompute", "")
+    display = Display(record, crops=100)
+    display.on_event(Event(images=5, crops=40))
+    display.on_event(Event(unit="one", missing=(("a.jpg", "damaged"),), missing_crops=10))
+    display.on_event(Event(remaining_crops=30))
+    (task,) = display._bars.tasks
+    assert (task.completed, task.total) == (60, 90)  # 20 of them by another command's processes
+    assert display.figures()["crops"] == 40

@@ -94,7 +94,7 @@ def test_several_processes_share_a_bucket_and_a_further_run_extends_it(there, re
 def test_the_store_in_the_bucket_is_read_from_there(there, pack_path):
     assert command(there) == 0
     store, pack = LabelStore.open(there.out), ImagePack.open(there.pack)
-    assert store.unfinished() == [] and len(pack) == 32
+    assert store.completion.unfinished() == [] and len(pack) == 32
     assert store.manifest.pack_fingerprint == pack.fingerprint == ImagePack.open(pack_path).fingerprint
 
 

@@ -127,7 +127,7 @@ def test_the_sheet_shows_the_stored_labels_of_the_crop(world: Path) -> None:
         assert image.key == pack.keys[image.row]
         assert [crop.number for crop in image.crops] == [0, store.crops - 1]
         for crop in image.crops:
-            boxes, flips = store.boxes(range(crop.number, crop.number + 1), range(image.row, image.row + 1))
+            boxes, flips = store.reader.boxes(range(crop.number, crop.number + 1), range(image.row, image.row + 1))
             assert crop.box == tuple(boxes[0, 0])
             assert crop.flipped == bool(flips[0, 0])
             name, chance = crop.answers[0].labels[0]

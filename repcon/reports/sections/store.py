@@ -73,7 +73,7 @@ def _sizes_by_k(found: Mapping[str, Any]) -> dict[str, plots.Line]:
 
     return {
         values + (" (here)" if values == found["values"] else ""): (ks, [total(k, values) for k in ks])
-        for values in ("float16", "gaps8")
+        for values in ("float16", "quantized8")
     } if len(ks) > 1 else {}  # fmt: skip
 
 

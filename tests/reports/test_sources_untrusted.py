@@ -79,7 +79,7 @@ def test_a_report_asks_nobody_and_says_what_it_left_out(tmp_path: Path, monkeypa
         notes = page.build(sources.read_sources([str(folder)]), "title").notes
         assert [note for note in notes if url in note and "does not open" in note]
         run_folder(tmp_path / "run", command="precompute", config__toml=f'store="{url}"\npack="{url}"\nout="{url}"\n')
-        assert labels.places(sources.read_sources([str(folder)])) == []
+        assert labels.find_stores(sources.read_sources([str(folder)])) == []
 
 
 def test_links_out_of_a_folder_are_not_followed(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from repcon.runtime.text import printable
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Place:
+class StoreLocation:
     """A store that a run wrote or read, and the pack that its labels belong to, where that is known."""
 
     store: str
@@ -31,29 +31,29 @@ class Place:
     """Of the store, where the run recorded it."""
 
 
-def places(sources: Sequence[Source]) -> list[Place]:
+def find_stores(sources: Sequence[Source]) -> list[StoreLocation]:
     """The stores of the sources, each once."""
-    found: dict[str, Place] = {}
-    for place in (place for source in sources for place in _places(source)):
-        key = str(Path(place.store).resolve())
+    found: dict[str, StoreLocation] = {}
+    for location in (location for source in sources for location in _stores_of(source)):
+        key = str(Path(location.store).resolve())
         if key not in found or not found[key].pack:
-            found[key] = place
+            found[key] = location
     return list(found.values())
 
 
-def _places(source: Source) -> Iterator[Place]:
+def _stores_of(source: Source) -> Iterator[StoreLocation]:
     if source.kind == "store":
-        yield Place(store=str(source.path))
+        yield StoreLocation(store=str(source.path))
     key = {"train": "store", "precompute": "out"}.get(source.kind)
-    if key and (store := _located(source, key)):
+    if key and (store := _local_path(source, key)):
         fingerprint = str(source.figures.get("store_fingerprint", ""))
-        yield Place(store=store, pack=_located(source, "pack"), fingerprint=fingerprint)
+        yield StoreLocation(store=store, pack=_local_path(source, "pack"), fingerprint=fingerprint)
 
 
-def _located(source: Source, key: str) -> str:
+def _local_path(source: Source, key: str) -> str:
     """The configured local path as seen from a folder above the run, or from here; empty where nothing is there.
 
-    What a run names by a URL is not looked for: a report of somebody else's run must not send requests.
+    URLs are not opened: a report of untrusted runs must not send requests.
     """
     value = source.paths.get(key, "")
     if not value or "://" in value:
@@ -69,10 +69,10 @@ def _exists(path: Path) -> bool:
         return False
 
 
-def _not_shown(source: Source) -> Iterator[str]:
-    """What the run learnt from and the report cannot show, with the reason."""
+def _missing_inputs(source: Source) -> Iterator[str]:
+    """Notes on the store and pack of a training run that the report cannot show, with the reason."""
     for key, value in source.paths.items() if source.kind == "train" else ():
-        if key == "out" or not value or _located(source, key):
+        if key == "out" or not value or _local_path(source, key):
             continue
         reason = (
             "is behind a URL, which a report does not open: not shown; copy it here and name the copy as well"
@@ -88,23 +88,23 @@ def labels(sources: Sequence[Source], styles: SeriesStyles) -> tuple[list[Sectio
     notes: list[str] = []
     if runs := {source.name: source for source in sources if source.kind == "precompute"}:
         sections.append(_precompute(runs, styles))
-    notes += [printable(note) for source in sources for note in _not_shown(source)]
-    found = places(sources)
-    for number, place in enumerate(found):
-        name = f": {_store_name(place, found)}" if len(found) > 1 else ""
-        if place.fingerprint and not _is_unchanged(place):
-            notes.append(f"{place.store}: is not the store that the run learnt from, or has grown since: not shown")
+    notes += [printable(note) for source in sources for note in _missing_inputs(source)]
+    found = find_stores(sources)
+    for number, location in enumerate(found):
+        name = f": {_store_name(location, found)}" if len(found) > 1 else ""
+        if location.fingerprint and not _is_unchanged(location):
+            notes.append(f"{location.store}: is not the store that the run learnt from, or has grown since: not shown")
             continue
         parts = {
-            "A sheet of crops": partial(_sheet, place, name),
-            "What a store holds": partial(_store, place, name, styles, f"store{number}"),
+            "A sheet of crops": partial(_sheet, location, name),
+            "What a store holds": partial(_store, location, name, styles, f"store{number}"),
         }
         for what, part in parts.items():
             try:
                 sections += part()
-            except Exception as error:  # Whatever is wrong with a store of unknown origin, the rest is reported.
+            except Exception as error:  # an untrusted store may be damaged in any way; the rest is still reported
                 reason = str(error) if isinstance(error, UserError) else repr(error)
-                notes.append(printable(f"{what} of {place.store} could not be shown: {reason}"))
+                notes.append(printable(f"{what} of {location.store} could not be shown: {reason}"))
     for number, source in enumerate(source for source in sources if source.kind == "inspect"):
         try:
             sections += _titled(store_sections(source.figures, styles, f"inspect{number}"), f": {source.name}")
@@ -113,11 +113,11 @@ def labels(sources: Sequence[Source], styles: SeriesStyles) -> tuple[list[Sectio
     return sections, notes
 
 
-def _store_name(place: Place, places: Sequence[Place]) -> str:
+def _store_name(location: StoreLocation, locations: Sequence[StoreLocation]) -> str:
     """The store's name, with its folder's where another has the same."""
-    name = Path(place.store).name
-    alone = [Path(other.store).name for other in places].count(name) == 1
-    return name if alone else f"{Path(place.store).resolve().parent.name}/{name}"
+    name = Path(location.store).name
+    alone = [Path(other.store).name for other in locations].count(name) == 1
+    return name if alone else f"{Path(location.store).resolve().parent.name}/{name}"
 
 
 def _precompute(runs: Mapping[str, Source], styles: SeriesStyles) -> Section:
@@ -143,19 +143,19 @@ def _waited(line: Mapping[str, Any]) -> float | None:
     return 100 * share if is_number(share) else None
 
 
-def _is_unchanged(place: Place) -> bool:
+def _is_unchanged(location: StoreLocation) -> bool:
     """Whether the store is still the one that the run read. A store that cannot be opened counts as unchanged: the
     sections on it name the reason."""
     try:
-        return LabelStore.open(place.store).fingerprint == place.fingerprint
+        return LabelStore.open(location.store).fingerprint == location.fingerprint
     except Exception:
         return True
 
 
-def _sheet(place: Place, name: str) -> list[Section]:
-    if not place.pack:
+def _sheet(location: StoreLocation, name: str) -> list[Section]:
+    if not location.pack:
         return []
-    images = tuple(crop_sheet.sheet(place.pack, place.store))
+    images = tuple(crop_sheet.sheet(location.pack, location.store))
     lead = (
         "Stored crops, cut by the reference loader, beside what is stored for them: each teacher's three most probable "
         "classes. The frames on the left show where the crops lie in the image. Nothing here is computed anew."
@@ -163,8 +163,8 @@ def _sheet(place: Place, name: str) -> list[Section]:
     return [Section(title=f"Crops and their labels{name}", lead=lead, sheet=images)] if images else []
 
 
-def _store(place: Place, name: str, styles: SeriesStyles, prefix: str) -> list[Section]:
-    return _titled(store_sections(figures(LabelStore.open(place.store)), styles, prefix), name)
+def _store(location: StoreLocation, name: str, styles: SeriesStyles, prefix: str) -> list[Section]:
+    return _titled(store_sections(figures(LabelStore.open(location.store)), styles, prefix), name)
 
 
 def _titled(sections: Sequence[Section], name: str) -> list[Section]:

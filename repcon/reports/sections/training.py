@@ -14,7 +14,7 @@ from repcon.reports.section import Section
 from repcon.reports.sources import Source
 from repcon.reports.tables import MARKED, side_by_side
 
-MOST_PLOTS = 12
+MOST_PLOTS = 40
 """Plots of one kind: of more heads or runs, the first get one."""
 
 

@@ -60,12 +60,20 @@ def require_regular_file(mode: int, path: str) -> None:
         raise OSError(errno.EISDIR if stat.S_ISDIR(mode) else errno.EINVAL, f"{kind}, not a plain file", path)
 
 
-def open_regular(path: str | os.PathLike[str], mode: str = "rb", *, follow_links: bool = True, **options: Any) -> Any:
+def open_regular(
+    path: str | os.PathLike[str],
+    mode: str = "rb",
+    *,
+    encoding: str | None = None,
+    follow_links: bool = True,
+    **options: Any,
+) -> Any:
     """As `open`, for regular files only: a pipe in the file's place is not waited for. Raises OSError.
 
     follow_links: False for files that are written, so that a link in the file's place cannot redirect the write.
     """
-    return open(path, mode, opener=partial(_open_descriptor, follow_links=follow_links), **options)
+    opener = partial(_open_descriptor, follow_links=follow_links)
+    return open(path, mode, encoding=encoding, opener=opener, **options)
 
 
 def _open_descriptor(path: str, flags: int, *, follow_links: bool) -> int:

@@ -23,12 +23,16 @@ def require_possible(config: Mapping[str, Any], tensors: Tensors | None, model: 
     """Raises UserError where numbers that decide about the model's size are beyond those of its weights.
 
     A width, a depth or a number of classes is the length of a tensor, or no more than there are tensors. `tensors`
-    None: without weights.
+    None: without weights. Also where the names of its classes stand there twice, and differ.
     """
     most = MOST_WITHOUT_WEIGHTS
     if tensors is not None:
         most = max(PLAIN, len(tensors), *(max(tensor.shape, default=0) for tensor in tensors.values()))
     inner = config.get("pretrained_cfg")
+    names = [part["label_names"] for part in (config, inner) if isinstance(part, Mapping) and part.get("label_names")]
+    if len(names) > 1 and names[0] != names[1]:
+        what = "label_names and pretrained_cfg.label_names are not the same"
+        raise UserError(f"model {model}: its {CONFIG}: {what}; remove the one that is wrong")
     deciding = {"num_classes": config.get("num_classes"), "model_args": config.get("model_args")}
     deciding |= {"pretrained_cfg": {"num_classes": inner.get("num_classes")}} if isinstance(inner, Mapping) else {}
     left = MOST_ENTRIES

@@ -55,8 +55,11 @@ def parse_class_names(names: Any, count: int, where: str) -> tuple[str, ...]:
     Of {id: name} some may be missing: those are named by their id. Raises UserError for another number of names, or
     ids that are not those of the classes; `where` begins the message.
     """
+    given = names.values() if isinstance(names, Mapping) else names if isinstance(names, list | tuple) else ()
+    if odd := next((name for name in given if isinstance(name, list | tuple | dict)), None):
+        raise UserError(f"{where}: {str(odd)[:40]!r} is no name; give one text for each class")
     if isinstance(names, Mapping):
-        inverse = {held: name for name, held in names.items() if not isinstance(held, list | dict)}
+        inverse = {held: name for name, held in names.items()}
         # Names may be numbers themselves. In JSON all keys are text, so values that are not are the ids of {name: id}.
         values_are_ids = all(type(held) is int for held in names.values()) and all(
             isinstance(key, str) for key in names

@@ -13,6 +13,8 @@ from repcon.runtime.errors import UserError
 
 LARGEST_SIDE = 4096
 """Pixels of an input's side above which a size is taken for a mistake."""
+LEAST_STD = 1e-3
+"""A quarter of the step between two values of 8 bits."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,8 +35,9 @@ class Preprocessing:
             raise UserError(f"mean {self.mean} and std {self.std}: must be three numbers each") from error
         object.__setattr__(self, "mean", mean)
         object.__setattr__(self, "std", std)
-        if not (all(0 <= value <= 1 for value in mean) and all(0 < value <= 1 for value in std)):
-            hint = "they are of pixels from 0 to 1: divide those of pixels from 0 to 255 by 255; no std is 0 or less"
+        if not (all(0 <= value <= 1 for value in mean) and all(LEAST_STD <= value <= 1 for value in std)):
+            hint = "they are of pixels from 0 to 1: divide those of pixels from 0 to 255 by 255"
+            hint = f"{hint}; no std is below {LEAST_STD}"
             raise UserError(f"mean {mean} and std {std}; {hint}")
         if type(self.size) is not int or not 1 <= self.size <= LARGEST_SIDE:
             raise UserError(f"size {self.size}: must be a whole number of pixels from 1 to {LARGEST_SIDE:,}")

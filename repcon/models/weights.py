@@ -91,7 +91,8 @@ def load_safetensors(path: Path, model: str) -> Tensors:
 def require_finite(tensors: Mapping[str, torch.Tensor], where: str) -> None:
     """Raises UserError naming the first tensor with NaN or infinite values; `where` begins the message."""
     for name, tensor in tensors.items():
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+        wide = tensor.float() if tensor.is_floating_point() and tensor.element_size() == 1 else tensor  # 8 bits
+        if tensor.is_floating_point() and not bool(torch.isfinite(wide).all()):
             remedy = "take another checkpoint: its training diverged, or the file was converted to too small a type"
             raise UserError(f"{where}: {name} has values that are not finite (NaN or infinite); {remedy}")
 
@@ -202,12 +203,14 @@ def _misfit(
     unexpected = [] if registered else [name for name in left if name not in own]
     wrong = [name for name in own if name in state and _shape(own[name]) != _shape(state[name])]
     given = {**(tensors or {}), **state}
-    for name in set(missing) & set(tensors or {}):  # a classifier that timm has dropped
+    for name in [name for name in missing if name in (tensors or {})]:  # a classifier that timm has dropped
         given[name] = (tensors or {})[name]
         wrong.append(name)
     absent = [name for name in missing if name not in given]
     parts = []
-    if wrong:
+    if wrong and all(_shape(own[name]) == _shape(given[name]) for name in wrong):
+        parts.append(f"config.json gives several numbers of classes, of which {_listed(wrong)} can be only one's")
+    elif wrong:
         pairs = [f"{name} is {_shape(given[name])} in the file, {_shape(own[name])} in the model" for name in wrong]
         parts.append(_listed(pairs))
     if absent:

@@ -74,6 +74,8 @@ def test_any_bytes_are_a_config_or_one_line(data: bytes, folder: Path, tmp_path:
 @pytest.mark.parametrize(
     "changed, says",
     [
+        ({"label_names": ["a", "c", "b"], "pretrained_cfg": {"label_names": ["a", "b", "c"]}}, "are not the same"),
+        ({"num_classes": 4}, "several numbers of classes"),
         ({"num_classes": 10**9}, "num_classes = 1,000,000,000 makes no sense"),
         ({"model_args": {"num_classes": 10**9}}, "model_args.num_classes = 1,000,000,000 makes no sense"),
         ({"model_args": {"stem_chs": 10**40}}, "model_args.stem_chs = so large a number makes no sense"),

@@ -92,7 +92,7 @@ def test_weights_that_do_not_fit_are_told(folder: Path, case: str, num_classes: 
 @pytest.mark.parametrize(
     "top, says",
     [
-        ({"num_classes": 3}, "fc.weight is 5 x .*set num_classes to 5"),
+        ({"num_classes": 3}, "several numbers of classes.*set num_classes to 5"),
         ({"model_args": {"num_classes": 1000}}, "fc.weight is 5 x .*set num_classes to 5"),
         ({"num_classes": 3, "model_args": {"num_classes": 5}}, "set num_classes to 5"),
         ({"num_classes": 3, "model_args": {"num_classes": 3}}, "set num_classes to 5"),
@@ -110,6 +110,15 @@ def test_a_config_that_says_otherwise_than_the_weights_is_refused(
     configure(folder, **top)
     with pytest.raises(UserError, match=says):
         create_model(str(folder), num_classes=num_classes)
+
+
+def test_eight_bits_are_read_and_their_nan_is_found(folder: Path) -> None:
+    narrow = torch.float8_e4m3fn
+    rewrite(folder, replaced("fc.bias", lambda bias: bias.to(narrow)))
+    create_model(str(folder))
+    rewrite(folder, replaced("fc.bias", lambda bias: torch.full(bias.shape, float("nan")).to(narrow)))
+    with pytest.raises(UserError, match=r"fc\.bias has values that are not finite"):
+        create_model(str(folder))
 
 
 def test_half_precision_and_missing_counters_are_fine(folder: Path) -> None:

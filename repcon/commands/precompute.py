@@ -28,7 +28,7 @@ from repcon.runtime.run_dir import RESULTS, RunDir
 
 
 def run(config: PrecomputeConfig) -> dict[str, Any]:
-    """Labels all crops that the store lacks; gives the figures. What was finished is kept, whatever happens."""
+    """Labels all crops that the store lacks; returns the figures. Finished units are kept, whatever happens."""
     check(config)
     with launch_local.terminable():
         return _estimate(config) if config.estimate else _label(config)
@@ -72,13 +72,13 @@ def _label(config: PrecomputeConfig) -> dict[str, Any]:
         return _nothing_done(config, context)
     figures = display.figures() | _figures(context)
     show(figures, config.out)
-    return _complain_of_missing(config, context, record.finish(figures))
+    return _require_no_missing(config, context, record.finish(figures))
 
 
 def _nothing_done(config: PrecomputeConfig, context: PrecomputeContext) -> dict[str, Any]:
-    """The record stays that of the run that did the work."""
+    """Leaves the records of the run that did the work."""
     console.print(f"{escape(config.out)}: all labels are there already", highlight=False, soft_wrap=True)
-    return _complain_of_missing(config, context, {"images": 0, "crops": 0, "units": 0} | _figures(context))
+    return _require_no_missing(config, context, {"images": 0, "crops": 0, "units": 0} | _figures(context))
 
 
 def _distribute(
@@ -104,7 +104,7 @@ def _distribute(
 
 
 def _figures(context: PrecomputeContext) -> dict[str, Any]:
-    """What the store holds by now."""
+    """The figures of the store."""
     return {
         "total_crops": context.store.images * context.store.crops,
         "teachers": [teacher.name for teacher in context.teachers],
@@ -113,10 +113,10 @@ def _figures(context: PrecomputeContext) -> dict[str, Any]:
     }
 
 
-def _complain_of_missing(
+def _require_no_missing(
     config: PrecomputeConfig, context: PrecomputeContext, figures: dict[str, Any]
 ) -> dict[str, Any]:
-    """Gives the figures back. Raises UserError where images are missing and that was not said to be tolerated."""
+    """Returns the figures. Raises UserError where images are missing and `tolerate_missing` is not set."""
     if figures["missing"] and not config.tolerate_missing:
         some = ", ".join(context.pack.keys[row] for row in context.store.completion.missing_rows()[:3].tolist())
         hint = "their rows are marked and loaders skip them; set tolerate_missing to accept that"

@@ -1,4 +1,4 @@
-"""Forward passes within the memory: how many crops fit, and half as many where they turn out not to."""
+"""Batch sizes that fit the memory: an estimate, and halving when memory runs out."""
 
 import gc
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -12,8 +12,8 @@ from repcon.runtime.device import out_of_memory
 from repcon.runtime.errors import UserError
 from repcon.runtime.memory import memory_total
 
-LARGEST_BATCH = {"cpu": 32, "cuda": 1024}
-"""On a CPU larger batches gain nothing: their activations outgrow what the C library keeps (repcon.runtime.memory)."""
+MAX_BATCH = {"cpu": 32, "cuda": 1024}
+"""On a CPU larger batches gain nothing: their activations exceed what malloc keeps (repcon.runtime.memory)."""
 MEMORY_SHARE = {"cpu": 0.2, "cuda": 0.6}
 """Of the machine's or the GPU's whole memory: the same on every run, so that a resumed run repeats its batches."""
 
@@ -23,14 +23,14 @@ Pixels = Mapping[int, torch.Tensor]
 
 
 class AdaptiveBatcher:
-    """Cuts batches into passes of at most `size` crops; where the memory does not hold one, `size` is halved."""
+    """Splits batches into forward passes of at most `size` crops; halves `size` when memory runs out."""
 
     def __init__(self, size: int, device: torch.device, on_warning: Callable[[str], None]) -> None:
-        """`on_warning` is told when the size changes."""
+        """`on_warning` is called when the size changes."""
         self.size, self._device, self._on_warning = size, device, on_warning
 
     def run(self, pixels: Pixels, answer: Callable[[Pixels], Result]) -> list[Result]:
-        """What `answer` gives for the parts of a batch, in order.
+        """Results of `answer` for the parts of a batch, in order.
 
         Raises UserError where not even one crop fits.
         """
@@ -63,14 +63,14 @@ class AdaptiveBatcher:
 
 
 def find_batch_size(teachers: Sequence[Teacher], device: torch.device) -> int:
-    """The largest power of two whose pass fits the memory budget, at most `LARGEST_BATCH`.
+    """The largest power of two whose pass fits the memory budget, at most `MAX_BATCH`.
 
-    It follows from the models and from the machine's whole memory, never from timing or from what is free just
-    now: batch sizes show in the last bits of the answers, and a resumed run has to repeat them.
+    It depends on the models and the machine's total memory only, not on timing or on free memory: batch sizes affect
+    the last bits of the answers, and a resumed run has to repeat them.
     """
     budget = MEMORY_SHARE[device.type] * _memory_bytes(device)
     per_crop = max(_bytes_per_crop(teacher, device) for teacher in teachers)
-    size = LARGEST_BATCH[device.type]
+    size = MAX_BATCH[device.type]
     while size > 1 and size * per_crop > budget:
         size //= 2
     return size
@@ -84,7 +84,7 @@ def _memory_bytes(device: torch.device) -> int:
 
 @torch.inference_mode()
 def _bytes_per_crop(teacher: Teacher, device: torch.device) -> float:
-    """Memory that one crop takes at the widest layer: what goes in and what comes out, twice over for temporaries."""
+    """Memory of one crop at the widest layer: inputs and outputs, times two for temporaries."""
     widest = 0
 
     def note(module: nn.Module, inputs: tuple, output: object) -> None:

@@ -1,4 +1,4 @@
-"""Whether the teachers of a resumed run still answer as they did."""
+"""Check that the teachers of a resumed run give the stored labels again."""
 
 from contextlib import closing, suppress
 
@@ -14,13 +14,13 @@ from repcon.precompute.recompute import compare
 from repcon.runtime.errors import UserError
 
 CROPS = 8
-"""So many crops of a finished unit are asked about again."""
+"""Crops of a finished unit that are labelled again."""
 MAX_KL = {"fp32": 0.01, "bf16": 0.05, "fp16": 0.05}
-"""In nat, their mean, by the teacher's precision: what other devices and decoders change stays far below."""
+"""Limit of their mean KL in nat by precision; other devices and decoders stay far below."""
 
 
 def check_teacher_consistency(context: PrecomputeContext, todo: list[Unit]) -> None:
-    """Raises UserError where a teacher with units in `todo` answers otherwise than in those that it finished.
+    """Raises UserError where a teacher with units in `todo` labels its finished units differently now.
 
     Architecture, weights, preprocessing and classes are compared before; they do not show a network's other settings,
     what a function of the user's does, or what a library has changed.
@@ -31,10 +31,10 @@ def check_teacher_consistency(context: PrecomputeContext, todo: list[Unit]) -> N
     for teacher in (teacher for teacher in context.teachers if teacher.name in needed):
         unit = next((unit for unit in finished if teacher.name in unit.heads), None)
         if unit is not None:
-            _ask_again(context, teacher, unit)
+            _check_teacher(context, teacher, unit)
 
 
-def _ask_again(context: PrecomputeContext, teacher: Teacher, unit: Unit) -> None:
+def _check_teacher(context: PrecomputeContext, teacher: Teacher, unit: Unit) -> None:
     rows, crop = unit.rows[:CROPS], unit.crops.start
     stored = context.store.reader.read_rows(crop, rows, [teacher.name])
     ids, logp = stored.labels[teacher.name]

@@ -1,4 +1,4 @@
-"""What a process labels with, and what is left to label."""
+"""What a process labels with: recipe, pack, store, teachers and device; and the units that are left."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,7 +23,7 @@ from repcon.runtime.errors import UserError
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PrecomputeContext:
-    """What one process labels with."""
+    """Recipe, pack, store, teachers and device of one process."""
 
     config: PrecomputeConfig
     pack: ImagePack
@@ -32,15 +32,15 @@ class PrecomputeContext:
     device: torch.device
 
     def todo(self) -> list[Unit]:
-        """The units still to do for this recipe's teachers, as the store says now: looks at every unit of theirs.
+        """The unfinished units of this recipe's teachers; checks every unit of theirs in the store.
 
-        Raises UserError where one of them was to be answered for by a further teacher as well, which is not named.
+        Raises UserError where one of these units belongs to a further teacher as well, which the recipe does not name.
         """
-        left = self.store.completion.unfinished([unit for unit in self.store.units() if set(unit.heads) & self.names])
-        if beside := sorted({name for unit in left for name in unit.heads} - self.names):
-            what = f"units that are not finished need {', '.join(beside)} as well"
+        units = self.store.completion.unfinished([unit for unit in self.store.units() if set(unit.heads) & self.names])
+        if unnamed := sorted({name for unit in units for name in unit.heads} - self.names):
+            what = f"units that are not finished need {', '.join(unnamed)} as well"
             raise UserError(f"{self.store.url}: {what}; name all of them in the recipe")
-        return left
+        return units
 
     def unfinished(self, units: list[Unit]) -> list[Unit]:
         """Those of the units that no process has finished; checks only these."""
@@ -57,9 +57,9 @@ class PrecomputeContext:
 
     def units_of_missing_boxes(self, units: list[Unit]) -> list[Unit]:
         """The unfinished units of other recipes that have to write the boxes of these units."""
-        drawing = {unit.name: unit for unit in map(self._box_unit, units)}.values()
+        box_units = {unit.name: unit for unit in map(self._box_unit, units)}.values()
         return [
-            unit for unit in drawing if not set(unit.heads) <= self.names and not self.store.completion.is_done(unit)
+            unit for unit in box_units if not set(unit.heads) <= self.names and not self.store.completion.is_done(unit)
         ]
 
     def _box_unit(self, unit: Unit) -> Unit:
@@ -68,7 +68,7 @@ class PrecomputeContext:
 
 
 def check(config: PrecomputeConfig) -> None:
-    """Refuses what can be seen to be wrong before anything is loaded."""
+    """Raises UserError for settings that are wrong by themselves, before anything is loaded."""
     names = [teacher.name for teacher in config.teachers]
     if not names:
         raise UserError("teachers: none named; a recipe needs at least one [[teachers]] with name and model")
@@ -96,7 +96,7 @@ def resolve(config: PrecomputeConfig) -> PrecomputeConfig:
 def load(
     config: PrecomputeConfig, device: str = "", *, pack_type: type[ImagePack] = ImagePack
 ) -> tuple[ImagePack, tuple[Teacher, ...], torch.device]:
-    """Pack and teachers, on `device` or on the recipe's."""
+    """Loads pack and teachers, on `device` or on the recipe's."""
     pack = pack_type.open(config.pack)
     if not len(pack):
         raise UserError(f"{config.pack}: the pack holds no images")
@@ -124,13 +124,13 @@ def set_up(config: PrecomputeConfig, device: str = "") -> PrecomputeContext:
 
 
 def absolute(config: PrecomputeConfig) -> PrecomputeConfig:
-    """The recipe with its local paths from the root: processes on a cluster stand in folders of their own."""
-    named = (replace(teacher, model=_absolute(teacher.model, must_be=True)) for teacher in config.teachers)
+    """The recipe with absolute local paths: processes on a cluster have other working directories."""
+    named = (replace(teacher, model=_absolute(teacher.model, only_folders=True)) for teacher in config.teachers)
     return replace(config, pack=_absolute(config.pack), out=_absolute(config.out), teachers=tuple(named))
 
 
-def _absolute(path: str, *, must_be: bool = False) -> str:
-    """The path from the root; as it is where it is a URL, or (`must_be`) no folder here."""
-    if "://" in path or (must_be and not Path(path).expanduser().is_dir()):
+def _absolute(path: str, *, only_folders: bool = False) -> str:
+    """The absolute path; unchanged for a URL and, with `only_folders`, for what is no folder here."""
+    if "://" in path or (only_folders and not Path(path).expanduser().is_dir()):
         return path
     return str(Path(path).expanduser().absolute())

@@ -1,4 +1,4 @@
-"""Pixels for the teachers: one unit after the other without a pause in between, and around damaged images."""
+"""Decoded crops of one unit after the other, and which images cannot be decoded."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from repcon.runtime.errors import UserError
 from repcon.runtime.memory import require_memory
 
 _DECODING_BYTES = 24
-"""Per pixel: more than a decoder takes."""
+"""Upper bound of a decoder's memory per pixel."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,80 +30,80 @@ class Step:
 
 
 @dataclass(frozen=True, slots=True)
-class _Drawn:
+class _Request:
     work: WorkUnit
     request: CropRequest
     is_last: bool
 
 
 class Decoding:
-    """Every image is decoded once for all its crops and all teachers.
+    """Decodes every image once for all its crops and all teachers.
 
-    An image that cannot be decoded is noted in its unit as missing, for good. So it is the image itself that is looked
-    at: a file that cannot be read at all (disk, network, rights), or a loader that fails on a whole image (a GPU's
-    memory, FFCV's own file), stops the run.
+    An image that cannot be decoded is recorded as missing in its unit, permanently. So the image itself is checked: a
+    file that cannot be read (disk, network, permissions), or a loader that fails on an intact image (GPU memory, FFCV's
+    own file), stops the run.
     """
 
     def __init__(self, loader: Loader, pack: ImagePack, batch_crops: int) -> None:
         self._loader, self._pack, self._batch_crops = loader, pack, batch_crops
-        self._drawn: list[_Drawn] = []
+        self._pending: list[_Request] = []
         self._source_failed = False
 
     def steps(self, works: Iterator[WorkUnit]) -> Iterator[Step]:
-        """The units' images in order; a batch that fails is taken again image by image."""
+        """The units' images in order; a batch that fails is decoded again image by image."""
         source = self._requests(works)
         while True:
-            again, self._drawn = self._drawn, []
+            again, self._pending = self._pending, []
             try:
-                for batch in self._loader.batches(self._noted(again, source)):
-                    drawn = self._drawn.pop(0)
+                for batch in self._loader.batches(self._sent(again, source)):
+                    drawn = self._pending.pop(0)
                     yield _step(drawn, drawn.request.images, batch.pixels)
                 return
             except UserError:
-                if self._source_failed or not self._drawn:
+                if self._source_failed or not self._pending:
                     raise
-            # A loader that reads ahead may mean a later request: then this one is whole, and the later fails again.
-            drawn = self._drawn.pop(0)
+            # A loader that reads ahead may have failed on a later request: then this one is intact, that fails again.
+            drawn = self._pending.pop(0)
             yield _step(drawn, *self._one_by_one(drawn))
 
-    def _requests(self, works: Iterator[WorkUnit]) -> Iterator[_Drawn]:
+    def _requests(self, works: Iterator[WorkUnit]) -> Iterator[_Request]:
         for work in works:
             for request in work.requests(max(1, self._batch_crops // len(work.unit.crops))):
-                yield _Drawn(work, request, int(request.images[-1]) == work.unit.rows[-1])
+                yield _Request(work, request, int(request.images[-1]) == work.unit.rows[-1])
 
-    def _noted(self, again: list[_Drawn], source: Iterator[_Drawn]) -> Iterator[CropRequest]:
-        """The requests for the loader; what it has drawn and not yet answered stays in `_drawn`."""
+    def _sent(self, again: list[_Request], source: Iterator[_Request]) -> Iterator[CropRequest]:
+        """The requests for the loader; those that it has taken and not answered are in `_pending`."""
         for drawn in again:
-            self._drawn.append(drawn)
+            self._pending.append(drawn)
             yield drawn.request
         while (drawn := self._next(source)) is not None:
-            self._drawn.append(drawn)
+            self._pending.append(drawn)
             yield drawn.request
 
-    def _next(self, source: Iterator[_Drawn]) -> _Drawn | None:
+    def _next(self, source: Iterator[_Request]) -> _Request | None:
         try:
             return next(source, None)
         except BaseException:
             self._source_failed = True
             raise
 
-    def _one_by_one(self, drawn: _Drawn) -> tuple[np.ndarray, dict[int, torch.Tensor]]:
-        """The rows that can be decoded, with their pixels joined; the others are noted as missing."""
-        whole: list[int] = []
+    def _one_by_one(self, drawn: _Request) -> tuple[np.ndarray, dict[int, torch.Tensor]]:
+        """The rows that can be decoded and their pixels; the others are recorded as missing."""
+        decodable: list[int] = []
         parts: list[dict[int, torch.Tensor]] = []
         for place, image in enumerate(drawn.request.images.tolist()):
             if reason := self._damage(image):
-                # Kept in the store, which must not depend on where the pack lies.
+                # The reason is stored, and must not depend on the pack's location.
                 drawn.work.missing[image] = reason.removeprefix(f"{self._pack.url}: ")
-            else:  # whatever the loader says now is the loader's own failure
+            else:  # a failure now is the loader's own
                 single = drawn.request.part(slice(place, place + 1))
                 parts += [batch.pixels for batch in self._loader.batches([single])]
-                whole.append(image)
+                decodable.append(image)
         joined = {side: torch.cat([part[side] for part in parts]) for side in (parts[0] if parts else {})}
-        return np.array(whole, np.int64), joined
+        return np.array(decodable, np.int64), joined
 
     def _damage(self, image: int) -> str:
-        """Why the image cannot be decoded; empty where it can. Raises where its file cannot be read."""
+        """Why the image cannot be decoded; empty where it can. Raises UserError where its file cannot be read."""
         try:
             decode(self._pack.read(image))
         except UserError as error:
@@ -116,7 +116,7 @@ class Decoding:
         return ""
 
     def _require_memory(self, image: int, error: Exception) -> None:
-        """Raises UserError where memory was short: decoders then call the image damaged, which would be for good."""
+        """Raises UserError where memory was short: decoders then report damage, which would be recorded permanently."""
         try:
             if isinstance(error, MemoryError):
                 raise error
@@ -128,5 +128,5 @@ class Decoding:
             ) from error
 
 
-def _step(drawn: _Drawn, images: np.ndarray, pixels: dict[int, torch.Tensor]) -> Step:
+def _step(drawn: _Request, images: np.ndarray, pixels: dict[int, torch.Tensor]) -> Step:
     return Step(work=drawn.work, images=images, pixels=pixels, is_last=drawn.is_last)

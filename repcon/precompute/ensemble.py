@@ -1,4 +1,4 @@
-"""The teachers of a run, side by side on one device: pixels in, what the store keeps of their answers out."""
+"""Several teachers on the same batches: from pixels to top-k labels."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,32 +13,32 @@ from repcon.models.preprocessing import normalise
 from repcon.models.teacher import Teacher
 from repcon.precompute.batching import AdaptiveBatcher, Pixels
 
-SAMPLE, LEAST_SAMPLE = 64, 4
-"""Crops whose answers tell whether a teacher's depend on the image, and so many where there are no more."""
-LEAST_INFORMATION = 1e-3
-"""Of an answer about the image, in nat, below which a warning is given."""
+SAMPLE, MIN_SAMPLE = 64, 4
+"""Crops in the sample that shows whether a teacher's answers depend on the image, and the least number for it."""
+MIN_INFORMATION = 1e-3
+"""Mutual information of answer and image in nat below which a warning is given."""
 Labels = dict[str, tuple[torch.Tensor, torch.Tensor]]
 """Per head: ids (B, k) int32 and logp (B, k + T) float16."""
 
 
 @dataclass(frozen=True, slots=True)
 class Answers:
-    """One batch's labels on their way to the host."""
+    """One batch's labels, being copied to the host."""
 
     heads: Labels
     copied: "torch.cuda.Event | None"
 
     def wait(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-        """Per head: ids (B, k) int32 and logp (B, k + T) float16, once they have arrived."""
+        """Per head: ids (B, k) int32 and logp (B, k + T) float16, once the copy is complete."""
         if self.copied is not None:
             self.copied.synchronize()
         return {name: (ids.numpy(), logp.numpy()) for name, (ids, logp) in self.heads.items()}
 
 
 class TeacherEnsemble:
-    """Teachers that see the same crops. Those of one size, normalisation and precision share the input tensor.
+    """Teachers that label the same crops. Those of equal size, normalisation and precision share the input tensor.
 
-    batch_size: crops per forward pass. Where the memory does not hold it, it is halved, and `on_warning` is told.
+    batch_size: crops per forward pass, halved when memory runs out, which `on_warning` reports.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class TeacherEnsemble:
         batch_size: int,
         on_warning: Callable[[str], None],
     ) -> None:
-        self._passes = AdaptiveBatcher(batch_size, device, on_warning)
+        self._batcher = AdaptiveBatcher(batch_size, device, on_warning)
         self._teachers, self._k, self._temperatures = tuple(teachers), k, tuple(temperatures)
         self._device, self._on_warning = device, on_warning
         self._checked: set[str] = set()
@@ -59,20 +59,20 @@ class TeacherEnsemble:
 
     def __call__(self, pixels: Pixels, heads: Sequence[str]) -> Answers:
         """Pixels (B, 3, S, S) uint8 for each side S to the labels of the teachers that `heads` names."""
-        return self._to_host(self._passes.run(pixels, lambda part: self._answer(part, heads)))
+        return self._to_host(self._batcher.run(pixels, lambda part: self._answer(part, heads)))
 
     @torch.inference_mode()
     def _answer(self, pixels: Pixels, heads: Sequence[str]) -> Labels:
-        there = {side: images.to(self._device, non_blocking=True) for side, images in pixels.items()}
+        on_device = {side: images.to(self._device, non_blocking=True) for side, images in pixels.items()}
         inputs: dict[object, torch.Tensor] = {}
         answers: Labels = {}
-        asked = [teacher for teacher in self._teachers if teacher.name in heads]
-        keys = [(teacher.preprocessing, teacher.dtype) for teacher in asked]
-        for teacher, key in zip(asked, keys, strict=True):
+        teachers = [teacher for teacher in self._teachers if teacher.name in heads]
+        keys = [(teacher.preprocessing, teacher.dtype) for teacher in teachers]
+        for teacher, key in zip(teachers, keys, strict=True):
             if key not in inputs:
-                images = there[teacher.preprocessing.size]
+                images = on_device[teacher.preprocessing.size]
                 inputs[key] = normalise(images, teacher.preprocessing, teacher.dtype)
-            # A module of the user's may change its input in place, which other teachers are still to see.
+            # A user's module may change its input in place, which other teachers need unchanged.
             own = keys.count(key) > 1 and is_factory(teacher.metadata.model)
             given = inputs[key].clone() if own else inputs[key]
             first = None if teacher.name in self._checked else given[:COMPANY_ROWS].clone()
@@ -80,13 +80,13 @@ class TeacherEnsemble:
             if first is not None:
                 self._check(teacher, first, logits)
             if teacher.name in self._samples:
-                self._take(teacher.name, logits)
+                self._sample(teacher.name, logits)
             ids, logp = topk.encode(logits, self._k, self._temperatures)
             answers[teacher.name] = (ids.to(torch.int32), logp.to(torch.float16))
         return answers
 
     def _check(self, teacher: Teacher, inputs: torch.Tensor, logits: torch.Tensor) -> None:
-        """What is asked of a teacher once, with its first batch."""
+        """Checks a teacher's first batch: finite, repeatable logits."""
         who = f"teacher {teacher.name}"
         with torch.compiler.set_stance("force_eager"):  # else it would be compiled for these batch sizes as well
             require_repeatable(teacher.answer, inputs, logits, who)
@@ -94,21 +94,21 @@ class TeacherEnsemble:
             self._on_warning(f"warning: {warning}")
         self._checked.add(teacher.name)
 
-    def _take(self, name: str, logits: torch.Tensor) -> None:
-        """Adds to the sample that tells whether a teacher's answers depend on the image; warns when it is complete."""
+    def _sample(self, name: str, logits: torch.Tensor) -> None:
+        """Adds to the sample that shows whether a teacher's answers depend on the image, and checks a complete one."""
         self._samples[name] = torch.cat([self._samples[name], logits[:SAMPLE].cpu()])
         if len(self._samples[name]) >= SAMPLE:
-            self._look_at_sample(name)
+            self._check_sample(name)
 
     def finish(self) -> None:
-        """Looks at the samples that the images were too few to complete."""
-        for name in [name for name, sample in self._samples.items() if len(sample) >= LEAST_SAMPLE]:
-            self._look_at_sample(name)
+        """Checks the samples that are not complete because there were too few images."""
+        for name in [name for name, sample in self._samples.items() if len(sample) >= MIN_SAMPLE]:
+            self._check_sample(name)
 
-    def _look_at_sample(self, name: str) -> None:
+    def _check_sample(self, name: str) -> None:
         sample = self._samples.pop(name)
         found = information(sample)
-        if found < LEAST_INFORMATION:
+        if found < MIN_INFORMATION:
             much = f"{found:.1g} nat on average over {len(sample)} crops"
             hint = "check its mean and std, its weights, and whether these are images that it knows"
             self._on_warning(f"warning: teacher {name}: its answers hardly differ between images ({much}); {hint}")

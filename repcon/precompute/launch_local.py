@@ -1,4 +1,4 @@
-"""Several processes on one machine that do the same job, with their reports in one place and the dead replaced."""
+"""Worker processes on this machine: their events in one place, and replacements for those that die."""
 
 import os
 import pickle
@@ -23,25 +23,25 @@ _POLL_SECONDS = 0.5
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerSlot:
-    """Where one process works."""
+    """Device and cores of one worker process."""
 
     gpu: int | None
-    """Its number among those that this process sees; None on the CPU."""
+    """Number of the GPU among the visible ones; None on the CPU."""
     threads: int
     """Its share of the cores, for torch (as OMP_NUM_THREADS) and for the loader."""
 
     @property
     def device(self) -> str:
-        """How the process there calls its device: it sees no other GPU."""
+        """The process's name for its device: it sees no other GPU."""
         return "cpu" if self.gpu is None else "cuda"
 
     def environment(self) -> dict[str, str]:
-        """What is set for a process there."""
-        here = {"OMP_NUM_THREADS": str(self.threads)}
-        if self.gpu is not None:  # Left to itself, each of its threads would take memory of the first GPU.
-            seen = os.environ.get("CUDA_VISIBLE_DEVICES", "")
-            here["CUDA_VISIBLE_DEVICES"] = seen.split(",")[self.gpu] if seen else str(self.gpu)
-        return here
+        """Environment variables of a process in this slot."""
+        variables = {"OMP_NUM_THREADS": str(self.threads)}
+        if self.gpu is not None:  # Otherwise each of its threads would allocate memory on the first GPU.
+            visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+            variables["CUDA_VISIBLE_DEVICES"] = visible.split(",")[self.gpu] if visible else str(self.gpu)
+        return variables
 
 
 def worker_slots(count: int, gpus: int) -> list[WorkerSlot]:
@@ -51,12 +51,12 @@ def worker_slots(count: int, gpus: int) -> list[WorkerSlot]:
 
 
 class WorkerProcess:
-    """One process of the crew."""
+    """One worker process and the pipe of its events."""
 
     def __init__(self, job: Callable[..., None], arguments: Sequence[Any], slot: WorkerSlot) -> None:
         self.slot = slot
         self.reports, theirs = Pipe(duplex=False)
-        # A session of its own: Ctrl-C reaches this process, which then asks the crew to stop, once.
+        # A session of its own: Ctrl-C reaches the parent, which then asks each worker to stop, once.
         self.process = subprocess.Popen(
             [sys.executable, "-m", "repcon.precompute.launch_local", str(theirs.fileno())],
             stdin=subprocess.PIPE,
@@ -70,12 +70,12 @@ class WorkerProcess:
             pipe.write(pickle.dumps((job, tuple(arguments), slot)))
 
     def ask_to_stop(self) -> None:
-        """Asks the process to end after what it is writing."""
+        """Asks the process to end after the unit that it is writing."""
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
 
     def wait(self) -> None:
-        """Until the process has ended, which still reports what it finishes."""
+        """Waits until the process has ended; drains its events, which would block it."""
         with suppress(EOFError, OSError, pickle.UnpicklingError):
             while True:
                 self.reports.recv()
@@ -86,7 +86,7 @@ class WorkerProcess:
 def run(
     job: Callable[..., None], arguments: Sequence[Any], places: Sequence[WorkerSlot], take: Callable[[Any], None]
 ) -> None:
-    """Calls `job(*arguments, slot, on_event)` in a process per slot; what they on_event arrives at `take`.
+    """Calls `job(*arguments, slot, on_event)` in a process per slot; `take` receives their events.
 
     A UserError in one of them ends all and is raised here. One that dies is replaced, a few times.
     """
@@ -111,14 +111,14 @@ def run(
 
 
 def _receive(worker: WorkerProcess, take: Callable[[Any], None]) -> bool:
-    """Passes one report on; False when there will be no more."""
+    """Passes one event on; False at the end of the pipe."""
     try:
-        on_event = worker.reports.recv()
-    except (EOFError, OSError):  # OSError: it was killed in the middle of a report.
+        event = worker.reports.recv()
+    except (EOFError, OSError):  # OSError: it was killed while it sent an event.
         return False
-    if isinstance(on_event, UserError):
-        raise on_event
-    take(on_event)
+    if isinstance(event, UserError):
+        raise event
+    take(event)
     return True
 
 
@@ -135,7 +135,7 @@ def _replacement(
 
 @contextmanager
 def terminable() -> Iterator[None]:
-    """SIGTERM, which clusters send before they kill, ends the block as Ctrl-C does."""
+    """Makes SIGTERM, which schedulers send before SIGKILL, raise KeyboardInterrupt in the block."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -147,13 +147,13 @@ def terminable() -> Iterator[None]:
 
 
 def _worker(reports: connection.Connection) -> int:
-    """What a process of the crew runs."""
+    """The main function of a worker process."""
     console.quiet = True
     job, arguments, slot = pickle.load(sys.stdin.buffer)
-    one_at_a_time = threading.Lock()
+    lock = threading.Lock()
 
     def on_event(event: Any) -> None:
-        with one_at_a_time:  # Several threads report, and a large event is sent in pieces.
+        with lock:  # several threads send, and a large event is sent in pieces
             reports.send(event)
 
     try:
@@ -161,7 +161,7 @@ def _worker(reports: connection.Connection) -> int:
             job(*arguments, slot, on_event)
     except UserError as error:
         reports.send(UserError(str(error)))
-    except (KeyboardInterrupt, BrokenPipeError):  # Asked to stop, or the one who asked is gone.
+    except (KeyboardInterrupt, BrokenPipeError):  # asked to stop, or the parent is gone
         return 130
     return 0
 

@@ -1,4 +1,4 @@
-"""Asks a store's teachers again about a sample of its crops, through any loader, and compares with what is stored."""
+"""Labels a sample of a store's crops again, through any loader, and compares with the stored labels."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -23,7 +23,7 @@ from repcon.runtime.errors import UserError
 
 _BATCH = 32
 _NEAR_TIE = 0.01
-"""Two classes this close in stored probability may change places without being another answer."""
+"""Classes this close in stored probability may change places and still agree."""
 
 
 def rerun(store: LabelStore, pack: ImagePack, config: VerifyConfig) -> dict[str, dict[str, dict[str, float]]]:
@@ -38,7 +38,7 @@ def rerun(store: LabelStore, pack: ImagePack, config: VerifyConfig) -> dict[str,
     metadata = find_teachers(store, models)
     models = {name: metadata[name].model for name in models}
     sides = {name: teachers.require_named(metadata[name], models.get(name, "")) for name in store.heads}
-    request, stored = draw(store, config.sample, config.seed)
+    request, stored = draw_sample(store, config.sample, config.seed)
     sizes = sorted(set(sides.values()))
     pixels = {}
     for kind in _kinds(config):
@@ -73,8 +73,8 @@ def find_teachers(store: LabelStore, models: Mapping[str, str]) -> dict[str, Tea
     return {name: replace(head.metadata, model=found[name]) for name, head in store.heads.items()}
 
 
-def draw(store: LabelStore, count: int, seed: int) -> tuple[CropRequest, CropLabels]:
-    """A seeded sample of the store's crops, one per image, and what is stored for them; missing rows are left out."""
+def draw_sample(store: LabelStore, count: int, seed: int) -> tuple[CropRequest, CropLabels]:
+    """A seeded sample of the store's crops, one per image, and their labels; missing rows are left out."""
     generator = np.random.default_rng(seed)
     rows = np.setdiff1d(np.arange(store.images), store.completion.missing_rows())
     rows = np.sort(generator.choice(rows, min(count, len(rows)), replace=False))

@@ -1,9 +1,9 @@
 """Claims on units, so that any number of processes share a store's work without a coordinator.
 
-A claim is a small file that appears for one claimant only, and that its owner rewrites every few seconds. An owner
-is dead when its process is gone (seen from the same machine) or when its file has not changed for a while, by the
-observer's own clock. An owner that only stood still finds its claims taken over: before it commits anything it asks
-`Claim.is_held`, and a claim that was lost once is not held again.
+A claim is a small file that only one process can create, and that its owner rewrites every few seconds. An owner is
+dead when its process is gone (seen from the same machine) or when its file has not changed for a while, by the
+observer's own clock. A suspended owner finds its claims taken over: before it commits anything it checks
+`Claim.is_held`, and a claim that was lost is not held again.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ BEAT_SECONDS = 5.0
 STALE_SECONDS = 45.0
 _POLL_SECONDS = 0.5
 _QUIET_SECONDS = 2.0
-"""A wait is told once it has taken so long."""
+"""A wait is reported once it has taken so long."""
 
 
 class Leases:
@@ -38,12 +38,17 @@ class Leases:
         stale_seconds: float = STALE_SECONDS,
         on_wait: Callable[[str], None] | None = None,
     ) -> None:
-        """`on_wait` is given a line for the user when `hold` has to wait."""
+        """`on_wait` is called with a message when `hold` has to wait."""
         self.folder = folder
         self._files = open_claims(folder)
         self._on_wait = on_wait
         self._beat_seconds, self._stale_seconds = beat_seconds, stale_seconds
-        self._owner = {"place": _place(), "pid": os.getpid(), "born": _born(os.getpid()), "token": uuid.uuid4().hex}
+        self._owner = {
+            "place": _process_namespace(),
+            "pid": os.getpid(),
+            "born": _born(os.getpid()),
+            "token": uuid.uuid4().hex,
+        }
         self._held: dict[str, float] = {}
         """When the claim was last known to be this process's, by its own clock."""
         self._inherited: set[str] = set()
@@ -65,7 +70,7 @@ class Leases:
         self._files.remove_folder()
 
     def claim(self, name: str) -> bool:
-        """Takes `name` if nobody has it or its owner is dead; False while a living owner has it."""
+        """Claims `name` if it is free or its owner is dead; False while a live owner has it."""
         data, asked = self._data(0), _now()
         try:
             taken, inherited = self._files.create(name, data), False
@@ -82,11 +87,11 @@ class Leases:
         return taken
 
     def get(self, name: str) -> "Claim":
-        """The claim on `name` that this process has, to be shown where something is committed under it."""
+        """This process's claim on `name`, for what is committed under it."""
         return Claim(self, name, inherited=name in self._inherited)
 
     def is_held(self, name: str) -> bool:
-        """Whether nobody has taken the claim over; one that has been silent for long gives a sign of life first.
+        """Whether no process has taken the claim over; an old claim is renewed first.
 
         Raises UserError where that cannot be known.
         """
@@ -111,7 +116,7 @@ class Leases:
         return held
 
     def holder(self, name: str) -> str:
-        """Who has `name`, in words, and when it would be taken over."""
+        """Description of the owner of `name`, and when the claim would be taken over."""
         held = self._files.read(name)
         try:
             owner = json.loads(held or b"")
@@ -123,14 +128,14 @@ class Leases:
         return f"{who}, silent for {silent:.0f} s, taken for dead after {self._stale_seconds:.0f} s"
 
     def is_free(self, name: str) -> bool:
-        """Whether no living process has it."""
+        """Whether no live process has it."""
         free = self.claim(name)
         if free:
             self.release(name)
         return free
 
     def release(self, name: str) -> None:
-        """Gives `name` back."""
+        """Releases the claim on `name`."""
         with self._lock:
             held = self._held.pop(name, None) is not None
         with contextlib.suppress(OSError):  # a claim that stays behind is taken for dead after a while
@@ -139,7 +144,7 @@ class Leases:
 
     @contextlib.contextmanager
     def hold(self, name: str) -> "Iterator[Claim]":
-        """Waits for `name` and keeps it for the block."""
+        """Waits for the claim on `name` and holds it for the block."""
         started, told = time.monotonic(), self._on_wait is None
         while not self.claim(name):
             if not told and time.monotonic() - started > _QUIET_SECONDS:
@@ -200,12 +205,12 @@ class Leases:
 
 
 class Claim:
-    """A claim that a process has, or had."""
+    """A claim of this process, which may have been lost."""
 
     def __init__(self, leases: Leases, name: str, *, inherited: bool) -> None:
         self._leases, self._name = leases, name
         self.inherited = inherited
-        """Whether it was taken over from a process that may come to life again."""
+        """Whether it was taken over from a process that may resume."""
 
     def is_held(self) -> bool:
         """See `Leases.is_held`."""
@@ -217,8 +222,8 @@ def _now() -> float:
     return time.clock_gettime(time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic()
 
 
-def _place() -> str:
-    """Where process numbers mean the same: machine, its boot, and the container's process space."""
+def _process_namespace() -> str:
+    """Identifies where process numbers are comparable: machine, boot, and PID namespace."""
     return " ".join([socket.gethostname(), *map(_or_empty, (_boot, lambda: os.readlink("/proc/self/ns/pid")))])
 
 
@@ -234,15 +239,15 @@ def _or_empty(ask: Callable[[], str]) -> str:
 
 
 def _born(pid: int) -> str:
-    """When the process started, in the kernel's ticks; empty where that is not to be had (no /proc, no process)."""
+    """Start time of the process in kernel ticks; empty without /proc or such a process."""
     return _or_empty(lambda: Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[19].decode())
 
 
 def _process_is_gone(held: bytes) -> bool:
-    """Whether the claim's owner lived on this machine and does no more; False where that cannot be known."""
+    """Whether the claim's owner ran on this machine and has ended; False where that is unknown."""
     try:
         owner: dict[str, Any] = json.loads(held)
         pid, born = int(owner["pid"]), str(owner["born"])
     except (ValueError, KeyError, TypeError):
         return False
-    return bool(born) and owner.get("place") == _place() and _born(pid) != born
+    return bool(born) and owner.get("place") == _process_namespace() and _born(pid) != born

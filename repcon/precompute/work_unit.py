@@ -1,4 +1,4 @@
-"""One unit on its way: the boxes that are cut, the labels that arrive, the images that turned out to be damaged."""
+"""A unit in progress: its boxes, the labels so far, and its missing images."""
 
 from collections.abc import Iterator, Mapping
 
@@ -13,7 +13,7 @@ from repcon.runtime.errors import UserError
 
 
 def by_image(rows: np.ndarray, crops: range, boxes: np.ndarray, flips: np.ndarray) -> CropRequest:
-    """The images `rows` (n,) with all their m crops, from boxes (m, n, 4) and flips (m, n), which come crop by crop."""
+    """A request for images `rows` (n,) with all their m crops, from boxes (m, n, 4) and flips (m, n)."""
     return CropRequest(
         images=rows,
         crops=np.tile(crops, (len(rows), 1)),
@@ -48,18 +48,18 @@ class WorkUnit:
         return by_image(rows, self.unit.crops, self.boxes, self.flips).parts(images_per_batch)
 
     def add_labels(self, images: np.ndarray, labels: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> None:
-        """Takes the labels of some images: per head ids (n * m, k) and logp (n * m, k + T), image by image.
+        """Adds the labels of some images: per head ids (n * m, k) and logp (n * m, k + T), image by image.
 
         Raises UserError naming teacher, image and crop where an answer is not a number.
         """
         columns, crops = images - self.unit.rows.start, len(self.unit.crops)
         for name, (ids, logp) in labels.items():
-            self._refuse_nan(name, images, logp)
+            self._require_finite(name, images, logp)
             held_ids, held_logp = self._labels[name]
             held_ids[:, columns] = ids.reshape(len(columns), crops, -1).swapaxes(0, 1)
             held_logp[:, columns] = logp.reshape(len(columns), crops, -1).swapaxes(0, 1)
 
-    def _refuse_nan(self, name: str, images: np.ndarray, logp: np.ndarray) -> None:
+    def _require_finite(self, name: str, images: np.ndarray, logp: np.ndarray) -> None:
         top = self._store.heads[name].k
         wrong = np.isnan(logp).any(1) | np.isinf(logp[:, :top]).any(1)  # a masked class has topk.LEAST
         if wrong.any():
@@ -69,5 +69,5 @@ class WorkUnit:
             raise UserError(f"teacher {name}: its answer is not a number (NaN or infinite) for {where}; {remedy}")
 
     def write(self, claim: UnitClaim) -> int:
-        """Writes the finished unit into the store; gives its bytes. Raises LostClaimError, as `LabelStore.write`."""
+        """Writes the finished unit into the store; returns its bytes. Raises LostClaimError, as `LabelWriter.write`."""
         return self._store.writer.write(self.unit, self.boxes, self.flips, self._labels, self.missing, claim)

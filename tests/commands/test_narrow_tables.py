@@ -5,9 +5,10 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
+from store_builder import spec
 
 from repcon.commands import inspect
-from repcon.config import PackConfig, PrecomputeConfig
+from repcon.config import PackConfig
 from repcon.evaluation import tables
 from repcon.evaluation.data_sets import Split
 from repcon.evaluation.summary import combine, summarise
@@ -98,9 +99,9 @@ def test_what_k_costs() -> None:
     found = {
         "sampled_crops": 1000, "total_crops": 1_000_000, "bytes": {k: k * 10**8 for k in ks}, "encodings": {},
         "teachers": {name: {k: {"kl": 0.0123, "mass": 0.9876} for k in ks} for name in NAMES}, "uninformative": {},
-        "seconds": 12345.0, "crops_per_second": 321.0, "waited_share": 0.02,
+        "unlabelled_crops": 1_000_000, "seconds": 12345.0, "crops_per_second": 321.0, "waited_share": 0.02,
     }  # fmt: skip
-    text = shown(estimate._show, PrecomputeConfig(pack="", out=""), found)
+    text = shown(estimate._show, spec(), found)
     assert text.count("0.0123") == text.count("(0.9876)") == len(ks) * len(NAMES)
 
 

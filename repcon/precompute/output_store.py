@@ -1,6 +1,7 @@
 """The store that a recipe writes to: created, resumed, or extended by teachers or crops."""
 
 import dataclasses
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -8,15 +9,19 @@ from typing import Any
 from repcon.config import CropConfig, PrecomputeConfig, parse
 from repcon.images.pack import ImagePack
 from repcon.labels.commit import complete, manifest_bytes, take_over
-from repcon.labels.manifest import MANIFEST, label_identity, read_manifest
+from repcon.labels.layout import layouts_of
+from repcon.labels.manifest import MANIFEST, label_identity, manifest_of, read_manifest
 from repcon.labels.store import LabelStore, StoreSpec, TeacherMetadata, Unit
 from repcon.precompute.work_queue import Claim, Leases
 from repcon.runtime.console import console
 from repcon.runtime.errors import UserError
 from repcon.runtime.filesystem import open_filesystem
+from repcon.runtime.units import format_bytes
 
 NEW_STORE: dict[str, Any] = {"crops": 8, "k": 16, "temperatures": (1.0,), "codec": "zstd", "values": "float16"}
 """What a recipe that leaves these settings open gets in a new store."""
+SMALLEST_SHARE = 3
+"""Labels are taken to compress to no less than this part (a third) of their raw bytes."""
 
 
 def run_folder(out: str) -> Path:
@@ -61,8 +66,21 @@ def open_or_create_store(
         if claim.inherited:
             take_over(open_filesystem(config.out))
         if open_filesystem(config.out).size(MANIFEST) is None:
-            return LabelStore.create(config.out, spec_of(config, pack, teacher_metadata), claim.is_held)
+            spec = spec_of(config, pack, teacher_metadata)
+            _require_space(config.out, spec)
+            return LabelStore.create(config.out, spec, claim.is_held)
         return _extended(config, pack, teacher_metadata, leases, claim)
+
+
+def _require_space(out: str, spec: StoreSpec) -> None:
+    """Raises UserError where the disk cannot hold even a third of the labels' raw bytes; URLs are not asked."""
+    if "://" in out:
+        return
+    raw = sum(layout.bytes_per_row for layout in layouts_of(manifest_of(spec, out))) * spec.images * spec.crops
+    free = shutil.disk_usage(next(folder for folder in Path(out).absolute().parents if folder.is_dir())).free
+    if free < raw / SMALLEST_SHARE:
+        needed, there = format_bytes(raw / SMALLEST_SHARE), format_bytes(free)
+        raise UserError(f"{out}: needs at least {needed} of disk, and {there} are free; make room, or lower k or crops")
 
 
 def _warn(message: str) -> None:

@@ -10,6 +10,7 @@ import time
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -523,3 +524,12 @@ def test_progress_counts_answered_crops_only(recipe, tmp_path):
     (task,) = display._bars.tasks
     assert (task.completed, task.total) == (60, 90)  # 20 of them by another command's processes
     assert display.figures()["crops"] == 40
+
+
+def test_a_disk_without_room_for_the_labels_is_refused_before_work(recipe, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
+    with pytest.raises(UserError, match=r"needs at least .* of disk, and .* are free; make room"):
+        precompute.run(recipe)
+    assert not (Path(recipe.out) / "manifest.json").exists()
+    monkeypatch.undo()
+    precompute.run(recipe)

@@ -9,9 +9,10 @@ from repcon.labels.layout import HeadInfo
 from repcon.labels.manifest import Manifest
 from repcon.labels.shard_reader import ShardReader
 from repcon.labels.shared_memory import shared_tables
-from repcon.labels.tables import CropLabels, LabelTable, empty_table, ranges, read_ahead, table_bytes, window_plan
+from repcon.labels.tables import CropLabels, LabelTable, empty_table, ranges, table_bytes, window_plan
 from repcon.runtime.errors import UserError
 from repcon.runtime.filesystem import FileSystem
+from repcon.runtime.prefetch import map_ahead
 
 
 class LabelReader:
@@ -64,7 +65,7 @@ class LabelReader:
     def iter_crop_labels(self, crops: Iterable[int], heads: Iterable[str] | None = None) -> Iterator[CropLabels]:
         """Labels of these crops in order; a thread decodes the next crop while the caller uses the last."""
         names = [head.name for head in self.choose(heads)]
-        return read_ahead(lambda crop: self.crop_labels(crop, names), crops)
+        return map_ahead(lambda crop: self.crop_labels(crop, names), crops)
 
     def table(self, crops: Sequence[int], heads: Iterable[str] | None = None, *, shared: bool = False) -> LabelTable:
         """Several crops of all images, decoded one after the other into one array per kind.

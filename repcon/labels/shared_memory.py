@@ -24,6 +24,7 @@ import numpy as np
 from repcon.labels.layout import HeadInfo
 from repcon.labels.tables import LabelTable, arrays_of, check_memory, table_of
 from repcon.runtime.errors import UserError
+from repcon.runtime.local_files import try_lock
 
 FOLDER = Path("/dev/shm")
 WAIT_SECONDS, _POLL_SECONDS = 600.0, 0.05
@@ -160,11 +161,12 @@ def _open_locked(path: Path, ready: bytes) -> int:
 
 def _lock(path: Path, descriptor: int, ready: bytes) -> bool:
     """Locks the file to use or to complete it; False if that fails. Raises UserError where it is another user's."""
-    with contextlib.suppress(FileNotFoundError, BlockingIOError):
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        if os.pread(descriptor, len(ready), 0) != ready:
-            # Without waiting: another process that saw it incomplete may complete it and then keep it while it trains.
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    with contextlib.suppress(FileNotFoundError):
+        if try_lock(descriptor, fcntl.LOCK_SH) is False:
+            return False
+        # Without waiting: another process that saw it incomplete may complete it and then keep it while it trains.
+        if os.pread(descriptor, len(ready), 0) != ready and try_lock(descriptor) is False:
+            return False
         here, there = os.fstat(descriptor), path.lstat()
         if (here.st_ino, here.st_dev) != (there.st_ino, there.st_dev):
             return False
@@ -195,5 +197,5 @@ def _release(path: Path, descriptor: int, owner: int) -> None:
 
 def _delete_if_unused(path: Path, descriptor: int) -> None:
     with contextlib.suppress(OSError):
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        path.unlink(missing_ok=True)
+        if try_lock(descriptor):
+            path.unlink(missing_ok=True)

@@ -1,18 +1,13 @@
-"""Labels in memory: `CropLabels` (one crop), `LabelTable` (several crops), the plan of windows, read-ahead."""
+"""Labels in memory: `CropLabels` (one crop), `LabelTable` (several crops), the plan of windows."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
 
 import numpy as np
 
 from repcon.labels.layout import HeadInfo, head_layouts
 from repcon.runtime.errors import UserError
 from repcon.runtime.memory import memory_total
-
-Item = TypeVar("Item")
-Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,18 +78,6 @@ def check_memory(needed: int) -> None:
         raise UserError(
             f"the store was asked for {size}; read fewer crops at a time, or windows (train: label_cache_gib)"
         )
-
-
-def read_ahead(work: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
-    """Yields `work(item)` for each item; a thread computes the next while the caller uses the last."""
-    with ThreadPoolExecutor(1, thread_name_prefix="repcon-ahead") as pool:
-        pending = None
-        for item in items:
-            ready, pending = pending, pool.submit(work, item)
-            if ready is not None:
-                yield ready.result()
-        if pending is not None:
-            yield pending.result()
 
 
 def window_plan(

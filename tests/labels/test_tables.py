@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from store_builder import fill, spec
 
 from repcon.labels.store import LabelStore
-from repcon.labels.tables import ranges, read_ahead, window_plan
+from repcon.labels.tables import ranges, window_plan
 from repcon.runtime.errors import UserError
+from repcon.runtime.prefetch import map_ahead
 
 
 @pytest.fixture
@@ -42,18 +43,18 @@ def test_the_next_is_done_while_the_last_is_used():
         started.append(item)
         return item
 
-    done = read_ahead(work, range(4))
+    done = map_ahead(work, range(4))
     assert next(done) == 0
     deadline = time.monotonic() + 5
     while started != [0, 1] and time.monotonic() < deadline:
         time.sleep(0.01)
     assert started == [0, 1]
     assert list(done) == [1, 2, 3] and started == [0, 1, 2, 3]
-    assert list(read_ahead(work, [])) == []
+    assert list(map_ahead(work, [])) == []
 
 
 def test_an_error_ahead_is_raised_in_its_turn():
-    done = read_ahead(lambda item: 1 // item, [2, 1, 0, 5])
+    done = map_ahead(lambda item: 1 // item, [2, 1, 0, 5])
     assert [next(done), next(done)] == [0, 1]
     with pytest.raises(ZeroDivisionError):
         next(done)

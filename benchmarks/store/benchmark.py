@@ -32,9 +32,9 @@ from benchmarks.store.faults import faults
 from benchmarks.store.labels import CROPS, Labels, make_labels, spec_of
 from benchmarks.store.peers import PEERS, Peer
 from repcon.labels.store import CropLabels, LabelStore
-from repcon.labels.tables import read_ahead
 from repcon.labels.truncation import bucket_kl
 from repcon.runtime.console import progress
+from repcon.runtime.prefetch import map_ahead
 
 BATCH, ROWS_PER_SHARD = 256, 16_384
 STORES = {"zstd": ("zstd", "float16"), "lz4": ("lz4", "float16"), "gaps": ("zstd", "quantized8")}
@@ -178,7 +178,7 @@ def read_batches(store: LabelStore, raw: RawFile, rounds: int, figures: dict[str
 def _windows(store: LabelStore, crop: int, seed: int, memory_bytes: int) -> Iterator[CropLabels]:
     """A crop in windows that fit the memory, the next one decoded while the last is in use."""
     plan = store.reader.window_plan([crop], seed=seed, memory_bytes=memory_bytes)
-    return read_ahead(lambda rows: store.reader.window([crop], rows).crop_labels(0), plan)
+    return map_ahead(lambda rows: store.reader.window([crop], rows).crop_labels(0), plan)
 
 
 def _epoch(arrays: list[np.ndarray], order: np.ndarray) -> None:

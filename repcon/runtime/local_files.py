@@ -312,8 +312,10 @@ def write_atomic(path: str | os.PathLike[str], data: bytes, check: Callable[[], 
             return file.commit(check)
         except WriteCancelledError:
             continue
-        except BaseException:
+        except BaseException as error:
             file.abort()
+            if isinstance(error, OSError) and error.filename is None:  # a write to a full disk does not name the file
+                error.filename = str(path)
             raise
 
 

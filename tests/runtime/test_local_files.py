@@ -188,3 +188,17 @@ def test_a_living_writers_file_is_not_removed_an_abandoned_one_is(tmp_path: Path
     abandoned.write_bytes(b"half")
     remove_abandoned(tmp_path)
     assert os.listdir(tmp_path) == ["file"] and (tmp_path / "file").read_bytes() == b"data"
+
+
+def test_a_full_disk_is_named(tmp_path: Path) -> None:
+    """The system's error of a write does not say which file it is about."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        with pytest.raises(OSError) as caught:
+            write_atomic(tmp_path / "x", b"1" * 100_000)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, ignored)
+    assert caught.value.filename == str(tmp_path / "x") and not list(tmp_path.iterdir())

@@ -19,7 +19,7 @@ METHODS = {
     "task": "student: task only",
     "generalist_only": "student: generalist only",
     "task_generalist": "student: task + generalist",
-    "average_of_students": "mean of the domains' task + generalist students, no more training",
+    "average_of_students": "mean of the domains' students, no more training",
     "tasks": "student: all domains' tasks",
     "tasks_generalist": "student: all tasks + generalist",
     "quarters": "student: two quarters",

@@ -129,7 +129,7 @@ def _json_path(words: list[str]) -> str | None:
     if path == "-":  # the figures alone go to the standard output
         console.stderr = True
         return path
-    path = config.at_home(path)
+    path = config.expand_home(path)
     place = Path(path).absolute()
     if not place.parent.is_dir():
         raise UserError(f"--json {path}: there is no such folder; make it first")
@@ -241,7 +241,7 @@ def _teachers(kind: type, words: list[str]) -> dict[str, list[dict[str, str]]]:
     end = next((place for place in range(start + 1, len(words)) if words[place].startswith("--")), len(words))
     given = words[start + 1 : end]
     del words[start:end]
-    pairs = config.named_values("teachers", given, "NAME=MODEL")
+    pairs = config.parse_named_values("teachers", given, "NAME=MODEL")
     return {"teachers": [{"name": name, "model": model} for name, model in pairs.items()]}
 
 

@@ -13,7 +13,7 @@ from store_builder import fill, spec, write
 from benchmarks import readme_tables, tables
 from repcon import cli
 from repcon.config import CropConfig
-from repcon.crops import plan as crops
+from repcon.crops.plan import philox, plan_crops
 from repcon.labels.store import LabelStore
 
 ROOT = Path(__file__).parent.parent
@@ -147,13 +147,13 @@ def test_the_crop_contract_s_golden_vectors() -> None:
     assert len(rows) == 3
     for counter, key, words in ([[int(word, 16) for word in cell.split()] for cell in row] for row in rows):
         arrays = [np.array([word], np.uint64) for word in (counter * 4)[:4]]
-        found = crops.philox(arrays, [np.array([word], np.uint64) for word in key])
+        found = philox(arrays, [np.array([word], np.uint64) for word in key])
         assert [int(word[0]) for word in found] == words
     crop = r"([\d, ]+) \| (\d)"
     drawn = re.findall(rf"^\| `(\w{{32}})` \| (\d+) x (\d+) \| {crop} \| {crop} \|$", text, re.MULTILINE)
     hashes = np.frombuffer(bytes.fromhex("".join(row[0] for row in drawn)), np.uint8).reshape(-1, 16)
     sizes = np.array([[int(row[1]), int(row[2])] for row in drawn])
-    plan = crops.plan(CropConfig(seed=2**40 + 7), hashes, sizes, [0, 5])
+    plan = plan_crops(CropConfig(seed=2**40 + 7), hashes, sizes, [0, 5])
     assert len(drawn) == 3
     for place, column in ((0, 3), (1, 5)):
         assert plan.boxes[place].tolist() == [[int(number) for number in row[column].split(",")] for row in drawn]

@@ -84,7 +84,7 @@ def way(photographs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("name", ["generalist", "teacher"])
 def test_stored_labels_are_the_teachers_answers_on_the_references_crops(way: Path, name: str):
     store, pack = LabelStore.open(str(way / "labels.zarr")), ImagePack.open(way / "pack")
-    teacher = teachers.load_from_metadata(store.heads[name].metadata, "cpu")
+    teacher = teachers.load_stored_teacher(store.heads[name].metadata, "cpu")
     for crop in range(store.crops):
         boxes, flips = store.reader.boxes(range(crop, crop + 1), range(len(pack)))
         pixels = torch.stack([

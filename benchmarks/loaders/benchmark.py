@@ -33,7 +33,7 @@ from benchmarks.loaders.contract import contract, put_contract
 from benchmarks.loaders.grids import grids
 from benchmarks.loaders.race import Race
 from benchmarks.loaders.sample_images import Size, generated, mosaics, pack, photographs
-from repcon.decode.factory import installed
+from repcon.decode.libraries import installed
 from repcon.images.pack import ImagePack
 from repcon.runtime.console import console, progress
 from repcon.runtime.system import cores, environment

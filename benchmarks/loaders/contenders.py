@@ -2,7 +2,7 @@
 threads or compiled code, and its memory can be told.
 
 bare               the floor: libjpeg-turbo (simplejpeg) on bytes that lie in memory, into a buffer that is used again
-bare_odd           the same into a buffer at an odd address, as `torch` and `ffcv` have it (`buffers.for_one_image`)
+bare_odd           the same into a buffer at an odd address, as `torch` and `ffcv` have it (`buffers.image_buffer`)
 torch, dali, ffcv  repcon's loaders on the CPU
 dali_mixed         DALI decoding on a GPU
 dataloader_pil     PyTorch's DataLoader over PIL: the same boxes, one decode per image, torchvision's resize
@@ -32,10 +32,11 @@ from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.harness.records import in_new_process, peak_memory_bytes
 from repcon.config import CropConfig
-from repcon.crops import plan as crops
+from repcon.crops.plan import plan_crops
 from repcon.decode.base import CropRequest
-from repcon.decode.buffers import for_one_image
-from repcon.decode.factory import installed, open_loader
+from repcon.decode.buffer_pool import image_buffer
+from repcon.decode.factory import open_loader
+from repcon.decode.libraries import installed
 from repcon.images.pack import ImagePack
 from repcon.runtime.console import console
 
@@ -197,14 +198,14 @@ def _requests(pack: ImagePack, case: Case) -> list[CropRequest]:
     boxes, flips = _boxes(pack, case)
     numbers = np.tile(np.arange(boxes.shape[1]), (len(order), 1))
     whole = CropRequest(images=order, crops=numbers, boxes=boxes[order], flips=flips[order])
-    return list(whole.parts(BATCH_IMAGES))
+    return list(whole.split(BATCH_IMAGES))
 
 
 def _boxes(pack: ImagePack, case: Case) -> tuple[np.ndarray, np.ndarray]:
     """(N, c, 4) uint16 and (N, c) uint8."""
     if not case.crops:
         return np.empty((len(pack), 0, 4), np.uint16), np.empty((len(pack), 0), np.uint8)
-    plan = crops.plan(CropConfig(), pack.hashes, pack.sizes, range(case.crops))
+    plan = plan_crops(CropConfig(), pack.hashes, pack.sizes, range(case.crops))
     return plan.boxes.swapaxes(0, 1), plan.flips.swapaxes(0, 1)
 
 
@@ -277,7 +278,7 @@ def _ffcv_stock(case: Case, threads: int) -> Ready:
 
 MAKERS: dict[str, Callable[[Case, int], Ready]] = {
     FLOOR: partial(_bare, _numpy_memory),
-    FLOOR_ODD: partial(_bare, for_one_image),
+    FLOOR_ODD: partial(_bare, image_buffer),
     **{kind: partial(_ours, kind) for kind in OURS},
     "dali_mixed": partial(_ours, "dali", device="cuda"),
     "dataloader_pil": _dataloader_pil,

@@ -31,7 +31,7 @@ from benchmarks.loaders.contenders import Case, Contender
 from benchmarks.loaders.contract import contract, put_contract
 from benchmarks.loaders.sample_images import generated, mosaics, pack, photographs
 from repcon.config import CropConfig
-from repcon.crops import plan as crops
+from repcon.crops.plan import plan_crops
 from repcon.decode.reference import decode
 from repcon.images.pack import ImagePack
 from repcon.models.timm_import import timm
@@ -96,7 +96,7 @@ def feeding(packed: Path, figures: dict[str, Any]) -> None:
 def cutting(small: ImagePack, figures: dict[str, Any]) -> None:
     """Adds the time of launches that are large enough to hide Python's."""
     images = [torch.tensor(decode(small.read(row)), device="cuda") for row in range(BATCH)]
-    plan = crops.plan(CropConfig(), small.hashes[:BATCH], small.sizes[:BATCH], range(CUT))
+    plan = plan_crops(CropConfig(), small.hashes[:BATCH], small.sizes[:BATCH], range(CUT))
     boxes = torch.from_numpy(plan.boxes.swapaxes(0, 1).astype(np.int32))
     flips = torch.from_numpy(np.ascontiguousarray(plan.flips.swapaxes(0, 1)))
     out = torch.empty((BATCH * CUT, SIDE, SIDE, 3), dtype=torch.uint8, device="cuda")

@@ -14,7 +14,7 @@ import simplejpeg
 
 from repcon.commands import pack as packing
 from repcon.config import PackConfig
-from repcon.decode.factory import installed
+from repcon.decode.libraries import installed
 from repcon.runtime.errors import UserError
 
 QUALITY = 90

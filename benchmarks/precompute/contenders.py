@@ -45,7 +45,7 @@ def load(
     loaded = []
     for name, size in sizes.items():
         config = TeacherConfig(name=name, model=MODELS[name], precision=precision, compile=compile)
-        teacher = teachers.load(config, device)
+        teacher = teachers.load_teacher(config, device)
         # A factory names one size; a network of convolutions takes any.
         metadata = replace(teacher.metadata, preprocessing={**teacher.metadata.preprocessing, "size": size})
         loaded.append(replace(teacher, preprocessing=replace(teacher.preprocessing, size=size), metadata=metadata))
@@ -126,7 +126,7 @@ def alone(job: Job) -> Took:
     started = time.perf_counter()
     for start in range(0, job.total, job.batch_size):
         for teacher, tensor in zip(job.teachers, inputs, strict=True):
-            teacher.answer(tensor[: job.total - start])
+            teacher.forward(tensor[: job.total - start])
     _synchronise(job.device)
     return Took(time.perf_counter() - started)
 
@@ -180,7 +180,7 @@ def fkd(job: Job) -> Took:
     )
     for crops, boxes, flips, numbers in loader:
         inputs = crops.flatten(0, 1).to(job.device, teacher.dtype, non_blocking=True)
-        answers = teacher.answer(inputs.contiguous(memory_format=torch.channels_last)).softmax(1)
+        answers = teacher.forward(inputs.contiguous(memory_format=torch.channels_last)).softmax(1)
         top = [part.cpu().unflatten(0, crops.shape[:2]) for part in answers.topk(K)]
         for place, number in enumerate(numbers.tolist()):
             torch.save([boxes[place], flips[place], *(part[place].clone() for part in top)], out / f"{number}.tar")

@@ -86,7 +86,7 @@ def load(names: tuple[str, ...], setting: Setting, device: torch.device) -> tupl
     loaded = []
     for name in names:
         config = TeacherConfig(name=name, model=f"precompute_gpu:{name}", precision=setting.precision)
-        teacher = teachers.load(config, device)
+        teacher = teachers.load_teacher(config, device)
         metadata = replace(teacher.metadata, preprocessing={**teacher.metadata.preprocessing, "size": setting.size})
         preprocessing = replace(teacher.preprocessing, size=setting.size)
         loaded.append(replace(teacher, preprocessing=preprocessing, metadata=metadata))

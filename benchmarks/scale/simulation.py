@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from repcon.config import CropConfig
-from repcon.crops import plan
+from repcon.crops.plan import plan_crops
 from repcon.labels import topk
 from repcon.labels.store import LabelStore, StoreSpec, TeacherMetadata
 
@@ -33,7 +33,7 @@ class Simulation:
         self._logp = logp.astype(np.float16).reshape(*shape, K + 1)
         hashes = np.random.default_rng(seed).integers(0, 256, (ROWS_PER_SHARD, 16), np.uint8)
         sizes = np.tile(np.array(_SIDE, np.int32), (ROWS_PER_SHARD, 1))
-        planned = plan.plan(CropConfig(), hashes, sizes, range(CROPS))
+        planned = plan_crops(CropConfig(), hashes, sizes, range(CROPS))
         self._boxes, self._flips = planned.boxes, planned.flips
 
     def write(

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from repcon.config import CropConfig
-from repcon.crops import plan as crops
+from repcon.crops.plan import plan_crops
 from repcon.labels import topk
 from repcon.labels.store import StoreSpec, TeacherMetadata
 
@@ -58,7 +58,7 @@ def make_labels(images: int, seed: int = 0) -> Labels:
             parts[name].append((ids.astype(np.uint16), logp.astype(np.float16)))
     sizes = np.random.default_rng(seed).integers(240, 500, (images, 2)).astype(np.int32)
     hashes = np.random.default_rng(seed).integers(0, 256, (images, 16), np.uint8)
-    plan = crops.plan(CropConfig(seed=seed), hashes, sizes, range(CROPS))
+    plan = plan_crops(CropConfig(seed=seed), hashes, sizes, range(CROPS))
     heads = {
         name: (np.stack([ids for ids, _ in held]), np.stack([logp for _, logp in held])) for name, held in parts.items()
     }

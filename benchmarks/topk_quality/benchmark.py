@@ -46,7 +46,7 @@ from repcon.config import (
 from repcon.distill.distributed import DistributedContext
 from repcon.distill.loader import DistillLoader
 from repcon.distill.trainer import Trainer
-from repcon.distill.validation import Agreement
+from repcon.distill.validation import TeacherAgreement
 from repcon.images.pack import ImagePack
 from repcon.labels.store import LabelStore
 from repcon.runtime.run_dir import write_json
@@ -196,15 +196,15 @@ def _agreement(trainer: Trainer, settings: TrainConfig, whole: Path) -> float:
     """The student's KL to the whole distributions on held-out rows, in nats, mean over the heads."""
     store, distributed = (
         LabelStore.open(str(whole)),
-        DistributedContext(rank=0, world=1, device=torch.device("cpu"), cpu_group=None),
+        DistributedContext(rank=0, world_size=1, device=torch.device("cpu"), cpu_group=None),
     )
     held = DistillLoader(
         ImagePack.open(settings.pack), store, size=SIZE, batch_size=64, epochs=1, val_fraction=settings.val_fraction,
         seed=settings.seed,
     )  # fmt: skip
-    agreement = Agreement(store, settings.heads, "bucket", distributed)
+    agreement = TeacherAgreement(store, settings.heads, "bucket", distributed)
     trainer.student.eval()
-    figures = agreement.measure(trainer.student, trainer.answer, held.held_out())
+    figures = agreement.measure(trainer.student, trainer.forward, held.validation_batches())
     held.close()
     return statistics.mean(head["kl"] for head in figures.values())
 

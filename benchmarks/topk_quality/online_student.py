@@ -9,13 +9,12 @@ import torch
 from repcon.config import TrainConfig
 from repcon.distill.distributed import DistributedContext
 from repcon.distill.loader import Batch, DistillLoader
-from repcon.distill.loss_guard import LossGuard
 from repcon.distill.trainer import Trainer
 from repcon.images.pack import ImagePack
 from repcon.labels import topk
 from repcon.labels.store import LabelStore
 from repcon.models.student import save_student
-from repcon.models.teacher import Teacher, load_from_metadata
+from repcon.models.teacher import Teacher, load_stored_teacher
 
 
 class OnlineFeed(DistillLoader):
@@ -40,7 +39,7 @@ def train(settings: TrainConfig, out: Path, *, online: bool) -> Trainer:
     The store also says which teachers there are, how many classes of their answers are kept (k) and which crops are
     cut. All heads have one temperature.
     """
-    distributed = DistributedContext(rank=0, world=1, device=torch.device("cpu"), cpu_group=None)
+    distributed = DistributedContext(rank=0, world_size=1, device=torch.device("cpu"), cpu_group=None)
     store = LabelStore.open(settings.store)
     kind = OnlineFeed if online else DistillLoader
     loader = kind(
@@ -49,13 +48,12 @@ def train(settings: TrainConfig, out: Path, *, online: bool) -> Trainer:
     )  # fmt: skip
     if isinstance(loader, OnlineFeed):
         (loader.temperature,) = {head.temperature for head in settings.heads}
-        loader.teachers = tuple(load_from_metadata(head.metadata, "cpu") for head in store.heads.values())
+        loader.teachers = tuple(load_stored_teacher(head.metadata, "cpu") for head in store.heads.values())
     trainer = Trainer(settings, store, loader, distributed)
     trainer.student.train()
-    guard = LossGuard(trainer.loss.names, distributed, out)
     for part in range(len(loader.epoch_groups)):
         for number, batch in enumerate(loader.batches(part)):
-            trainer.train_batch(batch, part, number, guard)
+            trainer.train_batch(batch, part, number)
     loader.close()
-    save_student(trainer.kept, out, preprocessing=trainer.preprocessing, card={})
+    save_student(trainer.averaged_student, out, preprocessing=trainer.preprocessing, card={})
     return trainer

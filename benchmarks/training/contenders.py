@@ -13,9 +13,9 @@ from benchmarks.training.data import CLASSES, Data, Setting
 from repcon.config import HeadConfig, OptimConfig, TrainConfig
 from repcon.distill.distributed import DistributedContext
 from repcon.distill.label_cache import to_device
-from repcon.distill.loader import Batch, Clock, DistillLoader
-from repcon.distill.loss_guard import LossGuard
-from repcon.distill.optim import OptimizerUpdates, autocast, resolve
+from repcon.distill.loader import Batch, DistillLoader
+from repcon.distill.metrics import StepTimer
+from repcon.distill.optim import OptimizerUpdates, autocast, resolve_precision
 from repcon.distill.trainer import Trainer
 from repcon.images.pack import ImagePack
 from repcon.labels.store import LabelStore
@@ -31,12 +31,12 @@ class Contender:
     """`epoch` trains over all images, once or as often as the setting says, and gives the number of crops."""
 
     epoch: Callable[[], int]
-    clock: Clock = field(default_factory=Clock)
+    clock: StepTimer = field(default_factory=StepTimer)
     close: Callable[[], None] = lambda: None
 
     def data_seconds(self) -> float:
         """Time spent waiting for data since the last call."""
-        return self.clock.take()[0]
+        return self.clock.pop()[0]
 
 
 def heavy_contenders(data: Data, setting: Setting, device: str, only: str = "") -> dict[str, Contender]:
@@ -51,7 +51,7 @@ def heavy_contenders(data: Data, setting: Setting, device: str, only: str = "") 
     }
     if importlib.util.find_spec("torchdistill") is not None:
         makers["torchdistill"] = lambda trainer: _online(trainer, setting, _torchdistill)
-    if device == "cpu" and resolve("auto", torch.device(device)) == "bf16":
+    if device == "cpu" and resolve_precision("auto", torch.device(device)) == "bf16":
         makers["ours_bf16"] = _ours
     if device != "cpu" and setting.loader == "auto":
         makers["ours_torch"] = _ours
@@ -117,20 +117,19 @@ def _trainer(
         device=device,
     )
     return Trainer(
-        settings, store, loader, DistributedContext(rank=0, world=1, device=torch.device(device), cpu_group=None)
+        settings, store, loader, DistributedContext(rank=0, world_size=1, device=torch.device(device), cpu_group=None)
     )
 
 
 def _ours(trainer: Trainer) -> Contender:
-    clock = Clock()
+    clock = StepTimer()
 
     def epoch() -> int:
         trainer.student.train()
-        guard = LossGuard(trainer.loss.names, trainer.distributed, Path())
         shown = 0
-        for part, batches in trainer.loader.run():
-            for number, batch in enumerate(clock.timed(batches)):
-                trainer.train_batch(batch, part, number, guard)
+        for part, batches in trainer.loader.groups():
+            for number, batch in enumerate(clock.measure(batches)):
+                trainer.train_batch(batch, part, number)
                 shown += batch.total
         return shown
 
@@ -145,10 +144,9 @@ def _synthetic(trainer: Trainer) -> Contender:
 
     def epoch() -> int:
         trainer.student.train()
-        guard = LossGuard(trainer.loss.names, trainer.distributed, Path())
-        for part, steps in enumerate(trainer.loader.lengths):
+        for part, steps in enumerate(trainer.loader.group_steps):
             for number in range(steps):
-                trainer.train_batch(first, part, number, guard)
+                trainer.train_batch(first, part, number)
         return trainer.loader.steps * first.total
 
     return Contender(epoch=epoch)
@@ -159,7 +157,7 @@ def _ideal(trainer: Trainer) -> Contender:
     settings, device = trainer.settings, trainer.distributed.device
 
     def step(batch: Batch) -> None:
-        logits = trainer.answer(batch.pixels)
+        logits = trainer.forward(batch.pixels)
         labels = to_device(batch.images % logits.shape[1], device)
         trainer.updates.step(F.cross_entropy(logits.float(), labels))
 
@@ -198,7 +196,7 @@ def _stepping(trainer: Trainer, step: Callable[[Batch], None]) -> Contender:
     def epoch() -> int:
         trainer.student.train()
         shown = 0
-        for _, batches in trainer.loader.run():
+        for _, batches in trainer.loader.groups():
             for batch in batches:
                 step(batch)
                 shown += batch.total

@@ -10,7 +10,7 @@ import torch
 
 from benchmarks.loaders.sample_images import DIFFERENT, repeated
 from repcon.config import CropConfig, LoaderKind, Precision
-from repcon.crops import plan as crops
+from repcon.crops.plan import plan_crops
 from repcon.images.pack import ImagePack
 from repcon.images.packing import open_or_pack
 from repcon.labels import topk
@@ -97,7 +97,7 @@ def _store(folder: Path, pack: ImagePack) -> None:
         teachers=teacher_metadata,
     )
     store = LabelStore.create(str(folder), spec)
-    plan = crops.plan(CropConfig(), pack.hashes, pack.sizes, range(CROPS))
+    plan = plan_crops(CropConfig(), pack.hashes, pack.sizes, range(CROPS))
     for unit in store.completion.unfinished():
         rows = slice(unit.rows.start, unit.rows.stop)
         shape = (len(unit.crops), len(unit.rows))

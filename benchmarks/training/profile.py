@@ -32,7 +32,6 @@ from benchmarks.training.benchmark import GPU, SHORT
 from benchmarks.training.contenders import _trainer
 from benchmarks.training.data import CLASSES, make_data, open_data
 from repcon.distill.loader import Batch
-from repcon.distill.loss_guard import LossGuard
 from repcon.distill.trainer import Trainer
 from repcon.runtime.memory import keep_freed_memory
 
@@ -75,7 +74,6 @@ def main() -> None:
 
 def profile(trainer: Trainer, name: str, device: str, folder: Path) -> list[dict[str, Any]]:
     """Prints the rate without the profiler; gives the trace's events."""
-    guard = LossGuard(trainer.loss.names, trainer.distributed, Path())
     trainer.student.train()
     batches = _synthetic(trainer) if name == "synthetic" else _batches(trainer)
 
@@ -83,7 +81,7 @@ def profile(trainer: Trainer, name: str, device: str, folder: Path) -> list[dict
         crops = 0
         for _ in range(count):
             part, number, batch = next(batches)
-            trainer.train_batch(batch, part, number, guard)
+            trainer.train_batch(batch, part, number)
             crops += batch.total
         if device == "cuda":
             torch.cuda.synchronize()
@@ -112,13 +110,13 @@ def _synthetic(trainer: Trainer) -> Generator[Step, None, None]:
     batches = trainer.loader.batches(0)
     first = next(batches)
     batches.close()
-    for part, steps in enumerate(trainer.loader.lengths):
+    for part, steps in enumerate(trainer.loader.group_steps):
         for number in range(steps):
             yield part, number, first
 
 
 def _batches(trainer: Trainer) -> Generator[Step, None, None]:
-    for part, batches in trainer.loader.run():
+    for part, batches in trainer.loader.groups():
         for number, batch in enumerate(batches):
             yield part, number, batch
 

@@ -1,4 +1,4 @@
-"""Distillation from stored top-k answers: the KL of many classification heads at once, with its gradient.
+"""Distillation losses from stored top-k labels: the KL of many classification heads at once, with its gradient.
 
     >>> import torch
     >>> from repcon_kernels import HeadSpec, multi_head_kl
@@ -7,15 +7,15 @@
     >>> ids = [torch.tensor([[7, 1]] * 3), torch.tensor([[2, 0, 1, 3]] * 3)]    # by falling probability
     >>> logp = [                                                               # k log-probabilities, then log-tails
     ...     torch.tensor([[0.5, 0.3, 0.2]] * 3).log(),
-    ...     torch.tensor([[0.4, 0.3, 0.2, 0.1, 0.0, 0.0]] * 3).log(),          # stored whole: no tail
+    ...     torch.tensor([[0.4, 0.3, 0.2, 0.1, 0.0, 0.0]] * 3).log(),          # all classes stored: no tail
     ... ]
     >>> losses = multi_head_kl(logits, heads, ids, logp, weights=torch.ones(2))
     >>> losses.sum().backward()
     >>> [round(loss, 4) for loss in losses.tolist()], logits.grad.shape
     ([0.857, 0.1222], torch.Size([3, 14]))
 
-`reference` defines the loss; "torch" and "triton" compute it. `cut_crops` cuts what the student sees out of decoded
-images. The package takes tensors and knows nothing of where they come from. Importing it needs no Triton.
+The "reference" implementation defines the loss; "torch" and "triton" are fast. `cut_crops` crops and resizes decoded
+images. The package works on tensors alone. Importing it does not import Triton.
 """
 
 from repcon_kernels.crop_resize import cut_crops

@@ -1,4 +1,4 @@
-"""Crops of decoded images, many at once: cut, resized, mirrored."""
+"""Crop, resize and mirror many boxes of decoded images at once."""
 
 from collections.abc import Sequence
 
@@ -14,10 +14,10 @@ IMPLEMENTATIONS = ("torch", "triton")
 def cut_crops(
     images: Sequence[Tensor], boxes: Tensor, flips: Tensor, out: Tensor, *, implementation: str = "torch"
 ) -> None:
-    """Fills `out` with the boxes of each image, resized by the antialiased triangle filter and rounded to nearest even.
+    """Fill `out` with the boxes of each image, resized with the antialiased triangle filter, rounded to nearest even.
 
     images: n of (height, width, 3) uint8, contiguous, on the device of `out`.
-    boxes: (n, c, 4) int32 x, y, width, height inside the images, on the CPU; their values are not looked at.
+    boxes: (n, c, 4) int32 x, y, width, height inside the images, on the CPU; the values are not checked.
     flips: (n, c) uint8, on the CPU: where not 0, the crop is mirrored left to right.
     out: (n * c, side, side, 3) uint8, contiguous; the crops of one image follow one another.
     implementation: "torch" (crop by crop: the specification) or "triton" (one launch; needs a GPU).
@@ -28,19 +28,19 @@ def cut_crops(
     if not out.numel():
         return
     if implementation == "torch":
-        _by_torch(images, boxes, flips, out)
+        _cut_with_torch(images, boxes, flips, out)
     else:
         implementation_module(implementation, out).cut_crops(images, boxes, flips, out)
 
 
-def _by_torch(images: Sequence[Tensor], boxes: Tensor, flips: Tensor, out: Tensor) -> None:
-    places = iter(out)
-    for image, mine, mirrored in zip(images, boxes.tolist(), flips.tolist(), strict=True):
-        for (x, y, width, height), flip in zip(mine, mirrored, strict=True):
+def _cut_with_torch(images: Sequence[Tensor], boxes: Tensor, flips: Tensor, out: Tensor) -> None:
+    targets = iter(out)
+    for image, image_boxes, image_flips in zip(images, boxes.tolist(), flips.tolist(), strict=True):
+        for (x, y, width, height), flip in zip(image_boxes, image_flips, strict=True):
             planes = image[y : y + height, x : x + width].permute(2, 0, 1)[None].float()
             crop = F.interpolate(planes, size=out.shape[1:3], mode="bilinear", antialias=True, align_corners=False)[0]
             crop = crop.flip(-1) if flip else crop
-            next(places).copy_(crop.round().clamp(0, 255).permute(1, 2, 0))
+            next(targets).copy_(crop.round().clamp(0, 255).permute(1, 2, 0))
 
 
 def _validate(images: Sequence[Tensor], boxes: Tensor, flips: Tensor, out: Tensor, implementation: str) -> None:
@@ -58,8 +58,8 @@ def _validate(images: Sequence[Tensor], boxes: Tensor, flips: Tensor, out: Tenso
     if not square or out.dtype != torch.uint8 or not out.is_contiguous():
         raise ValueError(f"out must be ({n * c}, side, side, 3) uint8, contiguous, not {tuple(out.shape)} {out.dtype}")
     for number, image in enumerate(images):
-        whole = image.dim() == 3 and image.shape[2] == 3 and image.dtype == torch.uint8 and image.is_contiguous()
-        if not whole or image.device != out.device:
+        valid = image.dim() == 3 and image.shape[2] == 3 and image.dtype == torch.uint8 and image.is_contiguous()
+        if not valid or image.device != out.device:
             raise ValueError(
                 f"image {number} must be (height, width, 3) uint8, contiguous, on {out.device}, not "
                 f"{tuple(image.shape)} {image.dtype} on {image.device}"

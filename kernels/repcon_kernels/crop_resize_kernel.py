@@ -1,8 +1,8 @@
-"""The Triton kernel that cuts crops out of decoded images. `launch` calls it; `crops` defines what it computes.
+"""The Triton kernel of `crop_resize.cut_crops`, which defines what it computes; `kl_div.launch` launches it.
 
-A program owns BLOCK pixels of one crop and sums over the filter's taps. Weights are ratios of whole numbers: measured
-in 1 / (2 SIDE) of an input pixel, the centre of input pixel k is at (2 k + 1) x SIDE, that of output pixel i at
-(2 i + 1) x length, and the triangle reaches 2 x max(length, SIDE) to either side. So no rounding moves a tap.
+A program computes BLOCK pixels of one crop as sums over the filter's taps. Weights are ratios of integers: in units of
+1 / (2 SIDE) of an input pixel, the centre of input pixel k is at (2 k + 1) x SIDE, that of output pixel i at
+(2 i + 1) x length, and the triangle reaches 2 x max(length, SIDE) to either side. So rounding moves no tap.
 """
 # pyright: reportGeneralTypeIssues=false, reportArgumentType=false
 # (Triton's types describe its compiler; the language that it reads is another.)
@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 
 TO_EVEN = tl.constexpr(12582912.0)
-"""1.5 x 2^23: added to a small float32 and taken away again, it leaves the nearest whole number, as torch rounds."""
+"""1.5 x 2^23: adding and subtracting it rounds a small float32 to the nearest integer, ties to even, as torch does."""
 
 
 @triton.jit(do_not_specialize=["per_image"], do_not_specialize_on_alignment=["out"])
@@ -24,7 +24,7 @@ def cut_crops(
     SIDE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Fills `out` with the crops; BLOCK pixels of one of them per program, see the module."""
+    """Fill `out` with the crops; BLOCK pixels of one of them per program, see the module."""
     tiles = tl.cdiv(SIDE * SIDE, BLOCK)
     crop = tl.program_id(0) // tiles
     place = tl.program_id(0) % tiles * BLOCK + tl.arange(0, BLOCK)
@@ -65,19 +65,19 @@ def cut_crops(
 
 @triton.jit
 def _store(pointers, values, mask):
-    """The nearest whole numbers, as bytes."""
+    """Store values rounded to uint8."""
     tl.store(pointers, (values + TO_EVEN - TO_EVEN).to(tl.int32).to(tl.uint8), mask=mask)
 
 
 @triton.jit
 def _taps(length, SIDE: tl.constexpr):
-    """The most input pixels that an output pixel's triangle covers."""
+    """The largest number of input pixels under an output pixel's triangle."""
     return tl.cdiv(2 * tl.maximum(length, SIDE), SIDE)
 
 
 @triton.jit
 def _first_tap(i, length, SIDE: tl.constexpr):
-    """The first input pixel under the triangle of output pixel i, and how far its centre lies from the triangle's."""
+    """The first input pixel under the triangle of output pixel i, and its distance from the triangle's centre."""
     centre = (2 * i + 1) * length
     low = centre - 2 * tl.maximum(length, SIDE) - SIDE
     first = tl.where(low < 0, 0, low // (2 * SIDE) + 1)
@@ -86,6 +86,6 @@ def _first_tap(i, length, SIDE: tl.constexpr):
 
 @triton.jit
 def _weight(first, distance, k, length, SIDE: tl.constexpr):
-    """Of input pixel first + k, up to a factor that the sum of all has too; 0 past the box."""
+    """The unnormalised weight of input pixel first + k; 0 past the box."""
     weight = 2 * tl.maximum(length, SIDE) - tl.abs(distance + 2 * SIDE * k)
     return tl.where(first + k < length, tl.maximum(weight, 0), 0).to(tl.float32)

@@ -1,4 +1,4 @@
-"""The two losses that the package is for; `crops` has the third of its functions."""
+"""The public loss functions: `multi_head_kl` of logits, `linear_kl` of features and a linear layer."""
 
 from collections.abc import Sequence
 
@@ -24,19 +24,19 @@ def multi_head_kl(
     inplace_gradient: bool = False,
     check: bool = False,
 ) -> Tensor:
-    """Losses (H,): weights[h] x temperature_h^2 x mean over rows of head h's KL. Their sum is what to minimise.
+    """KL losses (H,) of all heads: weights[h] x temperature_h^2 x mean over rows of head h's KL. Minimise their sum.
 
     logits: (B, columns) float32, bfloat16, float16 (and float64, not for "triton"), contiguous. Sums are in float32.
-    heads: H heads in the order of their columns; the gradient of free columns between them is 0.
+    heads: H heads in the order of their columns; free columns between them get the gradient 0.
     ids: for each head (R, k) uint16, uint32, int32 or int64, as stored. Distinct within a row.
     logp: for each head (R, k + T) float16 or wider: log-probabilities at temperature 1, then the log-tails.
     rows: (B,) int64, the label row of each row of logits; None where R = B and they correspond.
     weights: (H,) float32.
-    tail: what is done with the classes outside the stored ones: "bucket", "renormalise" or "uniform", see `reference`.
+    tail: how classes that are not stored count: "bucket", "renormalise" or "uniform", see `kl_div.reference`.
     implementation: "torch", "triton" (one launch for all heads) or "reference" (slow, dense).
-    inplace_gradient: the gradient is written over the logits, which are of no use afterwards.
-    check: look at the values of ids and rows too, waiting for the device. Unchecked, "triton" turns one that is out of
-        range into a NaN loss, and "torch" raises what torch raises.
+    inplace_gradient: write the gradient over the logits, which must not be used afterwards.
+    check: also check the values of ids and rows, which waits for the device. Without it, a value out of range gives a
+        NaN loss with "triton", and an error of torch's with "torch".
 
     Returns float32 (float64 for float64 logits). Raises ValueError for shapes, dtypes, layouts and devices that do not
     fit, RuntimeError on a second derivative. NaN logits or labels make the loss NaN.
@@ -75,12 +75,12 @@ def linear_kl(
     chunk_rows: int = 0,
     check: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """(loss, losses): `multi_head_kl` of features @ weight.T + bias without the whole logits in memory.
+    """(loss, losses): `multi_head_kl` of features @ weight.T + bias without all logits in memory.
 
     features: (B, D); weight: (columns, D); bias: (columns,) or None; all of one dtype, or as autocast makes them.
     chunk_rows: rows whose logits exist at a time; 0 takes as many as fill 64 MiB.
-    The others are as for `multi_head_kl`. `loss` () is the sum of `losses` and can be differentiated by features,
-    weight and bias; `losses` (H,) are for the record and cannot, since the features' gradient is not kept by head.
+    The others are as for `multi_head_kl`. `loss` () is the sum of `losses` and differentiable by features, weight and
+    bias; `losses` (H,) are not differentiable, since the features' gradient is not kept per head.
     """
     kind = features.device.type
     if torch.is_autocast_enabled(kind):
@@ -106,7 +106,7 @@ def linear_kl(
 
 
 def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """As autocast does, which leaves float64 alone."""
+    """Cast as autocast does, which leaves float64 unchanged."""
     return tensor if tensor.dtype == torch.float64 else tensor.to(dtype)
 
 
@@ -124,7 +124,7 @@ def _labels(
     tail: str,
     implementation: str,
 ) -> tuple:
-    """The operators' arguments in common."""
+    """The arguments that all operators share."""
     starts = [head.start for head in heads]
     classes = [head.classes for head in heads]
     tail_columns = [head.tail_column for head in heads]

@@ -1,5 +1,5 @@
-"""Linear layer and loss in one operator: logits exist for one chunk of rows at a time, and are gone once their share of
-the gradients has been added."""
+"""Linear layer and loss in one operator: the logits of one chunk of rows exist at a time, until their part of the
+gradients has been added."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -20,7 +20,7 @@ from repcon_kernels.kl_div.autograd import (
 from repcon_kernels.kl_div.heads import LOGIT_DTYPES, describe
 
 CHUNK_BYTES = 64 * 2**20
-"""Logits held at a time."""
+"""Size of the logits of a chunk."""
 
 library.define(
     f"linear_kl(Tensor features, Tensor weight, Tensor? bias, {LABELS}, int chunk_rows, bool with_gradient) "
@@ -29,7 +29,7 @@ library.define(
 
 
 def validate(features: Tensor, weight: Tensor, bias: Tensor | None, chunk_rows: int) -> None:
-    """Raises ValueError where the layer's tensors do not fit together."""
+    """Raises ValueError where the shapes, dtypes or devices of the layer's tensors do not fit together."""
     if features.ndim != 2 or features.shape[0] == 0 or features.dtype not in LOGIT_DTYPES:
         raise ValueError(f"features must be (B, D) floating point with B > 0, not {describe(features)}")
     if weight.ndim != 2 or weight.shape[1] != features.shape[1]:
@@ -80,12 +80,12 @@ def _linear_kl(
             d_weight += _product(logits.T, features[chunk], d_weight.dtype)
             if bias is not None:
                 d_bias += logits.sum(dim=0, dtype=d_bias.dtype)
-        del logits, gradient  # before the next chunk's exist
+        del logits, gradient  # before those of the next chunk are made
     return losses.sum(), losses, d_features, d_weight, d_bias
 
 
 def _product(left: Tensor, right: Tensor, wide: torch.dtype) -> Tensor:
-    """left @ right; of float16 in `wide`, as the stored gradients lack their 1 / B and their sums would overflow."""
+    """left @ right; float16 in `wide`, since stored gradients lack the factor 1 / B and their sums would overflow."""
     if left.dtype == torch.float16:
         left, right = left.to(wide), right.to(wide)
     return left @ right
@@ -94,7 +94,7 @@ def _product(left: Tensor, right: Tensor, wide: torch.dtype) -> Tensor:
 def _gradients(
     features: Tensor, weight: Tensor, bias: Tensor | None, with_gradient: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Memory for the three gradients; those that are summed over chunks are so in float32 at least."""
+    """Memory for the three gradients; those summed over chunks are at least float32."""
     if not with_gradient:
         return features.new_empty(0), features.new_empty(0), features.new_empty(0)
     wide = torch.promote_types(features.dtype, torch.float32)
@@ -107,7 +107,7 @@ def _fake(features: Tensor, weight: Tensor, bias: Tensor | None, ids, logp, rows
     return losses.new_empty(()), losses, *_gradients(features, weight, bias, others[-1])
 
 
-class _Linear(torch.autograd.Function):
+class _LinearKl(torch.autograd.Function):
     """Autograd of `linear_kl`: by features, weight and bias, of the loss alone."""
 
     @staticmethod
@@ -136,4 +136,4 @@ class _Linear(torch.autograd.Function):
 
 
 register("linear_kl", _linear_kl, _fake)
-library.impl("linear_kl", _Linear.apply, "Autograd")
+library.impl("linear_kl", _LinearKl.apply, "Autograd")

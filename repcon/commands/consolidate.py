@@ -17,8 +17,8 @@ from rich.table import Table
 from repcon.commands import consolidation_plan as plan
 from repcon.commands import evaluate, inspect, precompute, teach, train
 from repcon.commands import report as reporting
-from repcon.config import ConsolidateConfig, InspectConfig, dump, require_least
-from repcon.distill.checkpoint import flat
+from repcon.config import ConsolidateConfig, InspectConfig, check_minimum, dump
+from repcon.distill.checkpoint import flatten
 from repcon.evaluation import tables
 from repcon.evaluation.backbones import resolve_model
 from repcon.evaluation.data_sets import parse_data_sets, split_images
@@ -26,7 +26,7 @@ from repcon.images.pack import ImagePack, count_shared_images, select_classes
 from repcon.images.packing import open_or_pack, write_pack
 from repcon.labels.manifest import TeacherMetadata
 from repcon.models import teacher as teachers
-from repcon.models.custom import is_factory
+from repcon.models.custom import is_module_function
 from repcon.models.factory import create_model
 from repcon.precompute import context
 from repcon.precompute.output_store import with_store_settings
@@ -101,7 +101,7 @@ def carry_out(
 
 def check_settings(config: ConsolidateConfig) -> None:
     """Raises UserError for settings that make no sense in any step, before anything is opened."""
-    require_least(config, size=0, limit=0, crops=0, epochs=0, seed=0)
+    check_minimum(config, size=0, limit=0, crops=0, epochs=0, seed=0)
     made = {name: plan.teacher_folder(config, name) for name in plan.sources(config).taught}
     for name in made:
         teach.check(plan.teaching(config, name, ""))
@@ -114,7 +114,7 @@ def check_models(config: ConsolidateConfig) -> list[TeacherMetadata]:
     found, failed = [], []
     for teacher in plan.given_teachers(config):
         try:
-            found.append(teachers.load(teacher, "cpu").metadata)
+            found.append(teachers.load_teacher(teacher, "cpu").metadata)
         except UserError as error:
             failed.append(str(error))
     if config.teach:
@@ -129,7 +129,7 @@ def check_models(config: ConsolidateConfig) -> list[TeacherMetadata]:
 
 def require_backbone(backbone: str, teacher_metadata: Sequence[TeacherMetadata]) -> None:
     """Raises UserError where the student cannot be made of this."""
-    if backbone in {metadata.model for metadata in teacher_metadata} and not is_factory(backbone):
+    if backbone in {metadata.model for metadata in teacher_metadata} and not is_module_function(backbone):
         return
     try:
         create_model(backbone, num_classes=0)
@@ -147,7 +147,7 @@ def require_same(config: Any, command: str, free: Sequence[str]) -> None:
     except UnreadableError:
         return
     asked = tomllib.loads(dump(config))
-    before, now = ({k: v for k, v in flat(one).items() if k.split(".")[0] not in free} for one in (held, asked))
+    before, now = ({k: v for k, v in flatten(one).items() if k.split(".")[0] not in free} for one in (held, asked))
     if other := sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name)):
         first = other[0]
         what = f"{first} is {now.get(first)} now and {before.get(first)} there"
@@ -192,9 +192,11 @@ def _evaluate(
         return {}
     _step("evaluate: the student beside its teachers")
     models = {
-        metadata.name: resolve_model(metadata.model) for metadata in teacher_metadata if not is_factory(metadata.model)
+        metadata.name: resolve_model(metadata.model)
+        for metadata in teacher_metadata
+        if not is_module_function(metadata.model)
     }
-    if left := [metadata.name for metadata in teacher_metadata if is_factory(metadata.model)]:
+    if left := [metadata.name for metadata in teacher_metadata if is_module_function(metadata.model)]:
         what = f"{', '.join(left)}: a function's features are not known, so the student is not measured beside it"
         console.print(f"[yellow]note[/]: {escape(what)}", highlight=False, soft_wrap=True)
     models |= {f"{name} teacher": plan.teacher_folder(config, name) for name in named.taught}

@@ -15,13 +15,13 @@ from repcon.config import (
     TeachConfig,
     TeacherConfig,
     TrainConfig,
-    named_values,
+    parse_named_values,
     split_name,
 )
 from repcon.images import hub
 from repcon.images.packing import is_pack
 from repcon.labels.manifest import TeacherMetadata
-from repcon.models.custom import is_factory
+from repcon.models.custom import is_module_function
 from repcon.runtime.errors import UserError
 
 GENERALIST = "generalist"
@@ -45,9 +45,9 @@ def sources(config: ConsolidateConfig) -> Sources:
     """Raises UserError for what is missing, named twice, or named in another form than NAME=VALUE."""
     if not config.proxy:
         raise UserError("proxy: no images named; name folders, tars or a pack of images to distil on")
-    teachers = named_values("teachers", config.teachers, "NAME=MODEL")
-    taught = named_values("teach", config.teach, "NAME=LABELLED")
-    evaluated = named_values("evaluate", map(_with_name, config.evaluate), "NAME=LABELLED")
+    teachers = parse_named_values("teachers", config.teachers, "NAME=MODEL")
+    taught = parse_named_values("teach", config.teach, "NAME=LABELLED")
+    evaluated = parse_named_values("evaluate", map(_with_name, config.evaluate), "NAME=LABELLED")
     if both := sorted(teachers.keys() & taught.keys()):
         raise UserError(f"teach: {', '.join(both)} is among the teachers too; each teacher needs a name of its own")
     if len(teachers) + len(taught) < 1:
@@ -151,7 +151,7 @@ def choose_backbone(config: ConsolidateConfig, teacher_metadata: Sequence[Teache
     the teachers that are made here start from."""
     plain = TrainConfig(pack="", store="", out="").backbone
     asked = config.backbone or (config.training.backbone if config.training.backbone != plain else "")
-    models = {metadata.name: metadata.model for metadata in teacher_metadata if not is_factory(metadata.model)}
+    models = {metadata.name: metadata.model for metadata in teacher_metadata if not is_module_function(metadata.model)}
     most = max((metadata for metadata in teacher_metadata if metadata.name in models), key=_classes, default=None)
     return asked or models.get(GENERALIST, "") or (most.model if most else config.teaching.model)
 

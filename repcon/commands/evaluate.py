@@ -17,9 +17,9 @@ import torch
 from rich.markup import escape
 from rich.progress import Progress
 
-from repcon.config import EvaluateConfig, OptimConfig, TeachConfig, dump, require_least
+from repcon.config import EvaluateConfig, OptimConfig, TeachConfig, check_minimum, dump
 from repcon.decode.factory import open_loader
-from repcon.distill.finetune import Labelled, fit, predict
+from repcon.distill.finetune import LabelledRows, finetune, predict
 from repcon.evaluation import probes, tables
 from repcon.evaluation.backbones import JOIN, parse_backbones, warn_of_seen_images
 from repcon.evaluation.data_sets import Split, parse_data_sets, split_images
@@ -61,7 +61,7 @@ def run(config: EvaluateConfig) -> dict[str, Any]:
     `combine`'s; `verdict` (of `repcon.evaluation.verdict`) and, where asked for, `heads` (of `repcon.evaluation.heads`)
     are added to both.
     """
-    require_least(config, fewshot_trials=1, size=0, batch_size=1, num_workers=0, seed=0)
+    check_minimum(config, fewshot_trials=1, size=0, batch_size=1, num_workers=0, seed=0)
     if not config.metrics and not config.heads:
         raise UserError("metrics: none named; leave it out, or name some of knn, probe, fewshot, finetune")
     backbones, sets = parse_backbones(config), parse_data_sets(config)
@@ -186,9 +186,9 @@ def _finetune(model: str, pack: ImagePack, split: Split, config: EvaluateConfig,
         FINETUNE, size=config.size, seed=config.seed, loader=config.loader, num_workers=config.num_workers,
         batch_size=config.batch_size,
     )  # fmt: skip
-    train = Labelled(rows=split.train, labels=split.train_labels)
-    none = Labelled(rows=split.train[:0], labels=split.train_labels[:0])
-    tuned = fit(network, pack, train, none, recipe, device=device, bars=bars, report=lambda epoch, best: None)
+    train = LabelledRows(rows=split.train, labels=split.train_labels)
+    none = LabelledRows(rows=split.train[:0], labels=split.train_labels[:0])
+    tuned = finetune(network, pack, train, none, recipe, device=device, bars=bars, on_epoch=lambda epoch, best: None)
     preprocessing = preprocessing_of(network, config.size)
     loader = open_loader(config.loader, pack, (preprocessing.size,), num_workers=config.num_workers, device=str(device))
     try:

@@ -17,11 +17,11 @@ from rich.markup import escape
 from rich.table import Table
 from torch import nn
 
-from repcon.config import TeachConfig, dump, require_least, require_sane
-from repcon.distill.checkpoint import Checkpoints, decisive
-from repcon.distill.finetune import Epoch, Labelled, fit
+from repcon.config import TeachConfig, check_minimum, check_optim_config, dump
+from repcon.distill.checkpoint import CheckpointManager, settings_identity
+from repcon.distill.finetune import EpochResult, LabelledRows, finetune
 from repcon.distill.metrics import trim_metrics
-from repcon.distill.optim import resolve
+from repcon.distill.optim import resolve_precision
 from repcon.evaluation.probes import split_classes
 from repcon.images.pack import select_classes
 from repcon.images.packing import open_or_pack
@@ -44,11 +44,11 @@ def run(config: TeachConfig) -> dict[str, Any]:
     """Writes the teacher of the best epoch, with what it is made of, into `config.out`; gives its figures."""
     check(config)
     device = choose(config.device)
-    config = replace(config, precision=resolve(config.precision, device))
+    config = replace(config, precision=resolve_precision(config.precision, device))
     if _finished(config):
         return _kept(config)
-    checkpoints = Checkpoints(Path(config.out) / CHECKPOINTS, decisive(config, FREE), keep=1)
-    state = checkpoints.newest()
+    checkpoints = CheckpointManager(Path(config.out) / CHECKPOINTS, settings_identity(config, FREE), keep=1)
+    state = checkpoints.load_latest()
     trim = None if state is None else partial(trim_metrics, epoch=state["epochs"])
     output = RunDir(config.out, "teach", dump(config), overwrite=state is None, exclusive=True, trim=trim)
     results = _teach(config, device, output, checkpoints, state)
@@ -58,7 +58,11 @@ def run(config: TeachConfig) -> dict[str, Any]:
 
 
 def _teach(
-    config: TeachConfig, device: torch.device, output: RunDir, checkpoints: Checkpoints, state: dict[str, Any] | None
+    config: TeachConfig,
+    device: torch.device,
+    output: RunDir,
+    checkpoints: CheckpointManager,
+    state: dict[str, Any] | None,
 ) -> dict[str, Any]:
     """The epochs that are left, and the figures of all of them."""
     pack = open_or_pack(config.data, output.path / "pack")
@@ -74,15 +78,15 @@ def _teach(
         **learnt,
         "train_images": len(fitted),
         "validation_images": len(held),
-        "licence": config.licence,
+        "license": config.license,
     }
     model = create_model(config.model, num_classes=len(names), size=config.size)
     preprocessing = preprocessing_of(model, config.size)
-    epochs = [] if state is None else [Epoch(**epoch) for epoch in state["reported"]]
+    epochs = [] if state is None else [EpochResult(**epoch) for epoch in state["reported"]]
     if epochs:
         console.print(f"going on after epoch {len(epochs)}")
 
-    def report(epoch: Epoch, best: nn.Module) -> None:
+    def on_epoch(epoch: EpochResult, best: nn.Module) -> None:
         epochs.append(epoch)
         output.log("epoch", **asdict(epoch))
         if epoch.best:
@@ -95,10 +99,10 @@ def _teach(
         checkpoints.save(state | {"reported": reported} | learnt, len(epochs), best=False)
 
     with progress() as bars:
-        fit(
-            model, pack, Labelled(rows=rows[fitted], labels=labels[fitted]),
-            Labelled(rows=rows[held], labels=labels[held]), config, device=device, bars=bars, report=report,
-            save=save, state=state,
+        finetune(
+            model, pack, LabelledRows(rows=rows[fitted], labels=labels[fitted]),
+            LabelledRows(rows=rows[held], labels=labels[held]), config, device=device, bars=bars,
+            on_epoch=on_epoch, save=save, state=state,
         )  # fmt: skip
     best = next(epoch for epoch in reversed(epochs) if epoch.best)
     _show(epochs, best, len(names))
@@ -157,11 +161,11 @@ def check(config: TeachConfig) -> None:
         raise UserError(f"validation: {config.validation} is no share of the images; 0.15 is usual, 0 keeps none")
     if not 0 <= config.label_smoothing < 1:
         raise UserError(f"label_smoothing: {config.label_smoothing} makes no sense; 0.1 is usual, 0 leaves labels hard")
-    require_sane(config.optim)
-    require_least(config, epochs=1, size=1, batch_size=1, freeze_blocks=0, num_workers=0, seed=0)
+    check_optim_config(config.optim)
+    check_minimum(config, epochs=1, size=1, batch_size=1, freeze_blocks=0, num_workers=0, seed=0)
 
 
-def _show(epochs: list[Epoch], best: Epoch, classes: int) -> None:
+def _show(epochs: list[EpochResult], best: EpochResult, classes: int) -> None:
     table = Table(title=f"Task teacher, {classes} classes", title_justify="left", caption="* the epoch that is kept")
     for column in ("epoch", "loss", "crops right %", "held-out loss", "held out right %"):
         table.add_column(column, justify="right")

@@ -13,17 +13,18 @@ from rich.markup import escape
 
 from repcon import config
 from repcon.config import TrainConfig
-from repcon.distill import defaults, start
-from repcon.distill.checkpoint import Checkpoints, decisive
-from repcon.distill.distributed import DistributedContext, GracefulShutdown, join
+from repcon.distill.auto_settings import resolve_auto_settings
+from repcon.distill.checkpoint import CheckpointManager, settings_identity
+from repcon.distill.distributed import DistributedContext, GracefulShutdown, init_distributed
+from repcon.distill.initialization import check_init_settings
 from repcon.distill.loader import DistillLoader
-from repcon.distill.metrics import Totals, TrainingLog, trim_metrics
-from repcon.distill.optim import resolve
+from repcon.distill.metrics import RunTotals, TrainingLog, trim_metrics
+from repcon.distill.optim import resolve_precision
 from repcon.distill.trackers import Trackers, require_trackers
-from repcon.distill.trainer import Trainer
+from repcon.distill.trainer import Trainer, TrainingLoop
 from repcon.images.pack import ImagePack
 from repcon.labels.store import LabelStore
-from repcon.models.student import check_writable, save_student
+from repcon.models.student import check_student_writable, save_student
 from repcon.runtime.console import console
 from repcon.runtime.errors import UserError
 from repcon.runtime.run_dir import RunDir, read_results
@@ -48,13 +49,13 @@ def run(settings: TrainConfig) -> dict[str, Any]:
     """Trains, validates, writes `out/student`; gives the final figures. KeyboardInterrupt once a stop is saved."""
     check(settings)
     pack, store = ImagePack.open(settings.pack), LabelStore.open(settings.store)
-    settings = defaults.resolve(settings, store)
-    with join(settings.device) as distributed, GracefulShutdown() as stop:
-        settings = dataclasses.replace(settings, precision=resolve(settings.precision, distributed.device))
-        checkpoints = Checkpoints(
+    settings = resolve_auto_settings(settings, store)
+    with init_distributed(settings.device) as distributed, GracefulShutdown() as shutdown:
+        settings = dataclasses.replace(settings, precision=resolve_precision(settings.precision, distributed.device))
+        checkpoints = CheckpointManager(
             Path(settings.out) / "checkpoints", _identity(settings, pack, store), settings.keep_checkpoints
         )
-        state = checkpoints.newest()
+        state = checkpoints.load_latest()
         results = read_results(settings.out)
         if state is None and results:
             what = "holds a finished run, whose checkpoints are gone"
@@ -69,10 +70,10 @@ def run(settings: TrainConfig) -> dict[str, Any]:
                 log = TrainingLog(folder, _totals(loader, settings), distributed, trackers)
                 trainer = Trainer(settings, store, loader, distributed, resumed=state is not None)
                 if distributed.is_main:
-                    card = _card(settings, pack, store, trainer)
-                    check_writable(trainer.kept, _folder(settings), preprocessing=trainer.preprocessing, card=card)
+                    card, student = _card(settings, pack, store, trainer), trainer.averaged_student
+                    check_student_writable(student, _folder(settings), preprocessing=trainer.preprocessing, card=card)
                 with log:
-                    trainer.run(state, checkpoints, log, stop, Path(settings.out))
+                    TrainingLoop(trainer=trainer, checkpoints=checkpoints, log=log, shutdown=shutdown).run(state)
                 return _finish(settings, pack, store, trainer, log)
         finally:
             loader.close()
@@ -80,12 +81,12 @@ def run(settings: TrainConfig) -> dict[str, Any]:
 
 def check(settings: TrainConfig) -> None:
     """Raises UserError for settings that make no sense, before anything is opened."""
-    config.require_least(
+    config.check_minimum(
         settings, size=0, epochs=1, batch_size=0, crops_per_decode=1, grad_accum_steps=1, mix_window=0,
         label_cache_gib=0, projection=0, freeze_blocks=0, num_workers=0, seed=0, keep_checkpoints=1,
         checkpoint_minutes=0, val_fraction=0, head_warmup_steps=0,
     )  # fmt: skip
-    config.require_sane(settings.optim)
+    config.check_optim_config(settings.optim)
     if settings.val_fraction >= 1:
         raise UserError(
             f"val_fraction: {settings.val_fraction} leaves no image to train on; 0.02 is usual, 0 keeps none"
@@ -94,7 +95,7 @@ def check(settings: TrainConfig) -> None:
         raise UserError(f"mix_window: {settings.mix_window} has nothing to spread where crops_per_decode is 1")
     if settings.freeze_blocks and not settings.pretrained:
         raise UserError(f"freeze_blocks: {settings.freeze_blocks} would keep random weights where pretrained is false")
-    start.check(settings)
+    check_init_settings(settings)
     require_trackers(settings.trackers)
     for head in settings.heads:
         if not head.weight >= 0:
@@ -104,10 +105,10 @@ def check(settings: TrainConfig) -> None:
 
 
 def _identity(settings: TrainConfig, pack: ImagePack, store: LabelStore) -> dict[str, Any]:
-    """What decides about batches and losses; a resume must agree in all of it."""
+    """All that batches and losses depend on; a resumed run must agree in it."""
     # What can be added to a store is named by itself too: two hashes that differ tell nobody what to do.
     grown = {"the store's crops": store.crops, "store": store.identity(head.name for head in settings.heads)}
-    return decisive(settings, FREE) | grown | {"pack": pack.fingerprint}
+    return settings_identity(settings, FREE) | grown | {"pack": pack.fingerprint}
 
 
 def _loader(
@@ -129,13 +130,13 @@ def _loader(
         num_workers=settings.num_workers,
         device=distributed.device,
         rank=distributed.rank,
-        world=distributed.world,
+        world_size=distributed.world_size,
     )
 
 
-def _totals(loader: DistillLoader, settings: TrainConfig) -> Totals:
-    images = sum(len(loader.rows) * len(part.crops) for part in loader.epoch_groups)
-    return Totals(steps=loader.steps, images=images, heads=tuple(head.name for head in settings.heads))
+def _totals(loader: DistillLoader, settings: TrainConfig) -> RunTotals:
+    images = sum(len(loader.train_rows) * len(group.crops) for group in loader.epoch_groups)
+    return RunTotals(steps=loader.steps, images=images, heads=tuple(head.name for head in settings.heads))
 
 
 def _run_folder(settings: TrainConfig, state: dict[str, Any] | None, distributed: DistributedContext) -> RunDir | None:
@@ -158,14 +159,14 @@ def _finish(
     settings: TrainConfig, pack: ImagePack, store: LabelStore, trainer: Trainer, log: TrainingLog
 ) -> dict[str, Any]:
     """Writes the student with its card, and the results."""
-    results: dict[str, Any] = {**log.results(), "heads_worse_than_at_the_start": log.compared()}
+    results: dict[str, Any] = {**log.results(), "heads_worse_than_at_the_start": log.warn_about_worse_heads()}
     folder = _folder(settings)
     if trainer.distributed.is_main:
         card = _card(settings, pack, store, trainer) | {"metrics": results["validation"].get("heads", {})}
-        save_student(trainer.kept, folder, preprocessing=trainer.preprocessing, card=card)
+        save_student(trainer.averaged_student, folder, preprocessing=trainer.preprocessing, card=card)
         console.print(f"student: [bold]{escape(str(folder))}[/]", soft_wrap=True)
         made_of = {"store_fingerprint": store.fingerprint, "pack_fingerprint": pack.fingerprint}
-        results = log.finish(results | made_of | {"student": str(folder), "init": trainer.start})
+        results = log.finish(results | made_of | {"student": str(folder), "init": trainer.initialization})
     trainer.distributed.barrier()
     return results
 
@@ -182,12 +183,12 @@ def _card(settings: TrainConfig, pack: ImagePack, store: LabelStore, trainer: Tr
         "backbone": settings.backbone,
         "store": store.fingerprint,
         "pack": pack.fingerprint,
-        "images": len(trainer.loader.rows),
+        "images": len(trainer.loader.train_rows),
         "epochs": settings.epochs,
         "teachers": [dataclasses.asdict(metadata) for metadata in teacher_metadata],
         "classes": {metadata.name: list(metadata.classes) for metadata in teacher_metadata},
-        "start": trainer.start,
-        "held_out": len(trainer.loader.held),
+        "start": trainer.initialization,
+        "held_out": len(trainer.loader.validation_rows),
         "versions": environment()["versions"],
         "recipe": config.dump(settings),
     }

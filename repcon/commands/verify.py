@@ -10,8 +10,8 @@ import numpy as np
 from rich.markup import escape
 from rich.table import Table
 
-from repcon.config import CropConfig, VerifyConfig, named_values, parse
-from repcon.crops.plan import plan
+from repcon.config import CropConfig, VerifyConfig, parse, parse_named_values
+from repcon.crops.plan import plan_crops
 from repcon.images.pack import ImagePack
 from repcon.labels.integrity import hierarchy_problems, unit_problems
 from repcon.labels.layout import HeadInfo
@@ -89,7 +89,7 @@ def run(config: VerifyConfig) -> dict[str, Any]:
 
 def _warn_of_missing_teachers(store: LabelStore, config: VerifyConfig) -> None:
     """Names teachers that cannot be loaded before the files are checked, which may take long."""
-    models = named_values("models", config.models, "NAME=MODEL", store.heads)
+    models = parse_named_values("models", config.models, "NAME=MODEL", store.heads)
     try:
         find_teachers(store, models)
     except UserError as error:
@@ -131,7 +131,7 @@ def plan_problems(store: LabelStore, unit: Unit, pack: ImagePack) -> Iterator[st
         return
     rows = slice(unit.rows.start, unit.rows.stop)
     recipe = parse(CropConfig, store.manifest.crop_recipe, store.url)
-    planned = plan(recipe, pack.hashes[rows], pack.sizes[rows], unit.crops)
+    planned = plan_crops(recipe, pack.hashes[rows], pack.sizes[rows], unit.crops)
     boxes, flips = store.reader.boxes(unit.crops, unit.rows)
     if not (np.array_equal(planned.boxes, boxes) and np.array_equal(planned.flips, flips)):
         place = f"crops {unit.crops.start} to {unit.crops.stop - 1} of rows {rows.start} to {rows.stop - 1}"

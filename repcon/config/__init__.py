@@ -1,39 +1,24 @@
 """Settings of every command, and the TOML files that hold them."""
 
-from repcon.config.checks import at_home, named_values, split_name
-from repcon.config.schema import (
-    ClassSubset,
+from repcon.config.base import check_minimum, expand_home, parse_named_values, split_name
+from repcon.config.data import ClassSubset, CropConfig, PackConfig
+from repcon.config.evaluation import DatasetConfig, EvaluateConfig, ReportConfig
+from repcon.config.labels import InspectConfig, PrecomputeConfig, TeacherConfig, VerifyConfig
+from repcon.config.pipeline import ConsolidateConfig, DemoConfig
+from repcon.config.sharing import ExportConfig, PullConfig, PushConfig
+from repcon.config.toml import dump, parse, read_toml
+from repcon.config.training import HeadConfig, OptimConfig, TeachConfig, TrainConfig, check_optim_config
+from repcon.config.types import (
     Codec,
-    ConsolidateConfig,
-    CropConfig,
-    DatasetConfig,
-    DemoConfig,
     Device,
-    EvaluateConfig,
-    ExportConfig,
-    HeadConfig,
-    InspectConfig,
     LoaderKind,
     LossKind,
-    OptimConfig,
-    PackConfig,
     Precision,
-    PrecomputeConfig,
-    PullConfig,
-    PushConfig,
-    ReportConfig,
     Tail,
-    TeachConfig,
-    TeacherConfig,
     TrackerKind,
-    TrainConfig,
     TrainingPrecision,
     Values,
-    VerifyConfig,
-    require_least,
-    require_sane,
 )
-from repcon.config.toml import dump, parse, read_toml
 
 __all__ = [
     "ClassSubset",
@@ -64,12 +49,12 @@ __all__ = [
     "TrainingPrecision",
     "Values",
     "VerifyConfig",
-    "at_home",
+    "check_minimum",
+    "check_optim_config",
     "dump",
-    "named_values",
+    "expand_home",
     "parse",
+    "parse_named_values",
     "read_toml",
-    "require_least",
-    "require_sane",
     "split_name",
 ]

@@ -1,4 +1,4 @@
-"""Recipes: read from TOML, checked against a configuration, written back."""
+"""Read recipes from TOML, convert them to settings, and write settings as TOML."""
 
 import math
 from collections.abc import Mapping
@@ -11,8 +11,8 @@ import cattrs
 import tomli_w
 from cattrs.v import format_exception, transform_error
 
-from repcon.config.checks import at_home
-from repcon.config.schema import AutoBool
+from repcon.config.base import expand_home
+from repcon.config.types import AutoBool
 from repcon.runtime.errors import UserError
 from repcon.runtime.text import printable
 from repcon.runtime.untrusted import UnreadableError, parse_toml
@@ -20,23 +20,22 @@ from repcon.runtime.untrusted import UnreadableError, parse_toml
 Config = TypeVar("Config")
 
 
-MOST_BYTES = 16 * 2**20
-"""Of a recipe."""
+MAX_BYTES = 16 * 2**20
+"""Largest size of a recipe."""
 
 
 def read_toml(path: str | Path) -> dict[str, Any]:
-    """The recipe's plain values, before they are checked against a configuration.
+    """Read a recipe as plain values, which `parse` converts to settings.
 
-    UTF-8, also with a byte order mark, or UTF-16 with one, as some editors of Windows write. Raises UserError.
+    UTF-8, or UTF-16 with a byte order mark, as some editors on Windows write. Raises UserError naming the file.
     """
-    place = at_home(str(path))
     try:
-        with open(place, "rb") as file:
-            held = file.read(MOST_BYTES + 1)
-        if len(held) > MOST_BYTES:
-            raise UserError(f"{path}: cannot read the recipe (larger than {MOST_BYTES // 2**20} MiB)")
-        marked = held.startswith((b"\xff\xfe", b"\xfe\xff"))
-        text = held.decode("utf-16" if marked else "utf-8-sig")
+        with open(expand_home(str(path)), "rb") as file:
+            content = file.read(MAX_BYTES + 1)
+        if len(content) > MAX_BYTES:
+            raise UserError(f"{path}: cannot read the recipe (larger than {MAX_BYTES // 2**20} MiB)")
+        is_utf16 = content.startswith((b"\xff\xfe", b"\xfe\xff"))
+        text = content.decode("utf-16" if is_utf16 else "utf-8-sig")
     except (OSError, UnicodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not text in UTF-8"
         raise UserError(f"{path}: cannot read the recipe ({reason})") from error
@@ -49,12 +48,12 @@ def read_toml(path: str | Path) -> dict[str, Any]:
 
 
 def parse(kind: type[Config], values: Mapping[str, Any], origin: str) -> Config:
-    """Builds `kind` from plain values; `origin` is the file named in errors.
+    """Convert plain values to settings of class `kind`; `origin` is the file named in errors.
 
     Raises UserError naming it and each unknown key, missing key or wrong type.
     """
     try:
-        return _converter().structure(_completed(values, kind), kind)
+        return _converter().structure(_fill_defaults(values, kind), kind)
     except RecursionError as error:
         raise UserError(f"{origin}: nested too deeply") from error
     except cattrs.BaseValidationError as error:
@@ -64,78 +63,81 @@ def parse(kind: type[Config], values: Mapping[str, Any], origin: str) -> Config:
 
 
 def dump(config: Any) -> str:
-    """The configuration as TOML, which `load` reads back equal."""
+    """The settings as TOML, from which `parse` gives equal settings."""
     return tomli_w.dumps(_converter().unstructure(config))
 
 
-def _completed(values: Mapping[str, Any], kind: type) -> dict[str, Any]:
-    """A table that is given in part keeps the rest of its field's default, which may differ from its type's."""
+def _fill_defaults(values: Mapping[str, Any], kind: type) -> dict[str, Any]:
+    """Complete partial tables from their field's default, which may differ from the defaults of its class."""
     result = dict(values)
     for each in fields(kind):
         given = result.get(each.name)
         if isinstance(given, Mapping) and each.default is not MISSING and is_dataclass(each.default):
-            result[each.name] = _merged(_converter().unstructure(each.default), given)
+            result[each.name] = _merge(_converter().unstructure(each.default), given)
     return result
 
 
-def _merged(default: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    """`given` over `default`, tables within tables as well."""
+def _merge(default: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """`given` over `default`, also within nested tables."""
     result = dict(default)
     for name, value in given.items():
-        held = result.get(name)
-        result[name] = _merged(held, value) if isinstance(held, Mapping) and isinstance(value, Mapping) else value
+        old = result.get(name)
+        result[name] = _merge(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
     return result
 
 
 @cache
 def _converter() -> cattrs.Converter:
-    """Made once: making one, and what it compiles for each kind, takes a hundred times as long as using it."""
+    """Cached: building a converter, with the code that it generates per class, takes 100 times as long as using it."""
     converter = cattrs.Converter(forbid_extra_keys=True)
     for scalar in (bool, int, float, str):
-        converter.register_structure_hook(scalar, _exact)
-    inside = converter._structure_tuple  # pyright: ignore[reportPrivateUsage]
+        converter.register_structure_hook(scalar, _structure_scalar)
+    structure_tuple = converter._structure_tuple  # pyright: ignore[reportPrivateUsage]
 
-    def listed(value: Any, kind: Any) -> Any:
-        """A text is no list of its letters."""
+    def structure_list(value: Any, kind: Any) -> Any:
+        """Refuse a string, which cattrs would take as a list of its letters."""
         if isinstance(value, Mapping):
             raise TypeError("a list of tables is written with double brackets, as in [[teachers]] and [[heads]]")
         if not isinstance(value, list | tuple):
-            raise TypeError(f"expected a list, not {_short(value)}")
-        return inside(value, kind)
+            raise TypeError(f"expected a list, not {_abbreviate(value)}")
+        return structure_tuple(value, kind)
 
-    converter.register_structure_hook_func(lambda kind: get_origin(kind) is tuple, listed)
-    one_or_several = str | tuple[str, ...]
+    converter.register_structure_hook_func(lambda kind: get_origin(kind) is tuple, structure_list)
+    str_or_list = str | tuple[str, ...]
 
-    def texts(value: Any, _: Any) -> Any:
-        return value if isinstance(value, str) else listed(value, tuple[str, ...])
+    def structure_str_or_list(value: Any, _: Any) -> Any:
+        return value if isinstance(value, str) else structure_list(value, tuple[str, ...])
 
-    converter.register_structure_hook_func(lambda kind: kind == one_or_several, texts)
+    converter.register_structure_hook_func(lambda kind: kind == str_or_list, structure_str_or_list)
     converter.register_structure_hook_func(lambda kind: kind == AutoBool, _bool_or_auto)
     return converter
 
 
-def _exact(value: Any, kind: type) -> Any:
-    """No coercion: `epochs = "3"` is a mistake to report, not a three."""
+def _structure_scalar(value: Any, kind: type) -> Any:
+    """Refuse other types instead of converting them: `epochs = "3"` is an error."""
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value) if abs(value) < 2**1000 else math.copysign(math.inf, value)
     if type(value) is not kind:
-        raise TypeError(f"expected {kind.__name__}, not {_short(value)}")
+        raise TypeError(f"expected {kind.__name__}, not {_abbreviate(value)}")
     return value
 
 
 def _bool_or_auto(value: Any, kind: Any) -> bool | str:
     if value != "auto" and not isinstance(value, bool):
-        raise TypeError(f"expected true, false or 'auto', not {_short(value)}")
+        raise TypeError(f"expected true, false or 'auto', not {_abbreviate(value)}")
     return value
 
 
-def _short(value: Any) -> str:
-    """What was found, for a message."""
+def _abbreviate(value: Any) -> str:
+    """The value for a message, at most 200 characters."""
     text = repr(value)
     return text if len(text) <= 200 else f"{text[:199]}…"
 
 
 def _describe(error: BaseException, kind: type | None) -> str:
+    """One problem of a recipe, for a message."""
+    """One problem of a recipe, for a message."""
+    """One problem of a recipe, for a message."""
     if isinstance(error, cattrs.ForbiddenExtraKeysError):
         keys = ", ".join(sorted(error.extra_fields))
         known = ", ".join(sorted(error.cl.__dataclass_fields__)) if is_dataclass(error.cl) else ""

@@ -1,8 +1,7 @@
-"""Loaders: requests for crops in, batches of pixels out, in the same order.
+"""The loader interface: crop requests in, batches of pixels out, in the same order.
 
-A `CropRequest` names images, crop numbers, boxes and flips; whoever makes the requests (precompute, train, evaluate)
-decides the order, and a loader only decodes. So order, partition and resume are one place's business
-(`distill.sampler`), and no two decoders can disagree about them.
+The caller (precompute, train, evaluate) decides which crops of which images are decoded, and in which order; a loader
+only decodes. Ordering, partitioning and resuming therefore live in one place (`distill.sampler`) for all loaders.
 """
 
 from collections.abc import Iterable, Iterator
@@ -15,26 +14,26 @@ import torch
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CropRequest:
-    """What one batch is cut from: n images, c crops of each; every image is decoded once."""
+    """The crops of one batch: n images, c crops of each; every image is decoded once."""
 
     images: np.ndarray
     """(n,) int64: rows of the pack."""
     crops: np.ndarray
-    """(n, c) int64: crop numbers, carried through so that labels can be looked up."""
+    """(n, c) int64: crop numbers, passed through to the batch so that labels can be looked up."""
     boxes: np.ndarray
     """(n, c, 4) uint16: x, y, width, height in the pack's pixels."""
     flips: np.ndarray
     """(n, c) uint8: 1 mirrors the crop from left to right."""
 
-    def part(self, images: slice) -> "CropRequest":
-        """The same of some of its images."""
+    def subset(self, images: slice) -> "CropRequest":
+        """The same crops of some of the images."""
         return CropRequest(
             images=self.images[images], crops=self.crops[images], boxes=self.boxes[images], flips=self.flips[images]
         )
 
-    def parts(self, images: int) -> Iterator["CropRequest"]:
-        """The same, at most so many images at a time."""
-        return (self.part(slice(start, start + images)) for start in range(0, len(self.images), images))
+    def split(self, images: int) -> Iterator["CropRequest"]:
+        """Requests of at most `images` images each."""
+        return (self.subset(slice(start, start + images)) for start in range(0, len(self.images), images))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,9 +47,16 @@ class CropBatch:
     crops: torch.Tensor
     """(n * c,) int64: crop numbers."""
 
+    @classmethod
+    def for_request(cls, request: CropRequest, pixels: dict[int, torch.Tensor]) -> "CropBatch":
+        """A batch with the request's image rows and crop numbers."""
+        images = np.repeat(np.asarray(request.images, dtype=np.int64), request.crops.shape[1])
+        crops = np.array(request.crops, dtype=np.int64).reshape(-1)
+        return cls(pixels=pixels, images=torch.from_numpy(images), crops=torch.from_numpy(crops))
+
 
 class Loader(Protocol):
-    """Decodes, cuts exactly the box, resizes with antialiased bilinear interpolation, flips."""
+    """Decodes images, crops exactly the box, resizes with antialiased bilinear interpolation, flips."""
 
     kind: str
     """The implementation: `reference`, `torch`, `dali` or `ffcv`."""
@@ -58,10 +64,10 @@ class Loader(Protocol):
     def batches(self, requests: Iterable[CropRequest]) -> Iterator[CropBatch]:
         """One batch per request, in order; requests are taken from the iterable a few batches ahead.
 
-        Raises UserError naming the image where a worker cannot read or decode one. Held batches stay valid.
+        Raises UserError naming the image that cannot be read or decoded. Batches that the caller keeps stay valid.
         """
         ...
 
     def close(self) -> None:
-        """Stops workers and frees buffers; safe to call twice."""
+        """Stop the workers and free the buffers; safe to call twice."""
         ...

@@ -1,4 +1,4 @@
-"""What every loader refuses, with the image named: boxes that leave it, bytes that are no JPEG, another size."""
+"""Checks that all loaders share; each error names the image: boxes outside it, decode_error bytes, another size."""
 
 from collections.abc import Sequence
 
@@ -9,20 +9,20 @@ from repcon.images.pack import ImagePack
 from repcon.runtime.errors import UserError
 
 
-def undecodable(pack: ImagePack, row: int, error: object) -> UserError:
-    """The error for an image whose bytes are no JPEG that the loaders read."""
+def decode_error(pack: ImagePack, row: int, reason: object) -> UserError:
+    """The error for an image whose bytes cannot be decoded."""
     return UserError(
-        f"image {pack.keys[row]} (row {row} of the pack): cannot be decoded ({error}); pack the images again"
+        f"image {pack.keys[row]} (row {row} of the pack): cannot be decoded ({reason}); pack the images again"
     )
 
 
 def check_boxes(pack: ImagePack, request: CropRequest) -> None:
-    """Raises UserError naming the first image whose boxes are empty or leave it."""
+    """Raises UserError naming the first image with a box that is empty or reaches outside the image."""
     boxes = request.boxes.astype(np.int64)
     size = np.asarray(pack.sizes)[request.images][:, None]
-    wrong = (boxes[..., 2:] < 1) | (boxes[..., :2] + boxes[..., 2:] > size)
-    if wrong.any():
-        i, j, _ = np.argwhere(wrong)[0]
+    invalid = (boxes[..., 2:] < 1) | (boxes[..., :2] + boxes[..., 2:] > size)
+    if invalid.any():
+        i, j, _ = np.argwhere(invalid)[0]
         row, box = int(request.images[i]), tuple(boxes[i, j].tolist())
         raise UserError(
             f"image {pack.keys[row]} (row {row} of the pack): box {box} (x, y, width, height) is not inside its "
@@ -30,8 +30,8 @@ def check_boxes(pack: ImagePack, request: CropRequest) -> None:
         )
 
 
-def check_size(pack: ImagePack, row: int, shape: Sequence[int]) -> None:
-    """Raises UserError where a decoded image, (height, width, ...), is not of the size that the pack's index has."""
+def check_image_size(pack: ImagePack, row: int, shape: Sequence[int]) -> None:
+    """Raises UserError where a decoded image (height, width, ...) differs in size from the pack's index."""
     width, height = pack.sizes[row].tolist()
     if (height, width) != tuple(shape[:2]):
-        raise undecodable(pack, row, f"it is {shape[1]} x {shape[0]} pixels, the index says {width} x {height}")
+        raise decode_error(pack, row, f"it is {shape[1]} x {shape[0]} pixels, the index says {width} x {height}")

@@ -1,52 +1,16 @@
-"""Chooses and opens a loader; says how to get one that is missing."""
+"""Choose and open a loader."""
 
 from collections.abc import Sequence
 from functools import cache
-from importlib.util import find_spec
 from pathlib import Path
 
 from repcon.decode.base import Loader
+from repcon.decode.libraries import installed, require_installed
 from repcon.images.format import BETON
 from repcon.images.pack import ImagePack
 from repcon.runtime.console import console
 from repcon.runtime.errors import UserError
 from repcon.runtime.system import own_cores
-
-LIBRARIES = {
-    "reference": ("PIL",),
-    "torch": ("simplejpeg",),
-    "dali": ("nvidia.dali",),
-    "ffcv": ("ffcv",),
-}
-"""Every loader, and what it imports."""
-_HOW_TO_GET = {
-    "dali": "on Linux: pip install 'repcon[dali]'",
-    "ffcv": "on Linux: run `make ffcv`, or tools/install-ffcv with the Python that runs repcon",
-}
-
-
-def installed(kind: str) -> bool:
-    """Whether the loader's libraries are here."""
-    return not _missing(kind)
-
-
-def require(kind: str) -> None:
-    """Raises UserError, saying how to get it, where the loader is unknown or its libraries are not installed."""
-    if kind not in LIBRARIES:
-        raise UserError(f"loader {kind}: unknown; choose auto, {', '.join(LIBRARIES)}")
-    if missing := _missing(kind):
-        how = _HOW_TO_GET.get(kind, f"pip install {' '.join(missing)}")
-        raise UserError(f"loader {kind}: {' and '.join(missing)} not installed; {how}")
-
-
-def _missing(kind: str) -> list[str]:
-    def found(library: str) -> bool:
-        try:
-            return find_spec(library) is not None
-        except ModuleNotFoundError:
-            return False
-
-    return [library for library in LIBRARIES[kind] if not found(library)]
 
 
 def open_loader(
@@ -64,18 +28,18 @@ def open_loader(
         raise UserError(f"loader {kind}: sizes {list(sizes)} must be one or more sides in pixels, each at least 1")
     if kind == "auto":
         kind, reason = _choose(pack, device.startswith("cuda"))
-        _say(f"loader: {kind} ({reason})")
-    require(kind)
+        _announce(f"loader: {kind} ({reason})")
+    require_installed(kind)
     if device.startswith("cuda") and kind in ("torch", "ffcv"):
-        num_workers = num_workers or decoders(own_cores(), device)
+        num_workers = num_workers or decode_threads(own_cores(), device)
     return _open(kind, pack, sides, num_workers, device)
 
 
-def decoders(share: int, device: str) -> int:
-    """How many threads decode with so many cores, for this device."""
+def decode_threads(cores: int, device: str) -> int:
+    """The number of decoding threads on this many cores, for batches that are used on `device`."""
     # What launches a GPU's work needs cores too: a ResNet-50 on an H200 beside 16 cores took 4,584 images/s from 12
     # threads; earlier, 4,425 from 12 and 3,527 from 16.
-    return max(1, 3 * share // 4) if device.startswith("cuda") else share
+    return max(1, 3 * cores // 4) if device.startswith("cuda") else cores
 
 
 def _open(kind: str, pack: ImagePack, sides: tuple[int, ...], num_workers: int, device: str) -> Loader:
@@ -85,24 +49,24 @@ def _open(kind: str, pack: ImagePack, sides: tuple[int, ...], num_workers: int, 
 
         return ReferenceLoader(pack, sides, device=device)
     if kind == "torch":
-        from repcon.decode.threads import ThreadsLoader
+        from repcon.decode.threads import ThreadedLoader
 
-        return ThreadsLoader(pack, sides, num_workers=num_workers, device=device)
+        return ThreadedLoader(pack, sides, num_workers=num_workers, device=device)
     if kind == "ffcv":
         from repcon.decode.ffcv import FfcvLoader
 
         return FfcvLoader(pack, sides, num_workers=num_workers, device=device)
     if device.startswith("cuda"):
-        from repcon.decode.dali_gpu import GpuLoader
+        from repcon.decode.dali_gpu import DaliGpuLoader
 
-        return GpuLoader(pack, sides, num_workers=num_workers, device=device)
-    from repcon.decode.dali_cpu import CpuLoader
+        return DaliGpuLoader(pack, sides, num_workers=num_workers, device=device)
+    from repcon.decode.dali_cpu import DaliCpuLoader
 
-    return CpuLoader(pack, sides, num_workers=num_workers)
+    return DaliCpuLoader(pack, sides, num_workers=num_workers)
 
 
 def _choose(pack: ImagePack, on_gpu: bool) -> tuple[str, str]:
-    """The loader that `auto` means for this pack on this machine, and why."""
+    """The loader that `auto` stands for with this pack on this machine, and why."""
     if on_gpu and installed("dali"):
         return "dali", "DALI decodes on the GPU"
     if installed("ffcv") and Path(pack.url, BETON).is_file():
@@ -113,6 +77,6 @@ def _choose(pack: ImagePack, on_gpu: bool) -> tuple[str, str]:
 
 
 @cache
-def _say(text: str) -> None:
-    """Once per process."""
+def _announce(text: str) -> None:
+    """Print it once per process."""
     console.print(text, highlight=False)

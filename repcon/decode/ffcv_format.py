@@ -1,4 +1,4 @@
-"""A pack as FFCV's `.beton`: written, checked and decoded with FFCV's own parts. Imports FFCV.
+"""FFCV's file format `.beton`: write a pack into it, check it, and decode crops from it. Imports FFCV.
 
 The file holds each image's JPEG as the pack has it, byte for byte, and the pack's fingerprint in the arguments of its
 one field, so that a file made from another pack is refused.
@@ -28,8 +28,8 @@ from ffcv.reader import Reader
 from ffcv.types import HeaderType
 from ffcv.writer import MIN_PAGE_SIZE, handle_sample
 
-from repcon.decode.buffers import for_one_image
-from repcon.decode.resize import COMPILING, cut_into, scratch
+from repcon.decode.buffer_pool import image_buffer
+from repcon.decode.resize import COMPILE_LOCK, Scratch, crop_resize
 from repcon.images.pack import ImagePack
 from repcon.runtime.console import progress
 from repcon.runtime.errors import UserError
@@ -37,7 +37,7 @@ from repcon.runtime.errors import UserError
 FIELD = "image"
 _MAGIC = b"repcon pack\0"
 
-# FFCV's library is linked to libjpeg-turbo, so its handle finds these too.
+# FFCV's library is linked to libjpeg-turbo, so these functions are found through it.
 _decompress = lib.tjDecompress2
 _decompress.argtypes = [
     ctypes.c_void_p, ctypes.c_void_p, ctypes.c_ulong, ctypes.c_void_p, ctypes.c_int, ctypes.c_int, ctypes.c_int,
@@ -51,7 +51,7 @@ _RGB = 0
 
 
 class JpegField(RGBImageField):
-    """FFCV's image field, holding a JPEG's bytes as they are; read by FFCV's own decoders as well."""
+    """FFCV's image field that stores a JPEG's bytes unchanged; FFCV's own decoders read it too."""
 
     def __init__(self, fingerprint: str) -> None:
         super().__init__(write_mode="jpg")
@@ -80,14 +80,14 @@ class JpegField(RGBImageField):
         return JpegField(text[len(_MAGIC) :].split(b"\0")[0].decode("ascii"))
 
 
-def write(pack: ImagePack, path: Path) -> None:
-    """Writes the pack's images to `path`, whole or not at all; by one process at a time.
+def write_beton(pack: ImagePack, path: Path) -> None:
+    """Write the pack's images to `path` atomically; one process at a time may do so.
 
     Raises UserError where an image cannot be read, or the file cannot be written.
-    FFCV's writer is driven in this process: its own worker processes leave it waiting for ever when one of them fails.
+    FFCV's writer runs in this process: with its own worker processes it hangs when one of them fails.
     """
     page_bytes = max(4 * MIN_PAGE_SIZE, 1 << (int(max(pack.lengths)) - 1).bit_length())
-    temporary = path.with_name(f".{path.name}.tmp")  # one name: what a killed run left is written over
+    temporary = path.with_name(f".{path.name}.tmp")  # always the same name: overwrites what a killed run left
     writer = DatasetWriter(str(temporary), {FIELD: JpegField(pack.fingerprint)}, page_size=page_bytes, num_workers=1)
     writer.num_samples = len(pack)
     try:
@@ -105,7 +105,7 @@ def write(pack: ImagePack, path: Path) -> None:
 
 
 def _write_images(pack: ImagePack, writer: DatasetWriter) -> list[tuple[int, int, int]]:
-    """All images, in the pack's order; gives FFCV's allocations: (image, position, bytes)."""
+    """Write all images in the pack's order; gives FFCV's allocations: (image, position, bytes)."""
     metadata = np.zeros(len(pack), dtype=writer.metadata_type)
     allocator = MemoryAllocator(writer.fname, writer.data_region_start, writer.page_size)
     with allocator, progress() as display:
@@ -119,8 +119,8 @@ def _write_images(pack: ImagePack, writer: DatasetWriter) -> list[tuple[int, int
     return allocator.allocations
 
 
-class Beton:
-    """An open `.beton`, known to be the pack's, and FFCV's compiled code that decodes and cuts from it."""
+class BetonReader:
+    """An open `.beton` that belongs to the pack, and FFCV's compiled code that decodes crops from it."""
 
     def __init__(self, pack: ImagePack, path: Path, sides: Sequence[int]) -> None:
         self._reader, manager = _open(pack, path)
@@ -130,18 +130,18 @@ class Beton:
         self._metadata = self._reader.metadata[self._reader.metadata.dtype.names[0]]
         self._positions, self._lengths = self._metadata["data_ptr"].astype(np.int64), pack.lengths
         self._decode = _compiled()
-        self._prepare()
+        self._compile()
 
-    def _prepare(self) -> None:
-        """Compiles before threads call."""
+    def _compile(self) -> None:
+        """Compile before threads call."""
         outs = tuple(np.empty((0, side, side, 3), np.uint8) for side in self.sides)
-        with COMPILING:
+        with COMPILE_LOCK:
             nothing = np.empty(0, np.int64), np.empty((0, 1, 4), np.uint16), np.empty((0, 1), np.uint8)
-            self.decode(*nothing, outs, self.workspace())
+            self.decode(*nothing, outs, self.make_state())
 
-    def workspace(self) -> "Workspace":
-        """What one thread needs to decode."""
-        return Workspace(for_one_image(self._pack), *scratch(self._pack.widest, self.sides))
+    def make_state(self) -> "DecoderState":
+        """The decoder and scratch memory of one thread."""
+        return DecoderState(image_buffer(self._pack), Scratch.of(self._pack.widest, self.sides))
 
     def jpeg(self, image: int) -> memoryview:
         """The image's bytes in the file."""
@@ -149,29 +149,33 @@ class Beton:
         return self._context.state[0][start : start + int(self._lengths[image])].data
 
     def decode(
-        self, rows: np.ndarray, boxes: np.ndarray, flips: np.ndarray, outs: tuple[np.ndarray, ...], space: "Workspace"
+        self,
+        rows: np.ndarray,
+        boxes: np.ndarray,
+        flips: np.ndarray,
+        outs: tuple[np.ndarray, ...],
+        state: "DecoderState",
     ) -> int:
-        """Decodes the images `rows` (m,) int64 and fills outs, each (m * c, side, side, 3) uint8.
+        """Decode the images `rows` (m,) int64 and fill outs, each (m * c, side, side, 3) uint8. Releases the GIL.
 
         boxes (m, c, 4) uint16, flips (m, c) uint8. Gives the place in `rows` of the first image that cannot be
-        decoded, -1 where all could; the interpreter's lock is not held.
+        decoded, -1 where all could.
         """
         return self._decode(
-            rows, boxes, flips, outs, self._metadata, self._context.state, space.handle, space.pixels, space.row,
-            space.line,
-        )  # fmt: skip
+            rows, boxes, flips, outs, self._metadata, self._context.state, state.handle, state.pixels, *state.scratch
+        )
 
 
-class Workspace:
+class DecoderState:
     """A decoder of libjpeg-turbo and scratch memory, for one thread at a time."""
 
-    def __init__(self, pixels: np.ndarray, row: np.ndarray, line: np.ndarray) -> None:
+    def __init__(self, pixels: np.ndarray, scratch: Scratch) -> None:
         self.handle = np.intp(lib.tjInitDecompress())
-        self.pixels, self.row, self.line = pixels, row, line
+        self.pixels, self.scratch = pixels, scratch
         weakref.finalize(self, lib.tjDestroy, int(self.handle))
 
     def error(self) -> str:
-        """What libjpeg-turbo said last."""
+        """libjpeg-turbo's last error message."""
         return lib.tjGetErrorStr2(int(self.handle)).decode("utf-8", "replace")
 
 
@@ -179,7 +183,7 @@ class CropDecoder(SimpleRGBImageDecoder):
     """Exact DCT, exact boxes, antialiased triangle resize; several crops and sides per decoded image."""
 
     def generate_code(self) -> Callable[..., int]:
-        """The body that FFCV's compiler takes; see `Beton.decode`."""
+        """The function that FFCV's compiler takes; see `BetonReader.decode`."""
         read: Any = self.memory_read
 
         def decode(rows, boxes, flips, outs, metadata, storage, handle, pixels, row, line):
@@ -192,14 +196,14 @@ class CropDecoder(SimpleRGBImageDecoder):
                 if _decompress(handle, source, jpeg.size, target, width, 0, height, _RGB, 0) != 0:
                     return k
                 image = pixels[: 3 * width * height].reshape(height, 3 * width)
-                cut_into(image, boxes[k], flips[k], outs, k * boxes.shape[1], row, line)
+                crop_resize(image, boxes[k], flips[k], outs, k * boxes.shape[1], row, line)
             return -1
 
         return decode
 
 
 class _MappedFile(OSCacheManager):
-    """FFCV's memory map without its tables of pages, which take 300 bytes per image and serve its other cache."""
+    """FFCV's memory map without its page tables, which take 300 bytes per image and serve only its other cache."""
 
     def __init__(self, reader: Reader) -> None:
         order = np.argsort(reader.alloc_table["ptr"])
@@ -209,9 +213,10 @@ class _MappedFile(OSCacheManager):
 
     @staticmethod
     def compile_reader() -> Callable[..., np.ndarray]:
-        """The bytes at a position, as FFCV's own gives them, which marks numba's type of ALL byte arrays as read-only.
+        """The bytes at a position, in place of FFCV's function.
 
-        Types are shared, and their hashes follow: what numba had compiled for byte arrays was then no longer found.
+        FFCV's marks numba's shared type of byte arrays as read-only, after which numba no longer finds what it had
+        compiled for byte arrays.
         """
 
         def read(position, state):
@@ -223,7 +228,7 @@ class _MappedFile(OSCacheManager):
 
 @cache
 def _compiled() -> Callable[..., int]:
-    """`CropDecoder` through FFCV's compiler, once per process: which file it reads is among its arguments."""
+    """`CropDecoder` compiled by FFCV, once per process: the file that it reads is among its arguments."""
     decoder = CropDecoder()
     decoder.accept_globals(None, _MappedFile.compile_reader())
     return Compiler.compile(decoder.generate_code())
@@ -231,38 +236,38 @@ def _compiled() -> Callable[..., int]:
 
 def _open(pack: ImagePack, path: Path) -> tuple[Reader, _MappedFile]:
     """FFCV's reader and memory map. Raises UserError where the file is not this pack's, or is damaged."""
-    place = shlex.quote(pack.url)
-    make = f"`repcon pack {place} {place} --ffcv`"
-    again = f"delete it and run {make}"
+    url = shlex.quote(pack.url)
+    command = f"`repcon pack {url} {url} --ffcv`"
+    again = f"delete it and run {command}"
     if not path.is_file():
-        raise UserError(f"{path}: not there; to make it, run {make}")
+        raise UserError(f"{path}: not there; to make it, run {command}")
     try:
         reader = Reader(str(path), {FIELD: JpegField})
-        found = reader.handlers[FIELD].fingerprint
+        fingerprint = reader.handlers[FIELD].fingerprint
     except (AssertionError, IndexError, KeyError, MemoryError, OSError, UnicodeDecodeError, ValueError) as error:
         raise UserError(f"{path}: not a .beton that was made from a pack ({error}); {again}") from error
-    if found != pack.fingerprint:
+    if fingerprint != pack.fingerprint:
         raise UserError(
-            f"{path}: made from another pack (fingerprint {found[:16]}, not {pack.fingerprint[:16]}); {again}"
+            f"{path}: made from another pack (fingerprint {fingerprint[:16]}, not {pack.fingerprint[:16]}); {again}"
         )
     manager = _MappedFile(reader)
-    if not _whole(pack, path, reader, manager):
+    if not _is_complete(pack, path, reader, manager):
         raise UserError(f"{path}: damaged: its index does not fit the pack or the file's length; {again}")
     return reader, manager
 
 
-def _whole(pack: ImagePack, path: Path, reader: Reader, manager: _MappedFile) -> bool:
-    """Whether every image has the pack's size and its bytes lie in the file: reads past a map's end kill a process."""
+def _is_complete(pack: ImagePack, path: Path, reader: Reader, manager: _MappedFile) -> bool:
+    """Whether all images have the pack's size and their bytes lie in the file: reading past a map's end is a crash."""
     if reader.num_samples != len(pack) or len(reader.metadata) != len(pack):
         return False
     metadata = reader.metadata[reader.metadata.dtype.names[0]]
-    place = np.searchsorted(manager.ptrs, metadata["data_ptr"])
-    if len(pack) and place.max() >= len(manager.ptrs):
+    index = np.searchsorted(manager.ptrs, metadata["data_ptr"])
+    if len(pack) and index.max() >= len(manager.ptrs):
         return False
     ends = metadata["data_ptr"].astype(np.int64) + pack.lengths
     return bool(
-        (manager.ptrs[place] == metadata["data_ptr"]).all()
-        and (manager.sizes[place] == pack.lengths).all()
+        (manager.ptrs[index] == metadata["data_ptr"]).all()
+        and (manager.sizes[index] == pack.lengths).all()
         and (np.stack([metadata["width"], metadata["height"]], axis=1) == pack.sizes).all()
         and int(max(ends, default=HeaderType.itemsize)) <= path.stat().st_size
     )

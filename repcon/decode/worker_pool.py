@@ -1,107 +1,83 @@
-"""What the loaders share: a thread pool that fills batches in order, a few of them ahead of the consumer."""
+"""A thread pool that fills batches in order, a few of them ahead of the consumer."""
 
 import queue
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
 from typing import Generic, TypeVar
 
-import numpy as np
-import torch
-
 from repcon.decode.base import CropBatch, CropRequest
-from repcon.decode.buffers import CropBuffers
 from repcon.runtime.system import own_cores
 
-Tool = TypeVar("Tool")
+State = TypeVar("State")
+"""What one job uses alone while it runs, such as a decoder and scratch memory."""
 
-AHEAD_BATCHES = 3
-"""Batches at a time, the one that the consumer holds among them; memory stays flat at this many."""
-
-
-def numbered_batch(request: CropRequest, pixels: dict[int, torch.Tensor]) -> CropBatch:
-    """A batch with the request's numbers of images and crops, crop by crop."""
-    images = torch.from_numpy(np.repeat(np.asarray(request.images, dtype=np.int64), request.crops.shape[1]))
-    crops = torch.from_numpy(np.array(request.crops, dtype=np.int64).reshape(-1))
-    return CropBatch(pixels=pixels, images=images, crops=crops)
+MAX_BATCHES = 3
+"""Batches in memory at a time, including the one that the consumer holds."""
 
 
-def empty_batch(request: CropRequest, sides: Iterable[int], buffers: CropBuffers) -> CropBatch:
-    """An unfilled batch for `request`."""
-    return numbered_batch(request, {side: buffers.crops(request.crops.size, side) for side in sides})
+class WorkerPool(Generic[State]):
+    """Threads that run a batch's jobs; the decoders and resizers that the jobs call release the GIL.
 
+    make_state: builds a job's state; it is called when no state of an earlier job is free.
+    """
 
-class BatchPool:
-    """Threads that run a batch's jobs; the decoders and resizers they call leave the interpreter's lock."""
-
-    def __init__(self, num_workers: int) -> None:
+    def __init__(self, num_workers: int, make_state: Callable[[], State]) -> None:
         self.num_workers = num_workers or own_cores()
         self._threads = ThreadPoolExecutor(self.num_workers, thread_name_prefix="repcon-loader")
+        self._make_state = make_state
+        self._free_states: queue.SimpleQueue[State] = queue.SimpleQueue()
         self._closed = False
 
-    def shares(self, length: int, largest: int = 8) -> list[range]:
-        """`range(length)` in pieces: small enough to balance the threads, large enough to hide their cost."""
+    def chunks(self, length: int, largest: int = 8) -> list[range]:
+        """`range(length)` in pieces: small enough to balance the threads, large enough to hide their overhead."""
         step = max(1, min(largest, -(-length // (2 * self.num_workers))))
         return [range(start, min(start + step, length)) for start in range(0, length, step)]
 
     def run(
         self,
         requests: Iterable[CropRequest],
-        begin: Callable[[CropRequest], tuple[CropBatch, Sequence[Callable[[], None]]]],
+        start: Callable[[CropRequest], tuple[CropBatch, Sequence[Callable[[State], None]]]],
     ) -> Iterator[CropBatch]:
-        """Yields the batch of each request once all jobs that `begin` gave for it are done.
+        """Yields the batch of each request once all jobs that `start` returned for it are done.
 
-        An exception in a job is raised here. Leaving the iterator early cancels what has not begun and waits
-        for what has, so that no thread touches a batch or a file after it.
+        An exception in a job is raised here. Leaving the iterator early cancels the jobs that have not started and
+        waits for the others, so that no thread touches a batch or a file afterwards.
         """
         pending: deque[tuple[CropBatch, list[Future[None]]]] = deque()
         source = iter(requests)
         futures: list[Future[None]] = []
         try:
             while True:
-                while len(pending) < AHEAD_BATCHES and (request := next(source, None)) is not None:
-                    batch, jobs = begin(request)
-                    pending.append((batch, [self._threads.submit(job) for job in jobs]))
+                while len(pending) < MAX_BATCHES and (request := next(source, None)) is not None:
+                    batch, jobs = start(request)
+                    pending.append((batch, [self._threads.submit(self._run_job, job) for job in jobs]))
                 if not pending:
                     return
                 batch, futures = pending.popleft()
-                for future in futures:  # One by one: `wait` would not hear of those that `close` cancels.
+                for future in futures:  # One by one: `wait` does not return for those that `close` cancels.
                     future.result()
                 yield batch
-        except (CancelledError, RuntimeError) as error:  # the pool's own, of jobs that it drops or takes no more
+        except (CancelledError, RuntimeError) as error:  # of the executor, for jobs that it cancels or refuses
             if not self._closed:
                 raise
             raise RuntimeError("the loader was closed before this batch was decoded") from error
         finally:
-            left = futures + [future for _, rest in pending for future in rest]
-            # A future that could be cancelled is not waited for: of those that `close` cancelled nobody would hear.
-            wait([future for future in left if not future.cancel()])
+            unfinished = futures + [future for _, rest in pending for future in rest]
+            # Cancelled futures are not waited for: `wait` does not return for those that `close` cancelled.
+            wait([future for future in unfinished if not future.cancel()])
+
+    def _run_job(self, job: Callable[[State], None]) -> None:
+        try:
+            state = self._free_states.get_nowait()
+        except queue.Empty:
+            state = self._make_state()
+        job(state)
+        self._free_states.put(state)  # not after an exception, which may have left it broken
 
     def close(self) -> None:
-        """Ends the threads after the jobs in work; whoever waits for a batch then gets a RuntimeError."""
+        """End the threads after the running jobs, and free their states; a consumer that waits gets a RuntimeError."""
         self._closed = True
         self._threads.shutdown(wait=True, cancel_futures=True)
-
-
-class BufferPool(Generic[Tool]):
-    """What a job needs for itself, such as a decoder or scratch memory: built where none is free, then kept."""
-
-    def __init__(self, build: Callable[[], Tool]) -> None:
-        self._build = build
-        self._free: queue.SimpleQueue[Tool] = queue.SimpleQueue()
-
-    @contextmanager
-    def one(self) -> Iterator[Tool]:
-        """A tool for one thread. Where the block raises, it is not taken back: it may be broken."""
-        try:
-            tool = self._free.get_nowait()
-        except queue.Empty:
-            tool = self._build()
-        yield tool
-        self._free.put(tool)
-
-    def close(self) -> None:
-        """Lets all that are free go."""
-        while not self._free.empty():
-            self._free.get_nowait()
+        while not self._free_states.empty():
+            self._free_states.get_nowait()

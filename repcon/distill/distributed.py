@@ -1,4 +1,4 @@
-"""Several processes as one team (torchrun), and the signals that ask a run to stop."""
+"""Distributed training under torchrun, and graceful shutdown on signals."""
 
 import os
 import signal
@@ -8,7 +8,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from types import FrameType
-from typing import Any
+from typing import Any, Self
 
 import torch
 import torch.distributed as dist
@@ -19,93 +19,97 @@ from repcon.runtime.console import console
 from repcon.runtime.device import choose
 from repcon.runtime.errors import UserError
 
-LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Timed out waiting", "gloo/transport",
-        "Connection refused", "Socket Timeout", "remote process has exited")  # fmt: skip
-"""What torch's errors say where a process of the team is gone."""
+LOST_PROCESS_ERRORS = (
+    "Connection closed by peer", "Connection reset by peer", "Broken pipe", "Timed out waiting", "gloo/transport",
+    "Connection refused", "Socket Timeout", "remote process has exited",
+)  # fmt: skip
+"""Parts of torch's error messages when another process is gone."""
+COLLECTIVE_TIMEOUT = timedelta(hours=1)
+"""Of a process that waits for the others, for example while the main process measures kNN."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DistributedContext:
-    """This process's place among those that train together."""
+    """This process's rank, device and communication with the other ranks; without torchrun a world of size 1."""
 
     rank: int
-    world: int
+    world_size: int
     device: torch.device
     cpu_group: Any
-    """The gloo group for short messages between CPUs; None alone."""
+    """The gloo group for small CPU tensors; None in a world of size 1."""
 
     @property
     def is_main(self) -> bool:
-        """Whether this process writes the files."""
+        """Whether this is rank 0, which writes the files."""
         return self.rank == 0
 
-    def wrap(self, model: nn.Module) -> nn.Module:
-        """The model whose gradients are averaged over the team."""
-        if self.world == 1:
+    def wrap_ddp(self, model: nn.Module) -> nn.Module:
+        """The model in DistributedDataParallel, which averages gradients over ranks; unchanged for one rank."""
+        if self.world_size == 1:
             return model
-        places = [self.device.index] if self.device.type == "cuda" else None
-        return nn.parallel.DistributedDataParallel(model, device_ids=places)
+        device_ids = [self.device.index] if self.device.type == "cuda" else None
+        return nn.parallel.DistributedDataParallel(model, device_ids=device_ids)
 
-    def total(self, values: torch.Tensor) -> torch.Tensor:
-        """The sum over the team of a CPU tensor."""
-        if self.world > 1:
+    def all_sum(self, values: torch.Tensor) -> torch.Tensor:
+        """The sum of a CPU tensor over all ranks."""
+        if self.world_size > 1:
             values = values.clone()
             dist.all_reduce(values, group=self.cpu_group)
         return values
 
-    def share_buffers(self, model: nn.Module) -> None:
-        """Gives all processes the leader's buffers: batch norms' statistics, which each takes from its own images."""
-        if self.world > 1:
+    def broadcast_buffers(self, model: nn.Module) -> None:
+        """Copy the main process's buffers to all ranks: batch-norm statistics, which each rank updates by itself."""
+        if self.world_size > 1:
             for buffer in model.buffers():
                 dist.broadcast(buffer, 0)
 
-    def share_weights(self, model: nn.Module) -> None:
-        """Gives all processes the leader's parameters and buffers."""
-        if self.world > 1:
+    def broadcast_weights(self, model: nn.Module) -> None:
+        """Copy the main process's parameters and buffers to all ranks."""
+        if self.world_size > 1:
             for tensor in model.state_dict().values():
                 dist.broadcast(tensor, 0)
 
-    def any(self, flag: bool) -> bool:
-        """Whether the flag is set in any process; all must ask."""
-        return flag if self.world == 1 else bool(self.total(torch.tensor(float(flag))) > 0)
+    def any_rank(self, flag: bool) -> bool:
+        """Whether the flag is set on any rank; all ranks must call it."""
+        return flag if self.world_size == 1 else bool(self.all_sum(torch.tensor(float(flag))) > 0)
 
     def barrier(self) -> None:
-        """Returns when every process has come here."""
-        if self.world > 1:
+        """Wait until all ranks have called it."""
+        if self.world_size > 1:
             dist.barrier(group=self.cpu_group)
 
 
 @contextmanager
-def join(device: Device) -> Iterator[DistributedContext]:
-    """The team that torchrun's environment describes, or a team of one. `auto` takes CUDA where there is any.
+def init_distributed(device: Device) -> Iterator[DistributedContext]:
+    """Join the process group that torchrun's environment describes; without it, a world of size 1.
 
-    Raises UserError where only a part of that environment is there.
+    device: `auto` takes CUDA where there is any. Raises UserError where torchrun's environment is incomplete, the
+    processes do not find each other, or another process is lost within the block.
     """
-    rank, world = _of_environment("RANK", 0), _of_environment("WORLD_SIZE", 1)
-    if world > 1:
+    rank, world_size = _environment_int("RANK", 0), _environment_int("WORLD_SIZE", 1)
+    if world_size > 1:
         for name in ("RANK", "MASTER_ADDR", "MASTER_PORT"):
             if not os.environ.get(name):
                 how = "start several processes with torchrun, or unset it for one"
                 raise UserError(f"WORLD_SIZE is set and {name} is not: {how}")
-    place = _place(device)
-    if world == 1:
-        yield DistributedContext(rank=0, world=1, device=place, cpu_group=None)
+    rank_device = _rank_device(device)
+    if world_size == 1:
+        yield DistributedContext(rank=0, world_size=1, device=rank_device, cpu_group=None)
         return
-    patience = timedelta(hours=1)  # of a process that waits, while the leader measures kNN for example
     try:
-        dist.init_process_group("nccl" if place.type == "cuda" else "gloo", timeout=patience)
-        cpu_group = dist.new_group(backend="gloo", timeout=patience)
+        dist.init_process_group("nccl" if rank_device.type == "cuda" else "gloo", timeout=COLLECTIVE_TIMEOUT)
+        cpu_group = dist.new_group(backend="gloo", timeout=COLLECTIVE_TIMEOUT)
     except (RuntimeError, ValueError) as error:
         where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
         raise UserError(
-            f"the {world} processes of WORLD_SIZE do not find each other at {where} ({_first_line(error)}); start them "
-            "with torchrun, or unset WORLD_SIZE for one"
+            f"the {world_size} processes of WORLD_SIZE do not find each other at {where} ({_first_line(error)}); start "
+            "them with torchrun, or unset WORLD_SIZE for one"
         ) from error
     console.quiet = rank > 0
     try:
-        yield DistributedContext(rank=rank, world=world, device=place, cpu_group=cpu_group)
+        yield DistributedContext(rank=rank, world_size=world_size, device=rank_device, cpu_group=cpu_group)
     except RuntimeError as error:
-        if not _is_of_another_process(error):
+        if not _is_lost_process(error):
             raise
         raise UserError(
             f"another process of this run has ended or does not answer ({_first_line(error)}); see its own message, "
@@ -113,53 +117,53 @@ def join(device: Device) -> Iterator[DistributedContext]:
         ) from error
     finally:
         console.quiet = False
-        with suppress(RuntimeError):  # of processes that are gone
+        with suppress(RuntimeError):  # where another process is gone
             dist.destroy_process_group()
 
 
-def _of_environment(name: str, otherwise: int) -> int:
-    """A number that torchrun sets; an empty one counts as none. Raises UserError for what is no such number."""
-    given = os.environ.get(name, "").strip()
-    if given and not given.isdecimal():
-        raise UserError(f"{name}: {given!r} is no number of a process; start with torchrun, or unset it")
-    return int(given) if given else otherwise
+def _environment_int(name: str, default: int) -> int:
+    """A number that torchrun sets; an empty value counts as unset. Raises UserError for anything else."""
+    value = os.environ.get(name, "").strip()
+    if value and not value.isdecimal():
+        raise UserError(f"{name}: {value!r} is no number of a process; start with torchrun, or unset it")
+    return int(value) if value else default
 
 
 def _first_line(error: BaseException) -> str:
     return next(iter(str(error).splitlines()), type(error).__name__)
 
 
-def _is_of_another_process(error: RuntimeError) -> bool:
-    """Whether it tells of a lost connection within the team, as gloo and NCCL word it."""
-    return isinstance(error, dist.DistError) or any(cpu_group in str(error) for cpu_group in LOST)
+def _is_lost_process(error: RuntimeError) -> bool:
+    """Whether gloo or NCCL reports a lost connection to another rank."""
+    return isinstance(error, dist.DistError) or any(text in str(error) for text in LOST_PROCESS_ERRORS)
 
 
-def _place(device: Device) -> torch.device:
-    place = choose(device)
-    if place.type == "cuda":
-        place = torch.device("cuda", _of_environment("LOCAL_RANK", 0))
-        torch.cuda.set_device(place)
-    return place
+def _rank_device(device: Device) -> torch.device:
+    chosen = choose(device)
+    if chosen.type == "cuda":
+        chosen = torch.device("cuda", _environment_int("LOCAL_RANK", 0))
+        torch.cuda.set_device(chosen)
+    return chosen
 
 
 class GracefulShutdown:
-    """Turns the first SIGINT or SIGTERM into a wish (`requested`) that the loop grants between two steps."""
+    """Sets `requested` on the first SIGINT or SIGTERM within the block; the second SIGINT or SIGTERM interrupts."""
 
     def __init__(self) -> None:
         self.requested = False
-        self._before: dict[int, Any] = {}
+        self._previous_handlers: dict[int, Any] = {}
 
-    def __enter__(self) -> "GracefulShutdown":
+    def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
-                self._before[number] = signal.signal(number, self._note)
+                self._previous_handlers[number] = signal.signal(number, self._on_signal)
         return self
 
     def __exit__(self, *exception: object) -> None:
-        for number, handler in self._before.items():
+        for number, handler in self._previous_handlers.items():
             signal.signal(number, handler)
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.requested:  # A second time: at once.
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if self.requested:
             raise KeyboardInterrupt
         self.requested = True

@@ -1,7 +1,7 @@
-"""Heads with random weights learn on the features of a backbone that stands still, before both move.
+"""Head warm-up: fit randomly initialised heads on the features of the frozen backbone, before both are trained.
 
-A random head would pull the pretrained backbone about while it is learnt. One pass over the images gives the features,
-and some hundred steps of a linear model on them take seconds.
+The gradients of a random head would damage the pretrained backbone. One pass over the images gives the features, and a
+few hundred steps of a linear model on them take seconds.
 """
 
 from collections.abc import Callable, Iterable
@@ -12,26 +12,26 @@ import torch
 from torch import nn
 
 from repcon.config import HeadConfig, Tail
+from repcon.distill.labelled_sample import LabelledSample, load_sample, sample_training
 from repcon.distill.loader import DistillLoader
 from repcon.distill.loss import MultiHeadKLLoss
-from repcon.distill.sample import Sample, collect, trained_on
 from repcon.labels.store import LabelStore
 from repcon.models.preprocessing import Preprocessing, normalise
 from repcon.models.student import Student
 
-IMAGES = 8192
-"""Images at most, one crop of each."""
+MAX_IMAGES = 8192
+"""One crop of each is used."""
 BATCH_SIZE = 512
 LOGIT_STEP = 0.2
-"""Most that the first update moves a logit of an average crop."""
+"""Upper bound on the first update's change of a logit, for an average crop."""
 WEIGHT_DECAY = 1e-2
-APART = 8
-"""One of so many crops is kept apart, to tell when to stop."""
-EVERY = 20
-"""Steps between two looks at them."""
+VALIDATION_STRIDE = 8
+"""Every 8th crop validates, for early stopping."""
+VALIDATION_STEPS = 20
+"""Steps between two validations."""
 
 
-def warm_up(
+def warm_up_heads(
     student: Student,
     store: LabelStore,
     heads: Iterable[HeadConfig],
@@ -42,7 +42,7 @@ def warm_up(
     preprocessing: Preprocessing,
     autocast: Callable[[], AbstractContextManager[object]],
 ) -> tuple[str, ...]:
-    """Fit the heads of `heads` that `Student.start_head` has not set; gives their names. Each counts alike."""
+    """Fit those of the heads that `Student.init_head` has not set; gives their names. All have the same weight."""
     cold = [
         HeadConfig(name=head.name, temperature=head.temperature)
         for head in heads
@@ -58,33 +58,35 @@ def warm_up(
         with autocast():
             return student.features(normalise(pixels, preprocessing, torch.float32)).float()
 
-    sample = collect(loader, trained_on(loader, IMAGES), device, features)
-    loss = MultiHeadKLLoss(store.heads, cold, tail=tail, implementation="torch", device=device, announced=False)
+    sample = load_sample(loader, sample_training(loader, MAX_IMAGES), device, features)
+    loss = MultiHeadKLLoss(store.heads, cold, tail=tail, implementation="torch", device=device, announce=False)
     fitted = _fit(sample, loss, {head.name: student.heads[head.name] for head in cold}, student.projection, steps)
-    _give(fitted, student)
+    _copy_heads(fitted, student)
     return tuple(loss.names)
 
 
-class _Given(nn.Module):
-    """Stands for the backbone of a student that is given features."""
+class _FeatureInput(nn.Module):
+    """Placeholder backbone of a student that is called with features."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.num_features = width
 
 
-def _fit(sample: Sample, loss: MultiHeadKLLoss, classes: dict[str, int], projection: int, steps: int) -> Student:
-    """Heads for features as they are, learnt on features of mean 0 and, for each crop, a norm of about 1."""
-    features = torch.cat(sample.parts)
+def _fit(
+    sample: LabelledSample, loss: MultiHeadKLLoss, classes: dict[str, int], projection: int, steps: int
+) -> Student:
+    """Heads for the plain features, fitted on standardised ones: mean 0 and, for each crop, a norm of about 1."""
+    features = torch.cat(sample.batches)
     mean, deviation = features.mean(0), features.std(0, correction=0)
-    # A feature that hardly varies would be all noise.
+    # The lower bound keeps a feature that hardly varies from being scaled up to noise.
     deviation = deviation.clamp_min(1e-2 * float(deviation.mean()) + 1e-12) * features.shape[1] ** 0.5
     features = (features - mean) / deviation
-    model = Student(_Given(features.shape[1]), classes, projection).to(features.device)
+    model = Student(_FeatureInput(features.shape[1]), classes, projection).to(features.device)
     if not projection:
         nn.init.zeros_(model.answer.weight)
         nn.init.zeros_(model.answer.bias)
-    _learn(model, features, sample, loss, steps)
+    _train_heads(model, features, sample, loss, steps)
     first: nn.Linear = model.project[0] if projection else model.answer  # pyright: ignore[reportAssignmentType]
     with torch.no_grad():
         first.weight.div_(deviation)
@@ -92,11 +94,13 @@ def _fit(sample: Sample, loss: MultiHeadKLLoss, classes: dict[str, int], project
     return model
 
 
-def _learn(model: Student, features: torch.Tensor, sample: Sample, loss: MultiHeadKLLoss, steps: int) -> None:
-    """Train the heads on features (n, F); the model ends with the state that did best on the crops kept apart."""
+def _train_heads(
+    model: Student, features: torch.Tensor, sample: LabelledSample, loss: MultiHeadKLLoss, steps: int
+) -> None:
+    """Train the heads on features (n, F); the model ends with the state of the lowest validation loss."""
     numbers = torch.arange(len(features))
-    apart = numbers % APART == APART - 1
-    learnt, kept = numbers[~apart], numbers[apart].to(features.device)
+    validates = numbers % VALIDATION_STRIDE == VALIDATION_STRIDE - 1
+    train, validation = numbers[~validates], numbers[validates].to(features.device)
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=LOGIT_STEP / features.shape[1] ** 0.5, weight_decay=WEIGHT_DECAY
     )
@@ -104,12 +108,13 @@ def _learn(model: Student, features: torch.Tensor, sample: Sample, loss: MultiHe
     generator = torch.Generator().manual_seed(0)
     best, state = float("inf"), model.state_dict()
     for step in range(steps + 1):
-        if step % EVERY == 0 or step == steps:
+        if step % VALIDATION_STEPS == 0 or step == steps:
             with torch.no_grad():
-                figure = float(loss(model.head_logits(features[kept]), sample.labels, kept).sum()) if len(kept) else 0.0
-            if figure <= best:
-                best, state = figure, deepcopy(model.state_dict())
-        rows = learnt[torch.randint(len(learnt), (min(BATCH_SIZE, len(learnt)),), generator=generator)]
+                logits = model.head_logits(features[validation])
+                total = float(loss(logits, sample.labels, validation).sum()) if len(validation) else 0.0
+            if total <= best:
+                best, state = total, deepcopy(model.state_dict())
+        rows = train[torch.randint(len(train), (min(BATCH_SIZE, len(train)),), generator=generator)]
         rows = rows.to(features.device)
         loss(model.head_logits(features[rows]), sample.labels, rows).sum().backward()
         optimizer.step()
@@ -119,10 +124,10 @@ def _learn(model: Student, features: torch.Tensor, sample: Sample, loss: MultiHe
 
 
 @torch.no_grad()
-def _give(fitted: Student, student: Student) -> None:
+def _copy_heads(fitted: Student, student: Student) -> None:
     if student.projection:
         student.project.load_state_dict(fitted.project.state_dict())
         student.answers.load_state_dict(fitted.answers.state_dict())
         return
     for name, rows in fitted.head_slices.items():
-        student.start_head(name, fitted.answer.weight[rows], fitted.answer.bias[rows])
+        student.init_head(name, fitted.answer.weight[rows], fitted.answer.bias[rows])

@@ -1,11 +1,9 @@
-"""The way from pack and store to the training step: decoded crops with the labels that were stored for them."""
+"""The training data loader: decoded crops together with the labels that are stored for them."""
 
-import time
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
-from typing import TypeVar
 
 import numpy as np
 import torch
@@ -13,45 +11,50 @@ import torch
 from repcon.config import LoaderKind
 from repcon.decode.base import CropBatch, CropRequest
 from repcon.decode.factory import open_loader
+from repcon.distill.device_prefetch import prefetch_to_device
 from repcon.distill.label_cache import CachedLabels, LabelCache, to_device
-from repcon.distill.sampler import CropBatchSampler, EpochGroup, epoch_groups, split
+from repcon.distill.sampler import CropBatchSampler, EpochGroup, epoch_groups, split_train_validation
 from repcon.distill.windowed_label_cache import WindowedLabelCache
 from repcon.images.pack import ImagePack
 from repcon.labels.store import LabelStore
-from repcon.runtime.device import indexed, stream_context
+from repcon.runtime.device import indexed
 from repcon.runtime.errors import UserError
-from repcon.runtime.prefetch import Prefetcher
 
-Item = TypeVar("Item")
+Labels = CachedLabels | WindowedLabelCache
 
-AHEAD = 2
-"""Batches that wait for the training step, beside the one that their thread holds."""
+PREFETCH_BATCHES = 2
+"""Batches that wait for the training step, beside the one that is being prepared."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
-    """One step's data for this process, on the device."""
+    """One step's data for this rank, on the device."""
 
     pixels: torch.Tensor
-    """(B, 3, S, S) uint8, channels-last in memory; `backbone.normalise` makes floats of them."""
+    """(B, 3, S, S) uint8, channels-last in memory; `models.preprocessing.normalise` makes floats of them."""
     labels: dict[str, tuple[torch.Tensor, torch.Tensor]]
     """Per head the stored labels of R >= B crops: (R, k) class ids by falling probability, uint16 or uint32, and
     (R, k + T) float16 log-probabilities and log-tails."""
     rows: torch.Tensor
-    """(B,) int64: which of the R each crop's labels are."""
+    """(B,) int64: each crop's row of the labels."""
     images: torch.Tensor
     """(B,) int64 rows of the pack, on the CPU."""
     crops: torch.Tensor
     """(B,) int64 crop numbers, on the CPU."""
     total: int
-    """Crops in this batch over all processes."""
+    """Crops in this batch over all ranks."""
+
+    def record_stream(self, stream: torch.cuda.Stream) -> None:
+        """Keep the tensors' GPU memory until the work that is queued on `stream` is done."""
+        for tensor in (self.pixels, self.rows, *(table for pair in self.labels.values() for table in pair)):
+            tensor.record_stream(stream)
 
 
 class DistillLoader:
-    """All batches of a training run, by pass and by batch number, so that a run can go on anywhere.
+    """All batches of a training run, addressed by epoch group and batch number, so that a run can resume anywhere.
 
-    heads: names out of the store's, None for all. Over `world` processes `batch_size` is the sum of their shares.
-    label_cache_gib: GiB for labels in this process; where two passes' labels take more, they are read in windows. With
+    heads: names among the store's, None for all. batch_size: crops over all `world_size` ranks.
+    label_cache_gib: GiB for labels in this process; where two groups' labels take more, they are read in windows. With
     0 they are held whole, one copy for all processes of a machine.
     Raises UserError where pack and store do not belong together or the sizes cannot be met.
     """
@@ -74,7 +77,7 @@ class DistillLoader:
         num_workers: int = 0,
         device: torch.device | str = "cpu",
         rank: int = 0,
-        world: int = 1,
+        world_size: int = 1,
     ) -> None:
         store.require_pack(pack.fingerprint, len(pack))
         if label_cache_gib < 0:
@@ -82,172 +85,153 @@ class DistillLoader:
         self._size, self._device = size, indexed(device)
         self._batch_size, self._mix_window = batch_size, mix_window
         self.seed = seed
-        self._rank, self._world = rank, world
+        self._rank, self._world_size = rank, world_size
         self.epoch_groups = epoch_groups(epochs, crops_per_decode, store.crops)
-        train, held = split(pack.hashes, val_fraction, seed)
-        names = tuple(store.heads if heads is None else heads)
-        missing = store.completion.missing_rows(names)
-        self.rows = np.setdiff1d(train, missing)
-        self.held = np.setdiff1d(held, missing)
-        alike = {len(part.crops): part for part in self.epoch_groups}
-        steps = {crops: self._order(part).steps for crops, part in alike.items()}
-        self.lengths = [steps[len(part.crops)] for part in self.epoch_groups]
-        """Batches of each pass."""
-        self._store, self._names, self._label_bytes = store, names, int(label_cache_gib * 2**30)
-        self._label_cache = LabelCache(store, names, self._device, shared=world > 1)
-        self._held_labels: CachedLabels | None = None
+        train, validation = split_train_validation(pack.hashes, val_fraction, seed)
+        heads = tuple(store.heads if heads is None else heads)
+        missing = store.completion.missing_rows(heads)
+        self.train_rows = np.setdiff1d(train, missing)
+        self.validation_rows = np.setdiff1d(validation, missing)
+        by_length = {len(group.crops): group for group in self.epoch_groups}
+        steps = {length: self._sampler(group).steps for length, group in by_length.items()}
+        self.group_steps = [steps[len(group.crops)] for group in self.epoch_groups]
+        """Batches of each epoch group."""
+        self._store, self._heads, self._label_bytes = store, heads, int(label_cache_gib * 2**30)
+        self._label_cache = LabelCache(store, heads, self._device, shared=world_size > 1)
+        self._validation_labels: CachedLabels | None = None
         self._loader = open_loader(loader, pack, (size,), num_workers=num_workers, device=str(self._device))
-        # On a stream of their own, copies to a GPU go on beside the training step.
-        self._stream = torch.cuda.Stream(self._device) if self._device.type == "cuda" else None
+        self._copy_stream = torch.cuda.Stream(self._device) if self._device.type == "cuda" else None
 
     @property
     def steps(self) -> int:
-        """Batches of all passes."""
-        return sum(self.lengths)
+        """Batches of all epoch groups."""
+        return sum(self.group_steps)
 
-    def batches(self, part: int, start: int = 0) -> Generator[Batch]:
-        """The batches of pass `part` from number `start` on, prepared by a thread up to two ahead; it ends with the
-        loop over them."""
-        with closing(self.run(part, start, stop=part + 1)) as epoch_groups:
-            for _, batches in epoch_groups:
+    def batches(self, group: int, start: int = 0) -> Generator[Batch]:
+        """The batches of one epoch group from number `start` on, prefetched by a thread that ends with the loop."""
+        with closing(self.groups(group, start, stop=group + 1)) as groups:
+            for _, batches in groups:
                 yield from batches
 
-    def run(self, part: int = 0, start: int = 0, *, stop: int | None = None) -> Generator[tuple[int, Iterator[Batch]]]:
-        """The passes from batch `start` of pass `part` on (up to pass `stop`), each with its batches, all of which must
-        be taken before the next pass is asked for.
+    def groups(
+        self, group: int = 0, start: int = 0, *, stop: int | None = None
+    ) -> Generator[tuple[int, Iterator[Batch]]]:
+        """(number, batches) of the epoch groups from batch `start` of `group` on, up to group `stop`.
 
-        As `batches` of one after the other, but the thread does not stop where a pass ends: the next one begins with
-        batches that are there. It ends with the loop over the passes.
+        All batches of a group must be consumed before the next group is requested. Prefetching continues from one
+        group into the next; its thread ends with the loop over the groups.
         """
         stop = len(self.epoch_groups) if stop is None else stop
-        while part < stop:
-            after = part + 1
-            while after < stop and self._flows(after - 1):
-                after += 1
-            with Prefetcher(_marked(self._prepared(part, start, after), self._stream), AHEAD) as items:
-                held = iter(items)
-                for number in range(part, after):
-                    mine = islice(held, self.lengths[number] - start)
-                    yield number, self._of_pass(number, mine)
-                    if next(mine, None) is not None:
-                        raise RuntimeError(f"pass {number} was left before its last batch")
+        while group < stop:
+            last = group
+            while last + 1 < stop and self._prefetches_into_next(last):
+                last += 1
+            prepared = self._prepare_groups(group, last + 1, start)
+            with prefetch_to_device(prepared, self._copy_stream, depth=PREFETCH_BATCHES) as batches:
+                for number in range(group, last + 1):
+                    of_group = islice(batches, self.group_steps[number] - start)
+                    yield number, self._with_label_prefetch(number, of_group)
+                    if next(of_group, None) is not None:
+                        raise RuntimeError(f"epoch group {number} was left before its last batch")
                     start = 0
-            part = after
+            group = last + 1
 
-    def _flows(self, part: int) -> bool:
-        """Whether pass `part` goes over into the next one in one thread.
+    def _prefetches_into_next(self, group: int) -> bool:
+        """Whether one thread prepares this group and the next.
 
-        Not where labels are read in windows: in between, validation needs their memory. Nor into a pass so short that
-        all its batches can wait: the thread would read a third pass's labels.
+        Not where labels are read in windows: validation needs their memory in between. Nor if all batches of the next
+        group can wait in the queue: the thread would then read a third group's labels.
         """
-        return self._whole(part) and self.lengths[part + 1] > AHEAD
+        return self._caches_with_next(group) and self.group_steps[group + 1] > PREFETCH_BATCHES
 
-    def _prepared(self, part: int, start: int, stop: int) -> Iterator[Batch]:
-        """All batches of these passes, one after the other."""
-        for number in range(part, stop):
-            passed = self.epoch_groups[number]
-            if self._in_windows(passed.crops):
-                yield from self._through_windows(passed, start)
+    def _prepare_groups(self, group: int, stop: int, start: int) -> Iterator[Batch]:
+        for number in range(group, stop):
+            epoch_group = self.epoch_groups[number]
+            if self._uses_windows(epoch_group.crops):
+                with closing(self._windows(epoch_group.crops, epoch_group.epoch)) as windows:
+                    sampler = self._sampler(epoch_group, windows.window_numbers[self.train_rows])
+                    yield from self._prepare_group(sampler, windows, start)
             else:
-                yield from self._ordered(self._order(passed), self._label_cache.get(passed.crops), start)
+                labels = self._label_cache.get(epoch_group.crops)
+                yield from self._prepare_group(self._sampler(epoch_group), labels, start)
             start = 0
 
-    def _of_pass(self, part: int, items: Iterator[tuple[Batch, torch.cuda.Event | None]]) -> Iterator[Batch]:
-        for batch in self._handed(items):
-            if self._whole(part):  # From here on nothing of the pass before is in use: there is room.
-                self._label_cache.fetch(self.epoch_groups[part + 1].crops)
+    def _prepare_group(self, sampler: CropBatchSampler, labels: Labels, start: int) -> Iterator[Batch]:
+        totals = (sampler.size(step) for step in range(start, sampler.steps))
+        decoded = self._loader.batches(sampler.requests(labels.crop_boxes, start))
+        return self._add_labels(sampler.batches(decoded, start), labels, totals)
+
+    def _with_label_prefetch(self, group: int, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """Read the next group's labels from the first batch on: those of the group before are not in use any more."""
+        for batch in batches:
+            if self._caches_with_next(group):
+                self._label_cache.prefetch(self.epoch_groups[group + 1].crops)
             yield batch
 
-    def _whole(self, part: int) -> bool:
-        """Whether pass `part` has a next one, and the labels of both are held whole."""
-        around = self.epoch_groups[part : part + 2]
-        return len(around) == 2 and not any(self._in_windows(passed.crops) for passed in around)
+    def _caches_with_next(self, group: int) -> bool:
+        """Whether there is a next group, and the labels of both are cached whole."""
+        pair = self.epoch_groups[group : group + 2]
+        return len(pair) == 2 and not any(self._uses_windows(epoch_group.crops) for epoch_group in pair)
 
-    def _in_windows(self, crops: tuple[int, ...]) -> bool:
-        return (
-            bool(self._label_bytes)
-            and 2 * len(crops) * self._store.reader.crop_labels_bytes(self._names) > self._label_bytes
-        )
+    def _uses_windows(self, crops: tuple[int, ...]) -> bool:
+        if not self._label_bytes:
+            return False
+        return 2 * len(crops) * self._store.reader.crop_labels_bytes(self._heads) > self._label_bytes
 
-    def _through_windows(self, passed: EpochGroup, start: int) -> Iterator[Batch]:
-        seed = [self.seed, passed.epoch]
-        labels = WindowedLabelCache(self._store, self._names, passed.crops, seed=seed, memory_bytes=self._label_bytes)
-        with closing(labels):
-            yield from self._ordered(self._order(passed, labels.numbers[self.rows]), labels, start)
+    def _windows(self, crops: tuple[int, ...], epoch: int) -> WindowedLabelCache:
+        seed = [self.seed, epoch]
+        return WindowedLabelCache(self._store, self._heads, crops, seed=seed, memory_bytes=self._label_bytes)
 
-    def _ordered(
-        self, order: CropBatchSampler, labels: CachedLabels | WindowedLabelCache, start: int
-    ) -> Iterator[Batch]:
-        totals = (order.size(step) for step in range(start, order.steps))
-        decoded = self._loader.batches(order.requests(labels.crop_boxes, start))
-        return self._labelled(order.batches(decoded, start), labels, totals)
-
-    def _order(self, part: EpochGroup, windows: np.ndarray | None = None) -> CropBatchSampler:
+    def _sampler(self, group: EpochGroup, windows: np.ndarray | None = None) -> CropBatchSampler:
         return CropBatchSampler(
-            self.rows, part, seed=self.seed, batch_size=self._batch_size, mix_window=self._mix_window,
-            windows=windows, rank=self._rank, world=self._world,
+            self.train_rows, group, seed=self.seed, batch_size=self._batch_size, mix_window=self._mix_window,
+            windows=windows, rank=self._rank, world_size=self._world_size,
         )  # fmt: skip
 
-    def held_out(self) -> Generator[Batch]:
-        """This process's share of the held-out images, crop 0 of each; the thread that prepares them ends with the loop
-        over them."""
-        with Prefetcher(_marked(self._held_out(), self._stream), AHEAD) as items:
-            yield from self._handed(iter(items))
-
-    def _held_out(self) -> Iterator[Batch]:
-        if not len(self.held):
+    def validation_batches(self) -> Generator[Batch]:
+        """This rank's part of the validation images, crop 0 of each; the prefetching thread ends with the loop."""
+        if not len(self.validation_rows):
             return
-        if not self._in_windows((0,)) and self._held_labels is None:
-            self._held_labels = self._label_cache.read((0,)).subset(self.held)
-        yield from self._first_crops(self.held, self._held_labels, self._rank, self._world)
+        prepared = self._prepare_validation()
+        with prefetch_to_device(prepared, self._copy_stream, depth=PREFETCH_BATCHES) as batches:
+            yield from batches
+
+    def _prepare_validation(self) -> Iterator[Batch]:
+        if not self._uses_windows((0,)) and self._validation_labels is None:
+            self._validation_labels = self._label_cache.read((0,)).subset(self.validation_rows)
+        rows, labels = self.validation_rows, self._validation_labels
+        yield from self._prepare_first_crops(rows, labels, self._rank, self._world_size)
 
     def first_crops(self, images: np.ndarray) -> Generator[Batch]:
-        """Crop 0 of these rising rows of the pack, for this process alone; the thread that prepares them ends with the
-        loop over them."""
-        with Prefetcher(_marked(self._first_crops(images, None, 0, 1), self._stream), AHEAD) as items:
-            yield from self._handed(iter(items))
+        """Crop 0 of these ascending rows of the pack, all for this rank; the prefetching thread ends with the loop."""
+        prepared = self._prepare_first_crops(images, None, rank=0, world_size=1)
+        with prefetch_to_device(prepared, self._copy_stream, depth=PREFETCH_BATCHES) as batches:
+            yield from batches
 
-    def _first_crops(self, images: np.ndarray, labels: CachedLabels | None, rank: int, world: int) -> Iterator[Batch]:
-        """This process's share of them, with these labels or, without any, with what is read for them."""
-        if labels is None and self._in_windows((0,)):
-            windows = WindowedLabelCache(
-                self._store, self._names, (0,), seed=[self.seed, 0], memory_bytes=self._label_bytes
-            )
-            with closing(windows):
-                ordered = images[np.argsort(windows.numbers[images], kind="stable")]
-                yield from self._cropped(windows, ordered, rank, world)
-            return
-        yield from self._cropped(labels or self._label_cache.read((0,)).subset(images), images, rank, world)
-
-    def _cropped(
-        self, labels: CachedLabels | WindowedLabelCache, images: np.ndarray, rank: int, world: int
+    def _prepare_first_crops(
+        self, images: np.ndarray, labels: CachedLabels | None, rank: int, world_size: int
     ) -> Iterator[Batch]:
-        size = max(1, self._batch_size // world)
-        mine = images[rank::world]
-        shares = [mine[first : first + size] for first in range(0, len(mine), size)]
+        """This rank's part of them. labels: those of these images; None reads them."""
+        if labels is None and self._uses_windows((0,)):
+            with closing(self._windows((0,), 0)) as windows:
+                by_window = images[np.argsort(windows.window_numbers[images], kind="stable")]
+                yield from self._prepare_in_order(windows, by_window[rank::world_size], world_size)
+        else:
+            labels = labels or self._label_cache.read((0,)).subset(images)
+            yield from self._prepare_in_order(labels, images[rank::world_size], world_size)
+
+    def _prepare_in_order(self, labels: Labels, images: np.ndarray, world_size: int) -> Iterator[Batch]:
+        size = max(1, self._batch_size // world_size)
+        chunks = [images[first : first + size] for first in range(0, len(images), size)]
 
         def requests() -> Iterator[CropRequest]:
-            for share in shares:
-                boxes, flips = labels.crop_boxes(share)
-                yield CropRequest(images=share, crops=np.zeros((len(share), 1), np.int64), boxes=boxes, flips=flips)
+            for chunk in chunks:
+                boxes, flips = labels.crop_boxes(chunk)
+                yield CropRequest(images=chunk, crops=np.zeros((len(chunk), 1), np.int64), boxes=boxes, flips=flips)
 
-        return self._labelled(self._loader.batches(requests()), labels, map(len, shares))
+        return self._add_labels(self._loader.batches(requests()), labels, map(len, chunks))
 
-    def _handed(self, items: Iterator[tuple[Batch, torch.cuda.Event | None]]) -> Iterator[Batch]:
-        """The batches, for the caller's stream."""
-        for batch, whole in items:
-            if whole is not None:
-                _hand_over(batch, whole, torch.cuda.current_stream(self._device))
-            yield batch
-
-    def close(self) -> None:
-        """Stops the loader's workers and the reading of labels."""
-        self._loader.close()
-        self._label_cache.close()
-
-    def _labelled(
-        self, batches: Iterator[CropBatch], labels: CachedLabels | WindowedLabelCache, totals: Iterable[int]
-    ) -> Iterator[Batch]:
+    def _add_labels(self, batches: Iterator[CropBatch], labels: Labels, totals: Iterable[int]) -> Iterator[Batch]:
         for batch, total in zip(batches, totals, strict=True):
             rows, stored = labels.gather(batch.images, batch.crops, self._device)
             yield Batch(
@@ -259,52 +243,7 @@ class DistillLoader:
                 total=total,
             )
 
-
-def _marked(
-    batches: Iterator[Batch], stream: torch.cuda.Stream | None
-) -> Iterator[tuple[Batch, torch.cuda.Event | None]]:
-    """Each batch, copied to a GPU on its stream, and the point in this from which on it lies there whole."""
-    with stream_context(stream):
-        for batch in batches:
-            whole = None
-            if stream is not None:
-                whole = torch.cuda.Event()
-                whole.record(stream)
-            yield batch, whole
-
-
-def _hand_over(batch: Batch, whole: torch.cuda.Event, stream: torch.cuda.Stream) -> None:
-    """Has the stream wait for the batch, and its memory for the stream."""
-    stream.wait_event(whole)
-    for tensor in (batch.pixels, batch.rows, *(table for pair in batch.labels.values() for table in pair)):
-        tensor.record_stream(stream)
-
-
-class Clock:
-    """Time spent waiting for data and time spent on the rest, since the last `take`."""
-
-    def __init__(self) -> None:
-        self._data = self._step = 0.0
-        self._since = time.perf_counter()
-
-    def timed(self, batches: Iterator[Item]) -> Iterator[Item]:
-        """Passes items on; what the consumer does with one counts as its step."""
-        self._since = time.perf_counter()
-        while True:
-            item = next(batches, None)
-            self._data += self._lap()
-            if item is None:
-                return
-            yield item
-            self._step += self._lap()
-
-    def take(self) -> tuple[float, float]:
-        """(data_seconds, step_seconds) so far, asked for between two steps or in one; both start again at zero."""
-        self._step += self._lap()
-        spent = (self._data, self._step)
-        self._data = self._step = 0.0
-        return spent
-
-    def _lap(self) -> float:
-        before, self._since = self._since, time.perf_counter()
-        return self._since - before
+    def close(self) -> None:
+        """Stop the decoding and the reading of labels."""
+        self._loader.close()
+        self._label_cache.close()

@@ -1,4 +1,4 @@
-"""The training loss: which stored labels, temperatures and weights each head's KL takes, and what computes it."""
+"""The training loss: the KL of every head from its stored labels, with temperature, weight and tail mode."""
 
 import dataclasses
 import math
@@ -7,7 +7,7 @@ from importlib.util import find_spec
 
 import torch
 from repcon_kernels import HeadSpec, multi_head_kl
-from repcon_kernels.kl_div.arrival_counters import tickets
+from repcon_kernels.kl_div.arrival_counters import arrival_counters
 from torch import Tensor
 
 from repcon.config import HeadConfig, LossKind, Tail
@@ -15,25 +15,25 @@ from repcon.labels.store import HeadInfo
 from repcon.runtime.console import console
 from repcon.runtime.errors import UserError
 
-HIGHEST_DEFAULT = 2.0
-"""No higher temperature is taken where a head names none."""
+MAX_DEFAULT_TEMPERATURE = 2.0
+"""The highest temperature that is chosen for a head without one."""
 
 _announced: set[str] = set()
 
 
 class MultiHeadKLLoss:
-    """KL from every teacher's stored answers to the student's, head by head.
+    """KL divergence of the student's heads from the stored labels of their teachers.
 
         loss = MultiHeadKLLoss(store.heads, [HeadConfig(name="birds", temperature=2.0), HeadConfig(name="generalist")])
         loss(logits, {"birds": (ids, logp), "generalist": (ids, logp)}, rows).sum().backward()
 
-    The heads lie in the logits' columns one after another in the order of `heads`, as in `Student`.
+    The logits hold the heads' columns one after another in the order of `heads`, as in `Student`.
 
-    store_heads: what the store holds, `LabelStore.heads`.
-    heads: which of them count, by how much and at which temperature.
-    tail: what is done with the classes that were not stored; "bucket" and "uniform" need the temperature's stored tail.
-    implementation: "auto" takes "triton" on a GPU and "torch" elsewhere. What is taken is printed, once.
-    announced: whether it is printed; a loss beside the one that is trained on is not.
+    store_heads: the store's heads, `LabelStore.heads`.
+    heads: those that count, with weight and temperature.
+    tail: how the classes that were not stored count; "bucket" and "uniform" need the temperature's stored tail.
+    implementation: "auto" takes "triton" on a GPU and "torch" elsewhere.
+    announce: print once which implementation is used; for the loss that is trained on.
 
     Raises UserError naming the head that is not in the store, occurs twice, or has a temperature without stored tail.
     """
@@ -46,20 +46,20 @@ class MultiHeadKLLoss:
         tail: Tail = "uniform",
         implementation: LossKind = "auto",
         device: torch.device | str = "cpu",
-        announced: bool = True,
+        announce: bool = True,
     ) -> None:
         self.names = tuple(head.name for head in heads)
         self.device = torch.device(device)
         self.tail = tail
-        self.specs = _specs(store_heads, heads, tail)
+        self.specs = _head_specs(store_heads, heads, tail)
         self.weights = torch.tensor([head.weight for head in heads], dtype=torch.float32, device=self.device)
-        self.implementation, why = choose(implementation, self.device)
+        self.implementation, reason = choose_implementation(implementation, self.device)
         if self.implementation == "triton" and self.device.type == "cuda":
-            # Now: in torch.compile's warm-up for CUDA graphs they would come to lie in a graph's own memory.
-            tickets(self.device, len(self.names))
+            # Allocated now: during torch.compile's warm-up for CUDA graphs they would lie in a graph's own memory.
+            arrival_counters(self.device, len(self.names))
         count = f"{len(self.names)} head{'s' if len(self.names) > 1 else ''}"
-        if announced:
-            _announce(f"loss: {self.implementation} on {self.device} ({why}), tail {tail}, {count}")
+        if announce:
+            _announce(f"loss: {self.implementation} on {self.device} ({reason}), tail {tail}, {count}")
 
     def __call__(
         self, logits: Tensor, labels: Mapping[str, tuple[Tensor, Tensor]], rows: Tensor | None = None
@@ -68,7 +68,7 @@ class MultiHeadKLLoss:
 
         logits: (B, sum of classes), float32, bfloat16 or float16.
         labels: per head, ids (R, k) and log-probabilities with log-tails (R, k + T) as the store gives them.
-        rows: (B,) int64, which of the R label rows belongs to each row of logits; None where they correspond.
+        rows: (B,) int64, the label row of each row of logits; None where R = B and they correspond.
         """
         missing = [name for name in self.names if name not in labels]
         if missing:
@@ -90,8 +90,8 @@ class MultiHeadKLLoss:
         )
 
 
-def choose(implementation: LossKind, device: torch.device) -> tuple[str, str]:
-    """(implementation, why): what `auto` means on this device. Raises UserError where Triton is asked for in vain."""
+def choose_implementation(implementation: LossKind, device: torch.device) -> tuple[str, str]:
+    """(implementation, reason) for this device. Raises UserError where Triton is asked for and cannot run."""
     installed = find_spec("triton") is not None
     if implementation == "triton" and not installed:
         raise UserError("loss: 'triton' was asked for, but the package is not installed: pip install triton")
@@ -107,14 +107,14 @@ def choose(implementation: LossKind, device: torch.device) -> tuple[str, str]:
     return ("triton" if device.type == "cuda" else "torch"), f"the choice for {device.type}"
 
 
-def _specs(store_heads: Mapping[str, HeadInfo], heads: Sequence[HeadConfig], tail: Tail) -> tuple[HeadSpec, ...]:
+def _head_specs(store_heads: Mapping[str, HeadInfo], heads: Sequence[HeadConfig], tail: Tail) -> tuple[HeadSpec, ...]:
     if not heads:
         raise UserError("heads: none are left to train on; name some of the store's: " + ", ".join(store_heads))
     specs: list[HeadSpec] = []
-    for place, head in enumerate(heads):
+    for index, head in enumerate(heads):
         if head.name not in store_heads:
             raise UserError(f"heads: the store has no {head.name!r}; it has {', '.join(store_heads)}")
-        if head.name in {earlier.name for earlier in heads[:place]}:
+        if head.name in {earlier.name for earlier in heads[:index]}:
             raise UserError(f"heads: {head.name!r} occurs twice; name each head once")
         if not (math.isfinite(head.weight) and head.weight >= 0):
             raise UserError(f"head {head.name!r}: weight must be a number of at least 0, not {head.weight}")
@@ -135,11 +135,11 @@ def _specs(store_heads: Mapping[str, HeadInfo], heads: Sequence[HeadConfig], tai
 
 def default_temperature(stored: Sequence[float]) -> float:
     """The highest stored temperature of at most 2, else the lowest."""
-    return max((temperature for temperature in stored if temperature <= HIGHEST_DEFAULT), default=min(stored))
+    return max((temperature for temperature in stored if temperature <= MAX_DEFAULT_TEMPERATURE), default=min(stored))
 
 
 def _tail_column(head: HeadConfig, stored: HeadInfo, tail: Tail) -> int:
-    """Which stored log-tail belongs to the head's temperature; 0 where none is needed."""
+    """The column of the stored log-tail for the head's temperature; 0 where none is needed."""
     if not (math.isfinite(head.temperature) and head.temperature > 0):
         raise UserError(f"head {head.name!r}: temperature must be a number above 0, not {head.temperature}")
     for column, temperature in enumerate(stored.temperatures):
@@ -155,7 +155,7 @@ def _tail_column(head: HeadConfig, stored: HeadInfo, tail: Tail) -> int:
 
 
 def _announce(message: str) -> None:
-    """Prints what was chosen, once in a process and by one process of a team."""
+    """Print a message once per run, on rank 0."""
     distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
     if message not in _announced and not (distributed and torch.distributed.get_rank() > 0):
         console.print(message, highlight=False)

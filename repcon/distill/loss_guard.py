@@ -1,4 +1,4 @@
-"""Stops a run whose loss is no number any more, and keeps what led there."""
+"""Stop on a NaN or infinite loss, and save the batch that caused it."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,8 +15,8 @@ REMEDY = "Start again under another `out` with a lower optim.lr, with optim.clip
 
 
 @contextmanager
-def batch_norm_explained() -> Iterator[None]:
-    """Explains, around a training forward pass, that batch norm refuses a batch of one value per channel."""
+def explain_batch_norm_error() -> Iterator[None]:
+    """Raises UserError where batch norm refuses a batch with one value per channel in a training forward pass."""
     try:
         yield
     except ValueError as error:
@@ -29,69 +29,70 @@ def batch_norm_explained() -> Iterator[None]:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Seen:
+class _WatchedStep:
     step: int
     losses: torch.Tensor
-    """(H,) on the CPU; on a GPU the copy may still be under way until `ready`."""
-    ready: torch.cuda.Event | None
+    """(H,) on the CPU; on a GPU the copy is complete once `copied` is."""
+    copied: torch.cuda.Event | None
     logits: torch.Tensor
     batch: Batch
 
 
 class LossGuard:
-    """Looks at every step's losses: on a CPU at once, on a GPU in the middle of the next step, so that it never waits.
+    """Checks every step's losses: on a CPU at once, on a GPU in the middle of the next step, so that it never waits.
 
-    In a team all processes stop together.
+    All ranks stop together. folder: where the batch is saved.
     """
 
     def __init__(self, names: tuple[str, ...], distributed: DistributedContext, folder: Path) -> None:
         self._names, self._distributed, self._folder = names, distributed, folder
-        self._seen: _Seen | None = None
+        self._watched: _WatchedStep | None = None
 
     def watch(self, step: int, losses: torch.Tensor, logits: torch.Tensor, batch: Batch) -> None:
-        """Notes a step's losses; on a CPU checks them."""
-        ready = None
-        copied = losses.detach()
-        if copied.device.type == "cuda":
-            copied = copied.to("cpu", non_blocking=True)
-            ready = torch.cuda.Event()
-            ready.record()
-        self._seen = _Seen(step=step, losses=copied, ready=ready, logits=logits.detach(), batch=batch)
-        if ready is None:
+        """Record a step's losses (H,); on a CPU check them."""
+        copied = None
+        on_cpu = losses.detach()
+        if on_cpu.device.type == "cuda":
+            on_cpu = on_cpu.to("cpu", non_blocking=True)
+            copied = torch.cuda.Event()
+            copied.record()
+        self._watched = _WatchedStep(step=step, losses=on_cpu, copied=copied, logits=logits.detach(), batch=batch)
+        if copied is None:
             self.check()
 
     def check(self) -> None:
-        """Checks the newest step, once. Raises UserError naming step, head and the file that holds the batch."""
-        seen, self._seen = self._seen, None
-        if seen is not None:
-            self._check(seen)
+        """Check the latest step, once. Raises UserError naming step, head and the file that holds the batch."""
+        watched, self._watched = self._watched, None
+        if watched is not None:
+            self._check(watched)
 
-    def check_answers(self, step: int, logits: torch.Tensor) -> None:
-        """Raises UserError where answers after the update of `step` are not finite: no loss has told of it yet."""
-        if self._distributed.any(not torch.isfinite(logits).all()):
+    def check_logits(self, step: int, logits: torch.Tensor) -> None:
+        """Raises UserError where logits after the update of `step` are not finite, before any loss shows it."""
+        if self._distributed.any_rank(not torch.isfinite(logits).all()):
             what = "since its update the student's answers are not finite, so nothing was saved"
             raise UserError(f"step {step}: {what}. {REMEDY}")
 
-    def _check(self, seen: _Seen) -> None:
-        if seen.ready is not None:
-            seen.ready.synchronize()
-        bad = [
-            name for name, loss in zip(self._names, seen.losses.tolist(), strict=True) if not abs(loss) < float("inf")
-        ]
-        if not self._distributed.any(bool(bad)):
+    def _check(self, watched: _WatchedStep) -> None:
+        if watched.copied is not None:
+            watched.copied.synchronize()
+        losses = zip(self._names, watched.losses.tolist(), strict=True)
+        heads = [name for name, loss in losses if not abs(loss) < float("inf")]
+        if not self._distributed.any_rank(bool(heads)):
             return
-        where = self._dump(seen) if bad else "another process's dump"
-        heads = ", ".join(repr(name) for name in bad) or "another process"
-        raise UserError(f"step {seen.step}: the loss of head {heads} is not finite; the batch is in {where}. {REMEDY}")
+        where = self._save(watched) if heads else "another process's dump"
+        named = ", ".join(repr(name) for name in heads) or "another process"
+        raise UserError(
+            f"step {watched.step}: the loss of head {named} is not finite; the batch is in {where}. {REMEDY}"
+        )
 
-    def _dump(self, seen: _Seen) -> Path:
-        """The step's pixels, labels, logits and losses, for `torch.load`."""
-        path = self._folder / f"not-finite-step-{seen.step}-rank-{self._distributed.rank}.pt"
-        batch, rows = seen.batch, seen.batch.rows.cpu()
+    def _save(self, watched: _WatchedStep) -> Path:
+        """Write the step's pixels, labels, logits and losses, for `torch.load`."""
+        path = self._folder / f"not-finite-step-{watched.step}-rank-{self._distributed.rank}.pt"
+        batch, rows = watched.batch, watched.batch.rows.cpu()
         state = {
-            "step": seen.step,
-            "losses": dict(zip(self._names, seen.losses.tolist(), strict=True)),
-            "logits": seen.logits.cpu(),
+            "step": watched.step,
+            "losses": dict(zip(self._names, watched.losses.tolist(), strict=True)),
+            "logits": watched.logits.cpu(),
             "images": batch.images,
             "crops": batch.crops,
             "pixels": batch.pixels.cpu(),

@@ -1,4 +1,5 @@
-"""The training step that `train` and `teach` share: timm's optimiser, schedule and moving average behind one call."""
+"""Optimizer updates for `train` and `teach`: timm's optimizer, schedule and moving average behind one call."""
+# pyright: reportPrivateImportUsage=false
 
 from contextlib import AbstractContextManager
 from types import MethodType
@@ -7,23 +8,17 @@ from typing import Any
 import torch
 from torch import nn
 
-import repcon.models.timm_import  # noqa: F401 - first: timm imports torchvision, which this makes importable
 from repcon.config import OptimConfig, Precision, TrainingPrecision
-from repcon.models import timm_import  # noqa: F401 (must run before timm is imported)
+from repcon.models.timm_import import timm
 from repcon.runtime.device import DTYPES
 from repcon.runtime.errors import UserError
 
-# isort: split
-from timm.optim import create_optimizer_v2  # pyright: ignore[reportPrivateImportUsage]
-from timm.scheduler import create_scheduler_v2  # pyright: ignore[reportPrivateImportUsage]
-from timm.utils import ModelEmaV3  # pyright: ignore[reportPrivateImportUsage]
-
 FUSED = ("adam", "adamw", "sgd")
-"""torch's own optimisers that update all weights in one call: on two cores a tenth of a small model's step."""
+"""Optimizers with a fused update in torch; the fused update takes a tenth of a small model's step on two cores."""
 
 
-def resolve(precision: TrainingPrecision, device: torch.device) -> Precision:
-    """What `auto` stands for on a device: bf16 where it has instructions for it, fp32 elsewhere."""
+def resolve_precision(precision: TrainingPrecision, device: torch.device) -> Precision:
+    """The precision that `auto` stands for: bf16 where the device has instructions for it, fp32 elsewhere."""
     if precision != "auto":
         return precision
     if device.type == "cuda":
@@ -32,21 +27,21 @@ def resolve(precision: TrainingPrecision, device: torch.device) -> Precision:
 
 
 def autocast(device: torch.device, precision: TrainingPrecision) -> AbstractContextManager[Any]:
-    """The forward pass's number format; weights and their updates stay float32."""
-    precision = resolve(precision, device)
+    """Autocast for the forward pass; weights and their updates stay float32."""
+    precision = resolve_precision(precision, device)
     return torch.autocast(device.type, DTYPES[precision], enabled=precision != "fp32")
 
 
-def keyed(seed: int, number: int) -> int:
-    """The torch seed of one piece of work, by its number alone: after a resume its randomness is the same."""
+def step_seed(seed: int, number: int) -> int:
+    """The torch seed of step or epoch `number`, so that a resumed run draws the same random numbers."""
     return (seed * 0x9E3779B97F4A7C15 + number) % 2**63
 
 
 class OptimizerUpdates:
-    """What turns losses into better weights: backward, clipping, optimiser, schedule, moving average.
+    """Backward pass, gradient clipping, optimizer, schedule and moving average of the weights.
 
-    The schedule counts updates, from 0 to `total`, and is set before each of them, so `count` alone says where it
-    stands. Warm-up takes `config.warmup_epochs`, at most half of all updates.
+    total: updates of the run. per_epoch: updates of an epoch. The schedule follows `count`, the number of updates so
+    far; its warm-up takes `config.warmup_epochs`, at most half of all updates.
     """
 
     def __init__(
@@ -59,22 +54,22 @@ class OptimizerUpdates:
         device: torch.device,
         precision: TrainingPrecision = "fp32",
     ) -> None:
-        precision = resolve(precision, device)
+        precision = resolve_precision(precision, device)
         if device.type == "cpu" and precision != "fp32":
-            _grouped_in_float32(model)
+            _run_grouped_convs_in_fp32(model)
         self.model = model
         self.config = config
         self.count = 0
         self.optimizer = _optimizer(model, config)
         self.schedule = _schedule(self.optimizer, config, total, per_epoch)
-        self.ema = ModelEmaV3(model, decay=config.ema) if config.ema else None
+        self.ema = timm.utils.ModelEmaV3(model, decay=config.ema) if config.ema else None
         self.scaler = torch.GradScaler(device.type, enabled=precision == "fp16")
         self._trained = [p for group in self.optimizer.param_groups for p in group["params"]]
-        self._set_rate()
+        self._set_lr()
 
     @property
     def lr(self) -> float:
-        """The rate of the next update."""
+        """The learning rate of the next update."""
         return float(self.optimizer.param_groups[0]["lr"])
 
     @property
@@ -83,7 +78,7 @@ class OptimizerUpdates:
         return self.ema.module if self.ema is not None else self.model
 
     def step(self, loss: torch.Tensor, *, update: bool = True) -> None:
-        """Adds the gradient of `loss` (a scalar) and, unless more batches are to join, updates the weights."""
+        """Add the gradient of `loss` (a scalar) and, with `update`, update the weights."""
         self.scaler.scale(loss).backward()
         if not update:
             return
@@ -96,10 +91,10 @@ class OptimizerUpdates:
         self.count += 1
         if self.ema is not None:
             self.ema.update(self.model, step=self.count)
-        self._set_rate()
+        self._set_lr()
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything but the model's own weights; the average's are here."""
+        """Everything except the model's own weights; includes those of the moving average."""
         return {
             "count": self.count,
             "optimizer": self.optimizer.state_dict(),
@@ -113,25 +108,25 @@ class OptimizerUpdates:
         self.scaler.load_state_dict(state["scaler"])
         if self.ema is not None:
             self.ema.module.load_state_dict(state["ema"])
-        self._set_rate()
+        self._set_lr()
 
-    def _set_rate(self) -> None:
+    def _set_lr(self) -> None:
         if self.schedule is not None:
             self.schedule.step_update(self.count)
 
 
-def _grouped_in_float32(model: nn.Module) -> None:
-    """Grouped convolutions that learn stay out of autocast.
+def _run_grouped_convs_in_fp32(model: nn.Module) -> None:
+    """Exclude trainable grouped convolutions from autocast.
 
     On CPUs their backward pass takes up to 19 times as long in bf16 as in float32 (torch 2.13, depthwise 5 x 5 with
-    stride 2); left in it, they make a step of EfficientNet-Lite0 slower than all of it in float32.
+    stride 2), which makes a bf16 step of EfficientNet-Lite0 slower than a float32 one.
     """
     for module in model.modules():
         if isinstance(module, nn.Conv2d) and module.groups > 1 and module.weight.requires_grad:
-            module.forward = MethodType(_in_float32, module)  # A method, so that a deep copy has its own.
+            module.forward = MethodType(_forward_in_fp32, module)  # A method, so that a deep copy has its own.
 
 
-def _in_float32(module: nn.Conv2d, images: torch.Tensor) -> torch.Tensor:
+def _forward_in_fp32(module: nn.Conv2d, images: torch.Tensor) -> torch.Tensor:
     with torch.autocast(images.device.type, enabled=False):
         return type(module).forward(module, images.float())
 
@@ -141,29 +136,31 @@ def _optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
         raise UserError("freeze_blocks: nothing is left to train; lower it")
     try:
         fused: dict[str, Any] = {"fused": True} if config.name in FUSED else {}
-        made = create_optimizer_v2(model, opt=config.name, lr=config.lr, weight_decay=config.weight_decay, **fused)
+        optimizer = timm.optim.create_optimizer_v2(
+            model, opt=config.name, lr=config.lr, weight_decay=config.weight_decay, **fused
+        )
     except (AssertionError, ValueError, KeyError) as error:
         raise UserError(f"optim.name {config.name!r}: timm makes no such optimiser here ({error})") from error
-    if getattr(made, "is_second_order", False):
+    if getattr(optimizer, "is_second_order", False):
         raise UserError(f"optim.name {config.name!r}: takes second derivatives, which the loss does not give")
-    return made
+    return optimizer
 
 
 def _schedule(optimizer: torch.optim.Optimizer, config: OptimConfig, total: int, per_epoch: float) -> Any:
     """timm's schedule, counted in updates: an "epoch" of its interface is one update here.
 
-    What timm gives in epochs of a run of 300 (steps of 90, milestones) is the same share of this run.
+    timm's step of 90 epochs and its milestones for a run of 300 epochs become the same fractions of this run.
     """
     if config.schedule == "plateau":
         raise UserError("optim.schedule 'plateau' waits for a metric per epoch; choose one that follows the updates")
     warmup = min(round(config.warmup_epochs * per_epoch), total // 2)
     try:
-        schedule, _ = create_scheduler_v2(
+        schedule, _ = timm.scheduler.create_scheduler_v2(
             optimizer,
             config.schedule,
             num_epochs=max(total, 1),
             decay_epochs=max(1, round(0.3 * total)) if config.schedule == "step" else None,
-            decay_milestones=[round(share * total) for share in (0.3, 0.6, 0.9)],
+            decay_milestones=[round(fraction * total) for fraction in (0.3, 0.6, 0.9)],
             warmup_epochs=warmup,
             warmup_lr=config.lr / 100,
             step_on_epochs=False,

@@ -1,4 +1,4 @@
-"""Experiment trackers: a run's figures in TensorBoard, Weights & Biases, MLflow or trackio, beside metrics.jsonl."""
+"""Experiment trackers: log a run to TensorBoard, Weights & Biases, MLflow or trackio, in addition to metrics.jsonl."""
 
 import os
 import time
@@ -12,58 +12,59 @@ from typing import Any, Protocol
 from rich.markup import escape
 
 from repcon.config import TrackerKind
+from repcon.distill.checkpoint import flatten
 from repcon.runtime.console import console, warn
 from repcon.runtime.errors import UserError
 from repcon.runtime.extras import require_extra
 from repcon.runtime.run_dir import write_json
 from repcon.runtime.untrusted import UnreadableError, parse_json, read_text
 
-PROJECT = "repcon"
-"""Of runs whose project the tracker's own environment variable does not name."""
-IDS = "trackers.json"
-"""The file of an output folder with the run's name and its id in each tracker, by which a resumed run is found."""
+DEFAULT_PROJECT = "repcon"
+"""The project if the tracker's environment variable names none."""
+IDS_FILE = "trackers.json"
+"""In the output folder: the run's name and its id in each tracker, with which a resumed run continues them."""
 MODULES: dict[TrackerKind, tuple[str, ...]] = {
     "tensorboard": ("tensorboard",),
     "wandb": ("wandb",),
     "mlflow": ("mlflow",),
     "trackio": ("trackio",),
 }
-"""What each needs; its extra has its own name."""
+"""The modules that each tracker needs; its extra has the same name."""
 
 
 class Tracker(Protocol):
-    """One tracker's run. `id` names it there, `place` tells a person where it is.
+    """One tracker's run. `id`: its name there; `place`: where to look at it.
 
-    The methods may raise anything: a tracker that fails is left out, and training goes on.
+    The methods may raise anything: a tracker that fails is dropped, and training continues.
     """
 
     id: str
     place: str
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
-        """Figures by name, after `step` batches of the whole run."""
+        """Log figures by name, after `step` batches of the run."""
         ...
 
     def finish(self, completed: bool) -> None:
-        """Ends the run; it was stopped or failed where it is not `completed`, and may be resumed."""
+        """End the run; if not `completed`, it was stopped or failed and may be resumed."""
         ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrackedRun:
-    """What a tracker is told when it starts."""
+    """A tracker's arguments."""
 
     folder: Path
     name: str
     settings: Mapping[str, Any]
     step: int
-    """The step that the run goes on after; 0 for a new run."""
+    """The step that the run resumes after; 0 for a new run."""
     id: str
-    """What this tracker called the run that is resumed; empty for a new one."""
+    """The tracker's id of the resumed run; empty for a new one."""
 
 
 class TensorBoard:
-    """Event files in the run's folder; those of steps that are taken again are purged."""
+    """Event files in the run's folder; events of steps that are repeated after a resume are purged."""
 
     def __init__(self, run: TrackedRun) -> None:
         from torch.utils.tensorboard import SummaryWriter
@@ -80,14 +81,14 @@ class TensorBoard:
 
 
 class WeightsAndBiases:
-    """A run of wandb; WANDB_MODE, WANDB_PROJECT and the rest of its environment count."""
+    """A run of wandb; WANDB_MODE, WANDB_PROJECT and its other environment variables apply."""
 
     def __init__(self, run: TrackedRun) -> None:
         import wandb
 
         self.id = run.id or run.name
         self._run = wandb.init(
-            project=os.environ.get("WANDB_PROJECT", PROJECT), id=self.id, name=run.name, resume="allow",
+            project=os.environ.get("WANDB_PROJECT", DEFAULT_PROJECT), id=self.id, name=run.name, resume="allow",
             dir=str(run.folder), config=dict(run.settings), settings=wandb.Settings(silent=True, console="off"),
         )  # fmt: skip
         self.place = self._run.url or str(run.folder / "wandb")
@@ -100,7 +101,7 @@ class WeightsAndBiases:
 
 
 class MLflow:
-    """A run of MLflow; MLFLOW_TRACKING_URI and MLFLOW_EXPERIMENT_NAME count."""
+    """A run of MLflow; MLFLOW_TRACKING_URI and MLFLOW_EXPERIMENT_NAME apply."""
 
     def __init__(self, run: TrackedRun) -> None:
         import mlflow
@@ -111,11 +112,11 @@ class MLflow:
         if self.id:
             self._client.update_run(self.id, status="RUNNING")
             return
-        project = os.environ.get("MLFLOW_EXPERIMENT_NAME", PROJECT)
+        project = os.environ.get("MLFLOW_EXPERIMENT_NAME", DEFAULT_PROJECT)
         experiment = self._client.get_experiment_by_name(project)
         where = experiment.experiment_id if experiment else self._client.create_experiment(project)
         self.id = self._client.create_run(where, run_name=run.name).info.run_id
-        params = [Param(name, str(value)[:500]) for name, value in _flat(run.settings).items()]
+        params = [Param(name, str(value)[:500]) for name, value in flatten(run.settings).items()]
         self._client.log_batch(self.id, params=params)
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
@@ -129,10 +130,10 @@ class MLflow:
 
 
 class Trackio:
-    """A local run of trackio; TRACKIO_PROJECT, TRACKIO_DIR and TRACKIO_SPACE_ID count."""
+    """A local run of trackio; TRACKIO_PROJECT, TRACKIO_DIR and TRACKIO_SPACE_ID apply."""
 
     def __init__(self, run: TrackedRun) -> None:
-        project = os.environ.get("TRACKIO_PROJECT", PROJECT)
+        project = os.environ.get("TRACKIO_PROJECT", DEFAULT_PROJECT)
         self.id, self.place = run.id or run.name, f"trackio show --project {project}"
         self._run: Any = import_module("trackio").init(
             project=project, name=self.id, config=dict(run.settings), resume="allow", embed=False,
@@ -155,22 +156,22 @@ TRACKERS: dict[TrackerKind, Callable[[TrackedRun], Tracker]] = {
 
 
 def require_trackers(kinds: Sequence[TrackerKind]) -> None:
-    """Raises UserError with the pip command where a tracker is not installed; starts none."""
+    """Raises UserError with the pip command where a tracker is not installed."""
     for kind in kinds:
         require_extra(kind, MODULES[kind], f"trackers: {kind}")
 
 
 class Trackers:
-    """The trackers of one run. One that fails is named once, and left out from then on."""
+    """The trackers of one run. A tracker that fails is reported once and dropped."""
 
     def __init__(
         self, kinds: Sequence[TrackerKind] = (), folder: str | Path = "", settings: Mapping[str, Any] | None = None,
         step: int = 0,
     ) -> None:  # fmt: skip
-        """`step`: the step that the run goes on after; 0 for a new run, in which a tracker that cannot be started is a
-        UserError. The ids are kept in `folder`.
+        """step: the step that the run resumes after; 0 for a new run, where a tracker that cannot be started raises
+        UserError. folder: holds the trackers' ids.
         """
-        self._held: dict[TrackerKind, Tracker] = {}
+        self._trackers: dict[TrackerKind, Tracker] = {}
         if not kinds:
             return
         folder = Path(folder)
@@ -180,10 +181,10 @@ class Trackers:
             run = TrackedRun(
                 folder=folder, name=ids["name"], settings=settings or {}, step=step, id=ids.get(kind, "")
             )  # fmt: skip
-            if tracker := self._started(kind, run):
-                self._held[kind] = tracker
+            if tracker := self._start(kind, run):
+                self._trackers[kind] = tracker
                 console.print(f"tracked by {kind}: {escape(tracker.place)}", highlight=False, soft_wrap=True)
-        write_json(folder / IDS, ids | {kind: tracker.id for kind, tracker in self._held.items()})
+        write_json(folder / IDS_FILE, ids | {kind: tracker.id for kind, tracker in self._trackers.items()})
 
     def __enter__(self) -> "Trackers":
         return self
@@ -192,15 +193,15 @@ class Trackers:
         self.finish(completed=kind is None)
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
-        """Figures by name, to every tracker that works."""
-        self._each(lambda tracker: tracker.log(metrics, step))
+        """Log figures by name to all trackers."""
+        self._call_all(lambda tracker: tracker.log(metrics, step))
 
     def finish(self, completed: bool) -> None:
-        """Ends all."""
-        self._each(lambda tracker: tracker.finish(completed))
-        self._held.clear()
+        """End all runs."""
+        self._call_all(lambda tracker: tracker.finish(completed))
+        self._trackers.clear()
 
-    def _started(self, kind: TrackerKind, run: TrackedRun) -> Tracker | None:
+    def _start(self, kind: TrackerKind, run: TrackedRun) -> Tracker | None:
         try:
             return TRACKERS[kind](run)
         except Exception as error:  # of the tracker's own libraries
@@ -211,29 +212,21 @@ class Trackers:
             hint = "see that it works alone (its login, its server), or leave it out of trackers"
             raise UserError(f"trackers: {kind} could not be started ({_reason(error)}); {hint}") from error
 
-    def _each(self, call: Callable[[Tracker], None]) -> None:
-        for kind, tracker in list(self._held.items()):
+    def _call_all(self, call: Callable[[Tracker], None]) -> None:
+        for kind, tracker in list(self._trackers.items()):
             try:
                 call(tracker)
             except Exception as error:  # of the tracker's own libraries
-                del self._held[kind]
+                del self._trackers[kind]
                 warn(f"{kind} failed ({_reason(error)}); training goes on without it")
 
 
 def _read_ids(folder: Path) -> dict[str, str]:
     try:
-        held = parse_json(read_text(folder / IDS))
+        ids = parse_json(read_text(folder / IDS_FILE))
     except UnreadableError:
         return {}
-    return {str(key): str(value) for key, value in held.items()} if isinstance(held, dict) else {}
-
-
-def _flat(settings: Mapping[str, Any], before: str = "") -> dict[str, Any]:
-    """Tables within tables as `table.field`."""
-    found: dict[str, Any] = {}
-    for name, value in settings.items():
-        found |= _flat(value, f"{before}{name}.") if isinstance(value, Mapping) else {before + name: value}
-    return found
+    return {str(key): str(value) for key, value in ids.items()} if isinstance(ids, dict) else {}
 
 
 def _reason(error: Exception) -> str:

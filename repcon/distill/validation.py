@@ -1,4 +1,4 @@
-"""Validation while a student trains: how far it follows each teacher on images that it never trained on, and kNN."""
+"""Validation during training: agreement with each teacher on validation images, and kNN accuracy."""
 
 from collections.abc import Callable, Iterable
 from contextlib import closing
@@ -21,11 +21,12 @@ from repcon.labels.store import LabelStore
 from repcon.models.preprocessing import Preprocessing, normalise
 from repcon.models.student import Student
 
-NEIGHBOURS = 20
+K = 20
+"""Neighbours of the kNN classifier."""
 
 
 class Validation:
-    """All that is measured after a pass."""
+    """The figures that are measured after each epoch group."""
 
     def __init__(
         self,
@@ -35,50 +36,50 @@ class Validation:
         distributed: DistributedContext,
     ) -> None:
         self._distributed = distributed
-        self._agreement = Agreement(store, settings.heads, settings.tail, distributed)
-        self._neighbours = (
-            Neighbours(settings, preprocessing, distributed) if settings.knn and distributed.is_main else None
-        )
+        self._agreement = TeacherAgreement(store, settings.heads, settings.tail, distributed)
+        self._knn = KnnAccuracy(settings, preprocessing, distributed) if settings.knn and distributed.is_main else None
 
     def measure(
-        self, student: Student, answer: Callable[[torch.Tensor], torch.Tensor], loader: DistillLoader
+        self, student: Student, forward: Callable[[torch.Tensor], torch.Tensor], loader: DistillLoader
     ) -> dict[str, Any]:
-        """{"heads": {head: {"agreement", "kl"}}, "images": how many} and, where asked for, "knn": accuracy; student in
-        eval mode."""
-        with closing(loader.held_out()) as batches:
-            heads = self._agreement.measure(student, answer, batches)
-        figures: dict[str, Any] = {"heads": heads, "images": len(loader.held)}
-        if self._neighbours is not None:
-            figures["knn"] = self._neighbours.accuracy(student)
+        """{"heads": {head: {"agreement", "kl"}}, "images": their number} and, where asked for, "knn": accuracy.
+
+        student: in evaluation mode. forward: uint8 pixels to its logits.
+        """
+        with closing(loader.validation_batches()) as batches:
+            heads = self._agreement.measure(student, forward, batches)
+        figures: dict[str, Any] = {"heads": heads, "images": len(loader.validation_rows)}
+        if self._knn is not None:
+            figures["knn"] = self._knn.measure(student)
         self._distributed.barrier()
         return figures
 
 
-class Agreement:
-    """Top-1 agreement with each teacher, and KL from its stored answers, at temperature 1 where its tail is stored."""
+class TeacherAgreement:
+    """Top-1 agreement with each teacher, and KL from its stored labels, at temperature 1 where its tail is stored."""
 
     def __init__(
         self, store: LabelStore, heads: tuple[HeadConfig, ...], tail: Tail, distributed: DistributedContext
     ) -> None:
         self._distributed = distributed
-        self._heads = tuple(_plain(head, store.heads[head.name].temperatures) for head in heads)
+        self._heads = tuple(_unweighted(head, store.heads[head.name].temperatures) for head in heads)
         self._loss = MultiHeadKLLoss(
-            store.heads, self._heads, tail=tail, implementation="torch", device=distributed.device, announced=False
+            store.heads, self._heads, tail=tail, implementation="torch", device=distributed.device, announce=False
         )
 
     @torch.no_grad()
     def measure(
-        self, student: Student, answer: Callable[[torch.Tensor], torch.Tensor], batches: Iterable[Batch]
+        self, student: Student, forward: Callable[[torch.Tensor], torch.Tensor], batches: Iterable[Batch]
     ) -> dict[str, dict[str, float]]:
-        """{head: {"agreement": share, "kl": nats}} over the team's batches, {} without any; student in eval mode."""
+        """{head: {"agreement": fraction, "kl": nat}} over the batches of all ranks; {} without any."""
         sums = torch.zeros(2 * len(self._heads) + 1)
         for batch in batches:
-            logits = answer(batch.pixels).float()
+            logits = forward(batch.pixels).float()
             rows = len(logits)
             kl = self._loss(logits, batch.labels, batch.rows).cpu() * rows
-            same = [self._same(student, logits, batch, head.name) for head in self._heads]
-            sums += torch.cat([kl, torch.stack(same).cpu().float(), torch.tensor([float(rows)])])
-        sums = self._distributed.total(sums)
+            hits = [self._count_hits(student, logits, batch, head.name) for head in self._heads]
+            sums += torch.cat([kl, torch.stack(hits).cpu().float(), torch.tensor([float(rows)])])
+        sums = self._distributed.all_sum(sums)
         rows = float(sums[-1])
         if not rows:
             return {}
@@ -90,18 +91,18 @@ class Agreement:
             for h, head in enumerate(self._heads)
         }
 
-    def _same(self, student: Student, logits: torch.Tensor, batch: Batch, name: str) -> torch.Tensor:
-        """How many rows' first choice is the teacher's."""
-        best = batch.labels[name][0][:, 0].to(torch.int64)[batch.rows]
-        return (logits[:, student.head_slices[name]].argmax(1) == best).sum()
+    def _count_hits(self, student: Student, logits: torch.Tensor, batch: Batch, name: str) -> torch.Tensor:
+        """The number of rows whose top class is the teacher's."""
+        top = batch.labels[name][0][:, 0].to(torch.int64)[batch.rows]
+        return (logits[:, student.head_slices[name]].argmax(1) == top).sum()
 
 
-def _plain(head: HeadConfig, stored: tuple[float, ...]) -> HeadConfig:
+def _unweighted(head: HeadConfig, stored: tuple[float, ...]) -> HeadConfig:
     temperature = 1.0 if 1.0 in stored else head.temperature
     return HeadConfig(name=head.name, weight=1.0, temperature=temperature)
 
 
-class Neighbours:
+class KnnAccuracy:
     """Cosine kNN accuracy of the backbone's features on labelled images, half of each class against the other."""
 
     def __init__(self, settings: TrainConfig, preprocessing: Preprocessing, distributed: DistributedContext) -> None:
@@ -112,8 +113,8 @@ class Neighbours:
         self._settings = settings
 
     @torch.no_grad()
-    def accuracy(self, student: Student) -> float:
-        """Share of the test half whose 20 nearest of the other half vote for its class."""
+    def measure(self, student: Student) -> float:
+        """Fraction of the test half that its K nearest neighbours in the other half classify correctly."""
         settings, size = self._settings, self._preprocessing.size
         loader = open_loader(
             settings.loader, self._pack, (size,), num_workers=settings.num_workers, device=self._device.type
@@ -126,5 +127,5 @@ class Neighbours:
         finally:
             loader.close()
         features = np.concatenate(parts)
-        predicted = knn(features[self._train], self._labels[self._train], features[self._test], (NEIGHBOURS,))
-        return float((predicted[NEIGHBOURS] == self._labels[self._test]).mean())
+        predicted = knn(features[self._train], self._labels[self._train], features[self._test], (K,))
+        return float((predicted[K] == self._labels[self._test]).mean())

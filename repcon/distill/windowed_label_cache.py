@@ -1,7 +1,7 @@
-"""Stored labels in windows: for a store of which not even two slabs fit in the memory that labels may take.
+"""Stored labels in windows of images, for stores of which two crop numbers do not fit into the label memory.
 
-A pass's images come window by window (`distill/sampler.py`). What a batch needs is copied out of its window when its
-images are sent to the loader and waits there for their pixels, so that windows are read once, one after the other.
+The images of an epoch group come window by window (`distill.sampler`). A batch's labels are copied out of their window
+when its images are sent to the decoder and wait for the pixels, so that windows are read once, one after the other.
 """
 
 import threading
@@ -12,10 +12,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from repcon.distill.label_cache import Pair, places_of, to_device
+from repcon.distill.label_cache import LabelPair, crop_indices, to_device
 from repcon.labels.store import LabelStore
 
-HELD = 3
+MAX_WINDOWS = 3
 """Windows in memory."""
 
 Arrays = list[np.ndarray]
@@ -23,23 +23,23 @@ Arrays = list[np.ndarray]
 
 
 @dataclass(slots=True, kw_only=True)
-class _Chunk:
+class _PendingLabels:
     """Labels of one request's images, waiting for their pixels."""
 
     images: np.ndarray
-    """(n,) rising rows of the pack."""
+    """(n,) ascending rows of the pack."""
     arrays: Arrays
-    """As of `Arrays`, without boxes and flips."""
-    left: int
+    """As `Arrays`, without boxes and flips."""
+    remaining: int
     """Crops that no batch has had yet."""
 
 
 class WindowedLabelCache:
-    """Labels of one pass's crops, read in windows.
+    """Labels of one epoch group's crops, read in windows.
 
     Call `crop_boxes` for images in the order of decoding, `gather` for those of each batch.
 
-    Up to three windows are in memory: the one in use, the one before it (where the crops of an image are spread over
+    Up to three windows are in memory: the current one, the one before it (where the crops of an image are spread over
     batches, the first batches also hold images of the last window), and the next one, which a thread reads. Together
     they stay within `memory_bytes`, if three single shards do. seed: one or two integers.
     """
@@ -48,88 +48,91 @@ class WindowedLabelCache:
         self, store: LabelStore, heads: tuple[str, ...], crops: tuple[int, ...], *, seed: list[int], memory_bytes: int
     ) -> None:
         self._store, self._heads, self._crops = store, heads, crops
-        share = memory_bytes * 2 // HELD  # The plan is made for two.
-        self.numbers = np.empty(store.images, np.int32)
+        plan_bytes = memory_bytes * 2 // MAX_WINDOWS  # `window_plan` counts two windows.
+        self.window_numbers = np.empty(store.images, np.int32)
         """(N,) the window that holds each image."""
         self._count = 0
-        for rows in store.reader.window_plan(crops, heads, seed=seed, memory_bytes=share):
-            self.numbers[rows] = self._count
+        for rows in store.reader.window_plan(crops, heads, seed=seed, memory_bytes=plan_bytes):
+            self.window_numbers[rows] = self._count
             self._count += 1
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="repcon-windows")
-        self._held: OrderedDict[int, Future[tuple[np.ndarray, Arrays]]] = OrderedDict()
-        self._chunks: list[_Chunk] = []
+        self._windows: OrderedDict[int, Future[tuple[np.ndarray, Arrays]]] = OrderedDict()
+        self._pending: list[_PendingLabels] = []
         self._lock = threading.Lock()
 
     def crop_boxes(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Boxes (n, c, 4) and flips (n, c) of these images, whose labels are kept until `gather` has given them all."""
-        rising, places = np.unique(images, return_inverse=True)
-        boxes, flips, *labels = self._gathered(rising)
+        """Boxes (n, c, 4) and flips (n, c) of these images, whose labels are kept until `gather` has returned them."""
+        rows, inverse = np.unique(images, return_inverse=True)
+        boxes, flips, *labels = self._read_images(rows)
+        pending = _PendingLabels(images=rows, arrays=labels, remaining=len(rows) * len(self._crops))
         with self._lock:
-            self._chunks.append(_Chunk(images=rising, arrays=labels, left=len(rising) * len(self._crops)))
-        return boxes[:, places].swapaxes(0, 1), flips[:, places].T
+            self._pending.append(pending)
+        return boxes[:, inverse].swapaxes(0, 1), flips[:, inverse].T
 
     def gather(
         self, images: torch.Tensor, crops: torch.Tensor, device: torch.device
-    ) -> tuple[torch.Tensor, dict[str, Pair]]:
+    ) -> tuple[torch.Tensor, dict[str, LabelPair]]:
         """(rows, labels) of these crops, as `CachedLabels.gather` gives them.
 
         Raises RuntimeError where `crop_boxes` has not been called for one of the images.
         """
         with self._lock:
-            chunks = list(self._chunks)
-        wanted, numbers = images.numpy(), places_of(crops.numpy(), self._crops)
-        out = [np.empty((len(wanted), *array.shape[2:]), array.dtype) for array in chunks[0].arrays]
+            pending = list(self._pending)
+        rows, crop_index = images.numpy(), crop_indices(crops.numpy(), self._crops)
+        out = [np.empty((len(rows), *array.shape[2:]), array.dtype) for array in pending[0].arrays]
         found = 0
-        for chunk in chunks:
-            at = np.flatnonzero(np.isin(wanted, chunk.images))
-            places = np.searchsorted(chunk.images, wanted[at])
-            for target, array in zip(out, chunk.arrays, strict=True):
-                target[at] = array[numbers[at], places]
-            chunk.left -= len(at)
-            found += len(at)
-        if found != len(wanted):
-            raise RuntimeError(f"{len(wanted) - found} crops of a batch have no labels: they were never asked for")
+        for part in pending:
+            here = np.flatnonzero(np.isin(rows, part.images))
+            image_index = np.searchsorted(part.images, rows[here])
+            for target, array in zip(out, part.arrays, strict=True):
+                target[here] = array[crop_index[here], image_index]
+            part.remaining -= len(here)
+            found += len(here)
+        if found != len(rows):
+            raise RuntimeError(f"{len(rows) - found} crops of a batch have no labels: call crop_boxes for them first")
         with self._lock:
-            self._chunks = [chunk for chunk in self._chunks if chunk.left]
+            self._pending = [part for part in self._pending if part.remaining]
         tensors = [to_device(torch.from_numpy(array), device) for array in out]
         pairs = zip(tensors[::2], tensors[1::2], strict=True)
-        return torch.arange(len(wanted), device=device), dict(zip(self._heads, pairs, strict=True))
+        return torch.arange(len(rows), device=device), dict(zip(self._heads, pairs, strict=True))
 
     def close(self) -> None:
-        """Ends the thread."""
+        """End the thread."""
         self._pool.shutdown(wait=True, cancel_futures=True)
 
-    def _gathered(self, images: np.ndarray) -> Arrays:
-        numbers = self.numbers[images]
+    def _read_images(self, images: np.ndarray) -> Arrays:
+        """The arrays of ascending rows of the pack, out of their windows."""
+        numbers = self.window_numbers[images]
         out: Arrays = []
         for number in np.unique(numbers):
-            at = np.flatnonzero(numbers == number)
+            here = np.flatnonzero(numbers == number)
             rows, window = self._window(int(number))
-            places = np.searchsorted(rows, images[at])
+            index = np.searchsorted(rows, images[here])
             out = out or [np.empty((len(array), len(images), *array.shape[2:]), array.dtype) for array in window]
             for target, array in zip(out, window, strict=True):
-                target[:, at] = array[:, places]
+                target[:, here] = array[:, index]
         return out
 
     def _window(self, number: int) -> tuple[np.ndarray, Arrays]:
-        self._fetch(number)
-        window = self._held[number].result()
+        """A window's rows and arrays; starts to read the next window."""
+        self._load(number)
+        window = self._windows[number].result()
         if number + 1 < self._count:
-            self._fetch(number + 1)
-            self._held.move_to_end(number)
+            self._load(number + 1)
+            self._windows.move_to_end(number)
         return window
 
-    def _fetch(self, number: int) -> None:
-        """Begins to read unless it is held; the least recently used of three makes room."""
-        if number not in self._held:
-            while len(self._held) >= HELD:
-                self._held.popitem(last=False)[1].cancel()
-            self._held[number] = self._pool.submit(self._read, number)
-        self._held.move_to_end(number)
+    def _load(self, number: int) -> None:
+        """Start to read a window that is not in memory, in place of the least recently used one."""
+        if number not in self._windows:
+            while len(self._windows) >= MAX_WINDOWS:
+                self._windows.popitem(last=False)[1].cancel()
+            self._windows[number] = self._pool.submit(self._read_window, number)
+        self._windows.move_to_end(number)
 
-    def _read(self, number: int) -> tuple[np.ndarray, Arrays]:
-        """The window's rising rows, and what is stored for them."""
-        rows = np.flatnonzero(self.numbers == number)
+    def _read_window(self, number: int) -> tuple[np.ndarray, Arrays]:
+        """The window's ascending rows, and their arrays."""
+        rows = np.flatnonzero(self.window_numbers == number)
         tables = self._store.reader.window(self._crops, rows, self._heads)
         labels = [array for name in self._heads for array in tables.labels[name]]
         shape = (len(self._crops), len(rows))

@@ -6,7 +6,7 @@ from pathlib import Path
 from repcon.config import EvaluateConfig, split_name
 from repcon.evaluation.data_sets import Split
 from repcon.images.pack import ImagePack
-from repcon.models.custom import is_factory
+from repcon.models.custom import is_module_function
 from repcon.models.saved_model import CONFIG, model_folder, saved_class_names, saved_extra
 from repcon.runtime.console import warn
 from repcon.runtime.errors import UserError
@@ -45,7 +45,7 @@ def _require_finetunable(backbones: Mapping[str, str]) -> None:
             raise UserError(
                 f"metrics: fine-tuning takes one backbone, and {name} is several; leave `finetune` or it out"
             )
-        if is_factory(model):
+        if is_module_function(model):
             raise UserError(f"metrics: fine-tuning takes models of timm, and {name} is not; leave `finetune` or it out")
 
 

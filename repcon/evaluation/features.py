@@ -19,12 +19,11 @@ from repcon.config import LoaderKind
 from repcon.decode.base import CropRequest
 from repcon.decode.factory import open_loader
 from repcon.images.pack import ImagePack
-from repcon.models.answers import COMPANY_ROWS, require_repeatable
-from repcon.models.custom import identity, is_factory, make
+from repcon.models.custom import check_registered, full_weight_hash, is_module_function, load_custom_model
 from repcon.models.factory import create_model
 from repcon.models.identity import architecture_of, weight_hash
+from repcon.models.output_checks import BATCH_INDEPENDENCE_ROWS, check_deterministic
 from repcon.models.preprocessing import Preprocessing, normalise, preprocessing_of
-from repcon.models.untracked import require_registered
 from repcon.runtime.console import warn
 from repcon.runtime.errors import UserError
 from repcon.runtime.local_files import AtomicFile
@@ -67,7 +66,7 @@ def centred_squares(pack: ImagePack, rows: np.ndarray, batch_size: int) -> Itera
     """Crop requests for the centred square of each row, in order, not flipped."""
     crops, flips = np.zeros((len(rows), 1), np.int64), np.zeros((len(rows), 1), np.uint8)
     squares = CropRequest(images=rows, crops=crops, boxes=centre_boxes(pack.sizes[rows])[:, None], flips=flips)
-    return squares.parts(batch_size)
+    return squares.split(batch_size)
 
 
 def extract(model: str, pack: ImagePack, rows: np.ndarray, config: ExtractConfig, progress: Progress) -> Features:
@@ -78,9 +77,9 @@ def extract(model: str, pack: ImagePack, rows: np.ndarray, config: ExtractConfig
     """
     backbone, preprocessing = _backbone(model, config.size)
     backbone = backbone.to(config.device).eval()
-    if is_factory(model):
+    if is_module_function(model):
         values = _compute(backbone, preprocessing, pack, rows, config, progress, own=model)
-        return Features(values=values, weight_hash=identity(backbone), input_size=preprocessing.size)
+        return Features(values=values, weight_hash=full_weight_hash(backbone), input_size=preprocessing.size)
     weights = weight_hash(backbone)
     # Layers without weights (activations, pooling) are chosen by a folder's config.json: their list tells them apart.
     layers = hashlib.sha256(repr(backbone).encode()).hexdigest()
@@ -93,11 +92,11 @@ def extract(model: str, pack: ImagePack, rows: np.ndarray, config: ExtractConfig
 
 
 def _backbone(model: str, size: int) -> tuple[nn.Module, Preprocessing]:
-    if not is_factory(model):
+    if not is_module_function(model):
         backbone = create_model(model, num_classes=0, size=size)
         return backbone, preprocessing_of(backbone, size)
-    backbone, preprocessing = make(model, "backbone")
-    require_registered(backbone, f"backbone {model}")
+    backbone, preprocessing = load_custom_model(model, "backbone")
+    check_registered(backbone, f"backbone {model}")
     if isinstance(list(backbone.modules())[-1], nn.Linear):
         what = "ends in a linear layer; if that is its classifier, return the module without it: features are compared"
         warn(f"{model} {what}")
@@ -126,10 +125,10 @@ def _compute(
         for batch in loader.batches(centred_squares(pack, rows, config.batch_size)):
             pixels = batch.pixels[preprocessing.size].to(config.device)
             inputs = normalise(pixels, preprocessing, torch.float32)
-            first = inputs[:COMPANY_ROWS].clone() if own and not parts else None
+            first = inputs[:BATCH_INDEPENDENCE_ROWS].clone() if own and not parts else None
             parts.append(_forward(backbone, inputs))
             if first is not None:
-                require_repeatable(backbone, first, torch.from_numpy(parts[0]).to(inputs.device), f"backbone {own}")
+                check_deterministic(backbone, first, torch.from_numpy(parts[0]).to(inputs.device), f"backbone {own}")
             progress.advance(task, len(pixels))
     finally:
         loader.close()

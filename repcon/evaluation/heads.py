@@ -15,7 +15,7 @@ import torch
 from rich.markup import escape
 from rich.progress import Progress
 
-from repcon.config import EvaluateConfig, TeachConfig, TeacherConfig, named_values, parse
+from repcon.config import EvaluateConfig, TeachConfig, TeacherConfig, parse, parse_named_values
 from repcon.decode.factory import open_loader
 from repcon.evaluation import intervals
 from repcon.evaluation.features import centred_squares
@@ -61,7 +61,7 @@ def plan_heads(config: EvaluateConfig, backbones: Mapping[str, str], packs: Mapp
     if not students:
         raise UserError("heads: none of the backbones is a student with heads; name a folder of `repcon train`")
     known = list(dict.fromkeys(head for heads in students.values() for head in heads))
-    given = named_values("teachers", config.teachers, "NAME=MODEL", known) or {
+    given = parse_named_values("teachers", config.teachers, "NAME=MODEL", known) or {
         name: backbones[name] for name in backbones if name in known
     }
     if not given:
@@ -90,7 +90,7 @@ def plan_heads(config: EvaluateConfig, backbones: Mapping[str, str], packs: Mapp
 
 def _load(head: str, model: str, size: int) -> teachers.Teacher:
     folder = str(model_folder(Path(model))) if Path(model).is_dir() else model
-    teacher = teachers.load(TeacherConfig(name=head, model=folder, size=size), "cpu")
+    teacher = teachers.load_teacher(TeacherConfig(name=head, model=folder, size=size), "cpu")
     if not teacher.metadata.classes:
         raise UserError(f"teachers: the classes of {head}={model} have no names, so that no image can be matched")
     return teacher

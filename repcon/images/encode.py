@@ -11,7 +11,7 @@ from repcon.images.jpeg import (
     MAX_PIXELS,
     Header,
     InvalidImageError,
-    check_size,
+    check_image_size,
     content_hash,
     exif_orientation,
     read_header,
@@ -79,7 +79,7 @@ def encode(data: bytes, max_side: int, quality: int) -> Encoded:
 def _encode(data: bytes, max_side: int, quality: int) -> Encoded:
     if data[:2] == b"\xff\xd8":
         header = read_header(data)
-        check_size(header.width, header.height)
+        check_image_size(header.width, header.height)
         if data.count(b"\xff\xda") > MAX_SCANS:
             raise InvalidImageError(f"too many scans: more than {MAX_SCANS}, which could take minutes to decode")
         decoded, damage = _decode_jpeg(data, header)
@@ -164,7 +164,7 @@ def _decode_with_pillow(data: bytes) -> tuple[Image.Image, str]:
     pixels = 0
     try:
         with Image.open(io.BytesIO(data), formats=[name for name in FORMATS if name in Image.OPEN]) as image:
-            check_size(*image.size)
+            check_image_size(*image.size)
             pixels, kind = image.width * image.height, image.format or "unknown"
             image.load()
             return _upright(_rgb(image, kind), exif_orientation(image.getexif)), kind

@@ -130,7 +130,7 @@ def strip_metadata(data: bytes) -> bytes:
     return b"".join(parts)
 
 
-def check_size(width: int, height: int) -> None:
+def check_image_size(width: int, height: int) -> None:
     if width < 1 or height < 1:
         raise InvalidImageError(f"an empty picture: {width} x {height} pixels")
     if width * height > MAX_PIXELS:

@@ -15,7 +15,7 @@ from typing import Any
 
 from repcon import config
 from repcon.config import Codec, CropConfig, Precision, Values
-from repcon.crops import plan as crop_plan
+from repcon.crops.plan import check_crop_config
 from repcon.runtime.errors import UserError
 
 FORMAT, VERSION = "repcon labels", 1
@@ -148,7 +148,7 @@ def check(manifest: Manifest, origin: str) -> None:
     if units * max(len(manifest.parts), 1) > _MAX_UNITS:
         raise UserError(f"{origin}: {units} shards per array; rows_per_shard is too small for so many images and crops")
     check_values(dataclasses.asdict(manifest), origin)
-    crop_plan.check(config.parse(CropConfig, manifest.crop_recipe, f"{origin}: crop_recipe"))
+    check_crop_config(config.parse(CropConfig, manifest.crop_recipe, f"{origin}: crop_recipe"))
     temperatures = manifest.temperatures
     if len(set(temperatures)) < len(temperatures) or not temperatures or len(temperatures) > 64:
         raise UserError(f"{origin}: temperatures {list(temperatures)} must be 1 to 64 different ones")

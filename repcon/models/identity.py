@@ -1,4 +1,4 @@
-"""What a model is: its architecture, a hash of its weights, the names of its classes."""
+"""Identify a model: architecture, weight hash, class names."""
 
 import hashlib
 import struct
@@ -42,7 +42,7 @@ def class_names_of(model: nn.Module) -> tuple[str, ...]:
     names, source = config.get("label_names"), config.get("source")
     if names and count:
         return parse_class_names(names, count, f"model {config.get('file') or architecture_of(model)}: label_names")
-    # A folder's own weights, or those of somebody's repository, may answer for any thousand things.
+    # Weights of a folder or of anyone's repository may have any other thousand classes.
     foreign = source == "local-dir" or (source == "hf-hub" and not str(config.get("hf_hub_id")).startswith("timm/"))
     if count == config.get("num_classes") == 1000 and not foreign:
         return tuple(timm.data.imagenet_info.ImageNetInfo().label_descriptions())
@@ -52,8 +52,8 @@ def class_names_of(model: nn.Module) -> tuple[str, ...]:
 def parse_class_names(names: Any, count: int, where: str) -> tuple[str, ...]:
     """The names of `count` classes in order of their ids, from a list, {id: name} or {name: id}.
 
-    Of {id: name} some may be missing: those are named by their id. Raises UserError for another number of names, or
-    ids that are not those of the classes; `where` begins the message.
+    Ids that {id: name} lacks are named by their id. Raises UserError for another number of names or other ids; `where`
+    begins the message.
     """
     given = names.values() if isinstance(names, Mapping) else names if isinstance(names, list | tuple) else ()
     if odd := next((name for name in given if isinstance(name, list | tuple | dict)), None):

@@ -1,6 +1,6 @@
 """Weighted mean of the weights of several models of one architecture.
 
-    members = {name: as_member(model, size=128) for name, model in teachers.items()}
+    members = {name: split_classifier(model, size=128) for name, model in teachers.items()}
     state = average(members, {"birds": 0.4, "generalist": 0.6})
 
 Parameters and floating-point buffers (batch-norm means and variances) are averaged with the same shares; integer
@@ -26,7 +26,7 @@ LINEAR_TOLERANCE = 1e-3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class MergeMember:
+class SplitModel:
     """A classifier in two parts, float32 and in evaluation mode."""
 
     backbone: nn.Module
@@ -36,7 +36,7 @@ class MergeMember:
     preprocessing: Preprocessing
 
 
-def as_member(model: nn.Module, size: int = 0) -> MergeMember:
+def split_classifier(model: nn.Module, size: int = 0) -> SplitModel:
     """Take a timm classifier apart (the model itself is changed). `size`: input side in pixels, 0 for its own.
 
     The linear classifier counts only if it gives the model's own logits on a random input.
@@ -51,7 +51,7 @@ def as_member(model: nn.Module, size: int = 0) -> MergeMember:
         model.reset_classifier(0)  # pyright: ignore[reportCallIssue]
         features = model(noise)
     linear = found if isinstance(found, nn.Linear) and _is_linear(found, features, logits) else None
-    return MergeMember(backbone=model, classifier=linear, preprocessing=preprocessing)
+    return SplitModel(backbone=model, classifier=linear, preprocessing=preprocessing)
 
 
 @torch.no_grad()
@@ -83,11 +83,13 @@ def check_shares(shares: Mapping[str, float], names: Iterable[str], field: str =
     return {name: shares.get(name, 0.0) / total for name in known}
 
 
-def require_same_shapes(
-    members: Mapping[str, MergeMember], field: str = "init", remedy: str = "use init = 'backbone'"
+def check_mergeable(
+    members: Mapping[str, SplitModel], field: str = "init", remedy: str = "use init = 'backbone'"
 ) -> None:
-    """Raises UserError naming `field`, the first difference in architecture, tensors or input normalisation, and what
-    helps."""
+    """Raises UserError naming the first difference in architecture, tensors or input normalisation.
+
+    field, remedy: the setting that the message names, and what it advises.
+    """
     (first, reference), *others = members.items()
     held = reference.backbone.state_dict()
     kind, pixels = architecture_of(reference.backbone), reference.preprocessing
@@ -125,10 +127,10 @@ def require_finite(name: str, model: nn.Module) -> None:
             )
 
 
-def average(members: Mapping[str, MergeMember], shares: Mapping[str, float]) -> dict[str, torch.Tensor]:
+def average(members: Mapping[str, SplitModel], shares: Mapping[str, float]) -> dict[str, torch.Tensor]:
     """The state of a backbone whose every floating-point tensor is the mean of the members', weighted by `shares`.
 
-    shares: as `check_shares` gives them. The members have equal shapes (`require_same_shapes`). A member of share 1
+    shares: as `check_shares` gives them. The members have equal shapes (`check_mergeable`). A member of share 1
     is given back to the bit.
     """
     used = [(member.backbone.state_dict(), shares[name]) for name, member in members.items() if shares[name] > 0]

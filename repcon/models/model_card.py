@@ -1,4 +1,4 @@
-"""The model card: what a student was made of, in Markdown."""
+"""The model card of a student, in Markdown."""
 
 import json
 import re
@@ -12,9 +12,9 @@ TEACHER = {"architecture": "architecture", "weight_hash": "weights", "precision"
 """What may be known of a teacher, and its column."""
 STARTS = {"average": "its teacher's weights", "backbone": "the backbone's own weights", "random": "random weights"}
 BEST = 12
-"""Rows of the table of starts."""
+"""Rows of the table of candidate means."""
 FIGURES = {"agreement": "agreement (same top class as its teacher)", "kl": "KL from its teacher"}
-"""What a figure is called."""
+"""Column titles of the figures."""
 
 
 def model_card(
@@ -24,7 +24,7 @@ def model_card(
 
     `card` may hold: name (or the folder's), backbone, store (fingerprint), pack (fingerprint), images, epochs, teachers
     (mappings with name, architecture, weight_hash, licence, precision), metrics (figure by head by name), versions,
-    held_out (how many images the metrics are of), start (`training.start.Start.plain`), recipe (TOML).
+    held_out (how many images the metrics are of), start (`Initialization.to_json`), recipe (TOML).
     """
     sections = [
         _head(card, Path(folder).name),
@@ -46,8 +46,8 @@ def _head(card: Mapping[str, Any], folder: str) -> str:
         ("Epochs", card.get("epochs")),
         ("Versions", ", ".join(f"{name} {version}" for name, version in card.get("versions", {}).items())),
     ]
-    lines = [f"- {name}: {plain(value)}" for name, value in facts if value not in (None, "")]
-    title = f"# {plain(card.get('name', folder))}"
+    lines = [f"- {name}: {escape_markdown(value)}" for name, value in facts if value not in (None, "")]
+    title = f"# {escape_markdown(card.get('name', folder))}"
     about = "One backbone distilled offline from the stored answers of the teachers below, with repcon."
     return "\n\n".join(part for part in (title, about, "\n".join(lines)) if part)
 
@@ -74,13 +74,13 @@ def _start(card: Mapping[str, Any]) -> str:
     if not start:
         return ""
     shares = ", ".join(f"{share:.2f} of {name}" for name, share in start["shares"].items() if share)
-    lines = [f"- Backbone: {plain(f'the mean of weights, {shares}' if shares else STARTS[start['init']])}"]
+    lines = [f"- Backbone: {escape_markdown(f'the mean of weights, {shares}' if shares else STARTS[start['init']])}"]
     for key, what in (
         ("warm_heads", "these students" if start["init"] == "students" else "their teachers' classifiers"),
         ("warmed_up_heads", "a fit on the start's features"),
     ):
         if start[key]:
-            lines.append(f"- Heads from {what}: {plain(', '.join(start[key]))}")
+            lines.append(f"- Heads from {what}: {escape_markdown(', '.join(start[key]))}")
     parts = ["## Start", "\n".join(lines)]
     if search := start.get("search"):
         best = search["candidates"][:BEST]
@@ -127,12 +127,12 @@ def _figure(name: str, value: float) -> str:
 
 
 def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [" | ".join(map(plain, cells)) for cells in (columns, *rows)]
+    lines = [" | ".join(map(escape_markdown, cells)) for cells in (columns, *rows)]
     return "\n".join([f"| {lines[0]} |", "|---" * len(columns) + "|", *(f"| {line} |" for line in lines[1:])])
 
 
-def plain(text: str) -> str:
-    """Text for Markdown: its marks are shown as they are, and it stays on its line and in its cell."""
+def escape_markdown(text: str) -> str:
+    """Escape Markdown characters, and join lines so that the text stays in its table cell."""
     text = re.sub(r"([\\`*\[\]<>|#~$&!{}])", r"\\\1", " ".join(str(text).split()))
     return re.sub(r"(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])", r"\\_", text)
 

@@ -1,4 +1,4 @@
-"""Preprocessing of a model's inputs: size, mean and standard deviation, and their use on uint8 pixels."""
+"""Input preprocessing: size, mean and standard deviation of a model, and the normalisation of uint8 pixels."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -12,16 +12,16 @@ from repcon.models.identity import architecture_of
 from repcon.runtime.errors import UserError
 
 LARGEST_SIDE = 4096
-"""Pixels of an input's side above which a size is taken for a mistake."""
-LEAST_STD = 1e-3
+"""The largest accepted input side in pixels."""
+MIN_STD = 1e-3
 """A quarter of the step between two values of 8 bits."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Preprocessing:
-    """What a model takes: square pixels of `size`, divided by 255, less the mean, over the deviation, per channel.
+    """A model's inputs: square images of side `size`, normalised per channel as (pixels / 255 - mean) / std.
 
-    Raises UserError for values that no model was trained with.
+    Raises UserError for values out of range.
     """
 
     size: int
@@ -35,16 +35,16 @@ class Preprocessing:
             raise UserError(f"mean {self.mean} and std {self.std}: must be three numbers each") from error
         object.__setattr__(self, "mean", mean)
         object.__setattr__(self, "std", std)
-        if not (all(0 <= value <= 1 for value in mean) and all(LEAST_STD <= value <= 1 for value in std)):
+        if not (all(0 <= value <= 1 for value in mean) and all(MIN_STD <= value <= 1 for value in std)):
             hint = "they are of pixels from 0 to 1: divide those of pixels from 0 to 255 by 255"
-            hint = f"{hint}; no std is below {LEAST_STD}"
+            hint = f"{hint}; no std is below {MIN_STD}"
             raise UserError(f"mean {mean} and std {std}; {hint}")
         if type(self.size) is not int or not 1 <= self.size <= LARGEST_SIDE:
             raise UserError(f"size {self.size}: must be a whole number of pixels from 1 to {LARGEST_SIDE:,}")
 
 
 def preprocessing_of(model: nn.Module, size: int = 0) -> Preprocessing:
-    """What the model was trained on; `size` in pixels instead of the model's own where it is not 0."""
+    """A timm model's preprocessing. size: input side in pixels in place of the model's own; 0 keeps it."""
     config = timm_config(model)
     where = f"model {config.get('file') or architecture_of(model)}"
     try:
@@ -67,6 +67,7 @@ def three(values: Iterable[Any]) -> tuple[float, float, float]:
 
 
 def input_side(config: Mapping[str, Any]) -> int:
+    """The input side in pixels. Raises UserError for inputs that are not square."""
     _, height, width = map(int, config["input_size"])
     if height != width:
         raise UserError(f"model {config.get('architecture')}: its own input is {width} x {height}; give it a `size`")
@@ -74,6 +75,7 @@ def input_side(config: Mapping[str, Any]) -> int:
 
 
 def timm_config(model: nn.Module) -> dict[str, Any]:
+    """The model's `pretrained_cfg`. Raises UserError for a model that is not timm's."""
     config = getattr(model, "pretrained_cfg", None)
     if not config:
         raise UserError(f"model {architecture_of(model)}: not a timm model, so its preprocessing must be given with it")
@@ -81,7 +83,7 @@ def timm_config(model: nn.Module) -> dict[str, Any]:
 
 
 def normalise(images: torch.Tensor, p: Preprocessing, dtype: torch.dtype) -> torch.Tensor:
-    """(B, 3, S, S) uint8 to `dtype`, computed in float32 where the pixels are; keeps channels-last memory."""
+    """Normalise (B, 3, S, S) uint8 pixels to `dtype`, computed in float32; keeps device and channels-last memory."""
     scale, shift = _scale_and_shift(p.mean, p.std, images.device)
     return images.to(torch.float32).mul_(scale).add_(shift).to(dtype)
 
@@ -90,7 +92,7 @@ def normalise(images: torch.Tensor, p: Preprocessing, dtype: torch.dtype) -> tor
 def _scale_and_shift(
     mean: tuple[float, ...], std: tuple[float, ...], device: torch.device
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """(3, 1, 1) float32 each, kept: made anew for every batch, their copies would have a GPU run empty each time."""
+    """(3, 1, 1) float32 each; cached, since copying them to a GPU for every batch would stall it."""
     with torch.inference_mode(False):
         deviations = torch.tensor(std).view(3, 1, 1)
         shift = -torch.tensor(mean).view(3, 1, 1) / deviations

@@ -1,4 +1,4 @@
-"""Model folders in timm's format, with what repcon adds to their config.json."""
+"""Model folders in timm's format, with repcon's additions to config.json."""
 
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -18,8 +18,13 @@ from repcon.runtime.untrusted import UnreadableError, read_json
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 
 
+def local_folder(model: str) -> Path:
+    """The path of a model that is named as a folder."""
+    return Path(model.removeprefix("local-dir:")).expanduser()
+
+
 def model_folder(folder: Path) -> Path:
-    """A run's output folder to the folder inside it that holds the model; any other is given back as it is."""
+    """The student's folder inside the output folder of `repcon train`; any other folder itself."""
     inner = folder / "student"
     return inner if (inner / CONFIG).is_file() and not (folder / CONFIG).is_file() else folder
 
@@ -32,40 +37,41 @@ def save_model(
     preprocessing: Preprocessing,
     extra: Mapping[str, Any],
 ) -> None:
-    """Writes model.safetensors and config.json, which `timm.create_model("local-dir:FOLDER", pretrained=True)` opens.
+    """Write model.safetensors and config.json, which `timm.create_model("local-dir:FOLDER", pretrained=True)` opens.
 
-    `extra` (JSON-able) lands under `repcon` in config.json. Each file appears whole, in place of an earlier one.
+    extra: JSON-able, stored under `repcon` in config.json. Both files are replaced atomically.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     size = (3, preprocessing.size, preprocessing.size)
     data = {"input_size": size, "mean": preprocessing.mean, "std": preprocessing.std}
-    about: dict[str, Any] = {"repcon": dict(extra)}
+    model_config: dict[str, Any] = {"repcon": dict(extra)}
     if classes:
-        about["label_names"] = list(classes)
+        model_config["label_names"] = list(classes)
     # clone: safetensors refuses tensors that share memory.
     state = {k: v.detach().cpu().contiguous().clone() for k, v in model.state_dict().items()}
-    # Not safetensors' own `save_file`, whose files nobody but their owner may read.
+    # safetensors' own `save_file` makes files that only their owner may read.
     write_atomic(folder / WEIGHTS, to_bytes(state, metadata={"format": "pt"}))
     with tempfile.TemporaryDirectory() as temporary:
         config = Path(temporary, CONFIG)
-        timm.models._hub.save_config_for_hf(model, str(config), model_config=about, data_config=data)
+        timm.models._hub.save_config_for_hf(model, str(config), model_config=model_config, data_config=data)
         write_atomic(folder / CONFIG, config.read_bytes())
 
 
 def saved_extra(folder: str | Path) -> dict[str, Any]:
-    """What `save` was given as `extra`; empty for a folder of another writer."""
+    """The `extra` of `save_model`; empty for a folder that repcon did not write."""
     extra = saved_config(folder).get("repcon")
     return extra if isinstance(extra, dict) else {}
 
 
 def saved_class_names(folder: str | Path) -> tuple[str, ...]:
-    """What `save` was given as `classes`."""
+    """The `classes` of `save_model`."""
     names = saved_config(folder).get("label_names") or ()
     return parse_class_names(names, len(names), f"{folder}/{CONFIG}: label_names")
 
 
 def saved_config(folder: str | Path) -> dict[str, Any]:
+    """config.json as a dict. Raises UserError where it cannot be read."""
     try:
         saved = read_json(Path(folder, CONFIG))
     except UnreadableError as error:

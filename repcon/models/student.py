@@ -1,4 +1,4 @@
-"""The student: one backbone, and one linear layer that holds every teacher's head."""
+"""The student model: one backbone, and one linear layer with the heads of all teachers."""
 
 import errno
 import json
@@ -14,10 +14,10 @@ from torch import nn
 from repcon.models.factory import create_model
 from repcon.models.freeze import freeze
 from repcon.models.identity import weight_hash
-from repcon.models.merge import MergeMember, average
+from repcon.models.merge import SplitModel, average
 from repcon.models.model_card import model_card
 from repcon.models.preprocessing import Preprocessing
-from repcon.models.saved_model import model_folder, save_model
+from repcon.models.saved_model import local_folder, model_folder, save_model
 from repcon.models.weights import load_safetensors, require_finite
 from repcon.runtime.errors import UserError
 from repcon.runtime.local_files import write_atomic
@@ -29,11 +29,11 @@ HEADS_INDEX = "heads.json"
 
 
 class Student(nn.Module):
-    """A backbone's features (B, F) and all heads' logits (B, sum of C_h), the heads side by side in `heads`' order.
+    """A backbone with one head per teacher; gives logits (B, sum of C_h), the heads side by side in `heads`' order.
 
-    backbone: gives pooled features and has `num_features`, as timm's models with num_classes=0.
-    heads: classes per teacher. projection: width of a hidden layer of each head's own (Linear, GELU, as UNIC's
-    projectors); 0 for none, and then ONE linear layer answers for all heads.
+    backbone: gives pooled features (B, F) and has `num_features`, as timm's models with num_classes=0.
+    heads: classes per teacher. projection: width of a hidden layer per head (Linear, GELU, as UNIC's projectors); 0
+    for none, and then ONE linear layer computes all heads.
     """
 
     def __init__(self, backbone: nn.Module, heads: Mapping[str, int], projection: int = 0) -> None:
@@ -45,7 +45,7 @@ class Student(nn.Module):
         self.projection = projection
         self.head_slices = _slices(self.heads)
         self.warm_heads: frozenset[str] = frozenset()
-        """Heads that `start_head` was called for; the others start from random weights."""
+        """Heads that `init_head` was called for; the others start from random weights."""
         width, classes = int(backbone.num_features), sum(self.heads.values())  # pyright: ignore[reportArgumentType]
         width = int(getattr(backbone, "head_hidden_size", width) or width)
         if projection:
@@ -69,17 +69,17 @@ class Student(nn.Module):
         return torch.cat([answer(hidden[:, h]) for h, answer in enumerate(self.answers)], dim=1)
 
     @torch.no_grad()
-    def start_head(self, name: str, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
-        """Gives a head the weight (C, F) and bias (C,), None for zeros, of a classifier on this backbone's features."""
+    def init_head(self, name: str, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
+        """Set a head to a classifier on the backbone's features: weight (C, F), and bias (C,) or None for zeros."""
         rows = self.head_slices[name]
         self.answer.weight[rows] = weight.to(self.answer.weight.device)
         self.answer.bias[rows] = 0.0 if bias is None else bias.to(self.answer.bias.device)
         self.warm_heads |= {name}
 
     def no_weight_decay(self) -> set[str]:
-        """timm's optimiser factory asks for it: the backbone's own exceptions."""
-        ask: Any = getattr(self.backbone, "no_weight_decay", set)
-        return {f"backbone.{name}" for name in ask()}
+        """Parameters without weight decay, for timm's optimizer factory: those of the backbone."""
+        names: Any = getattr(self.backbone, "no_weight_decay", set)
+        return {f"backbone.{name}" for name in names()}
 
 
 def build_student(
@@ -92,20 +92,20 @@ def build_student(
     projection: int = 0,
     freeze_blocks: int = 0,
     freeze_norm: bool = False,
-    teachers: Mapping[str, MergeMember] | None = None,
+    teachers: Mapping[str, SplitModel] | None = None,
     shares: Mapping[str, float] | None = None,
     earlier: Mapping[str, tuple[torch.Tensor, torch.Tensor]] | None = None,
 ) -> Student:
     """A student of the heads (`LabelStore.heads`, or some of them) on the backbone that a recipe names, for inputs of
     `size` pixels (0: the backbone's own).
 
-    teachers: models of the backbone's architecture, `merge.as_member` of each; heads' teachers go by the heads' names.
-    shares: how much the weights of each of them count in the mean that the backbone starts from; None or empty for the
-    backbone's own weights. earlier: by head, the weight (C, F) and bias (C,) that earlier students have for it.
+    teachers: models of the backbone's architecture, each split by `merge.split_classifier`; teachers have the name of
+    their head. shares: their weights in the mean that the backbone is initialised with; None or empty keeps the
+    backbone's own weights. earlier: by head, the weight (C, F) and bias (C,) of earlier students.
 
-    With `init_heads`, a head starts from `earlier`, else from its teacher's own classifier: that of `teachers`, that
-    of the backbone where the teacher has its weights, or that of an earlier student as backbone with a head for the
-    same teacher's weights. Heads with projections start from random weights.
+    With `init_heads`, a head is initialised from `earlier`, else with its teacher's own classifier: that of `teachers`,
+    that of the backbone if the teacher has the same weights, or the backbone's head for the same teacher if it is an
+    earlier student. Heads with projections are initialised randomly.
     """
     init_heads = init_heads and pretrained and not projection
     model = create_model(backbone, pretrained=pretrained, size=size)
@@ -124,22 +124,22 @@ def build_student(
         member = (teachers or {}).get(name)
         of_student = (earlier or {}).get(name) or of_backbone.get((head.metadata.weight_hash, head.classes))
         if of_student:
-            student.start_head(name, *of_student)
+            student.init_head(name, *of_student)
         elif member is not None:
             if member.classifier is not None:
-                student.start_head(name, member.classifier.weight, member.classifier.bias)
+                student.init_head(name, member.classifier.weight, member.classifier.bias)
         elif own is not None and not shares and head.metadata.weight_hash == own_hash:
-            student.start_head(name, own.weight, own.bias)
+            student.init_head(name, own.weight, own.bias)
     return student
 
 
 def folder_of(backbone: str) -> Path:
-    """The folder of `save_student` that a recipe names, also by the run's folder around it."""
-    return model_folder(Path(backbone.removeprefix("local-dir:")).expanduser())
+    """The folder that `save_student` wrote, also from the output folder of `repcon train` around it."""
+    return model_folder(local_folder(backbone))
 
 
 def is_student(backbone: str) -> bool:
-    """Whether the backbone that a recipe names is an earlier student."""
+    """Whether the name is a folder that `save_student` wrote, or the output folder of `repcon train` around it."""
     return (folder_of(backbone) / HEADS_INDEX).is_file()
 
 
@@ -150,7 +150,7 @@ def teachers_of(folder: str) -> dict[str, tuple[str, int]]:
 
 
 def heads_by_teacher(folder: str) -> dict[tuple[str, int], tuple[torch.Tensor, torch.Tensor]]:
-    """{(teacher's weight hash, classes): (weight (C, F), bias (C,))} of a student; empty where it has projections."""
+    """{(teacher's weight hash, classes): (weight (C, F), bias (C,))} of a student; empty if it has projections."""
     index, state = _read(folder_of(folder))
     if index["projection"]:
         return {}
@@ -165,10 +165,10 @@ def heads_by_teacher(folder: str) -> dict[tuple[str, int], tuple[torch.Tensor, t
 def save_student(
     student: Student, folder: str | Path, *, preprocessing: Preprocessing, card: Mapping[str, Any]
 ) -> None:
-    """Writes a folder that `timm.create_model("local-dir:FOLDER", pretrained=True)` opens as the backbone.
+    """Write a folder that `timm.create_model("local-dir:FOLDER", pretrained=True)` opens as the backbone.
 
-    Beside the backbone: the heads (`heads.safetensors`, `heads.json`) and README.md, the model card. `card` is what
-    `repcon.models.model_card.model_card` describes; `card["classes"]` may give class names per head.
+    It also holds the heads (`heads.safetensors`, `heads.json`) and README.md, the model card. card: see
+    `repcon.models.model_card.model_card`; `card["classes"]` may hold class names per head.
     """
     folder = Path(folder)
     extra = {"proxy_fingerprint": card["pack"]} if "pack" in card else {}
@@ -186,14 +186,17 @@ def save_student(
     write_text(folder / "README.md", model_card(student.heads, preprocessing, card, folder))
 
 
-def check_writable(student: Student, folder: Path, *, preprocessing: Preprocessing, card: Mapping[str, Any]) -> None:
-    """Write the student beside `folder` and remove it again: what would keep it from being written shows before it is
-    trained. Raises UserError where it cannot be written.
+def check_student_writable(
+    student: Student, folder: Path, *, preprocessing: Preprocessing, card: Mapping[str, Any]
+) -> None:
+    """Write the student to a temporary folder beside `folder`, to find out before training whether it can be written.
+
+    Raises UserError where it cannot.
     """
     try:
         if folder.exists() and not folder.is_dir():
             raise NotADirectoryError(errno.ENOTDIR, "is no folder")
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".rehearsal-") as temporary:
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".check-") as temporary:
             save_student(student, temporary, preprocessing=preprocessing, card=card)
     except (OSError, ValueError) as error:
         why = (isinstance(error, OSError) and error.strerror) or error
@@ -237,7 +240,7 @@ def _index(model: str) -> dict[str, Any]:
 
 
 def _read(folder: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-    """The index of a student's heads and their tensors, which fit it. Raises UserError naming the file at fault."""
+    """The index of a student's heads, and their tensors. Raises UserError naming the file that does not fit."""
     try:
         index = read_json(folder / HEADS_INDEX)
     except UnreadableError as error:

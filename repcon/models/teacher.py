@@ -1,4 +1,4 @@
-"""Teachers: classifiers in evaluation mode whose answers are stored, with what is needed to know them again."""
+"""Teachers: classifiers in evaluation mode, with the metadata that a store keeps to identify them."""
 
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -10,16 +10,15 @@ from torch import nn
 from repcon.config import TeacherConfig
 from repcon.labels.store import TeacherMetadata
 from repcon.models import custom
-from repcon.models.answers import asked, require_logits_of
-from repcon.models.factory import PACKAGE, create_model, licence_of
+from repcon.models.factory import PACKAGE, create_model, stated_license
 from repcon.models.identity import architecture_of, class_names_of, parse_class_names
+from repcon.models.output_checks import call_model, check_logits_shape
 from repcon.models.preprocessing import LARGEST_SIDE, Preprocessing, normalise, preprocessing_of
-from repcon.models.untracked import require_registered
 from repcon.runtime.device import DTYPES, require_compiler
 from repcon.runtime.errors import UserError
 
-TRUSTED_SIDE = 1024
-"""Pixels of an input's side up to which a store's word is enough for `verify`."""
+MAX_STORED_SIDE = 1024
+"""The largest input side in pixels that is accepted from a store's metadata alone."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,103 +37,103 @@ class Teacher:
 
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
         """(B, 3, S, S) uint8 pixels to (B, C) float32 logits."""
-        return self.answer(normalise(images, self.preprocessing, self.dtype))
+        return self.forward(normalise(images, self.preprocessing, self.dtype))
 
     @torch.inference_mode()
-    def answer(self, inputs: torch.Tensor) -> torch.Tensor:
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         """(B, 3, S, S) normalised inputs of `dtype` to (B, C) float32 logits.
 
-        Raises UserError naming the teacher where its module fails, or gives anything else.
+        Raises UserError naming the teacher where its module fails or returns anything else.
         """
         who = f"teacher {self.name}"
         shape = (len(inputs), self.metadata.num_classes)
-        return require_logits_of(asked(self.module, inputs, who), shape, who).float()
+        return check_logits_shape(call_model(self.module, inputs, who), shape, who).float()
 
 
-def load(config: TeacherConfig, device: str | torch.device) -> Teacher:
-    """The teacher of a recipe. Raises UserError for weights that are missing or a model that is no classifier."""
-    if custom.is_factory(config.model):
-        module, preprocessing = custom.make(config.model, f"teacher {config.name}")
+def load_teacher(config: TeacherConfig, device: str | torch.device) -> Teacher:
+    """Load the teacher of a recipe. Raises UserError for missing weights, or a model that is not a classifier."""
+    if custom.is_module_function(config.model):
+        module, preprocessing = custom.load_custom_model(config.model, f"teacher {config.name}")
         if config.size not in (0, preprocessing.size):
             what = f"size {config.size}, but {config.model} says {preprocessing.size}"
             raise UserError(f"teacher {config.name}: {what}")
-        require_registered(module, f"teacher {config.name}: {config.model}")
-        classes, licence = (), ""
+        custom.check_registered(module, f"teacher {config.name}: {config.model}")
+        classes, license = (), ""
     else:
         module = create_model(config.model, size=config.size)
         preprocessing = preprocessing_of(module, config.size)
         classes = class_names_of(module)
-        licence = licence_of(module, config.model)
-    count = _count_classes(config, module, preprocessing)
-    own = getattr(module, "class_names", None) if custom.is_factory(config.model) else None
-    if own is not None and (not hasattr(own, "__len__") or len(own)):
-        classes = parse_class_names(own, count, f"teacher {config.name}: {config.model}: class_names")
+        license = stated_license(module, config.model)
+    num_classes = _num_classes(config, module, preprocessing)
+    names = getattr(module, "class_names", None) if custom.is_module_function(config.model) else None
+    if names is not None and (not hasattr(names, "__len__") or len(names)):
+        classes = parse_class_names(names, num_classes, f"teacher {config.name}: {config.model}: class_names")
     metadata = TeacherMetadata(
         name=config.name,
         model=config.model,
         architecture=architecture_of(module),
-        weight_hash=custom.identity(module),
+        weight_hash=custom.full_weight_hash(module),
         preprocessing=asdict(preprocessing) | {"mean": list(preprocessing.mean), "std": list(preprocessing.std)},
-        num_classes=count,
+        num_classes=num_classes,
         classes=classes,
         precision=config.precision,
         versions=_versions(),
-        licence=config.licence or licence,
+        licence=config.license or license,
     )
     dtype = DTYPES[config.precision]
     module = module.to(device, dtype, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue, reportArgumentType]
     if config.compile:
         require_compiler(device)
-        # On a CPU weights become constants: batch norms go into convolutions, which compiling alone leaves apart.
+        # On a CPU weights become constants, so that batch norms are folded into convolutions.
         module.compile(options={"freezing": torch.device(device).type == "cpu"})
     return Teacher(name=config.name, module=module, preprocessing=preprocessing, metadata=metadata)
 
 
-def load_from_metadata(metadata: TeacherMetadata, device: str | torch.device, *, model: str = "") -> Teacher:
-    """Loads the teacher that a store names; refuses other weights, preprocessing or classes than it was made with.
+def load_stored_teacher(metadata: TeacherMetadata, device: str | torch.device, *, model: str = "") -> Teacher:
+    """Load the teacher that made a store's labels. Raises UserError for other weights, preprocessing or classes.
 
-    model: where the teacher lies now, in place of the metadata's word for it, see `require_named`.
+    model: where the teacher is now, in place of the model that the metadata names, see `check_trusted`.
     """
     config = TeacherConfig(
         name=metadata.name,
         model=model or metadata.model,
-        size=require_named(metadata, model),
+        size=check_trusted(metadata, model),
         precision=metadata.precision,  # pyright: ignore[reportArgumentType]
-        licence=metadata.licence,
+        license=metadata.licence,
     )
     try:
-        teacher = load(config, device)
+        teacher = load_teacher(config, device)
     except UserError as error:
         if model:
             raise
         hint = f"if it lies elsewhere here, name that: --models {metadata.name}=MODEL"
         raise UserError(f"{error}; {hint}") from error
-    require_same(metadata, teacher.metadata, config.model)
+    check_same_teacher(metadata, teacher.metadata, config.model)
     return teacher
 
 
-def require_same(metadata: TeacherMetadata, found: TeacherMetadata, model: str) -> None:
+def check_same_teacher(metadata: TeacherMetadata, found: TeacherMetadata, model: str) -> None:
     """Raises UserError naming the first field in which `model` is not the teacher that made the labels."""
     for field in ("architecture", "weight_hash", "num_classes", "classes", "preprocessing"):
-        held, given = getattr(metadata, field), getattr(found, field)
-        if held != given:
-            what = f"{field} is {str(given)[:80]} now and {str(held)[:80]} in the store"
+        stored, current = getattr(metadata, field), getattr(found, field)
+        if stored != current:
+            what = f"{field} is {str(current)[:80]} now and {str(stored)[:80]} in the store"
             raise UserError(f"teacher {metadata.name}: {model} is not the model that made the labels: {what}")
 
 
-def require_named(metadata: TeacherMetadata, model: str = "") -> int:
-    """The input side of a store's teacher. Raises UserError for what a store's own word is not enough for.
+def check_trusted(metadata: TeacherMetadata, model: str = "") -> int:
+    """The input side in pixels of a store's teacher.
 
-    That is to run code, to download a model, and to take inputs of a side that nobody labels with; `model` is what
-    the user says instead, and may be all of it.
+    A store may come from anyone, so its metadata alone must not run code, download a model or allocate huge inputs.
+    Raises UserError where it would; `model`, named by the user in place of the metadata's model, may do all of that.
     """
     who = f"teacher {metadata.name}"
-    if custom.is_factory(metadata.model) and not model:
+    if custom.is_module_function(metadata.model) and not model:
         hint = f"a store's own word is not enough to run code; verify runs it with --models {metadata.name}=…"
         raise UserError(f"{who}: its model {metadata.model} is a function; {hint}")
-    place = metadata.model.removeprefix("local-dir:")
-    here = place.startswith((PACKAGE, ".", "/", "~")) or ("/" in place and ":" not in place)
-    if not (model or here or Path(place).is_dir()):
+    name = metadata.model.removeprefix("local-dir:")
+    local = name.startswith((PACKAGE, ".", "/", "~")) or ("/" in name and ":" not in name)
+    if not (model or local or Path(name).is_dir()):
         hint = f"a store's own word is not enough to download it; --models {metadata.name}={metadata.model} does"
         raise UserError(f"{who}: its model {metadata.model} is neither a folder here nor an installed package; {hint}")
     if metadata.precision not in DTYPES:
@@ -144,16 +143,16 @@ def require_named(metadata: TeacherMetadata, model: str = "") -> int:
     if "size" not in metadata.preprocessing:
         hint = "so its crops cannot be made again; verify without --pack"
         raise UserError(f"{who}: its preprocessing names no input size, {hint}")
-    side, most = metadata.preprocessing["size"], LARGEST_SIDE if model else TRUSTED_SIDE
-    if type(side) is not int or not 1 <= side <= most:
+    side, largest = metadata.preprocessing["size"], LARGEST_SIDE if model else MAX_STORED_SIDE
+    if type(side) is not int or not 1 <= side <= largest:
         hint = f"verify takes up to {LARGEST_SIDE:,} with --models {metadata.name}=…"
-        raise UserError(f"{who}: the store gives its input as {str(side)[:20]} pixels, not 1 to {most:,}; {hint}")
+        raise UserError(f"{who}: the store gives its input as {str(side)[:20]} pixels, not 1 to {largest:,}; {hint}")
     return side
 
 
 @torch.inference_mode()
-def _count_classes(config: TeacherConfig, module: nn.Module, preprocessing: Preprocessing) -> int:
-    """Asks the module itself, in evaluation mode, with one gray crop."""
+def _num_classes(config: TeacherConfig, module: nn.Module, preprocessing: Preprocessing) -> int:
+    """The number of logits for one gray image; puts the module into evaluation mode."""
     module.eval()
     side = preprocessing.size
     gray = torch.full((1, 3, side, side), 128, dtype=torch.uint8)
@@ -172,10 +171,10 @@ def _count_classes(config: TeacherConfig, module: nn.Module, preprocessing: Prep
 
 
 def _versions() -> dict[str, str]:
-    found = {}
+    versions = {}
     for package in ("repcon", "torch", "timm"):
         try:
-            found[package] = version(package)
+            versions[package] = version(package)
         except PackageNotFoundError:
             continue
-    return found
+    return versions

@@ -1,4 +1,4 @@
-"""Import timm beside any torchvision: `from repcon.models.timm_import import timm`."""
+"""Import timm next to any torchvision: `from repcon.models.timm_import import timm`."""
 
 from importlib.util import find_spec
 from pathlib import Path
@@ -7,10 +7,10 @@ import torch
 
 
 def _complete_torchvision() -> "torch.library.Library | None":
-    """Defines the two torchvision operators that timm's import asks for, where no compiled torchvision brings them.
+    """Define the two torchvision operators that timm's import needs, where the installed torchvision lacks them.
 
-    A torchvision that was built for another torch than the installed one (the index's wheel beside a CPU torch)
-    cannot load its library, and then `import torchvision` stops at the first of them.
+    A torchvision that was built for another torch (PyPI's wheel next to a CPU build of torch) cannot load its library,
+    and then `import torchvision` fails at the first of these operators.
     """
     spec = find_spec("torchvision")
     if spec is None or hasattr(torch.ops.torchvision, "nms"):
@@ -33,5 +33,8 @@ _operators = _complete_torchvision()  # Kept: the definitions live as long as th
 import timm  # noqa: E402
 import timm.data.imagenet_info  # noqa: E402
 import timm.models._builder  # noqa: E402
+import timm.optim  # noqa: E402
+import timm.scheduler  # noqa: E402
+import timm.utils  # noqa: E402
 
 __all__ = ["timm"]

@@ -1,4 +1,4 @@
-"""Read weight files, and load them so that every tensor of the file is used and every tensor of the model is filled."""
+"""Read weight files, and load them strictly: all tensors of file and model must match."""
 
 import argparse
 import os
@@ -22,61 +22,60 @@ KNOWN_NAMES = (
     "model.safetensors", "pytorch_model.bin", "pytorch_model.pth", "model.pth", "open_clip_model.safetensors",
     "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin", "open_clip_pytorch_model.pth",
 )  # fmt: skip
-"""Files that libraries write a model's weights to, in timm's order of preference."""
+"""Names of weight files that libraries write, in timm's order of preference."""
 SUFFIXES = (".safetensors", ".pth", ".pth.tar", ".pt", ".bin")
 WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model")
-"""Entries of a training checkpoint that hold the weights; averaged weights come first, as with timm."""
+"""Entries of a training checkpoint that hold the weights; averaged weights first, as in timm."""
 PARALLEL_PREFIXES = ("_orig_mod.", "module.", "_orig_mod.")
-_SHOWN = 4
+_MAX_NAMES = 4
 _lock = threading.Lock()
 
 
-def find_weights(folder: Path, model: str, on_warning: Callable[[str], None], *, beside: tuple[str, ...] = ()) -> Path:
-    """The file of weights in a model's folder. `beside`: files there that are something else.
+def find_weights(folder: Path, model: str, on_warning: Callable[[str], None], *, ignore: tuple[str, ...] = ()) -> Path:
+    """The weight file in a model's folder. ignore: names of files that are something else.
 
-    Raises UserError where there is none, or where several could be meant.
+    Raises UserError where there is none, or more than one.
     """
     known = [name for name in KNOWN_NAMES if os.path.lexists(folder / name)]
     if len(known) > 1:
-        on_warning(f"model {model}: of its weight files {_listed(known)} the first is taken, as timm does")
+        on_warning(f"model {model}: of its weight files {_join_names(known)} the first is taken, as timm does")
     if known:
         return folder / known[0]
-    found = sorted(path for path in folder.iterdir() if path.name.endswith(SUFFIXES) and path.name not in beside)
+    found = sorted(path for path in folder.iterdir() if path.name.endswith(SUFFIXES) and path.name not in ignore)
     if not found:
         raise UserError(f"model {model}: no weight file ({KNOWN_NAMES[0]}) beside its config.json; copy it there")
     if len(found) > 1:
-        names = _listed([path.name for path in found])
+        names = _join_names([path.name for path in found])
         hint = f"name the one that is meant {KNOWN_NAMES[0]} or {KNOWN_NAMES[3]}, or move the others away"
         raise UserError(f"model {model}: several weight files ({names}), and config.json does not say which; {hint}")
     return found[0]
 
 
 def read_weights(path: Path, model: str, on_warning: Callable[[str], None]) -> Tensors:
-    """A weight file's tensors by name, without the prefixes of DistributedDataParallel and torch.compile.
+    """Read a weight file's tensors by name, without the prefixes of DistributedDataParallel and torch.compile.
 
-    Nothing in the file is executed. Raises UserError for pointers, damaged files, objects other than tensors, and
-    tensors that hold NaN or infinity.
+    No code in the file is executed. Raises UserError for pointers, damaged files, objects other than tensors, and
+    tensors with NaN or infinity.
     """
     _refuse_placeholder(path, model)
-    held: Any = load_safetensors(path, model) if path.suffix == ".safetensors" else _unpickled(path, model)
-    wrapper = next((name for name in WRAPPERS if isinstance(held, dict) and isinstance(held.get(name), dict)), "")
+    content: Any = load_safetensors(path, model) if path.suffix == ".safetensors" else _load_pickle(path, model)
+    wrapper = next((name for name in WRAPPERS if isinstance(content, dict) and isinstance(content.get(name), dict)), "")
     if wrapper in WRAPPERS[:2]:
         on_warning(f"model {model}: {path.name} is a training checkpoint; its averaged weights ({wrapper}) are taken")
-    tensors = held[wrapper] if wrapper else held
+    tensors = content[wrapper] if wrapper else content
     others = [] if isinstance(tensors, dict) else [type(tensors).__name__]
     others = others or [str(name) for name, value in tensors.items() if not isinstance(value, torch.Tensor)]
     if others or not tensors:
-        what = f"holds {_listed(others)} where tensors by name are expected" if others else "holds no tensors"
+        what = f"holds {_join_names(others)} where tensors by name are expected" if others else "holds no tensors"
         raise UserError(f"model {model}: {path} {what}; save the model's state_dict() alone")
     require_finite(tensors, f"model {model}: {path}")
-    found = {_without_parallel(str(name)): value for name, value in tensors.items()}
-    if len(found) < len(tensors):
-        twice = [name for name in tensors if _without_parallel(name) != name and _without_parallel(name) in tensors]
-        what = (
-            f"holds two tensors for one part of the model ({_listed(twice or [*tensors])} and the same without prefix)"
-        )
+    stripped = {_strip_wrapper_prefixes(str(name)): value for name, value in tensors.items()}
+    if len(stripped) < len(tensors):
+        prefixed = [name for name in tensors if _strip_wrapper_prefixes(name) != name]
+        twice = [name for name in prefixed if _strip_wrapper_prefixes(name) in tensors] or [*tensors]
+        what = f"holds two tensors for one part of the model ({_join_names(twice)} and the same without prefix)"
         raise UserError(f"model {model}: {path} {what}; save the model's state_dict() alone")
-    return found
+    return stripped
 
 
 def load_safetensors(path: Path, model: str) -> Tensors:
@@ -85,7 +84,7 @@ def load_safetensors(path: Path, model: str) -> Tensors:
     try:
         return load_file(path)
     except (OSError, SafetensorError, ValueError, MemoryError) as error:
-        raise UserError(f"model {model}: {path} {_damaged(error)}") from error
+        raise UserError(f"model {model}: {path} {_damage(error)}") from error
 
 
 def require_finite(tensors: Mapping[str, torch.Tensor], where: str) -> None:
@@ -98,7 +97,7 @@ def require_finite(tensors: Mapping[str, torch.Tensor], where: str) -> None:
 
 
 def _refuse_placeholder(path: Path, model: str) -> None:
-    """Raises UserError for what lies in the place of weights where a download or a checkout was left half done."""
+    """Raises UserError for files that stand for weights that were not downloaded: links, pointers, web pages."""
     if not path.is_file():
         what = "a link to a file that is not here" if path.is_symlink() else "no file"
         raise UserError(f"model {model}: {path} is {what}; copy the weights themselves (git annex get, or cp -L)")
@@ -114,14 +113,14 @@ def _refuse_placeholder(path: Path, model: str) -> None:
         raise UserError(f"model {model}: {path} is a web page, not weights; download the file itself again")
 
 
-def _unpickled(path: Path, model: str) -> Any:
-    """What torch.save wrote, as long as that is tensors and plain values."""
+def _load_pickle(path: Path, model: str) -> Any:
+    """The content of a torch.save file with tensors and plain values only."""
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):  # timm's training checkpoints hold their options
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         if "weights_only" not in str(error).lower():
-            raise UserError(f"model {model}: {path} {_damaged(error)}") from error
+            raise UserError(f"model {model}: {path} {_damage(error)}") from error
         remedy = "save model.state_dict() with safetensors.torch.save_file, or load it in a `module:function` of yours"
         what = "holds Python objects beside tensors, which are not loaded since that would run code"
         raise UserError(f"model {model}: {path} {what}; {remedy}") from error
@@ -129,15 +128,15 @@ def _unpickled(path: Path, model: str) -> Any:
         if "TorchScript" in str(error):
             remedy = "name a `module:function` that calls torch.jit.load"
             raise UserError(f"model {model}: {path} is a TorchScript program, not weights; {remedy}") from error
-        raise UserError(f"model {model}: {path} {_damaged(error)}") from error
+        raise UserError(f"model {model}: {path} {_damage(error)}") from error
 
 
-def _damaged(error: BaseException) -> str:
+def _damage(error: BaseException) -> str:
     reason = (str(error).strip() or type(error).__name__).splitlines()[0]
     return f"cannot be read as weights ({reason[:160]}); copy the file again"
 
 
-def _without_parallel(name: str) -> str:
+def _strip_wrapper_prefixes(name: str) -> str:
     for prefix in PARALLEL_PREFIXES:
         name = name.removeprefix(prefix)
     return name
@@ -145,20 +144,20 @@ def _without_parallel(name: str) -> str:
 
 @contextmanager
 def checked_loading(model: str, tensors: Tensors | None, *, registered: bool) -> Iterator[None]:
-    """Within it, a timm model that is created with `pretrained=True` is filled as a whole, or refused.
+    """Within the block, timm models that are created with `pretrained=True` are loaded strictly.
 
-    tensors: the weights in place of what timm would read or fetch itself; None leaves that to timm. registered: the
-    weights are timm's own, where tensors that a variant of the model has no place for are intended.
+    tensors: the weights in place of those that timm would read or download; None leaves that to timm. registered: the
+    weights are timm's own, which may hold tensors that a variant of the model does not have.
 
-    timm itself drops a classifier whose classes differ from the config's and leaves a random one. Raises UserError
-    naming the tensors that are missing, left over or of another shape.
+    timm by itself drops a classifier whose number of classes differs from the config's, and leaves a random one. Raises
+    UserError naming the tensors that are missing, unexpected or of another shape.
     """
     plain, owner = timm.models._builder.load_pretrained, threading.get_ident()
     filled = False
 
     def load_pretrained(network: nn.Module, pretrained_cfg: Any = None, **options: Any) -> None:
         nonlocal filled
-        if threading.get_ident() != owner:  # a model that somebody else creates meanwhile
+        if threading.get_ident() != owner:  # another thread creates a model
             return plain(network, pretrained_cfg=pretrained_cfg, **options)
         filled = True
         config = dict(pretrained_cfg or {})
@@ -167,16 +166,16 @@ def checked_loading(model: str, tensors: Tensors | None, *, registered: bool) ->
 
         def load_state_dict(state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
             own, state = network.state_dict(), state_dict
-            rounded = any(
-                name in own and _is_whole(value) and not _is_whole(own[name]) for name, value in state.items()
+            integers = any(
+                name in own and _is_integer(value) and not _is_integer(own[name]) for name, value in state.items()
             )
             try:
                 found = type(network).load_state_dict(network, state, strict=False, assign=assign)
             except RuntimeError as error:  # of other shapes
-                raise _misfit(model, state, own, tensors, [*state], registered) from error
+                raise _mismatch_error(model, state, own, tensors, [*state], registered) from error
             missing = [name for name in found.missing_keys if not name.endswith("num_batches_tracked")]
-            if missing or rounded or (found.unexpected_keys and not registered):
-                raise _misfit(model, state, own, tensors, found.unexpected_keys, registered)
+            if missing or integers or (found.unexpected_keys and not registered):
+                raise _mismatch_error(model, state, own, tensors, found.unexpected_keys, registered)
             return found
 
         network.load_state_dict = load_state_dict
@@ -185,7 +184,7 @@ def checked_loading(model: str, tensors: Tensors | None, *, registered: bool) ->
         finally:
             del network.load_state_dict
 
-    with _lock:  # one replacement at a time: models may be created in several threads
+    with _lock:  # models may be created in several threads, and the function is replaced for all of them
         timm.models._builder.load_pretrained = load_pretrained
         try:
             yield
@@ -195,10 +194,10 @@ def checked_loading(model: str, tensors: Tensors | None, *, registered: bool) ->
         raise UserError(f"model {model}: its architecture loads no weights; name another, or set pretrained = false")
 
 
-def _misfit(
+def _mismatch_error(
     model: str, state: Mapping[str, Any], own: Tensors, tensors: Tensors | None, left: list[str], registered: bool
 ) -> UserError:
-    """What to tell about a state whose names and shapes are not the model's `own`; `left`: names without a place."""
+    """The error for a state that differs from the model's `own` in names or shapes. left: names the model lacks."""
     missing = [name for name in own if name not in state and not name.endswith("num_batches_tracked")]
     unexpected = [] if registered else [name for name in left if name not in own]
     wrong = [name for name in own if name in state and _shape(own[name]) != _shape(state[name])]
@@ -209,14 +208,14 @@ def _misfit(
     absent = [name for name in missing if name not in given]
     parts = []
     if wrong and all(_shape(own[name]) == _shape(given[name]) for name in wrong):
-        parts.append(f"config.json gives several numbers of classes, of which {_listed(wrong)} can be only one's")
+        parts.append(f"config.json gives several numbers of classes, of which {_join_names(wrong)} can be only one's")
     elif wrong:
         pairs = [f"{name} is {_shape(given[name])} in the file, {_shape(own[name])} in the model" for name in wrong]
-        parts.append(_listed(pairs))
+        parts.append(_join_names(pairs))
     if absent:
-        parts.append(f"missing in the file: {_listed(absent)}")
+        parts.append(f"missing in the file: {_join_names(absent)}")
     if unexpected:
-        parts.append(f"not in the model: {_listed(unexpected)}")
+        parts.append(f"not in the model: {_join_names(unexpected)}")
     hint = "take the file that belongs to this config.json"
     prefix = _common_prefix(unexpected)
     classifier = wrong and all(own[name].ndim and own[name].shape[1:] == given[name].shape[1:] for name in wrong)
@@ -231,7 +230,7 @@ def _misfit(
 
 
 def _common_prefix(names: list[str]) -> str:
-    """The leading parts, up to a dot, that all names share."""
+    """The longest common prefix of all names that ends with a dot."""
     if not names:
         return ""
     first, last = min(names), max(names)
@@ -239,16 +238,16 @@ def _common_prefix(names: list[str]) -> str:
     return first[: first[:same].rfind(".") + 1]
 
 
-def _is_whole(tensor: torch.Tensor) -> bool:
-    """Whether it holds integers: quantised weights are no weights of a model in floating point."""
+def _is_integer(tensor: torch.Tensor) -> bool:
+    """Whether the dtype is an integer, as of quantised weights."""
     return not (tensor.is_floating_point() or tensor.is_complex())
 
 
 def _shape(tensor: torch.Tensor) -> str:
     size = " x ".join(map(str, tensor.shape)) or "a number"
-    return f"{size} of integers" if _is_whole(tensor) else size
+    return f"{size} of integers" if _is_integer(tensor) else size
 
 
-def _listed(names: list[str]) -> str:
-    rest = len(names) - _SHOWN
-    return ", ".join(names[:_SHOWN]) + (f" and {rest} more" if rest > 0 else "")
+def _join_names(names: list[str]) -> str:
+    rest = len(names) - _MAX_NAMES
+    return ", ".join(names[:_MAX_NAMES]) + (f" and {rest} more" if rest > 0 else "")

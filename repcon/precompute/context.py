@@ -5,8 +5,8 @@ from pathlib import Path
 
 import torch
 
-from repcon.config import PrecomputeConfig, require_least
-from repcon.crops import plan as crop_plan
+from repcon.config import PrecomputeConfig, check_minimum
+from repcon.crops.plan import check_crop_config
 from repcon.images.pack import ImagePack
 from repcon.images.read_ahead import ReadAheadPack
 from repcon.labels.layout import part_of, unit_at
@@ -76,8 +76,8 @@ def check(config: PrecomputeConfig) -> None:
         raise UserError(f"teachers: {', '.join(names)}: each needs a name of its own")
     if wrong := next((name for name in names if not HEAD_NAME.fullmatch(name)), None):
         raise UserError(f"teachers: {wrong!r} is no name for a head; use letters, digits, `-` and `_`, 64 at most")
-    crop_plan.check(config.crop)
-    require_least(config, crops=0, k=0, batch_size=0, num_workers=0, rows_per_shard=0, processes=0)
+    check_crop_config(config.crop)
+    check_minimum(config, crops=0, k=0, batch_size=0, num_workers=0, rows_per_shard=0, processes=0)
     for teacher in config.teachers:
         if teacher.size < 0:
             raise UserError(f"teacher {teacher.name}: size {teacher.size} makes no sense; 0 takes the model's own")
@@ -104,7 +104,7 @@ def load(
     if place.index is not None:
         torch.cuda.set_device(place)  # Pinned memory and streams then belong to this GPU, not to the first.
     try:
-        return pack, tuple(teachers.load(teacher, place) for teacher in config.teachers), place
+        return pack, tuple(teachers.load_teacher(teacher, place) for teacher in config.teachers), place
     except torch.OutOfMemoryError as error:
         hint = "name fewer of them, and append the others in a further run"
         raise UserError(f"device {place}: its memory does not hold the teachers; {hint}") from error

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from repcon.decode.base import CropRequest, Loader
-from repcon.decode.checks import undecodable
+from repcon.decode.checks import decode_error
 from repcon.decode.reference import decode
 from repcon.images.pack import ImagePack
 from repcon.precompute.work_unit import WorkUnit
@@ -96,7 +96,7 @@ class Decoding:
                 # The reason is stored, and must not depend on the pack's location.
                 drawn.work.missing[image] = reason.removeprefix(f"{self._pack.url}: ")
             else:  # a failure now is the loader's own
-                single = drawn.request.part(slice(place, place + 1))
+                single = drawn.request.subset(slice(place, place + 1))
                 parts += [batch.pixels for batch in self._loader.batches([single])]
                 decodable.append(image)
         joined = {side: torch.cat([part[side] for part in parts]) for side in (parts[0] if parts else {})}
@@ -112,7 +112,7 @@ class Decoding:
             return str(error)
         except (MemoryError, OSError, ValueError, SyntaxError) as error:
             self._require_memory(image, error)
-            return str(undecodable(self._pack, image, error))
+            return str(decode_error(self._pack, image, error))
         return ""
 
     def _require_memory(self, image: int, error: Exception) -> None:

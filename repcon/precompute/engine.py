@@ -12,7 +12,7 @@ from functools import partial
 import torch
 
 from repcon.config import PrecomputeConfig
-from repcon.decode.factory import decoders, open_loader
+from repcon.decode.factory import decode_threads, open_loader
 from repcon.labels.store import LostClaimError, Unit
 from repcon.precompute.context import PrecomputeContext, set_up
 from repcon.precompute.decoding import Decoding, Step
@@ -57,7 +57,7 @@ def run_worker(config: PrecomputeConfig, slot: WorkerSlot, on_event: OnEvent) ->
     keep_freed_memory()
     torch.set_num_threads(slot.threads)
     device = slot.device if slot.gpu is not None else str(choose(config.device))
-    num_workers = config.num_workers or decoders(slot.threads, device)
+    num_workers = config.num_workers or decode_threads(slot.threads, device)
     work(set_up(replace(config, num_workers=num_workers), device), on_event)
 
 

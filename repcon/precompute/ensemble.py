@@ -7,8 +7,12 @@ import numpy as np
 import torch
 
 from repcon.labels import topk
-from repcon.models.answers import COMPANY_ROWS, information, require_logits, require_repeatable
-from repcon.models.custom import is_factory
+from repcon.models.custom import is_module_function
+from repcon.models.output_checks import (
+    BATCH_INDEPENDENCE_ROWS,
+    check_deterministic,
+    check_not_probabilities,
+)
 from repcon.models.preprocessing import normalise
 from repcon.models.teacher import Teacher
 from repcon.precompute.batching import AdaptiveBatcher, Pixels
@@ -73,10 +77,10 @@ class TeacherEnsemble:
                 images = on_device[teacher.preprocessing.size]
                 inputs[key] = normalise(images, teacher.preprocessing, teacher.dtype)
             # A user's module may change its input in place, which other teachers need unchanged.
-            own = keys.count(key) > 1 and is_factory(teacher.metadata.model)
+            own = keys.count(key) > 1 and is_module_function(teacher.metadata.model)
             given = inputs[key].clone() if own else inputs[key]
-            first = None if teacher.name in self._checked else given[:COMPANY_ROWS].clone()
-            logits = teacher.answer(given)
+            first = None if teacher.name in self._checked else given[:BATCH_INDEPENDENCE_ROWS].clone()
+            logits = teacher.forward(given)
             if first is not None:
                 self._check(teacher, first, logits)
             if teacher.name in self._samples:
@@ -89,8 +93,8 @@ class TeacherEnsemble:
         """Checks a teacher's first batch: finite, repeatable logits."""
         who = f"teacher {teacher.name}"
         with torch.compiler.set_stance("force_eager"):  # else it would be compiled for these batch sizes as well
-            require_repeatable(teacher.answer, inputs, logits, who)
-        if warning := require_logits(logits, teacher.dtype, who):
+            check_deterministic(teacher.forward, inputs, logits, who)
+        if warning := check_not_probabilities(logits, teacher.dtype, who):
             self._on_warning(f"warning: {warning}")
         self._checked.add(teacher.name)
 
@@ -107,7 +111,7 @@ class TeacherEnsemble:
 
     def _check_sample(self, name: str) -> None:
         sample = self._samples.pop(name)
-        found = information(sample)
+        found = mutual_information(sample)
         if found < MIN_INFORMATION:
             much = f"{found:.1g} nat on average over {len(sample)} crops"
             hint = "check its mean and std, its weights, and whether these are images that it knows"

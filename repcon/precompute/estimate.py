@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from repcon.config import Codec, PrecomputeConfig, Values
-from repcon.crops.plan import CropPlan, plan
+from repcon.crops.plan import CropPlan, plan_crops
 from repcon.decode.factory import open_loader
 from repcon.images.pack import ImagePack
 from repcon.labels.informative import warn_uninformative, why_uninformative
@@ -17,7 +17,7 @@ from repcon.labels.layout import BOX, FLIP
 from repcon.labels.store import StoreSpec
 from repcon.labels.truncation import KS, truncation
 from repcon.labels.zarr_encoding import compressed_bytes
-from repcon.models.answers import require_logits
+from repcon.models.output_checks import check_not_probabilities
 from repcon.models.teacher import Teacher
 from repcon.precompute.batching import AdaptiveBatcher, Pixels
 from repcon.precompute.work_unit import by_image
@@ -48,7 +48,7 @@ def estimate(
     count = min(len(pack), max(1, SAMPLE_CROPS // depth))
     rows = np.unique(np.linspace(0, len(pack) - 1, count).astype(np.int64))
     np.random.default_rng(0).shuffle(rows)  # so that the sample spans the pack where time runs out
-    planned = plan(config.crop, pack.hashes[rows], pack.sizes[rows], range(depth))
+    planned = plan_crops(config.crop, pack.hashes[rows], pack.sizes[rows], range(depth))
     logits, crops_per_second, waited_share = _sample(config, pack, teachers, device, rows, planned)
     total = len(pack) * spec.crops
     box_bytes = _box_bytes(spec.codec, planned)
@@ -66,7 +66,7 @@ def estimate(
     ks = sorted({*KS, spec.k})
     for teacher in teachers:
         name, answers = teacher.name, logits[teacher.name]
-        require_logits(answers, teacher.dtype, f"teacher {name}")
+        check_not_probabilities(answers, teacher.dtype, f"teacher {name}")
         if answers.isnan().any():
             remedy = "try precision fp32, or look at its weights"
             raise UserError(f"teacher {name}: its answer is not a number (NaN); {remedy}")
@@ -112,7 +112,7 @@ def _sample(
     started, first_crops, waited = time.perf_counter(), 0, 0.0
     depth = len(planned.boxes)
     whole = by_image(rows, range(depth), planned.boxes, planned.flips)
-    requests = list(whole.parts(max(1, config.batch_size // depth)))
+    requests = list(whole.split(max(1, config.batch_size // depth)))
     try:
         with progress() as bars, Prefetcher(iter(loader.batches(requests)), 2) as batches:
             task = bars.add_task("estimate", total=planned.flips.size, unit="crops", note="")

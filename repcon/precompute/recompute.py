@@ -7,9 +7,10 @@ import numpy as np
 import torch
 from rich.markup import escape
 
-from repcon.config import VerifyConfig, named_values
+from repcon.config import VerifyConfig, parse_named_values
 from repcon.decode.base import CropRequest
-from repcon.decode.factory import LIBRARIES, open_loader
+from repcon.decode.factory import open_loader
+from repcon.decode.libraries import LIBRARIES
 from repcon.images.pack import ImagePack
 from repcon.labels import topk
 from repcon.labels.layout import HeadInfo
@@ -34,10 +35,10 @@ def rerun(store: LabelStore, pack: ImagePack, config: VerifyConfig) -> dict[str,
     Raises UserError when a teacher cannot be loaded as it was, or a loader that was named is missing.
     """
     device = choose(config.device)
-    models = named_values("models", config.models, "NAME=MODEL", store.heads)
+    models = parse_named_values("models", config.models, "NAME=MODEL", store.heads)
     metadata = find_teachers(store, models)
     models = {name: metadata[name].model for name in models}
-    sides = {name: teachers.require_named(metadata[name], models.get(name, "")) for name in store.heads}
+    sides = {name: teachers.check_trusted(metadata[name], models.get(name, "")) for name in store.heads}
     request, stored = draw_sample(store, config.sample, config.seed)
     sizes = sorted(set(sides.values()))
     pixels = {}
@@ -49,7 +50,7 @@ def rerun(store: LabelStore, pack: ImagePack, config: VerifyConfig) -> dict[str,
         answers = len(store.heads) * len(pixels) * len(request.images)
         task = bar.add_task("teachers again", total=answers, unit="crops", note="")
         for name, head in store.heads.items():
-            teacher = teachers.load_from_metadata(metadata[name], device, model=models.get(name, ""))
+            teacher = teachers.load_stored_teacher(metadata[name], device, model=models.get(name, ""))
             side = sides[name]
             found[name] = {}
             for kind, decoded in pixels.items():
@@ -114,7 +115,7 @@ def _decode(
         console.print(f"[dim]left out: {escape(str(error))}[/]", soft_wrap=True)
         return None
     try:
-        batches = list(loader.batches(request.parts(_BATCH)))
+        batches = list(loader.batches(request.split(_BATCH)))
         return {side: torch.cat([batch.pixels[side].cpu() for batch in batches]) for side in sizes}
     finally:
         loader.close()

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 
 from repcon.config import CropConfig
-from repcon.crops.plan import plan
+from repcon.crops.plan import plan_crops
 from repcon.decode.base import CropRequest
 from repcon.images.pack import ImagePack
 from repcon.labels.store import LabelStore, Unit, UnitClaim
@@ -29,7 +29,7 @@ class WorkUnit:
         self.unit, self._store, self._pack = unit, store, pack
         rows = slice(unit.rows.start, unit.rows.stop)
         if unit.writes_boxes:
-            planned = plan(recipe, pack.hashes[rows], pack.sizes[rows], list(unit.crops))
+            planned = plan_crops(recipe, pack.hashes[rows], pack.sizes[rows], list(unit.crops))
             self.boxes, self.flips = planned.boxes, planned.flips
         else:
             self.boxes, self.flips = store.reader.boxes(unit.crops, unit.rows)
@@ -45,7 +45,7 @@ class WorkUnit:
     def requests(self, images_per_batch: int) -> Iterator[CropRequest]:
         """All images of the unit, each once with all its crops."""
         rows = np.arange(self.unit.rows.start, self.unit.rows.stop)
-        return by_image(rows, self.unit.crops, self.boxes, self.flips).parts(images_per_batch)
+        return by_image(rows, self.unit.crops, self.boxes, self.flips).split(images_per_batch)
 
     def add_labels(self, images: np.ndarray, labels: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> None:
         """Adds the labels of some images: per head ids (n * m, k) and logp (n * m, k + T), image by image.

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from repcon.models.model_card import plain
+from repcon.models.model_card import escape_markdown
 from repcon.reports.figures import Figures, format_value
 from repcon.reports.plot_style import DARK, LIGHT, SeriesStyles, variables
 from repcon.reports.run_figures import run_figures
@@ -164,7 +164,7 @@ def _templates(*, escaped: bool) -> Any:
         finalize=lambda value: printable(value) if type(value) is str else value,
     )
     environment.filters |= {
-        "plain": plain,
+        "plain": escape_markdown,
         "share": lambda part: "<1 %" if 0 < part < 0.005 else f"{100 * part:.0f} %",
         "variables": lambda theme: Markup(variables(theme)),
         "breakable": lambda text: escape(printable(text)).replace("_", Markup("_<wbr>")).replace("/", Markup("/<wbr>")),

@@ -6,9 +6,9 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from repcon.labels.store import LabelStore
-from repcon.models.factory import create_model, licence_of
+from repcon.models.factory import create_model, stated_license
 from repcon.models.identity import architecture_of, class_names_of
-from repcon.models.model_card import plain, teacher_table
+from repcon.models.model_card import escape_markdown, teacher_table
 from repcon.models.preprocessing import preprocessing_of
 from repcon.models.student import head_names, teacher_licences
 from repcon.sharing.address import Address
@@ -61,9 +61,9 @@ def _store(folder: Path, address: Address, fingerprint: str) -> str:
         front_matter(
             [metadata.licence for metadata in teacher_metadata], ["label-store", "knowledge-distillation"], viewer=False
         ),
-        f"# {plain(folder.name)}",
+        f"# {escape_markdown(folder.name)}",
         about + " The images are not part of it.",
-        "\n".join(f"- {name}: {plain(value)}" for name, value in facts.items()),
+        "\n".join(f"- {name}: {escape_markdown(value)}" for name, value in facts.items()),
         teacher_table(heads, [dataclasses.asdict(metadata) for metadata in teacher_metadata], "The labels'"),
         _pulled(address, "labels.zarr", "repcon train --pack PACK --store labels.zarr --out student"),
     )
@@ -71,7 +71,7 @@ def _store(folder: Path, address: Address, fingerprint: str) -> str:
 
 def _teacher(folder: Path, address: Address, fingerprint: str) -> str:
     network = create_model(str(folder))
-    licence = licence_of(network, str(folder))
+    licence = stated_license(network, str(folder))
     classes = class_names_of(network)
     facts = {
         "Architecture": architecture_of(network),
@@ -82,9 +82,9 @@ def _teacher(folder: Path, address: Address, fingerprint: str) -> str:
     }
     return _joined(
         front_matter([licence], ["image-classification"], library_name="timm"),
-        f"# {plain(folder.name)}",
+        f"# {escape_markdown(folder.name)}",
         "A classifier, made or used as a teacher with repcon.",
-        "\n".join(f"- {name}: {plain(value)}" for name, value in facts.items()),
+        "\n".join(f"- {name}: {escape_markdown(value)}" for name, value in facts.items()),
         _pulled(address, "teacher", "repcon precompute --pack PACK --teachers NAME=teacher --out labels.zarr"),
         _with_timm(address),
     )
@@ -92,7 +92,7 @@ def _teacher(folder: Path, address: Address, fingerprint: str) -> str:
 
 def _student(folder: Path, address: Address, fingerprint: str) -> str:
     card = folder / CARD
-    text = card.read_text(encoding="utf-8") if card.is_file() else f"# {plain(folder.name)}\n"
+    text = card.read_text(encoding="utf-8") if card.is_file() else f"# {escape_markdown(folder.name)}\n"
     licences = teacher_licences(str(folder))
     heads = head_names(str(folder))
     return _joined(

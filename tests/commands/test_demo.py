@@ -11,7 +11,7 @@ from pictures import photograph
 from repcon.commands import demo
 from repcon.config import ClassSubset, DemoConfig
 from repcon.images.pack import ImagePack, select_classes
-from repcon.models.model_card import plain
+from repcon.models.model_card import escape_markdown
 from repcon.models.student import head_names
 from repcon.runtime.errors import UserError
 
@@ -28,7 +28,7 @@ def test_a_labelled_folder_goes_the_whole_way(picture_folder: Path, tmp_path: Pa
     assert capsys.readouterr().out.rstrip().endswith(results["verdict"]["sentence"])
     assert [row["head"] for row in results["heads"]] == ["domain"] and results["heads"][0]["held_out"]
     report = (tmp_path / "run" / "report" / "report.md").read_text()
-    assert report.splitlines()[2] == plain(results["verdict"]["sentence"])
+    assert report.splitlines()[2] == escape_markdown(results["verdict"]["sentence"])
     taught = json.loads((tmp_path / "run" / "domain-teacher" / "results.json").read_text())["class_names"]
     assert not set(taught) & set(results["class_names"])
     proxy = ImagePack.open(tmp_path / "run" / "packs" / "proxy")

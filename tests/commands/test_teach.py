@@ -36,7 +36,7 @@ def generalist(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def recipe(generalist: Path, picture_folder: Path) -> TeachConfig:
     return TeachConfig(
         data=str(picture_folder), out="", model=str(generalist), size=32, epochs=6, batch_size=8, validation=0.25,
-        optim=OptimConfig(lr=3e-3), loader="torch", device="cpu", licence="CC0",
+        optim=OptimConfig(lr=3e-3), loader="torch", device="cpu", license="CC0",
     )  # fmt: skip
 
 
@@ -62,13 +62,13 @@ def test_folder_opens_with_timm_and_as_a_teacher(taught: tuple[Path, dict]):
     out, results = taught
     model = timm.create_model(f"local-dir:{out}", pretrained=True)
     assert model.num_classes == 4
-    teacher = teachers.load(TeacherConfig(name="task", model=str(out), size=32), "cpu")
+    teacher = teachers.load_teacher(TeacherConfig(name="task", model=str(out), size=32), "cpu")
     pixels = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
     inputs = normalise(pixels, preprocessing_of(model, 32), torch.float32)
     with torch.inference_mode():
         assert torch.allclose(model.eval()(inputs), teacher(pixels), atol=1e-5)
     assert list(teacher.metadata.classes) == results["class_names"]
-    assert results["licence"] == "CC0" and teacher.metadata.licence == "CC0"
+    assert results["license"] == "CC0" and teacher.metadata.licence == "CC0"
 
 
 def test_same_seed_same_teacher(recipe: TeachConfig, taught: tuple[Path, dict], tmp_path: Path):
@@ -85,13 +85,13 @@ def test_a_stopped_run_goes_on_to_the_same_teacher(
     out = tmp_path / "stopped"
     for last in (0, 3):
 
-        def interrupted(trainer, number, advance, *, last=last, epoch=finetune._Trainer.epoch):
+        def interrupted(trainer, number, advance, *, last=last, epoch=finetune._Finetuner.train_epoch):
             if number > last:
                 raise KeyboardInterrupt
             return epoch(trainer, number, advance)
 
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-            patch.setattr(finetune._Trainer, "epoch", interrupted)
+            patch.setattr(finetune._Finetuner, "train_epoch", interrupted)
             teach.run(replace(recipe, out=str(out)))
     with pytest.raises(UserError, match=r"epochs was 6 and is 7"):
         teach.run(replace(recipe, out=str(out), epochs=7))

@@ -110,7 +110,7 @@ def test_a_run_that_begins_again_begins_its_metrics_again(
         raise UserError("stopped before the first checkpoint")
 
     with monkeypatch.context() as patch, pytest.raises(UserError, match="before the first"):
-        patch.setattr(LossGuard, "check_answers", broken)
+        patch.setattr(LossGuard, "check_logits", broken)
         train.run(settings(case, tmp_path / "run", epochs=1))
     assert losses(tmp_path / "run")
     results = train.run(settings(case, tmp_path / "run", epochs=1, optim=OptimConfig(lr=1e-3)))

@@ -14,7 +14,7 @@ from repcon.commands import pack as packing
 from repcon.commands import precompute, verify
 from repcon.commands.verify import label_problems
 from repcon.config import PackConfig, PrecomputeConfig, TeacherConfig, VerifyConfig
-from repcon.decode.factory import installed
+from repcon.decode.libraries import installed
 from repcon.images.pack import ImagePack
 from repcon.labels import topk
 from repcon.labels.layout import HeadInfo

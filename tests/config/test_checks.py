@@ -13,12 +13,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from repcon import config
-from repcon.config import checks, schema
+from repcon.config import base
 from repcon.runtime.errors import UserError
 
-KINDS = [kind for _, kind in inspect.getmembers(schema, dataclasses.is_dataclass)]
+KINDS = [kind for _, kind in inspect.getmembers(config, dataclasses.is_dataclass)]
 NO_PATHS = {
-    "name", "licence", "schedule", "ray", "baseline", "student", "title", "temperatures", "loaders", "metrics",
+    "name", "license", "schedule", "ray", "baseline", "student", "title", "temperatures", "loaders", "metrics",
     "datasets", "domains", "heads", "scale", "ratio", "init_weights", "repository",
     "revision", "trackers",
 }  # fmt: skip
@@ -34,15 +34,15 @@ def test_every_text_is_known_to_be_a_path_or_none():
         field.name for kind in KINDS for field in dataclasses.fields(kind)
         if "str" in str(field.type) or "tuple" in str(field.type)
     }  # fmt: skip
-    assert texts - {"codec", "values"} <= checks.PATHS | NO_PATHS
-    assert not checks.PATHS & NO_PATHS
+    assert texts - {"codec", "values"} <= base.PATHS | NO_PATHS
+    assert not base.PATHS & NO_PATHS
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
 def test_the_home_folder_is_expanded_in_every_path(kind: Any, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("HOME", "/home/me")
     for field in dataclasses.fields(kind):
-        if field.name not in checks.PATHS or (field.name == "teachers" and kind is config.PrecomputeConfig):
+        if field.name not in base.PATHS or (field.name == "teachers" and kind is config.PrecomputeConfig):
             continue
         several = "tuple" in str(field.type)
         for text, wanted in (
@@ -62,9 +62,9 @@ def test_no_number_is_without_bounds(kind: Any):
         for value in (math.nan, 10**20, -(10**20), 10**400, 1e300):
             with pytest.raises(UserError, match=field.name):
                 example(kind, **{field.name: value})
-                if math.isinf(checks.LARGEST.get(field.name, 0)) and value is not math.nan:
+                if math.isinf(base.MAXIMA.get(field.name, 0)) and value is not math.nan:
                     raise UserError(field.name)  # unbounded on purpose
-        if not math.isinf(checks.LARGEST.get(field.name, 0)):
+        if not math.isinf(base.MAXIMA.get(field.name, 0)):
             with pytest.raises(UserError, match=field.name):
                 example(kind, **{field.name: math.inf})
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from repcon.config import CropConfig
-from repcon.crops.plan import philox, plan
+from repcon.crops.plan import philox, plan_crops
 from repcon.runtime.errors import UserError
 
 SIZES = [(1, 1), (20_000, 10), (10, 20_000), (1, 65_535), (65_535, 65_535), (400, 300), (333, 517), (7, 5), (2, 3)]
@@ -74,7 +74,8 @@ def test_philox_gives_the_published_vectors(counter: list[int], key: list[int], 
 
 def test_golden_boxes() -> None:
     """These never change: stores keep their boxes, but a recipe must give them again."""
-    drawn = plan(CropConfig(seed=2**40 + 7), hashes_of(3), np.array([[400, 300], [300, 400], [20_000, 10]]), [0, 5])
+    sizes = np.array([[400, 300], [300, 400], [20_000, 10]])
+    drawn = plan_crops(CropConfig(seed=2**40 + 7), hashes_of(3), sizes, [0, 5])
     assert drawn.boxes[0].tolist() == [[112, 0, 284, 248], [27, 48, 261, 346], [9993, 0, 13, 10]]
     assert drawn.boxes[1].tolist() == [[92, 84, 268, 210], [45, 44, 236, 183], [9993, 0, 13, 10]]
     assert drawn.flips.tolist() == [[1, 1, 1], [0, 0, 0]]
@@ -93,7 +94,7 @@ def test_golden_boxes() -> None:
 def test_agrees_with_the_scalar_reference(recipe: CropConfig) -> None:
     sizes = SIZES * 12
     hashes, crops = hashes_of(len(sizes)), [0, 1, 17, 2**32 - 1]
-    drawn = plan(recipe, hashes, np.array(sizes), crops)
+    drawn = plan_crops(recipe, hashes, np.array(sizes), crops)
     for row, crop in enumerate(crops):
         for image, (width, height) in enumerate(sizes):
             box, flip = scalar_crop(recipe, hashes[image].tobytes(), width, height, crop)
@@ -104,7 +105,7 @@ def test_agrees_with_the_scalar_reference(recipe: CropConfig) -> None:
 @pytest.mark.parametrize("ratio", [(0.75, 4 / 3), (0.01, 0.02), (50.0, 90.0)])
 def test_every_box_lies_in_its_image(ratio: tuple[float, float]) -> None:
     sizes = np.array(SIZES * 100)
-    drawn = plan(CropConfig(scale=(0.01, 1.0), ratio=ratio), hashes_of(len(sizes)), sizes, range(4))
+    drawn = plan_crops(CropConfig(scale=(0.01, 1.0), ratio=ratio), hashes_of(len(sizes)), sizes, range(4))
     assert drawn.boxes.dtype == np.uint16
     x, y, w, h = np.moveaxis(drawn.boxes.astype(np.int64), -1, 0)
     assert (w >= 1).all() and (h >= 1).all()
@@ -115,14 +116,14 @@ def test_a_crop_depends_on_nothing_but_seed_content_and_number() -> None:
     count = 40_000  # more than one chunk
     generator = np.random.default_rng(0)
     hashes, sizes = hashes_of(count), generator.integers(200, 250, (count, 2))
-    whole = plan(CropConfig(), hashes, sizes, range(3))
+    whole = plan_crops(CropConfig(), hashes, sizes, range(3))
     order = generator.permutation(count)
-    shuffled = plan(CropConfig(), hashes[order], sizes[order], [2, 0])
+    shuffled = plan_crops(CropConfig(), hashes[order], sizes[order], [2, 0])
     assert (shuffled.boxes == whole.boxes[[2, 0]][:, order]).all()
     assert (shuffled.flips == whole.flips[[2, 0]][:, order]).all()
-    one = plan(CropConfig(), hashes[35_000:35_001], sizes[35_000:35_001], [1])
+    one = plan_crops(CropConfig(), hashes[35_000:35_001], sizes[35_000:35_001], [1])
     assert (one.boxes[0, 0] == whole.boxes[1, 35_000]).all()
-    other = plan(CropConfig(seed=1), hashes, sizes, [0])
+    other = plan_crops(CropConfig(seed=1), hashes, sizes, [0])
     assert (other.boxes[0] == whole.boxes[0]).all(-1).mean() < 0.001
     assert (whole.boxes[1] == whole.boxes[0]).all(-1).mean() < 0.001
 
@@ -141,7 +142,7 @@ def test_distribution_is_that_of_torchvision() -> None:
     recipe = CropConfig(scale=(0.08, 1.0))
     theirs = [crop.get_params(picture, list(recipe.scale), list(recipe.ratio)) for _ in range(count)]
     y, x, h, w = np.array(theirs).T
-    ours = plan(recipe, hashes_of(count), np.tile([width, height], (count, 1)), range(4))
+    ours = plan_crops(recipe, hashes_of(count), np.tile([width, height], (count, 1)), range(4))
     ox, oy, ow, oh = ours.boxes.reshape(-1, 4).astype(np.int64).T
     for name, a, b in [
         ("area", w * h, ow * oh),
@@ -168,7 +169,7 @@ def test_distribution_is_that_of_torchvision() -> None:
 )
 def test_a_senseless_recipe_is_refused_by_name(recipe: CropConfig) -> None:
     with pytest.raises(UserError, match=r"crop\.(scale|ratio|flip|seed) = "):
-        plan(recipe, hashes_of(1), np.array([[10, 10]]), [0])
+        plan_crops(recipe, hashes_of(1), np.array([[10, 10]]), [0])
 
 
 def test_a_seed_of_more_than_64_bits_is_refused() -> None:
@@ -184,12 +185,12 @@ def test_wrong_shapes_and_sizes_are_refused() -> None:
         (hashes_of(1), np.array([[65_536, 5]])),
     ]:
         with pytest.raises(ValueError):
-            plan(CropConfig(), hashes, sizes, [0])
+            plan_crops(CropConfig(), hashes, sizes, [0])
 
 
 def test_no_images_and_no_crops_are_fine() -> None:
-    assert plan(CropConfig(), hashes_of(0), np.empty((0, 2)), [0, 1]).boxes.shape == (2, 0, 4)
-    assert plan(CropConfig(), hashes_of(2), np.ones((2, 2)), []).boxes.shape == (0, 2, 4)
+    assert plan_crops(CropConfig(), hashes_of(0), np.empty((0, 2)), [0, 1]).boxes.shape == (2, 0, 4)
+    assert plan_crops(CropConfig(), hashes_of(2), np.ones((2, 2)), []).boxes.shape == (0, 2, 4)
 
 
 def test_a_million_boxes_take_seconds() -> None:
@@ -197,5 +198,5 @@ def test_a_million_boxes_take_seconds() -> None:
     hashes = generator.integers(0, 256, (125_000, 16), dtype=np.uint8)
     sizes = generator.integers(100, 500, (125_000, 2))
     started = time.process_time()
-    plan(CropConfig(), hashes, sizes, range(8))
+    plan_crops(CropConfig(), hashes, sizes, range(8))
     assert time.process_time() - started < 10  # about 1 on an idle machine

@@ -4,7 +4,8 @@ import pytest
 import torch
 from loader_case import SIDES, make_pack, request
 
-from repcon.decode.factory import installed, open_loader
+from repcon.decode.factory import open_loader
+from repcon.decode.libraries import installed
 from repcon.images.pack import ImagePack
 from repcon.runtime.errors import UserError
 
@@ -19,10 +20,10 @@ def pack(tmp_path_factory: pytest.TempPathFactory) -> ImagePack:
 
 
 def test_it_gives_the_references_crops(pack: ImagePack) -> None:
-    from repcon.decode.dali_gpu import GpuLoader
+    from repcon.decode.dali_gpu import DaliGpuLoader
 
     requests = [request(pack, range(len(pack)), 6, seed=1), request(pack, [3, 1], 2), request(pack, [5] * 140, 3)]
-    loader = GpuLoader(pack, SIDES, num_workers=2, device="cpu")
+    loader = DaliGpuLoader(pack, SIDES, num_workers=2, device="cpu")
     expected = open_loader("reference", pack, SIDES).batches(requests)
     for wanted, found in zip(expected, loader.batches(requests), strict=True):
         assert torch.equal(wanted.images, found.images) and torch.equal(wanted.crops, found.crops)
@@ -34,11 +35,11 @@ def test_it_gives_the_references_crops(pack: ImagePack) -> None:
 
 
 def test_a_damaged_image_is_named(pack: ImagePack, monkeypatch: pytest.MonkeyPatch) -> None:
-    from repcon.decode.dali_gpu import GpuLoader
+    from repcon.decode.dali_gpu import DaliGpuLoader
 
     real = ImagePack.read
     monkeypatch.setattr(ImagePack, "read", lambda self, row: real(self, row)[: 300 if row == 3 else None])
-    loader = GpuLoader(pack, SIDES, num_workers=1, device="cpu")
+    loader = DaliGpuLoader(pack, SIDES, num_workers=1, device="cpu")
     with pytest.raises(UserError, match="cannot be decoded") as caught:
         list(loader.batches([request(pack, range(len(pack)), 2)]))
     assert pack.keys[3] in str(caught.value)

@@ -11,8 +11,9 @@ from loader_case import SIDES, make_pack, request
 from repcon import cli
 from repcon.commands import pack as packing
 from repcon.config import PackConfig
-from repcon.decode.factory import installed, open_loader
+from repcon.decode.factory import open_loader
 from repcon.decode.ffcv import write_beton
+from repcon.decode.libraries import installed
 from repcon.images.format import BETON
 from repcon.images.pack import ImagePack
 from repcon.runtime.errors import UserError
@@ -31,10 +32,10 @@ def path(original: Path, tmp_path: Path) -> Path:
 
 
 def test_the_file_holds_the_packs_bytes(path: Path) -> None:
-    from repcon.decode.ffcv_format import Beton
+    from repcon.decode.ffcv_format import BetonReader
 
     pack = ImagePack.open(path)
-    ffcv_format = Beton(pack, path / BETON, SIDES)
+    ffcv_format = BetonReader(pack, path / BETON, SIDES)
     assert [bytes(ffcv_format.jpeg(row)) for row in range(len(pack))] == [pack.read(row) for row in range(len(pack))]
 
 
@@ -53,7 +54,7 @@ def test_images_larger_than_a_page(path: Path, tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(padded, "read", lambda row: pack.read(row) + bytes(9 << 20))
     padded.lengths = padded.lengths + (9 << 20)
     write_beton(padded, tmp_path / BETON)
-    opened = ffcv_format.Beton(padded, tmp_path / BETON, SIDES)
+    opened = ffcv_format.BetonReader(padded, tmp_path / BETON, SIDES)
     assert bytes(opened.jpeg(2)).startswith(pack.read(2))
 
 

@@ -14,13 +14,14 @@ from numba.core import caching
 
 from repcon.commands import pack as packing
 from repcon.config import PackConfig
-from repcon.decode import factory
+from repcon.decode import factory, libraries
 from repcon.decode import resize as compiled_resize
 from repcon.decode.base import CropBatch, CropRequest, Loader
-from repcon.decode.buffers import CropBuffers, for_one_image
-from repcon.decode.factory import installed, open_loader
+from repcon.decode.buffer_pool import BufferPool, image_buffer
+from repcon.decode.factory import open_loader
+from repcon.decode.libraries import installed
 from repcon.decode.reference import crop, crop_float
-from repcon.distill.sampler import CropBatchSampler, EpochGroup, cut_of
+from repcon.distill.sampler import CropBatchSampler, EpochGroup, box_lookup
 from repcon.images.pack import ImagePack
 from repcon.runtime.errors import UserError
 
@@ -120,10 +121,10 @@ def of_the_order(pack: ImagePack, loader: Loader, start: int = 0, window: int = 
     """The order, and the batches that the loader makes of it from `start` on; the last one is smaller than the rest."""
     part, boxes = EpochGroup(epoch=3, crops=(0, 1)), request(pack, range(len(pack)), 6, seed=9)
     order = CropBatchSampler(
-        np.arange(len(pack)), part, seed=5, batch_size=8, mix_window=window, rank=rank, world=world
+        np.arange(len(pack)), part, seed=5, batch_size=8, mix_window=window, rank=rank, world_size=world
     )
     stored = [boxes.boxes[:, j] for j in (2, 5)], [boxes.flips[:, j] for j in (2, 5)]
-    return order, list(order.batches(loader.batches(order.requests(cut_of(*stored), start)), start))
+    return order, list(order.batches(loader.batches(order.requests(box_lookup(*stored), start)), start))
 
 
 @pytest.mark.parametrize("window", [0, 4])
@@ -273,7 +274,7 @@ def test_closing_ends_the_threads_even_in_the_middle(kind: str, pack: ImagePack)
 
 
 def test_memory_is_taken_again_only_when_nothing_looks_at_it() -> None:
-    buffers = CropBuffers()
+    buffers = BufferPool()
     first = buffers.crops(4, 16)
     place, view = first.data_ptr(), first[1:2]
     del first
@@ -314,7 +315,7 @@ def test_a_missing_or_unknown_loader_says_what_to_do(pack: ImagePack, monkeypatc
         open_loader("tape", pack, [32])
     with pytest.raises(UserError, match="at least 1"):
         open_loader("torch", pack, [0])
-    monkeypatch.setattr(factory, "find_spec", lambda name: None)
+    monkeypatch.setattr(libraries, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"pip install 'repcon\[dali\]'"):
         open_loader("dali", pack, [32])
     with pytest.raises(UserError, match="make ffcv"):
@@ -326,7 +327,7 @@ def test_auto_says_what_it_chose(
 ) -> None:
     pack = ImagePack.open(pack_path)
     monkeypatch.setattr(factory, "installed", lambda kind: kind == "torch")
-    factory._say.cache_clear()
+    factory._announce.cache_clear()
     for _ in range(2):
         chosen = open_loader("auto", pack, [32])
         assert chosen.kind == "torch"
@@ -350,5 +351,5 @@ def test_beside_a_gpu_some_cores_are_left_to_the_training_step(
 
 def test_images_are_decoded_to_an_odd_address(pack: ImagePack) -> None:
     """Where no row of an even width is one that libjpeg-turbo writes past the processor's cache."""
-    memory = for_one_image(pack)
+    memory = image_buffer(pack)
     assert memory.ctypes.data % 2 == 1 and memory.size == 3 * int(pack.sizes.prod(axis=1).max())

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from repcon.decode.base import CropBatch, CropRequest
-from repcon.decode.worker_pool import BatchPool, numbered_batch
+from repcon.decode.worker_pool import WorkerPool
 
 
 def request() -> CropRequest:
@@ -18,14 +18,14 @@ def request() -> CropRequest:
 
 def test_closing_ends_a_thread_that_waits_for_a_batch():
     """Its jobs that had not begun are cancelled; who waits for them must hear of it."""
-    pool, waiting, told = BatchPool(1), threading.Event(), threading.Event()
+    pool, waiting, told = WorkerPool(1, int), threading.Event(), threading.Event()
 
     def begin(asked: CropRequest) -> tuple[CropBatch, list]:
-        def job() -> None:
+        def job(state: int) -> None:
             waiting.set()
             time.sleep(0.2)
 
-        return numbered_batch(asked, {8: torch.zeros(4, 3, 8, 8)}), [job] * 4
+        return CropBatch.for_request(asked, {8: torch.zeros(4, 3, 8, 8)}), [job] * 4
 
     def consume() -> None:
         with pytest.raises(RuntimeError, match="the loader was closed"):

@@ -6,23 +6,23 @@ from pathlib import Path
 import pytest
 import torch
 
-from repcon.distill.checkpoint import BEST, Checkpoints, flat
+from repcon.distill.checkpoint import BEST, CheckpointManager, flatten
 from repcon.runtime.errors import UserError
 
 
 def test_the_newest_comes_back(tmp_path: Path) -> None:
-    checkpoints = Checkpoints(tmp_path, {"lr": 0.1}, keep=2)
-    assert checkpoints.newest() is None
+    checkpoints = CheckpointManager(tmp_path, {"lr": 0.1}, keep=2)
+    assert checkpoints.load_latest() is None
     for step in (1, 2, 10):
         checkpoints.save({"step": step, "weights": torch.full((2,), step)}, step, best=step == 2)
-    state = checkpoints.newest()
+    state = checkpoints.load_latest()
     assert state is not None and state["step"] == 10 and torch.equal(state["weights"], torch.full((2,), 10))
     assert sorted(path.name for path in tmp_path.iterdir()) == [BEST, "step-000000002.pt", "step-000000010.pt"]
     assert torch.load(tmp_path / BEST, weights_only=True)["step"] == 2
 
 
 def test_a_killed_save_leaves_the_one_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    checkpoints = Checkpoints(tmp_path, {}, keep=2)
+    checkpoints = CheckpointManager(tmp_path, {}, keep=2)
     checkpoints.save({"step": 1}, 1, best=False)
 
     def killed(*_: object) -> None:
@@ -32,7 +32,7 @@ def test_a_killed_save_leaves_the_one_before(tmp_path: Path, monkeypatch: pytest
         patch.setattr(os, "replace", killed)
         with pytest.raises(KeyboardInterrupt):
             checkpoints.save({"step": 2}, 2, best=False)
-    state = checkpoints.newest()
+    state = checkpoints.load_latest()
     assert state is not None and state["step"] == 1
     checkpoints.save({"step": 3}, 3, best=False)
     assert not list(tmp_path.glob(".*"))
@@ -42,7 +42,7 @@ def test_a_save_killed_before_its_end_is_repeated_with_its_best(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A step's file says that the best so far is kept; so it is the last to appear."""
-    checkpoints, replace = Checkpoints(tmp_path, {}, keep=2), os.replace
+    checkpoints, replace = CheckpointManager(tmp_path, {}, keep=2), os.replace
 
     def killed_at_the_second(source: Path, target: Path) -> None:
         if any(tmp_path.glob("*.pt")):
@@ -53,27 +53,27 @@ def test_a_save_killed_before_its_end_is_repeated_with_its_best(
         patch.setattr(os, "replace", killed_at_the_second)
         with pytest.raises(KeyboardInterrupt):
             checkpoints.save({"step": 1}, 1, best=True)
-    assert checkpoints.newest() is None and (tmp_path / BEST).is_file()
+    assert checkpoints.load_latest() is None and (tmp_path / BEST).is_file()
 
 
 def test_each_difference_is_named(tmp_path: Path) -> None:
-    Checkpoints(tmp_path, {"optim.lr": 0.1, "store": "a", "size": 96}, keep=1).save({"step": 1}, 1, best=False)
+    CheckpointManager(tmp_path, {"optim.lr": 0.1, "store": "a", "size": 96}, keep=1).save({"step": 1}, 1, best=False)
     with pytest.raises(UserError, match=r"optim.lr was 0.1 and is 0.2, store was 'a' and is 'b'"):
-        Checkpoints(tmp_path, {"optim.lr": 0.2, "store": "b", "size": 96}, keep=1).newest()
+        CheckpointManager(tmp_path, {"optim.lr": 0.2, "store": "b", "size": 96}, keep=1).load_latest()
 
 
 def test_a_damaged_file_is_named(tmp_path: Path) -> None:
-    checkpoints = Checkpoints(tmp_path, {}, keep=3)
+    checkpoints = CheckpointManager(tmp_path, {}, keep=3)
     checkpoints.save({"step": 1}, 1, best=False)
     checkpoints.save({"step": 2}, 2, best=False)
     newest = tmp_path / "step-000000002.pt"
     newest.write_bytes(newest.read_bytes()[:100])
     with pytest.raises(UserError, match=r"step-000000002.pt: unreadable.*delete it"):
-        checkpoints.newest()
+        checkpoints.load_latest()
     newest.unlink()
-    state = checkpoints.newest()
+    state = checkpoints.load_latest()
     assert state is not None and state["step"] == 1
 
 
 def test_flat_names() -> None:
-    assert flat({"a": 1, "optim": {"lr": 2, "deep": {"x": 3}}}) == {"a": 1, "optim.lr": 2, "optim.deep.x": 3}
+    assert flatten({"a": 1, "optim": {"lr": 2, "deep": {"x": 3}}}) == {"a": 1, "optim.lr": 2, "optim.deep.x": 3}

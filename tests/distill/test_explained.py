@@ -4,15 +4,15 @@ import pytest
 import torch
 from torch import nn
 
-from repcon.distill.loss_guard import batch_norm_explained
+from repcon.distill.loss_guard import explain_batch_norm_error
 from repcon.runtime import device
 from repcon.runtime.errors import UserError
 
 
 def test_a_batch_of_one_value_is_explained():
-    with pytest.raises(UserError, match="enlarge batch_size"), batch_norm_explained():
+    with pytest.raises(UserError, match="enlarge batch_size"), explain_batch_norm_error():
         nn.BatchNorm2d(3)(torch.ones(1, 3, 1, 1))
-    with pytest.raises(ValueError, match="something else"), batch_norm_explained():
+    with pytest.raises(ValueError, match="something else"), explain_batch_norm_error():
         raise ValueError("something else")
 
 

@@ -13,7 +13,8 @@ import torch
 from training_case import CLASSES, SIZE, colour_logits, make_store, pack_path
 
 from repcon.distill.label_cache import LabelCache
-from repcon.distill.loader import Batch, Clock, DistillLoader
+from repcon.distill.loader import Batch, DistillLoader
+from repcon.distill.metrics import StepTimer
 from repcon.distill.windowed_label_cache import WindowedLabelCache
 from repcon.images.pack import ImagePack
 from repcon.labels import shared_memory as store_shared
@@ -127,7 +128,7 @@ def test_two_processes_share_the_windows_crops(case: Path, sharded: LabelStore) 
         "label_cache_gib": LITTLE,
     }
     alone = DistillLoader(pack, sharded, **parts)  # pyright: ignore[reportArgumentType]
-    both = [DistillLoader(pack, sharded, rank=rank, world=2, **parts) for rank in range(2)]  # pyright: ignore[reportArgumentType]
+    both = [DistillLoader(pack, sharded, rank=rank, world_size=2, **parts) for rank in range(2)]  # pyright: ignore[reportArgumentType]
     pairs = [pair for loader in both for pair in shown(loader, 0)]
     assert sorted(pairs) == sorted(shown(alone, 0))
     for loader in (alone, *both):
@@ -146,9 +147,9 @@ def test_where_two_passes_fit_nothing_is_windowed(case: Path, sharded: LabelStor
 
 def test_a_crop_that_was_never_sent_to_the_loader_has_no_label(sharded: LabelStore) -> None:
     windows = WindowedLabelCache(sharded, ("tones",), (0,), seed=[0, 0], memory_bytes=MEMORY)
-    windows.cut(np.array([1, 2]))
-    with pytest.raises(RuntimeError, match="never asked for"):
-        windows.of(torch.tensor([1, 3]), torch.tensor([0, 0]), torch.device("cpu"))
+    windows.crop_boxes(np.array([1, 2]))
+    with pytest.raises(RuntimeError, match="have no labels: call crop_boxes"):
+        windows.gather(torch.tensor([1, 3]), torch.tensor([0, 0]), torch.device("cpu"))
     windows.close()
 
 
@@ -157,13 +158,13 @@ def test_held_out_labels_stay_within_the_budget_too(case: Path, sharded: LabelSt
     parts = {"size": SIZE, "batch_size": 8, "epochs": 1, "val_fraction": 0.4, "loader": "torch", "num_workers": 1}
     pack = ImagePack.open(str(pack_path(case)))
     whole = DistillLoader(pack, sharded, **parts)  # pyright: ignore[reportArgumentType]
-    wanted = compared(whole, whole.held_out())
+    wanted = compared(whole, whole.validation_batches())
     whole.close()
     monkeypatch.setattr(LabelReader, "table", None)
     loader = DistillLoader(pack, sharded, label_cache_gib=LITTLE, **parts)  # pyright: ignore[reportArgumentType]
     for _ in range(2):
-        assert sorted(compared(loader, loader.held_out())) == sorted(wanted)
-    assert len(wanted) == len(loader.held) and len(shown(loader, 0)) == len(loader.rows)
+        assert sorted(compared(loader, loader.validation_batches())) == sorted(wanted)
+    assert len(wanted) == len(loader.validation_rows) and len(shown(loader, 0)) == len(loader.train_rows)
     loader.close()
 
 
@@ -214,7 +215,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> tuple[list[int], list[tuple[int,
     """The epochs whose order was made, and the crops whose labels were read, as they are."""
     begun: list[int] = []
     read: list[tuple[int, ...]] = []
-    order, tables = DistillLoader._order, LabelReader.table
+    order, tables = DistillLoader._sampler, LabelStore.tables
 
     def ordered(self: DistillLoader, passed, windows=None):
         begun.append(passed.epoch)
@@ -224,8 +225,8 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> tuple[list[int], list[tuple[int,
         read.append(tuple(crops))
         return tables(self, crops, *given, **named)
 
-    monkeypatch.setattr(DistillLoader, "_order", ordered)
-    monkeypatch.setattr(LabelReader, "table", decoded)
+    monkeypatch.setattr(DistillLoader, "_sampler", ordered)
+    monkeypatch.setattr(LabelStore, "tables", decoded)
     return begun, read
 
 
@@ -242,7 +243,7 @@ def test_a_run_begins_the_next_pass_before_it_is_asked_for(
     before = threading.active_count()
     begun, read = counted(monkeypatch)
     found = []
-    for part, batches in loader.run():
+    for part, batches in loader.groups():
         found.append(compared(loader, batches))
         expected = [0, 1, 2][: part + 1 if label_cache_gib else part + 2]
         for _ in range(5 if label_cache_gib else 100):
@@ -251,7 +252,7 @@ def test_a_run_begins_the_next_pass_before_it_is_asked_for(
             time.sleep(0.02)
         assert begun == expected
     assert found == wanted and len(read) == (0 if label_cache_gib else 3)
-    assert [compared(loader, batches) for _, batches in loader.run(1, 2)] == [shown(loader, 1, 2), wanted[2]]
+    assert [compared(loader, batches) for _, batches in loader.groups(1, 2)] == [shown(loader, 1, 2), wanted[2]]
     assert threading.active_count() == before
     loader.close()
 
@@ -261,9 +262,9 @@ def test_a_pass_that_is_left_early_ends_the_run_loudly(case: Path) -> None:
     loader = DistillLoader(
         ImagePack.open(str(pack_path(case))), store, size=SIZE, batch_size=8, epochs=2, loader="torch", num_workers=1
     )
-    epoch_groups = loader.run()
+    epoch_groups = loader.groups()
     next(next(epoch_groups)[1])
-    with pytest.raises(RuntimeError, match="pass 0 was left before its last batch"):
+    with pytest.raises(RuntimeError, match="epoch group 0 was left before its last batch"):
         next(epoch_groups)
     loader.close()
     with pytest.raises(RuntimeError, match=r"shutdown|closed"):
@@ -275,13 +276,13 @@ def test_passes_of_few_batches_hold_no_third_ones_labels(case: Path, monkeypatch
     loader = DistillLoader(
         ImagePack.open(str(pack_path(case))), store, size=SIZE, batch_size=16, epochs=4, loader="torch", num_workers=1
     )
-    assert max(loader.lengths) <= 2
+    assert max(loader.group_steps) <= 2
     begun, read = counted(monkeypatch)
-    for part, batches in loader.run():
+    for part, batches in loader.groups():
         next(batches)
         time.sleep(0.1)
         assert len(begun) == part + 1 and len(read) <= part + 2
-        assert len(list(batches)) == loader.lengths[part] - 1
+        assert len(list(batches)) == loader.group_steps[part] - 1
     loader.close()
     assert len(read) == 4
 
@@ -300,7 +301,7 @@ def test_a_feed_on_a_cpu_asks_nothing_of_cuda(case: Path, monkeypatch: pytest.Mo
         loader="torch",
         num_workers=1,
     )
-    assert list(loader.batches(0)) and list(loader.held_out())
+    assert list(loader.batches(0)) and list(loader.validation_batches())
     loader.close()
 
 
@@ -317,9 +318,9 @@ def test_a_script_that_ends_in_a_pass_ends_as_usual(case: Path) -> None:
     """The thread that prepares batches must not be in compiled code when the interpreter goes."""
     script = (
         "import sys; from repcon import DistillLoader, ImagePack, LabelStore\n"
-        "feed = DistillLoader(ImagePack.open(sys.argv[1]), LabelStore.open(sys.argv[2]), size=64, batch_size=8, "
+        "loader = DistillLoader(ImagePack.open(sys.argv[1]), LabelStore.open(sys.argv[2]), size=64, batch_size=8, "
         "epochs=4, crops_per_decode=2, mix_window=4, loader='reference', num_workers=1)\n"
-        "passes = feed.run(); list(next(passes)[1]); print('done')"
+        "groups = loader.groups(); list(next(groups)[1]); print('done')"
     )
     for _ in range(3):
         places = [str(pack_path(case)), str(case / "labels.zarr")]
@@ -341,12 +342,12 @@ def test_the_next_labels_are_read_while_the_last_are_used(case: Path) -> None:
     store = LabelStore.open(str(case / "labels.zarr"))
     label_cache = LabelCache(store, ("tones",), torch.device("cpu"), shared=False)
     first = label_cache.get((1, 0))
-    label_cache.fetch((2, 3))
+    label_cache.prefetch((2, 3))
     assert label_cache.get((1, 0)) is first
     labels = label_cache.get((2, 3))
     label_cache.close()
     images, crops = torch.tensor([5, 0, 5]), torch.tensor([3, 2, 2])
-    rows, tables = labels.of(images, crops, torch.device("cpu"))
+    rows, tables = labels.gather(images, crops, torch.device("cpu"))
     for row, image, crop in zip(rows, images, crops, strict=True):
         crop_labels = store.reader.crop_labels(int(crop), ("tones",))
         for table, wanted in zip(tables["tones"], crop_labels.labels["tones"], strict=True):
@@ -356,9 +357,9 @@ def test_the_next_labels_are_read_while_the_last_are_used(case: Path) -> None:
 def test_a_part_of_the_labels_answers_for_its_images(case: Path) -> None:
     label_cache = LabelCache(LabelStore.open(str(case / "labels.zarr")), ("tones",), torch.device("cpu"), shared=False)
     whole = label_cache.get((0,))
-    part = whole.only(np.array([3, 11, 20]))
+    part = whole.subset(np.array([3, 11, 20]))
     label_cache.close()
-    rows, tables = part.of(torch.tensor([20, 3]), torch.tensor([0, 0]), torch.device("cpu"))
+    rows, tables = part.gather(torch.tensor([20, 3]), torch.tensor([0, 0]), torch.device("cpu"))
     for table, wanted in zip(tables["tones"], whole.heads["tones"], strict=True):
         assert len(table) == 3
         np.testing.assert_array_equal(table.numpy()[rows.numpy()], wanted.numpy()[[20, 3]])
@@ -377,7 +378,7 @@ def test_processes_of_a_machine_share_one_copy(
         "val_fraction": 0.1,
         "loader": "torch",
         "num_workers": 1,
-        "world": 2,
+        "world_size": 2,
     }
     feeds = [DistillLoader(pack, store, rank=rank, **parts) for rank in range(2)]  # pyright: ignore[reportArgumentType]
     first, second = (next(loader.batches(0)) for loader in feeds)
@@ -391,7 +392,7 @@ def test_processes_of_a_machine_share_one_copy(
     alone = DistillLoader(pack, store, rank=0, **parts)  # pyright: ignore[reportArgumentType]
     batch = next(alone.batches(0))
     assert "labels: not shared, each process reads its own" in capsys.readouterr().out
-    assert torch.equal(batch.images, first.images) and len(list(alone.held_out())) > 0
+    assert torch.equal(batch.images, first.images) and len(list(alone.validation_batches())) > 0
     alone.close()
 
 
@@ -401,11 +402,11 @@ def test_the_clock_tells_waiting_from_work() -> None:
             time.sleep(0.02)
             yield number
 
-    clock = Clock()
-    for number in clock.timed(slow()):
+    clock = StepTimer()
+    for number in clock.measure(slow()):
         time.sleep(0.05)
         if number == 1:
-            data, step = clock.take()
+            data, step = clock.pop()
             assert 0.04 <= data < 0.09 and 0.1 <= step < 0.25
-    data, step = clock.take()
+    data, step = clock.pop()
     assert 0.02 <= data < 0.06 and 0.05 <= step < 0.15

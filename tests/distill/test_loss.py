@@ -9,7 +9,7 @@ import torch
 
 from repcon.config import HeadConfig, Tail
 from repcon.distill import loss as loss_module
-from repcon.distill.loss import MultiHeadKLLoss, choose
+from repcon.distill.loss import MultiHeadKLLoss, choose_implementation
 from repcon.labels import topk
 from repcon.labels.store import HeadInfo, TeacherMetadata
 from repcon.runtime.console import console
@@ -128,9 +128,9 @@ def test_logits_of_other_heads_are_refused() -> None:
 
 
 def test_the_choice_is_made_by_device_and_said_once() -> None:
-    assert choose("auto", torch.device("cpu"))[0] == "torch"
-    assert choose("auto", torch.device("cuda"))[0] == "triton"
-    assert choose("torch", torch.device("cuda"))[0] == "torch"
+    assert choose_implementation("auto", torch.device("cpu"))[0] == "torch"
+    assert choose_implementation("auto", torch.device("cuda"))[0] == "triton"
+    assert choose_implementation("torch", torch.device("cuda"))[0] == "torch"
     with console.capture() as printed:
         for _ in range(2):
             MultiHeadKLLoss(STORED, [HeadConfig(name="birds")])
@@ -143,6 +143,6 @@ def test_triton_on_a_cpu_is_refused_where_nothing_interprets_it(monkeypatch: pyt
 
     monkeypatch.setattr(launch, "interpreted", lambda: False)
     with pytest.raises(UserError, match="needs a GPU"):
-        choose("triton", torch.device("cpu"))
+        choose_implementation("triton", torch.device("cpu"))
     monkeypatch.setattr(launch, "interpreted", lambda: True)
-    assert choose("triton", torch.device("cpu"))[0] == "triton"
+    assert choose_implementation("triton", torch.device("cpu"))[0] == "triton"

@@ -8,15 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from repcon.distill.distributed import join
+from repcon.distill.distributed import init_distributed
 from repcon.runtime.errors import UserError
 
 SURVIVOR = """
 import os, sys, torch
-from repcon.distill.distributed import join
+from repcon.distill.distributed import init_distributed
 from repcon.runtime.errors import UserError
 try:
-    with join("cpu") as team:
+    with init_distributed("cpu") as team:
         distributed.barrier()
         if team.rank == 1:
             os._exit(9)
@@ -63,12 +63,12 @@ def test_an_environment_in_part_is_named(given: dict[str, str], named: str, monk
         monkeypatch.delenv(name, raising=False)
     for name, value in given.items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(UserError, match=named), join("cpu"):
+    with pytest.raises(UserError, match=named), init_distributed("cpu"):
         pass
 
 
 def test_empty_variables_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("WORLD_SIZE", "RANK"):
         monkeypatch.setenv(name, "")
-    with join("cpu") as distributed:
-        assert (distributed.rank, distributed.world) == (0, 1)
+    with init_distributed("cpu") as distributed:
+        assert (distributed.rank, distributed.world_size) == (0, 1)

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from repcon.config import OptimConfig
-from repcon.distill.optim import OptimizerUpdates, autocast, resolve
+from repcon.distill.optim import OptimizerUpdates, autocast, resolve_precision
 from repcon.runtime.errors import UserError
 
 CPU = torch.device("cpu")
@@ -185,5 +185,5 @@ def test_grouped_convolutions_that_learn_stay_in_float32_on_cpus() -> None:
 @pytest.mark.parametrize(("has", "wanted"), [(True, "bf16"), (False, "fp32")])
 def test_precision_follows_the_device_unless_named(has: bool, wanted: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: has)
-    assert resolve("auto", CPU) == wanted
-    assert resolve("fp16", CPU) == "fp16"
+    assert resolve_precision("auto", CPU) == wanted
+    assert resolve_precision("fp16", CPU) == "fp16"

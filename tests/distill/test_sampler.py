@@ -10,7 +10,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from repcon.decode.base import CropBatch, CropRequest
-from repcon.distill.sampler import CropBatchSampler, EpochGroup, cut_of, epoch_groups, split
+from repcon.distill.sampler import CropBatchSampler, EpochGroup, box_lookup, epoch_groups, split_train_validation
 from repcon.runtime.errors import UserError
 
 BOXES = np.random.default_rng(0).integers(0, 99, (4, 500, 4)).astype(np.uint16)
@@ -28,9 +28,9 @@ def decoded(request: CropRequest) -> CropBatch:
 
 def shown(order: CropBatchSampler, start: int = 0) -> list[list[tuple[int, int]]]:
     """(image, crop) of every batch, as the pixels tell it; checks that pixels and numbers travel together."""
-    count = len(order.epoch_group.crops)
+    count = len(order.group.crops)
     result = []
-    for batch in order.batches(map(decoded, order.requests(cut_of(BOXES[:count], FLIPS[:count]), start)), start):
+    for batch in order.batches(map(decoded, order.requests(box_lookup(BOXES[:count], FLIPS[:count]), start)), start):
         told = (batch.images * 7 + batch.crops).to(torch.uint8)
         assert torch.equal(batch.pixels[2][:, 0, 0, 0], told)
         assert batch.pixels[2].is_contiguous(memory_format=torch.channels_last)
@@ -54,7 +54,7 @@ def test_every_crop_once_whatever_the_team(
     rows = np.arange(images) * 2
     part = EpochGroup(epoch=epoch, crops=tuple(range(crops)))
     orders = [
-        CropBatchSampler(rows, part, seed=3, batch_size=batch_size, mix_window=window, rank=r, world=world)
+        CropBatchSampler(rows, part, seed=3, batch_size=batch_size, mix_window=window, rank=r, world_size=world)
         for r in range(world)
     ]
     together = [list(chain(*batches)) for batches in zip(*map(shown, orders), strict=True)]
@@ -73,7 +73,7 @@ def test_resume_at_any_batch_gives_the_same_batches(crops: int, window: int) -> 
         batch_size=12,
         mix_window=window,
         rank=1,
-        world=2,
+        world_size=2,
     )
     whole = shown(order)
     for start in range(order.steps + 1):
@@ -91,7 +91,7 @@ def test_samples_tells_the_batches_without_decoding(window: int) -> None:
 
 
 def shown_numbers(order: CropBatchSampler) -> list[list[tuple[int, int]]]:
-    batches = order.batches(map(decoded, order.requests(cut_of(BOXES, FLIPS))))
+    batches = order.batches(map(decoded, order.requests(box_lookup(BOXES, FLIPS))))
     return [list(zip(b.images.tolist(), b.crops.tolist(), strict=True)) for b in batches]
 
 
@@ -99,7 +99,7 @@ def test_mixing_decodes_each_image_once_and_separates_its_crops() -> None:
     order = CropBatchSampler(
         np.arange(400), EpochGroup(epoch=0, crops=(0, 1, 2, 3)), seed=0, batch_size=16, mix_window=12
     )
-    requests = list(order.requests(cut_of(BOXES, FLIPS)))
+    requests = list(order.requests(box_lookup(BOXES, FLIPS)))
     assert sorted(np.concatenate([r.images for r in requests]).tolist()) == list(range(400))
     for batch in shown(order):
         assert max(Counter(image for image, _ in batch).values()) == 1
@@ -115,7 +115,7 @@ def test_mixing_decodes_each_image_once_and_separates_its_crops() -> None:
 
 def test_requests_carry_the_stored_boxes() -> None:
     order = CropBatchSampler(np.arange(30), EpochGroup(epoch=2, crops=(2, 3)), seed=0, batch_size=8)
-    for request in order.requests(cut_of(BOXES[2:], FLIPS[2:])):
+    for request in order.requests(box_lookup(BOXES[2:], FLIPS[2:])):
         for place, crop in enumerate((2, 3)):
             assert (request.crops[:, place] == crop).all()
             np.testing.assert_array_equal(request.boxes[:, place], BOXES[crop][request.images])
@@ -150,13 +150,13 @@ def test_passes_stand_for_epochs() -> None:
 def test_split_follows_content_not_place() -> None:
     hashes = np.random.default_rng(0).integers(0, 256, (200, 16)).astype(np.uint8)
     hashes[7] = hashes[150]
-    train, held = split(hashes, 0.1, seed=0)
+    train, held = split_train_validation(hashes, 0.1, seed=0)
     assert 20 <= len(held) <= 21 and sorted([*train, *held]) == list(range(200))
     assert (7 in held) == (150 in held)
-    turned = split(hashes[::-1], 0.1, seed=0)[1]
+    turned = split_train_validation(hashes[::-1], 0.1, seed=0)[1]
     assert sorted(199 - turned) == held.tolist()
-    assert split(hashes, 0.1, seed=1)[1].tolist() != held.tolist()
-    assert len(split(hashes, 0, seed=0)[1]) == 0
+    assert split_train_validation(hashes, 0.1, seed=1)[1].tolist() != held.tolist()
+    assert len(split_train_validation(hashes, 0, seed=0)[1]) == 0
 
 
 @pytest.mark.parametrize(
@@ -165,7 +165,7 @@ def test_split_follows_content_not_place() -> None:
         (10, {"batch_size": 1}, "crops_per_decode"),
         (0, {"batch_size": 4}, "val_fraction"),
         (10, {"batch_size": 4, "mix_window": 1}, "mix_window"),
-        (4, {"batch_size": 4, "mix_window": 0, "world": 3}, "processes"),
+        (4, {"batch_size": 4, "mix_window": 0, "world_size": 3}, "processes"),
     ],
 )
 def test_impossible_sizes_are_named(images: int, settings_: dict[str, int], word: str) -> None:

@@ -79,7 +79,7 @@ def test_a_run_and_its_resume_are_one_run_of_the_tracker(
     assert second.metrics["loss/colours"] == losses(tmp_path / "run")[-1][1]["colours"]
     assert {"lr", "images_per_second", "data_share", "kl/tones", "agreement/tones"} <= second.metrics.keys()
     assert first.run.settings["optim"]["lr"] == run.optim.lr
-    assert json.loads((tmp_path / "run" / trackers.IDS).read_text()) == {"name": first.run.name, "wandb": first.id}
+    assert json.loads((tmp_path / "run" / trackers.IDS_FILE).read_text()) == {"name": first.run.name, "wandb": first.id}
 
 
 def test_a_tracker_that_fails_is_left_out_with_one_warning(
@@ -135,7 +135,7 @@ def test_weights_and_biases_offline(case: Path, tmp_path: Path, monkeypatch: pyt
     run = settings(case, tmp_path / "run", trackers=("wandb",))
     interrupted(monkeypatch, run)
     train.run(run)
-    name = json.loads((tmp_path / "run" / trackers.IDS).read_text())["wandb"]
+    name = json.loads((tmp_path / "run" / trackers.IDS_FILE).read_text())["wandb"]
     parts = sorted((tmp_path / "run" / "wandb").glob(f"offline-run-*-{name}"))
     assert len(parts) == 2
     for part in parts:
@@ -170,7 +170,7 @@ def test_trackio_locally(case: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
     train.run(run)
     with sqlite3.connect(tmp_path / "trackio" / "repcon.db") as held:
         rows = held.execute("select run_name, step, metrics from metrics").fetchall()
-    name = json.loads((tmp_path / "run" / trackers.IDS).read_text())["trackio"]
+    name = json.loads((tmp_path / "run" / trackers.IDS_FILE).read_text())["trackio"]
     assert {row[0] for row in rows} == {name}
     found = [(step, json.loads(metrics)) for _, step, metrics in rows]
     assert {step: figures["loss/tones"] for step, figures in found if "loss/tones" in figures} == pytest.approx(

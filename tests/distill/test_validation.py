@@ -33,7 +33,7 @@ def test_validation_agrees_with_a_dense_computation(case: Path, tmp_path: Path) 
     )
     model = load_student(tmp_path / "run" / "student").eval()
     preprocessing = preprocessing_of(model.backbone, SIZE)
-    pixels = torch.cat([batch.pixels for batch in loader.held_out()])
+    pixels = torch.cat([batch.pixels for batch in loader.validation_batches()])
     loader.close()
     with torch.no_grad():
         logits = model(normalise(pixels, preprocessing, torch.float32))[:, model.head_slices["tones"]]

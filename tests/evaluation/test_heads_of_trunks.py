@@ -55,7 +55,7 @@ def write_student(folder: Path, teacher: Path, *, copied: bool, names: list[str]
     model.reset_classifier(0)
     made = Student(model, {"other": 4, "task": len(classes)})
     if copied:
-        made.start_head("task", classifier.weight, classifier.bias)
+        made.init_head("task", classifier.weight, classifier.bias)
     card = {"classes": {"task": classes, "other": list("wxyz")}, "teachers": []}
     save_student(made, folder, preprocessing=inputs, card=card)
     return folder
@@ -107,7 +107,7 @@ def test_images_that_are_not_the_teachers_own_are_marked(recipe, picture_folder,
 
 def test_a_name_of_several_classes_matches_no_image(pack, teacher):
     """Which of them the image belongs to is not known."""
-    held = teachers.load(TeacherConfig(name="task", model=str(teacher)), "cpu")
+    held = teachers.load_teacher(TeacherConfig(name="task", model=str(teacher)), "cpu")
     first, second, third = held.metadata.classes
     for names, left in (((first, second, third), 3), ((first, second, first), 1)):
         metadata = replace(held.metadata, classes=names, model="x")

@@ -81,11 +81,11 @@ def test_with_heads_and_normalisation_it_takes_pixels(folder: Path, to: str, cap
 def test_the_file_says_what_it_takes_and_gives(folder: Path, tmp_path: Path) -> None:
     for to, suffix in export.SUFFIXES.items():
         repcon.export(folder, to=to, out=tmp_path / f"one{suffix}", heads=True)
-    held = {export.ABOUT: ""}
+    held = {export.METADATA: ""}
     torch.export.load(tmp_path / "one.pt2", extra_files=held)
     session = pytest.importorskip("onnxruntime").InferenceSession(tmp_path / "one.onnx")
-    about = session.get_modelmeta().custom_metadata_map[export.ABOUT]
-    assert about == held[export.ABOUT]
+    about = session.get_modelmeta().custom_metadata_map[export.METADATA]
+    assert about == held[export.METADATA]
     said = json.loads(about)
     assert said["heads"] == {"birds": ["a", "b", "c", "d", "e"], "food": []}
     inputs = preprocessing_of(load_student(folder).backbone)

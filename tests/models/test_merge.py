@@ -9,12 +9,12 @@ from torch import nn
 
 from repcon.models.factory import create_model
 from repcon.models.merge import (
-    MergeMember,
-    as_member,
+    SplitModel,
     average,
+    check_mergeable,
     check_shares,
     require_finite,
-    require_same_shapes,
+    split_classifier,
 )
 from repcon.models.preprocessing import preprocessing_of
 from repcon.models.timm_import import timm
@@ -34,8 +34,8 @@ def model(seed: int, name: str = "test_efficientnet", classes: int = 5) -> nn.Mo
     return made.eval()
 
 
-def members(**seeds: int) -> dict[str, MergeMember]:
-    return {name: as_member(model(seed), SIZE) for name, seed in seeds.items()}
+def members(**seeds: int) -> dict[str, SplitModel]:
+    return {name: split_classifier(model(seed), SIZE) for name, seed in seeds.items()}
 
 
 def test_parameters_and_statistics_are_averaged_and_counts_kept() -> None:
@@ -68,7 +68,7 @@ def test_a_linear_classifier_gives_the_model_s_answers(name: str) -> None:
     images = torch.randn(2, 3, preprocessing_of(whole).size, preprocessing_of(whole).size)
     with torch.no_grad():
         logits = whole(images)
-        member = as_member(whole)
+        member = split_classifier(whole)
         assert member.classifier is not None
         torch.testing.assert_close(member.classifier(member.backbone(images)), logits, rtol=1e-3, atol=1e-5)
 
@@ -86,7 +86,7 @@ class Scaled(nn.Linear):
 def test_a_classifier_that_is_not_linear_is_left_out(classifier: Callable[[int], nn.Module]) -> None:
     whole = model(0)
     whole.classifier = classifier(int(whole.num_features))  # pyright: ignore[reportArgumentType]
-    assert as_member(whole, SIZE).classifier is None
+    assert split_classifier(whole, SIZE).classifier is None
 
 
 @pytest.mark.parametrize(
@@ -123,8 +123,8 @@ def test_shares_are_completed_and_thirds_sum_to_one() -> None:
 )
 def test_models_that_do_not_fit_are_named(other: Callable[[], nn.Module], says: str) -> None:
     with pytest.raises(UserError, match=f"the weights of b and a cannot be averaged: .*{says}"):
-        require_same_shapes(members(a=0) | {"b": as_member(other(), SIZE)})
-    require_same_shapes(members(a=0, b=1))
+        check_mergeable(members(a=0) | {"b": split_classifier(other(), SIZE)})
+    check_mergeable(members(a=0, b=1))
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from repcon.models.model_card import model_card, plain
+from repcon.models.model_card import escape_markdown, model_card
 from repcon.models.preprocessing import Preprocessing, preprocessing_of
 from repcon.models.student import Student, save_student
 from repcon.models.timm_import import timm
@@ -28,7 +28,7 @@ def test_what_is_known_of_one_teacher_only_is_not_stated_of_the_other() -> None:
 
 
 def test_what_others_wrote_is_shown_as_it_is() -> None:
-    assert plain("a|b\n*c* <d> e_f _g_ $h$") == "a\\|b \\*c\\* \\<d\\> e_f \\_g\\_ \\$h\\$"
+    assert escape_markdown("a|b\n*c* <d> e_f _g_ $h$") == "a\\|b \\*c\\* \\<d\\> e_f \\_g\\_ \\$h\\$"
     teachers = [{"name": "birds", "licence": "~~no~~ &lt;"}]
     text = model_card({"birds": 5}, INPUTS, {"name": "<s>", "backbone": "*t*", "teachers": teachers}, "s")
     assert "# \\<s\\>\n" in text and "- Backbone: \\*t\\*" in text and "| birds | 5 | \\~\\~no\\~\\~ \\&lt; |" in text

@@ -13,7 +13,7 @@ from repcon.models.factory import create_model
 from repcon.models.identity import weight_hash
 from repcon.models.preprocessing import preprocessing_of
 from repcon.models.saved_model import save_model
-from repcon.models.student import Student, build_student, check_writable, load_student, save_student
+from repcon.models.student import Student, build_student, check_student_writable, load_student, save_student
 from repcon.models.timm_import import timm
 from repcon.runtime.errors import UserError
 
@@ -184,14 +184,14 @@ def test_a_damaged_student_is_named(tmp_path: Path, name: str, data: bytes, says
 def test_what_keeps_a_student_from_being_written_shows_before(tmp_path: Path) -> None:
     model = build_student("test_resnet", heads(a=5), pretrained=False)
     about = {"preprocessing": preprocessing_of(model.backbone, 64), "card": {}}
-    check_writable(model, tmp_path / "student", **about)
+    check_student_writable(model, tmp_path / "student", **about)
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "student").write_text("a file")
     for folder in (tmp_path / "student", tmp_path / "nowhere" / "student"):
         with pytest.raises(
             UserError, match=r"student: the student cannot be written there \(.*\); nothing was trained"
         ):
-            check_writable(model, folder, **about)
+            check_student_writable(model, folder, **about)
 
 
 def test_a_student_is_written_whatever_it_is_called(tmp_path: Path) -> None:
@@ -202,6 +202,6 @@ def test_a_student_is_written_whatever_it_is_called(tmp_path: Path) -> None:
     assert load_student(tmp_path).heads == {"a": 5}
     assert b"# caf\xe9" in (tmp_path / "README.md").read_bytes()
     with pytest.raises(UserError, match="cannot be written there"):  # a name that no file can hold
-        check_writable(
+        check_student_writable(
             model, tmp_path / "x", preprocessing=preprocessing_of(model.backbone, 64), card={"name": "\ud800"}
         )

@@ -11,7 +11,7 @@ from torch._dynamo.utils import counters
 
 from repcon.config import TeacherConfig
 from repcon.models import teacher as teachers
-from repcon.models.custom import is_factory
+from repcon.models.custom import is_module_function
 from repcon.models.factory import create_model
 from repcon.models.identity import weight_hash
 from repcon.models.preprocessing import Preprocessing
@@ -28,6 +28,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model = create_model("test_resnet", num_classes=5, pretrained=False)
     place = tmp_path_factory.mktemp("teacher")
     data = Preprocessing(size=SIZE, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
+    # `licence` is how folders of older versions spell it.
     save_model(model, place, classes=tuple("abcde"), preprocessing=data, extra={"licence": "CC0-1.0"})
     return place
 
@@ -66,7 +67,8 @@ def pixels(count: int = 3, size: int = SIZE) -> torch.Tensor:
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU")
 def test_a_compiled_teacher_answers_as_the_model_does(folder):
     eager, compiled = (
-        teachers.load(TeacherConfig(name="task", model=str(folder), compile=how), "cpu") for how in (False, True)
+        teachers.load_teacher(TeacherConfig(name="task", model=str(folder), compile=how), "cpu")
+        for how in (False, True)
     )
     counters.clear()
     for count in (3, 2):  # a last batch is shorter
@@ -76,7 +78,7 @@ def test_a_compiled_teacher_answers_as_the_model_does(folder):
 
 
 def test_a_folder_s_teacher_answers_as_the_model_does(folder):
-    teacher = teachers.load(TeacherConfig(name="task", model=str(folder)), "cpu")
+    teacher = teachers.load_teacher(TeacherConfig(name="task", model=str(folder)), "cpu")
     model = create_model(str(folder)).eval()
     wanted = model((pixels().float() / 255 - 0.5) / 0.25)
     assert torch.allclose(teacher(pixels()), wanted, atol=1e-5)
@@ -88,14 +90,14 @@ def test_a_folder_s_teacher_answers_as_the_model_does(folder):
 
 
 def test_the_answers_do_not_depend_on_the_batch(folder):
-    teacher = teachers.load(TeacherConfig(name="task", model=str(folder)), "cpu")
+    teacher = teachers.load_teacher(TeacherConfig(name="task", model=str(folder)), "cpu")
     together = teacher(pixels(4))
     assert torch.allclose(together, torch.cat([teacher(one[None]) for one in pixels(4)]), atol=1e-5)
 
 
 def test_bf16_answers_in_float32(folder):
-    teacher = teachers.load(TeacherConfig(name="task", model=str(folder), precision="bf16"), "cpu")
-    exact = teachers.load(TeacherConfig(name="task", model=str(folder)), "cpu")
+    teacher = teachers.load_teacher(TeacherConfig(name="task", model=str(folder), precision="bf16"), "cpu")
+    exact = teachers.load_teacher(TeacherConfig(name="task", model=str(folder)), "cpu")
     assert next(teacher.module.parameters()).dtype == torch.bfloat16
     assert teacher(pixels()).dtype == torch.float32
     assert (teacher(pixels()) - exact(pixels())).abs().max() < 0.1 * exact(pixels()).abs().max() + 0.05
@@ -104,7 +106,7 @@ def test_bf16_answers_in_float32(folder):
 
 def test_the_generalist_from_its_package_knows_its_classes():
     config = TeacherConfig(name="generalist", model="package:efficientnet_lite0", size=64)
-    metadata = teachers.load(config, "cpu").metadata
+    metadata = teachers.load_teacher(config, "cpu").metadata
     assert metadata.num_classes == len(metadata.classes) == 1000
     assert metadata.preprocessing["size"] == 64
 
@@ -114,11 +116,11 @@ def test_a_backbone_is_no_teacher(tmp_path):
     data = Preprocessing(size=SIZE, mean=(0.5,) * 3, std=(0.5,) * 3)
     save_model(backbone, tmp_path, classes=(), preprocessing=data, extra={})
     with pytest.raises(UserError, match=r"teacher t: .*backbone without a classifier"):
-        teachers.load(TeacherConfig(name="t", model=str(tmp_path)), "cpu")
+        teachers.load_teacher(TeacherConfig(name="t", model=str(tmp_path)), "cpu")
 
 
 def test_factories_give_modules_with_preprocessing(factories):
-    teacher = teachers.load(TeacherConfig(name="own", model="own_models:good"), "cpu")
+    teacher = teachers.load_teacher(TeacherConfig(name="own", model="own_models:good"), "cpu")
     assert teacher(pixels(size=16)).shape == (3, 4)
     assert teacher.metadata.architecture.endswith("Sequential") and teacher.metadata.preprocessing["size"] == 16
 
@@ -137,22 +139,22 @@ def test_factories_give_modules_with_preprocessing(factories):
 )
 def test_factories_that_give_something_else_are_refused(factories, model, says):
     with pytest.raises(UserError, match=f"teacher own: .*{says}"):
-        teachers.load(TeacherConfig(name="own", model=model), "cpu")
+        teachers.load_teacher(TeacherConfig(name="own", model=model), "cpu")
 
 
 def test_a_section_loads_its_teacher_again_and_refuses_other_weights(folder, tmp_path):
-    metadata = teachers.load(TeacherConfig(name="task", model=str(folder)), "cpu").metadata
-    assert teachers.load_from_metadata(metadata, "cpu").metadata.weight_hash == metadata.weight_hash
+    metadata = teachers.load_teacher(TeacherConfig(name="task", model=str(folder)), "cpu").metadata
+    assert teachers.load_stored_teacher(metadata, "cpu").metadata.weight_hash == metadata.weight_hash
     other = dataclasses.replace(metadata, weight_hash="0" * 64)
     with pytest.raises(UserError, match=r"teacher task: .*weight_hash"):
-        teachers.load_from_metadata(other, "cpu")
+        teachers.load_stored_teacher(other, "cpu")
 
 
 def test_a_store_s_section_does_not_run_code_unasked(factories):
-    metadata = teachers.load(TeacherConfig(name="own", model="own_models:good"), "cpu").metadata
+    metadata = teachers.load_teacher(TeacherConfig(name="own", model="own_models:good"), "cpu").metadata
     with pytest.raises(UserError, match="is a function"):
-        teachers.load_from_metadata(metadata, "cpu")
-    assert teachers.load_from_metadata(metadata, "cpu", model="own_models:good").metadata == metadata
+        teachers.load_stored_teacher(metadata, "cpu")
+    assert teachers.load_stored_teacher(metadata, "cpu", model="own_models:good").metadata == metadata
 
 
 @pytest.mark.parametrize(
@@ -160,7 +162,7 @@ def test_a_store_s_section_does_not_run_code_unasked(factories):
     [("pkg.mod:make", True), ("package:efficientnet_lite0", False), ("hf-hub:timm/x", False), ("resnet18.a1", False)],
 )
 def test_what_counts_as_a_factory(model, factory):
-    assert is_factory(model) is factory
+    assert is_module_function(model) is factory
 
 
 @pytest.mark.parametrize(
@@ -178,7 +180,7 @@ def test_a_function_that_ends_the_program_is_one_line(factories, monkeypatch, co
     sys.modules.pop("script", None)
     monkeypatch.setattr(sys, "argv", ["repcon", "precompute", "--recipe", "x"])
     with pytest.raises(UserError, match=f"teacher own: script:make.*{says}"):
-        teachers.load(TeacherConfig(name="own", model="script:make"), "cpu")
+        teachers.load_teacher(TeacherConfig(name="own", model="script:make"), "cpu")
     sys.modules.pop("script", None)
 
 
@@ -186,4 +188,4 @@ def test_ctrl_c_while_a_function_works_is_no_fault_of_it(factories):
     (factories / "script.py").write_text("def make():\n    raise KeyboardInterrupt\n")
     sys.modules.pop("script", None)
     with pytest.raises(KeyboardInterrupt):
-        teachers.load(TeacherConfig(name="own", model="script:make"), "cpu")
+        teachers.load_teacher(TeacherConfig(name="own", model="script:make"), "cpu")

@@ -55,7 +55,7 @@ def test_a_compiled_teacher_has_the_batch_size_and_the_answers_of_the_plain_one(
     """And is compiled once: looking for the batch size leaves no trace in it."""
     torch.compiler.reset()
     plain, compiled = (
-        teacher.load(TeacherConfig(name="own", model="precompute_case:plain", compile=compiles), CPU)
+        teacher.load_teacher(TeacherConfig(name="own", model="precompute_case:plain", compile=compiles), CPU)
         for compiles in (False, True)
     )
     counters.clear()

@@ -20,7 +20,7 @@ from precompute_case import SIZE, contents, pack_path, recipe, rot, teacher_fold
 from repcon import config
 from repcon.commands import inspect, precompute, verify
 from repcon.config import CropConfig, InspectConfig, PrecomputeConfig, TeacherConfig, VerifyConfig
-from repcon.crops.plan import plan
+from repcon.crops.plan import plan_crops
 from repcon.decode.reference import crop, decode
 from repcon.images.pack import ImagePack
 from repcon.labels import topk
@@ -45,7 +45,7 @@ def own(recipe: PrecomputeConfig, factory: str) -> PrecomputeConfig:
 def recomputed(store: LabelStore, pack: ImagePack, head: str, number: int) -> tuple[torch.Tensor, torch.Tensor]:
     """One crop of all images, through PIL, the reference's resize and a plain forward pass, one image at a time."""
     info = store.heads[head]
-    teacher = teachers.load_from_metadata(info.metadata, "cpu")
+    teacher = teachers.load_stored_teacher(info.metadata, "cpu")
     crop_labels, rows = store.reader.crop_labels(number), []
     for row in range(len(pack)):
         pixels = crop(
@@ -58,7 +58,7 @@ def recomputed(store: LabelStore, pack: ImagePack, head: str, number: int) -> tu
 def test_stored_labels_are_the_teachers_answers_on_the_same_crops(recipe, teacher_folders, pack_path):
     figures = precompute.run(with_teachers(recipe, teacher_folders, "five", "wide"))
     pack, store = ImagePack.open(pack_path), LabelStore.open(recipe.out)
-    planned = plan(recipe.crop, pack.hashes, pack.sizes, range(8))
+    planned = plan_crops(recipe.crop, pack.hashes, pack.sizes, range(8))
     assert store.completion.unfinished() == [] and figures["crops"] == figures["total_crops"] == 8 * len(pack)
     for head in ("five", "wide"):
         for number in (0, 7):
@@ -230,7 +230,7 @@ def test_more_crops_leave_the_first_as_they_are(recipe, teacher_folders):
     assert figures["crops"] == 8 * 32 and store.crops == 16 and store.completion.unfinished() == []
     assert all(after[name] == digest for name, digest in before.items() if not name.endswith("zarr.json"))
     pack = ImagePack.open(recipe.pack)
-    assert (store.reader.crop_labels(12).boxes == plan(recipe.crop, pack.hashes, pack.sizes, [12]).boxes[0]).all()
+    assert (store.reader.crop_labels(12).boxes == plan_crops(recipe.crop, pack.hashes, pack.sizes, [12]).boxes[0]).all()
     with pytest.raises(UserError, match="takes every teacher, also five"):
         precompute.run(with_teachers(replace(recipe, crops=24), teacher_folders, "nine"))
 
@@ -276,11 +276,11 @@ def test_a_file_that_cannot_be_read_stops_the_run_and_marks_nothing(recipe, pack
 
 
 def test_a_loader_that_fails_on_centred_squares_stops_the_run_and_marks_nothing(recipe, monkeypatch):
-    def fails(self, request, cut, share):
+    def fails(self, request, resizer, chunk, state):
         raise UserError("out of memory in the loader")
 
     with monkeypatch.context() as patch, pytest.raises(UserError, match="out of memory in the loader"):
-        patch.setattr("repcon.decode.threads.ThreadsLoader._fill", fails)
+        patch.setattr("repcon.decode.threads.ThreadedLoader._fill", fails)
         precompute.run(replace(recipe, loader="torch"))
     store = LabelStore.open(recipe.out)
     assert len(store.completion.unfinished()) == 4 and len(store.completion.missing_rows()) == 0

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from repcon import cli
-from repcon.distill.checkpoint import Checkpoints
+from repcon.distill.checkpoint import CheckpointManager
 from repcon.distill.metrics import trim_metrics
 from repcon.runtime import console, run_dir
 from repcon.runtime.console import Terminal
@@ -56,7 +56,7 @@ def test_a_checkpoint_of_something_else_is_named(tmp_path: Path) -> None:
     for number, held in enumerate(({"a": 1}, [1], {"identity": 3})):
         torch.save(held, tmp_path / f"step-{number:09d}.pt")
         with pytest.raises(UserError, match=rf"step-{number:09d}\.pt: not a checkpoint"):
-            Checkpoints(tmp_path, {}, 2).newest()
+            CheckpointManager(tmp_path, {}, 2).load_latest()
 
 
 def test_names_that_are_not_utf8_are_written_and_read_back(tmp_path: Path) -> None:

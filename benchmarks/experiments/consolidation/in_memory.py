@@ -18,7 +18,7 @@ from torch.nn import functional
 from benchmarks.experiments.consolidation.protocol import DOWNSTREAM_HALF, GENERALIST
 from benchmarks.experiments.consolidation.study import Study
 from repcon.config import ClassSubset, CropConfig
-from repcon.crops import plan as crop_plan
+from repcon.crops.plan import plan_crops
 from repcon.decode.base import CropRequest
 from repcon.decode.factory import open_loader
 from repcon.evaluation import probes
@@ -135,11 +135,11 @@ def prepare(study: Study, teachers: Mapping[str, Path], images: int = 0) -> Setu
 
 
 def _planned(pack: ImagePack, rows: np.ndarray) -> Iterable[CropRequest]:
-    plan = crop_plan.plan(CropConfig(), pack.hashes[rows], pack.sizes[rows], range(CROPS))
+    plan = plan_crops(CropConfig(), pack.hashes[rows], pack.sizes[rows], range(CROPS))
     for crop in range(CROPS):
         numbers = np.full((len(rows), 1), crop)
         boxes, flips = plan.boxes[crop][:, None], plan.flips[crop][:, None]
-        yield from CropRequest(images=rows, crops=numbers, boxes=boxes, flips=flips).parts(64)
+        yield from CropRequest(images=rows, crops=numbers, boxes=boxes, flips=flips).split(64)
 
 
 @torch.inference_mode()

@@ -20,7 +20,7 @@ from repcon import config
 from repcon.commands import evaluate, pack, precompute, teach, train
 from repcon.config import EvaluateConfig, PackConfig, PrecomputeConfig, TeachConfig, TrainConfig
 from repcon.models.factory import create_model
-from repcon.models.merge import as_member, average
+from repcon.models.merge import average, split_classifier
 from repcon.models.saved_model import save_model
 from repcon.runtime.console import console
 from repcon.runtime.errors import UserError
@@ -42,7 +42,7 @@ class AverageConfig:
 def write_average(settings: AverageConfig) -> dict[str, Any]:
     """Writes the mean as a folder that timm opens."""
     created = {name: create_model(model, size=settings.size) for name, model in settings.models.items()}
-    members = {name: as_member(model, settings.size) for name, model in created.items()}
+    members = {name: split_classifier(model, settings.size) for name, model in created.items()}
     first = next(iter(members.values()))
     state = average(members, settings.shares)
     first.backbone.load_state_dict(state)

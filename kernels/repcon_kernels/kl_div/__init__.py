@@ -1,1 +1,1 @@
-"""The KL of many heads: its specification, the torch and Triton forms, and their operators."""
+"""The multi-head KL divergence: specification, torch and Triton implementations, operators."""

@@ -1,9 +1,10 @@
-"""The operators that autograd, autocast and torch.compile see: the loss, the loss whose gradient lies over the logits,
-and the scaling of a gradient (`linear` adds the layer). Each takes the implementation by name and chooses none.
+"""Registered operators with autograd: the loss, the loss with an in-place gradient, and the scaling of a gradient.
 
-The gradient is computed in the forward pass, as if the upstream gradient were 1; `scale_heads_` multiplies by the real
-one when it is known. Gradients in float16, where 1 / B of a probability would be lost, wait for that step without the
-1 / B: they are larger by `stored_scale`, a power of two.
+`linear_kl_div` adds the operator with the linear layer. Each operator takes the implementation by name.
+
+The gradient is computed in the forward pass for an upstream gradient of 1; the backward pass multiplies it by the real
+one (`scale_heads_`). In float16, where a probability / B would underflow, the stored gradient is larger by
+`stored_scale`, a power of two near B.
 """
 
 from collections.abc import Callable, Sequence
@@ -29,7 +30,7 @@ library.define(
 
 
 def implementation_module(implementation: str, values: Tensor) -> Any:
-    """`sparse` or `launch`. Raises ValueError where Triton is asked for and cannot run on these logits, or crops."""
+    """The module `sparse` or `launch`. Raises ValueError where Triton is asked for and cannot run on these tensors."""
     if implementation == "torch":
         return sparse
     try:
@@ -50,7 +51,7 @@ def head_specs(
     tail_columns: Sequence[int],
     temperatures: Sequence[float],
 ) -> tuple[HeadSpec, ...]:
-    """The heads, from an operator's flat arguments."""
+    """Head specifications from an operator's flat arguments."""
     columns = zip(ids, starts, classes, tail_columns, temperatures, strict=True)
     return tuple(
         HeadSpec(start=start, classes=count, k=head_ids.shape[1], temperature=temperature, tail_column=tail_column)
@@ -59,7 +60,7 @@ def head_specs(
 
 
 def stored_scale(dtype: torch.dtype, batch: int) -> float:
-    """What gradients are multiplied with until the upstream gradient comes."""
+    """The factor by which stored gradients are larger than those for an upstream gradient of 1."""
     return float(1 << (int(batch).bit_length() - 1)) if dtype == torch.float16 else 1.0
 
 
@@ -84,7 +85,7 @@ def _kl_in_place(logits: Tensor, *labels: Any) -> Tensor:
 
 
 def empty_losses(logits: Tensor, weights: Tensor) -> Tensor:
-    """(H,) memory for the losses, float32 at least."""
+    """(H,) uninitialised losses, at least float32."""
     return weights.new_empty(weights.shape, dtype=torch.promote_types(logits.dtype, torch.float32))
 
 
@@ -98,26 +99,26 @@ def _scale(gradient: Tensor, factors: Tensor, factor_scale: float, starts: Seque
 
 
 def backward_gradient(ctx: Any, gradient: Tensor, factors: Tensor) -> Tensor:
-    """The stored gradient x the upstream `factors`, one for each of `ctx.starts`; over itself unless needed again.
+    """The stored gradient x the upstream `factors`, one for each of `ctx.starts`; in place if the graph is not kept.
 
     Raises RuntimeError under create_graph=True: the stored gradient has no derivative.
     """
     if torch.is_grad_enabled():
         raise RuntimeError("multi_head_kl has no second derivative: call backward without create_graph=True")
-    # A retained graph may be walked again with other upstream gradients.
+    # A retained graph may run backward again with other upstream gradients.
     retained = torch._C._autograd._get_current_graph_task_keep_graph()  # pyright: ignore[reportAttributeAccessIssue]
-    kept = gradient.clone() if retained else gradient
-    torch.ops.repcon_kernels.scale_heads_(kept, factors, ctx.factor_scale, ctx.starts, ctx.implementation)
-    return kept
+    result = gradient.clone() if retained else gradient
+    torch.ops.repcon_kernels.scale_heads_(result, factors, ctx.factor_scale, ctx.starts, ctx.implementation)
+    return result
 
 
-def _remember(ctx: Any, gradient: Tensor, labels: Sequence[Any]) -> None:
+def _save_for_backward(ctx: Any, gradient: Tensor, labels: Sequence[Any]) -> None:
     ctx.save_for_backward(gradient)
     ctx.factor_scale = 1 / stored_scale(gradient.dtype, gradient.shape[0])
     ctx.starts, ctx.implementation = labels[4], labels[9]
 
 
-class _Beside(torch.autograd.Function):
+class _MultiHeadKl(torch.autograd.Function):
     """Autograd of `multi_head_kl`."""
 
     @staticmethod
@@ -126,7 +127,7 @@ class _Beside(torch.autograd.Function):
             losses, gradient = torch.ops.repcon_kernels.multi_head_kl(logits, *labels_and_flag)
         ctx.mark_non_differentiable(gradient)
         ctx.set_materialize_grads(False)
-        _remember(ctx, gradient, labels_and_flag)
+        _save_for_backward(ctx, gradient, labels_and_flag)
         return losses, gradient
 
     @staticmethod
@@ -137,16 +138,16 @@ class _Beside(torch.autograd.Function):
         return backward_gradient(ctx, gradient, upstream[0]), *[None] * 11
 
 
-class _InPlace(torch.autograd.Function):
-    """Autograd of `multi_head_kl_`: the logits' memory holds their gradient once the forward pass is over."""
+class _MultiHeadKlInPlace(torch.autograd.Function):
+    """Autograd of `multi_head_kl_`: after the forward pass the logits' memory holds their gradient."""
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, *labels: Any) -> Tensor:
         with torch._C._AutoDispatchBelowAutograd():
             losses = torch.ops.repcon_kernels.multi_head_kl_(logits, *labels)
-        # Whoever had saved the logits for a backward pass of their own is told.
+        # Other operators that have saved the logits for their backward pass then raise.
         torch.autograd.graph.increment_version(logits)
-        _remember(ctx, logits, labels)
+        _save_for_backward(ctx, logits, labels)
         return losses
 
     @staticmethod
@@ -156,7 +157,7 @@ class _InPlace(torch.autograd.Function):
 
 
 def register(name: str, run: Callable, fake: Callable) -> None:
-    """One implementation for every device, and what it returns for tensors without data."""
+    """Register one implementation for all devices, and a fake one for tensors without data."""
     library.impl(name, run, "CompositeExplicitAutograd")
     torch.library.register_fake(f"repcon_kernels::{name}", fake, lib=library)
 
@@ -164,5 +165,5 @@ def register(name: str, run: Callable, fake: Callable) -> None:
 register("multi_head_kl", _kl, _fake_kl)
 register("multi_head_kl_", _kl_in_place, lambda logits, ids, logp, rows, weights, *_: empty_losses(logits, weights))
 register("scale_heads_", _scale, lambda *_: None)
-library.impl("multi_head_kl", _Beside.apply, "Autograd")
-library.impl("multi_head_kl_", _InPlace.apply, "Autograd")
+library.impl("multi_head_kl", _MultiHeadKl.apply, "Autograd")
+library.impl("multi_head_kl_", _MultiHeadKlInPlace.apply, "Autograd")

@@ -1,4 +1,4 @@
-"""What one head is, and what every implementation may take for granted once `validate` has passed."""
+"""Head specification, and the validation of the losses' arguments."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,24 +12,24 @@ LOGIT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 TAILS = ("bucket", "renormalise", "uniform")
 
 LOG_TAIL_FLOOR = -1e6
-"""The log of the student's tail mass is never taken below this (nats). It is computed in log space, so that finite
-logits reach it only when they lie a million temperatures apart; what does reach it are tails whose logits are all
--inf: there the loss stays finite (teacher's tail x 1e6) and the tail gives no gradient."""
+"""Lower bound of the log of the student's tail mass, in nat. Since it is computed in log space, finite logits reach it
+only if they differ by a million temperatures; tails with logits of -inf alone do. There the loss stays finite
+(teacher's tail x 1e6) and the tail has no gradient."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HeadSpec:
-    """Where one teacher's head lies in the logits, and which of its stored values are used."""
+    """One head's columns in the logits, and the stored values that it uses."""
 
     start: int
     """First column of the head in the logits. Columns between heads may be left free, for alignment."""
     classes: int
     """C: columns of the head."""
     k: int
-    """Stored classes per row; k = C stores the whole answer, and what stands for its tail is not read."""
+    """Stored classes per row; with k = C all classes are stored and the log-tail is not read."""
     temperature: float = 1.0
     tail_column: int = 0
-    """Which of the log-tails that follow the k log-probabilities belongs to `temperature`."""
+    """The index of the log-tail for `temperature` among those that follow the k log-probabilities."""
 
     def __post_init__(self) -> None:
         if self.classes < 2:
@@ -48,8 +48,10 @@ class HeadSpec:
 
 
 def widths(heads: Sequence[HeadSpec], columns: int) -> list[int]:
-    """Columns from each head's start to the next head's (the last one's: to the end): its classes and the free columns
-    after them, whose gradient is zero. Heads are in the order of their columns."""
+    """Columns from each head's start to the next head's, or to the end: its classes and the free columns after them.
+
+    Heads are in the order of their columns; the gradient of free columns is zero.
+    """
     return [
         after - head.start for head, after in zip(heads, [*(head.start for head in heads[1:]), columns], strict=True)
     ]
@@ -80,7 +82,7 @@ def validate(
 ) -> None:
     """Raises ValueError at the first shape, dtype, device or layout that the implementations do not take.
 
-    Looks at no values, so that it costs no synchronisation with the device.
+    Values are not checked, so that nothing waits for the device.
     """
     if logits.ndim != 2 or logits.shape[0] == 0 or logits.dtype not in LOGIT_DTYPES:
         raise ValueError(f"logits must be (B, C) floating point with B > 0, not {describe(logits)}")
@@ -100,7 +102,7 @@ def validate_targets(
     weights: Tensor,
     tail: str,
 ) -> None:
-    """The part of `validate` that does not need the logits themselves."""
+    """`validate` without the logits."""
     validate_heads(heads, columns, tail)
     if not len(heads) == len(ids) == len(logp):
         raise ValueError(f"{len(heads)} heads, but {len(ids)} tensors of ids and {len(logp)} of log-probabilities")
@@ -120,7 +122,7 @@ def validate_targets(
 
 
 def _validate_labels(number: int, head: HeadSpec, ids: Tensor, logp: Tensor, batch: int | None, tail: str) -> None:
-    """`batch` is the number of rows that the labels must have; None where they are gathered by row number."""
+    """batch: the number of rows that the labels must have; None where they are gathered by row number."""
     if ids.ndim != 2 or ids.shape[1] != head.k or ids.dtype not in ID_DTYPES or not ids.is_contiguous():
         raise ValueError(
             f"head {number}: ids must be contiguous (R, {head.k}) uint16, uint32, int32 or int64, not {describe(ids)}"
@@ -156,7 +158,7 @@ def check_values(heads: Sequence[HeadSpec], ids: Sequence[Tensor], rows: Tensor 
 
 
 def gather_ids(ids: Tensor, rows: Tensor | None) -> Tensor:
-    """(B, k) int64 class ids of the given rows of a slab. Gathers bit patterns: torch has no index_select of uint16."""
+    """(B, k) int64 class ids of the given rows. Gathers bit patterns, since torch has no index_select for uint16."""
     if ids.dtype not in (torch.uint16, torch.uint32):
         return (ids if rows is None else ids.index_select(0, rows)).long()
     signed, mask = (torch.int16, 0xFFFF) if ids.dtype == torch.uint16 else (torch.int32, 0xFFFFFFFF)
@@ -165,6 +167,6 @@ def gather_ids(ids: Tensor, rows: Tensor | None) -> Tensor:
 
 
 def describe(tensor: Tensor) -> str:
-    """Shape, dtype and layout, for messages."""
+    """Shape, dtype, device and layout, for error messages."""
     layout = "" if tensor.is_contiguous() else ", not contiguous"
     return f"{tuple(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')} on {tensor.device}{layout}"

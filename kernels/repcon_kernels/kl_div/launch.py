@@ -1,4 +1,4 @@
-"""Launches the Triton kernels. Importing this imports Triton."""
+"""Launch the Triton kernels. Importing this module imports Triton."""
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -11,12 +11,12 @@ from triton.runtime.jit import JITFunction
 
 from repcon_kernels import crop_resize_kernel
 from repcon_kernels.kl_div import tiling, triton_kernel, triton_scale
-from repcon_kernels.kl_div.arrival_counters import tickets
+from repcon_kernels.kl_div.arrival_counters import arrival_counters
 from repcon_kernels.kl_div.heads import TAILS, HeadSpec
 
 SCALE_BLOCK = 1024
 SCALE_PROGRAMS = 1024
-"""Programs of the scaling kernel: enough to fill a device, few enough that leaving memory alone costs one launch."""
+"""Programs of the scaling kernel: enough to fill a device, few enough that factors of 1 cost only the launch."""
 CROP_BLOCK = 256
 """Pixels of a crop that one program computes."""
 
@@ -51,13 +51,13 @@ def multi_head_kl(
     programs = min(items, layout.programs_per_processor * _processors(logits.device)) if persistent else items
     partials = torch.empty(items, dtype=torch.float32, device=logits.device)
     order = [number for number, *_ in layout.heads]
-    with _on(logits.device):
+    with _current_device(logits.device):
         _kernel(triton_kernel.multi_head_kl, programs)(
             logits,
             logits if target is None else target,
             losses,
             partials,
-            tickets(logits.device, len(heads)),
+            arrival_counters(logits.device, len(heads)),
             weights if rows is None else rows,
             weights,
             tuple(ids[number] for number in order),
@@ -88,10 +88,10 @@ def multi_head_kl(
 
 
 def scale_heads(gradient: Tensor, factors: Tensor, factor_scale: float, starts: Sequence[int]) -> None:
-    """gradient[:, head] *= factors[head] x factor_scale in place, without asking the device for the factors."""
+    """gradient[:, head] *= factors[head] x factor_scale in place; the factors are read on the device."""
     batch, columns = gradient.shape
     stops = [*starts[1:], columns]
-    with _on(gradient.device):
+    with _current_device(gradient.device):
         _kernel(triton_scale.scale_heads, min(batch, SCALE_PROGRAMS))(
             gradient,
             factors,
@@ -105,47 +105,47 @@ def scale_heads(gradient: Tensor, factors: Tensor, factor_scale: float, starts: 
 
 
 def cut_crops(images: Sequence[Tensor], boxes: Tensor, flips: Tensor, out: Tensor) -> None:
-    """As `crops.cut_crops`: one launch, on the current stream."""
+    """As `crop_resize.cut_crops`: one launch on the current stream."""
     side, per_image = out.shape[1], flips.shape[1]
     table = torch.cat([boxes, flips[..., None].to(torch.int32)], dim=2)
     addresses = torch.tensor([image.data_ptr() for image in images])
     widths = torch.tensor([image.shape[1] for image in images], dtype=torch.int32)
     programs = len(out) * -(-side * side // CROP_BLOCK)
-    with _on(out.device):
+    with _current_device(out.device):
         _kernel(crop_resize_kernel.cut_crops, programs)(
-            *(_there(part, out.device) for part in (addresses, widths, table)), out, per_image, SIDE=side,
+            *(_to_device(part, out.device) for part in (addresses, widths, table)), out, per_image, SIDE=side,
             BLOCK=CROP_BLOCK,
         )  # fmt: skip
 
 
 def _vector(logits: Tensor, gradient: Tensor | None) -> int:
-    """Logits in 16 bytes, where the logits' rows and the gradient's lie alike to a multiple of these, else 1."""
+    """Logits per 16 bytes if logits and gradient have the same alignment to 16 bytes, else 1."""
     size = logits.element_size()
-    apart = 0 if gradient is None else (logits.data_ptr() - gradient.data_ptr()) % 16
-    return 16 // size if apart == 0 and logits.data_ptr() % size == 0 else 1
+    offset = 0 if gradient is None else (logits.data_ptr() - gradient.data_ptr()) % 16
+    return 16 // size if offset == 0 and logits.data_ptr() % size == 0 else 1
 
 
 @lru_cache
 def _processors(device: torch.device) -> int:
-    """Multiprocessors of a GPU; Triton's interpreter is taken for two."""
+    """Multiprocessors of a GPU; 2 for Triton's interpreter."""
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 2
 
 
-def _there(tensor: Tensor, device: torch.device) -> Tensor:
-    """A small tensor on the device, without waiting for it."""
+def _to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """Copy a small tensor to the device without blocking."""
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
 
 
 def _kernel(function: Any, programs: int) -> Callable[..., Any]:
-    """What launches `programs` programs of a Triton function; its decorator's type does not say that it can."""
+    """A callable that launches `programs` programs; typed here because Triton's decorator does not type it."""
     return function[(programs,)]
 
 
 def interpreted() -> bool:
-    """Whether TRITON_INTERPRET was set when the kernels were defined: then they run on the CPU, in numpy."""
+    """Whether the kernels run in Triton's interpreter on the CPU: TRITON_INTERPRET was set when they were defined."""
     return not isinstance(triton_kernel.multi_head_kl, JITFunction)
 
 
-def _on(device: torch.device) -> AbstractContextManager:
-    """Triton launches on the current device, which need not be the tensors'."""
+def _current_device(device: torch.device) -> AbstractContextManager:
+    """Make the tensors' device the current one, on which Triton launches."""
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()

@@ -1,4 +1,4 @@
-"""The specification: the loss as dense formulas in plain torch, its gradient by autograd. Fast code never imports this.
+"""The specification: the loss as dense formulas in torch, with its gradient by autograd. Fast code never imports it.
 
 Per row and head, with logits z (C,), temperature t, the stored set S of k classes with log-probabilities l, and the
 stored log-tail at t (the log of the sum over the other classes of p^(1/t); where k = C there are none, tail = 0):
@@ -32,7 +32,7 @@ def multi_head_kl(
     weights: Tensor,
     tail: str = "uniform",
 ) -> Tensor:
-    """Losses (H,) in the logits' own precision: float64 logits make this exact enough to judge everything else by.
+    """Losses (H,) in the logits' own precision: float64 logits make this exact enough to test the others against.
 
     Raises ValueError where an id or a row number is out of range.
     """

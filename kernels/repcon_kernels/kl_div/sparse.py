@@ -1,8 +1,8 @@
-"""The loss in plain torch operations: what training on a CPU uses.
+"""The loss in torch operations, for training on a CPU.
 
-Nothing dense is made of the teacher, and nothing of the logits is kept but their gradient. The logits outside S (the
-stored classes) are exponentiated in the gradient's own memory with S masked out, so that the student's tail is a sum of
-its own terms and not the difference 1 - sum_S q, which loses all digits where the tail is small.
+The teacher's distribution is never made dense, and the logits are not kept, only their gradient. The logits outside S
+(the stored classes) are exponentiated in the gradient's memory with S masked out, so that the student's tail is a sum
+of its own terms: the difference 1 - sum_S q would lose all digits where the tail is small.
 """
 
 import math
@@ -39,7 +39,7 @@ def multi_head_kl(
         head_gradient = None if gradient is None else gradient[:, columns]
         head_logp = (logp[number] if rows is None else logp[number].index_select(0, rows)).to(precision)
         scale = weights[number].to(precision) * (head.temperature * gradient_scale)
-        row_losses = _head(
+        row_losses = _head_kl(
             logits[:, columns], head_gradient, gather_ids(ids[number], rows), head_logp, head, tail, scale
         )
         losses.append(row_losses.sum() * (head.temperature**2 * loss_scale))
@@ -50,10 +50,10 @@ def multi_head_kl(
     return torch.stack(losses) * weights.to(precision)
 
 
-def _head(
+def _head_kl(
     logits: Tensor, gradient: Tensor | None, ids: Tensor, logp: Tensor, head: HeadSpec, tail: str, scale: Tensor
 ) -> Tensor:
-    """KL of each row (B,). logits (B, C), ids (B, k) int64, logp (B, k + T); `gradient` gets the gradient x scale."""
+    """KL of each row (B,). logits (B, C), ids (B, k) int64, logp (B, k + T); `gradient` is set to gradient x scale."""
     log_p = _teacher(logp, head, tail)
     scaled = logits.gather(1, ids).to(logp.dtype) / head.temperature
     if head.k == head.classes:
@@ -67,7 +67,7 @@ def _head(
     else:
         buffer = torch.empty_like(logits, dtype=logp.dtype)
     rest = _rest(logits, buffer, ids, head.temperature, tail == "uniform")
-    # The rest is one more class. First relative to the row's largest logit, so that large ones lose no digits.
+    # The rest counts as one class. The largest logit is subtracted first, so that large logits lose no digits.
     log_q = torch.cat([scaled, rest.top], dim=1)
     log_q -= log_q.amax(dim=1, keepdim=True)
     log_q[:, -1:] += rest.mass.log()
@@ -95,7 +95,7 @@ def _head(
 
 
 class _Rest(NamedTuple):
-    """The classes outside S, by rows (B, 1): their largest z/t, the sum of exp(z/t - top), and of z/t if asked for."""
+    """Per row (B, 1), of the classes outside S: largest z/t, sum of exp(z/t - top), and sum of z/t where needed."""
 
     top: Tensor
     mass: Tensor
@@ -103,19 +103,19 @@ class _Rest(NamedTuple):
 
 
 def _rest(logits: Tensor, buffer: Tensor, ids: Tensor, temperature: float, with_total: bool) -> _Rest:
-    """Fills `buffer` (B, C), which may be the logits, with exp(z/t - top) outside S and 0 inside."""
+    """Fill `buffer` (B, C), which may be the logits, with exp(z/t - top) outside S and 0 inside."""
     buffer.copy_(logits)
     if temperature != 1:
         buffer.div_(temperature)
     total = buffer.scatter_(1, ids, 0).sum(dim=1, keepdim=True) if with_total else None
     buffer.scatter_(1, ids, -torch.inf)
-    # Were all of them -inf, a finite maximum makes their exponentials 0 instead of NaN.
+    # If all are -inf, a finite maximum makes their exponentials 0 instead of NaN.
     top = buffer.amax(dim=1, keepdim=True).clamp_(min=torch.finfo(buffer.dtype).min)
     return _Rest(top, buffer.sub_(top).exp_().sum(dim=1, keepdim=True), total)
 
 
 def _teacher(logp: Tensor, head: HeadSpec, tail: str) -> Tensor:
-    """Log-probabilities of S and of the tail (B, k + 1) at the head's temperature. `renormalise` leaves no tail."""
+    """The teacher's log-probabilities of S and of the tail (B, k + 1), tempered; `renormalise` has no tail."""
     log_u = logp[:, : head.k] / head.temperature
     if tail == "renormalise" or head.k == head.classes:
         log_tail = torch.full_like(log_u[:, :1], -torch.inf)

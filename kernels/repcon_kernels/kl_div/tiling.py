@@ -1,4 +1,4 @@
-"""How heads are cut into tiles and groups: plain Python, apart from the kernel."""
+"""Tile sizes and groups of heads for the Triton kernel."""
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
@@ -8,25 +8,25 @@ from typing import Any
 from repcon_kernels.kl_div.heads import HeadSpec, widths
 
 TILES = ((1024, 1024, 4), (2048, 2048, 8), (4096, 4096, 8), (65536, 2048, 8))
-"""(widest head up to, elements of a tile, warps). A head wider than its tile is streamed: several programs share a
-multiprocessor, and one loads while another computes."""
+"""(widest head up to, elements of a tile, warps). A head wider than its tile is streamed; several programs share a
+multiprocessor, so that one loads while another computes."""
 REGISTERS = 64
-"""Per thread, at most: the second look, which few rows need, would otherwise halve the programs that run at once."""
+"""Limit per thread: the second read of a row, which few rows need, would otherwise halve the concurrent programs."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Variant:
-    """How heads wider than a tile are computed."""
+    """An alternative to streaming for heads that are wider than a tile."""
 
     warps: int
     registers: int
     """Per thread, at most."""
     block: int
-    """Columns of a tensor of `held`."""
+    """Columns of a tensor of `triton_held`."""
     programs_per_processor: int = 0
-    """Programs that take one item after another on each multiprocessor; 0: a program for each item."""
+    """Persistent programs per multiprocessor, each of which computes many tiles; 0: one program per tile."""
     prefetch: bool = False
-    """Whether a program asks for its next row in the second-level cache before it computes this one."""
+    """Whether a program prefetches its next row into the L2 cache before it computes this one."""
     aligned: bool = True
     """Whether rows are read and written 16 bytes at a time."""
 
@@ -37,17 +37,17 @@ VARIANTS = {
     "held_prefetch": Variant(warps=8, registers=128, block=2048, programs_per_processor=2, prefetch=True),
     "held_unaligned": Variant(warps=8, registers=128, block=2048, programs_per_processor=2, aligned=False),
 }
-"""Rows of wide heads that stay in registers: one read and one exponential per logit, where "streamed" takes two of
-each. None has run on a GPU yet, so `WIDE_ROWS` chooses none."""
+"""Variants that keep a wide row in registers: one read and one exponential per logit, instead of two of each. None has
+run on a GPU yet, so `WIDE_ROWS` is "streamed"."""
 WIDE_ROWS = "streamed"
-"""What launches use for heads wider than a tile: "streamed", or one of VARIANTS."""
+"""The variant for heads wider than a tile: "streamed", or one of VARIANTS."""
 WIDEST_HELD = 11 * 2048
 """Columns: 88 registers of 256 threads."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """The kernel's compile-time arguments; one compilation for each."""
+    """The kernel's compile-time arguments; each plan is compiled once."""
 
     heads: tuple[tuple[int, ...], ...]
     """In the order of the groups: (number, start, classes, width, k, columns of logp, column of the tail)."""
@@ -65,7 +65,7 @@ class Plan:
         return any(group[6] for group in self.groups)
 
     def items(self, batch: int) -> int:
-        """Tiles of rows of all heads: how many programs a launch has, unless each takes several."""
+        """Tiles of rows over all heads: the programs of a launch that is not persistent."""
         return sum((high - low) * -(-batch // rows) for low, high, rows, *_ in self.groups)
 
 
@@ -78,11 +78,11 @@ def plan(
     wide_rows: str = "streamed",
     vector: int = 1,
 ) -> Plan:
-    """Groups heads by their padded shapes; a tile holds as many rows as fill it.
+    """Group heads by their padded shapes; a tile has as many rows as fit.
 
-    label_types: per head, what its labels are stored as; a group picks its pointers among those of one type.
-    wide_rows: "streamed" or a name of VARIANTS; of no effect unless some head is wider than a tile and can be held.
-    vector: logits in 16 bytes where rows may be read so, else 1.
+    label_types: per head, the dtypes of its labels; a group selects its pointers among those of one type.
+    wide_rows: "streamed" or a name of VARIANTS; matters only if a head is wider than a tile and fits into registers.
+    vector: logits per 16 bytes where rows may be read so, else 1.
     """
     spans = widths(heads, columns)
     _, tile, warps = next((row for row in TILES if max(spans) <= row[0]), TILES[-1])
@@ -133,18 +133,18 @@ def _shape(width: int, k: int, tile: int, warps: int) -> tuple[int, int, int, bo
 
 
 def _held_shape(head: HeadSpec, block: int, vector: int) -> tuple:
-    """`_shape`, and (chunks, how many of them lie inside the row whatever its address, VECTOR)."""
+    """`_shape`, and (chunks, number of chunks inside the row whatever its address, VECTOR)."""
     k_block = min(_power_of_two(head.k), block)
     chunks, full = -(-head.classes // block), (head.classes - vector + 1) // block
     return 1, block, k_block, True, head.k > k_block, chunks, full, vector
 
 
 def _groups(kinds: Sequence[tuple[int, ...]]) -> tuple[tuple[int, ...], ...]:
-    """Runs of equal kinds: a shape, then the number of the labels' type."""
+    """Runs of equal kinds, each a shape and the index of the labels' type."""
     starts = [i for i, kind in enumerate(kinds) if i == 0 or kind != kinds[i - 1]]
     return tuple((low, high, *kinds[low][:-1]) for low, high in zip(starts, [*starts[1:], len(kinds)], strict=True))
 
 
 def _power_of_two(number: int) -> int:
-    """The smallest that is at least `number`."""
+    """The smallest power of two that is at least `number`."""
     return 1 << (number - 1).bit_length()

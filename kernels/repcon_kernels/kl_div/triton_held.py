@@ -1,4 +1,4 @@
-"""Triton functions for one row of a wide head that stays in registers between its softmax and its gradient.
+"""Triton functions that keep one row of a wide head in registers between its softmax and its gradient.
 
 The row is cut into CHUNKS tensors of BLOCK columns, so that combining chunks is arithmetic within a thread and a row
 costs one reduction over the threads for its maximum, one for its sum. Each logit is read once, in one exponential.
@@ -17,7 +17,7 @@ import triton.language as tl
 from repcon_kernels.kl_div.triton_rows import LOWEST
 
 EDGE = tl.constexpr(16)
-"""Slots for the columns before the first chunk, and after the last: eight each."""
+"""Slots for the columns before the first chunk and after the last: eight each."""
 
 
 @triton.jit
@@ -112,7 +112,7 @@ def write_row(
 
 @triton.jit
 def prefetch_row(line, classes):
-    """Asks for the whole 16 bytes of a row in the second-level cache: one instruction by one thread (sm_90)."""
+    """Prefetch a row into the L2 cache, in units of 16 bytes: one instruction by one thread (sm_90)."""
     size: tl.constexpr = line.dtype.element_ty.primitive_bitwidth // 8
     address = line.to(tl.int64)
     first = (address + 15) // 16 * 16

@@ -1,11 +1,11 @@
-"""The loss and its gradient as one Triton kernel over (tile of rows, head). `launch` calls it; `reference` defines it.
+"""The loss and its gradient as one Triton kernel over (tile of rows, head); `reference` defines what it computes.
 
-A program owns ROWS rows of one head. Heads of equal shape form a group; a group's code is compiled once and finds its
-head's pointers by a chain of selects, so that heads of any k, each with label tensors of its own, need neither padding
+A program computes ROWS rows of one head. Heads of equal shape form a group; a group's code is compiled once and selects
+its head's pointers by a chain of selects, so that heads of any k, each with its own label tensors, need neither padding
 nor a table of addresses in device memory (which a CUDA graph would have to copy).
 
-Exponentials over columns are 2^((z - top) x rate) with rate = log2(e) / t: the subtraction, in which large logits would
-lose their digits, comes first and is exact. All else is in nats and in float32.
+Exponentials over columns are 2^((z - top) x rate) with rate = log2(e) / t: the subtraction comes first, where it is
+exact for large logits too. Everything else is in nat and in float32.
 """
 # pyright: reportGeneralTypeIssues=false, reportArgumentType=false
 # (Triton's types describe its compiler; the language that it reads is another.)
@@ -33,10 +33,10 @@ UNIFORM = tl.constexpr(TAILS.index("uniform"))
 TINY = tl.constexpr(1e-30)
 FLOOR = tl.constexpr(LOG_TAIL_FLOOR)
 TRUSTED = tl.constexpr(8.0)
-"""The student's tail is taken as total - sum over S. Its error of about 2e-7 enters the loss times p_tail / q_tail;
-where that ratio exceeds this, the tail is summed term by term: a second look at the row, for the rows that need it."""
+"""The student's tail is computed as total - sum over S. Its error of about 2e-7 enters the loss times p_tail / q_tail;
+where that ratio exceeds this bound, the row is read a second time and the tail summed term by term."""
 REDUCE = tl.constexpr(1024)
-"""Partial losses that the last program of a head adds at a time."""
+"""Partial losses that the last program of a head adds in one step."""
 
 
 @triton.jit(do_not_specialize=["batch", "label_rows"])
@@ -45,7 +45,7 @@ def multi_head_kl(
     gradient,  # (batch, COLUMNS); may be the logits
     losses,  # (H,) float32
     partials,  # (programs,) float32: each program's sum of row losses
-    tickets,  # (H,) int32, all 0: programs of a head that have finished; left all 0
+    arrival_counters,  # (H,) int32, all 0: finished programs of a head; 0 again afterwards
     rows,  # (batch,) int64, read where HAS_ROWS
     weights,  # (H,) float32
     ids,  # H pointers to (label_rows, k)
@@ -67,9 +67,9 @@ def multi_head_kl(
 ):
     """The losses of all heads and, where asked for, the gradient of their weighted sum; see the module.
 
-    An item is a tile of rows of one head. Without PERSISTENT there is a program for each, and the last of a head's to
-    finish adds up its rows' losses. With it a program takes one item after another, and the last program of all adds up
-    everything. HELD is CHUNKS, FULL and VECTOR of `held`, or 0 chunks.
+    An item is a tile of rows of one head. Without PERSISTENT there is a program per item, and the last program of a
+    head to finish sums its rows' losses. With it, a program computes many items, and the last program of all sums
+    everything. HELD is CHUNKS, FULL and VECTOR of `triton_held`, or 0 chunks.
     """
     arguments = (logits, gradient, partials, rows, weights, ids, logp, temperatures, batch, label_rows)
     first = 0
@@ -92,16 +92,16 @@ def multi_head_kl(
                 )  # fmt: skip
                 number = _constant(HEADS, 0, head, GROUPS[g][0], GROUPS[g][1])
                 tl.debug_barrier()
-                if tl.atomic_add(tickets + number, 1, sem="acq_rel") == tiles - 1:
+                if tl.atomic_add(arrival_counters + number, 1, sem="acq_rel") == tiles - 1:
                     mine = partials + first + (head - GROUPS[g][0]) * tiles
                     temperature = _pick(temperatures, head, GROUPS[g][0], GROUPS[g][1])
                     scale = tl.load(weights + number) * temperature * temperature * loss_scale
-                    _add_up(losses + number, mine, tiles, scale)
-                    tl.store(tickets + number, 0)
+                    _sum_partials(losses + number, mine, tiles, scale)
+                    tl.store(arrival_counters + number, 0)
         first = after
     if PERSISTENT:
         tl.debug_barrier()
-        if tl.atomic_add(tickets, 1, sem="acq_rel") == tl.num_programs(0) - 1:
+        if tl.atomic_add(arrival_counters, 1, sem="acq_rel") == tl.num_programs(0) - 1:
             first = 0
             for g in tl.static_range(len(GROUPS)):
                 tiles = tl.cdiv(batch, GROUPS[g][2])
@@ -109,9 +109,9 @@ def multi_head_kl(
                     number = _constant(HEADS, 0, head, GROUPS[g][0], GROUPS[g][1])
                     temperature = _pick(temperatures, head, GROUPS[g][0], GROUPS[g][1])
                     scale = tl.load(weights + number) * temperature * temperature * loss_scale
-                    _add_up(losses + number, partials + first + (head - GROUPS[g][0]) * tiles, tiles, scale)
+                    _sum_partials(losses + number, partials + first + (head - GROUPS[g][0]) * tiles, tiles, scale)
                 first += tiles * (GROUPS[g][1] - GROUPS[g][0])
-            tl.store(tickets, 0)
+            tl.store(arrival_counters, 0)
 
 
 @triton.jit
@@ -130,7 +130,7 @@ def _item(
     IN_PLACE: tl.constexpr,
     PREFETCH: tl.constexpr,
 ):
-    """Writes the gradient of a tile of rows of one head and their losses' sum; gives the head's place in HEADS."""
+    """Store the gradient of a tile of rows of one head and the sum of their losses; gives the head's index in HEADS."""
     logits, gradient, partials, rows, weights, ids, logp, temperatures, batch, label_rows = arguments
     tiles = tl.cdiv(batch, GROUPS[g][2])
     head = GROUPS[g][0] + (item - first) // tiles
@@ -160,7 +160,7 @@ def _item(
     if PREFETCH and GROUPS[g][7] > 0:  # noqa: SIM102 (one is known to the compiler, the other is not)
         if first_row + tl.num_programs(0) < batch:
             prefetch_row(logits + line + tl.cast(tl.num_programs(0), tl.int64) * COLUMNS, classes)
-    # A row of labels that does not exist costs the loss and not the process.
+    # A label row out of range makes the loss NaN instead of crashing.
     row_scale = tl.where(labelled, weight * temperature * gradient_scale, float("nan"))
     loss = _tile(
         tile,
@@ -205,9 +205,9 @@ def _constant(HEADS: tl.constexpr, field: tl.constexpr, head, LOW: tl.constexpr,
 
 @triton.jit
 def _tile(
-    tile,  # of `rows`
-    stored,  # of `labels`
-    lines,  # of `held`: the row's first logit and gradient
+    tile,  # of `triton_rows`
+    stored,  # of `triton_labels`
+    lines,  # of `triton_held`: the row's first logit and gradient
     g_rows,
     tail_column,
     scale,
@@ -222,26 +222,11 @@ def _tile(
     GRADIENT: tl.constexpr,
     IN_PLACE: tl.constexpr,
 ):
-    """KL by rows (R,); their gradient x scale is written."""
-    # The labels' loads go first: the logits of S wait for them.
+    """KL by rows (R,); stores their gradient x scale."""
+    # The labels are loaded first: the logits of S wait for them.
     labels = load_labels(stored, tl.arange(0, K_BLOCK))
-    log_tail = tl.full(scale.shape, LOWEST, tl.float32)
-    if TAIL != RENORMALISE:
-        log_tail = tl.load(stored[2] + tail_column, mask=stored[3], other=0.0).to(tl.float32)
-        log_tail = tl.where((log_tail < LOWEST) | (stored[5] == stored[4]), LOWEST, log_tail)
-    if CHUNKS > 0:
-        held = load_row(lines[0], tile[2], BLOCK, CHUNKS, FULL, VECTOR)
-        top, mass, total, powers = row_statistics(
-            held, lines[0], tile[2], tile[4], BLOCK, CHUNKS, FULL, VECTOR, TAIL == UNIFORM
-        )
-        top, mass, total = (
-            tl.full([1], top, tl.float32),
-            tl.full([1], mass, tl.float32),
-            tl.full([1], total, tl.float32),
-        )
-    else:
-        z = clean(load_columns(tile, tl.arange(0, BLOCK)), tile, tl.arange(0, BLOCK))
-        top, mass, total = statistics(z, tile, BLOCK, STREAMED, TAIL == UNIFORM)
+    log_tail = _load_log_tail(stored, tail_column, scale, TAIL)
+    kept, top, mass, total = _softmax_statistics(tile, lines[0], BLOCK, STREAMED, CHUNKS, FULL, VECTOR, TAIL == UNIFORM)
     student = (top, tl.log(mass))
     log_mass = teacher_mass(labels[1], log_tail, stored, K_BLOCK, CHUNKED)
     p, q, loss, share, label_total = compare_all(labels, stored, log_mass, student, K_BLOCK, CHUNKED)
@@ -251,52 +236,124 @@ def _tile(
     factor = 1.0 / mass
     matched = tl.full(scale.shape, 1.0, tl.float32)
     shift = tl.zeros(scale.shape, tl.float32)
-    again = False
+    summed_again = False
     if TAIL == BUCKET:
-        rest = mass - share
-        p_tail = tl.exp(log_p_tail)
-        doubtful = (p_tail > 0.0) & (p_tail * mass > rest * TRUSTED)
-        again = tl.max(doubtful.to(tl.int32), axis=0) > 0
-        if again:
-            if CHUNKS > 0:
-                z = clean(load_columns(tile, tl.arange(0, BLOCK)), tile, tl.arange(0, BLOCK))
-            reference, rest = outside(z, tile, stored[1], stored[3], stored[5], BLOCK, STREAMED)
+        reference, rest, summed_again = _sum_outside_if_doubtful(
+            kept, tile, stored, top, mass, mass - share, tl.exp(log_p_tail), BLOCK, STREAMED, CHUNKS
+        )
         part, matched, factor = _bucket(log_p_tail, reference, rest, student, mass, stored[6])
         loss += part
     if TAIL == UNIFORM:
-        lost = tl.zeros(scale.shape, tl.float32)
-        # Logits of -inf would drown the others in the sum: then a second look at the row, for the rows that need it.
-        if tl.max((total < 0.5 * LOWEST).to(tl.int32), axis=0) > 0:
-            if CHUNKS > 0:
-                z = clean(load_columns(tile, tl.arange(0, BLOCK)), tile, tl.arange(0, BLOCK))
-            total, lost = finite_total(z, tile, BLOCK, STREAMED)
-            label_total, label_lost = finite_labels(labels, stored, K_BLOCK, CHUNKED)
-            lost -= label_lost
-        part, even = _uniform(log_p_tail, total - label_total, lost, student, stored)
+        total, label_total, infinite = _finite_sums(
+            kept, tile, labels, stored, total, label_total, scale, BLOCK, K_BLOCK, STREAMED, CHUNKED, CHUNKS
+        )
+        part, even = _uniform(log_p_tail, total - label_total, infinite, student, stored)
         loss += part
-        # Times `mass` here, by rows: brought to it only in a tile, it would travel there through shared memory.
+        # Times `mass` here, by rows: inside a tile, `mass` would be moved there through shared memory.
         shift = even * mass
     if GRADIENT:
         if IN_PLACE:
             tl.debug_barrier()  # every logit of S has been read before any is overwritten
-        if CHUNKS > 0:
-            if again:
-                z = clean(load_columns(tile, tl.arange(0, BLOCK)), tile, tl.arange(0, BLOCK))
-                write_rows(z, tile, g_rows, reference, factor * scale, shift, BLOCK, True)
-            else:
-                one = tl.sum(factor * scale, axis=0)
-                other = tl.sum(factor * scale * shift, axis=0)
-                write_row(powers, lines[1], lines[0], tile[2], tile[3], one, other, BLOCK, CHUNKS, FULL, VECTOR)
-        else:
-            write_rows(z, tile, g_rows, reference, factor * scale, shift, BLOCK, STREAMED)
+        _write_outside(
+            kept, tile, lines, g_rows, reference, factor * scale, shift, summed_again, BLOCK, STREAMED, CHUNKS, FULL,
+            VECTOR,
+        )  # fmt: skip
         tl.debug_barrier()  # the columns of S are written twice, in this order
         scatter_all(labels, p, q, stored, log_mass, student, g_rows, matched, scale, K_BLOCK, CHUNKED)
     return loss
 
 
 @triton.jit
+def _load_log_tail(stored, tail_column, scale, TAIL: tl.constexpr):
+    """The stored log-tail (R,); LOWEST where it is -inf, where there is none, and where TAIL leaves it out."""
+    log_tail = tl.full(scale.shape, LOWEST, tl.float32)
+    if TAIL != RENORMALISE:
+        log_tail = tl.load(stored[2] + tail_column, mask=stored[3], other=0.0).to(tl.float32)
+        log_tail = tl.where((log_tail < LOWEST) | (stored[5] == stored[4]), LOWEST, log_tail)
+    return log_tail
+
+
+@triton.jit
+def _softmax_statistics(
+    tile, line, BLOCK: tl.constexpr, STREAMED: tl.constexpr, CHUNKS: tl.constexpr, FULL: tl.constexpr,
+    VECTOR: tl.constexpr, TOTAL: tl.constexpr,
+):  # fmt: skip
+    """(kept, largest logit (R,), sum relative to it, sum of the logits where TOTAL).
+
+    `kept` is what `_write_outside` continues with: a held row's powers, else the logits of the first columns.
+    """
+    if CHUNKS > 0:
+        row = load_row(line, tile[2], BLOCK, CHUNKS, FULL, VECTOR)
+        top, mass, total, powers = row_statistics(row, line, tile[2], tile[4], BLOCK, CHUNKS, FULL, VECTOR, TOTAL)
+        return powers, tl.full([1], top, tl.float32), tl.full([1], mass, tl.float32), tl.full([1], total, tl.float32)
+    else:
+        z = clean(load_columns(tile, tl.arange(0, BLOCK)), tile, tl.arange(0, BLOCK))
+        top, mass, total = statistics(z, tile, BLOCK, STREAMED, TOTAL)
+        return z, top, mass, total
+
+
+@triton.jit
+def _first_logits(kept, tile, BLOCK: tl.constexpr, CHUNKS: tl.constexpr):
+    """The logits of the first columns (R, BLOCK); of a held row they are loaded again."""
+    if CHUNKS > 0:
+        return clean(load_columns(tile, tl.arange(0, BLOCK)), tile, tl.arange(0, BLOCK))
+    else:
+        return kept
+
+
+@triton.jit
+def _sum_outside_if_doubtful(
+    kept, tile, stored, top, mass, rest, p_tail, BLOCK: tl.constexpr, STREAMED: tl.constexpr, CHUNKS: tl.constexpr
+):
+    """(reference, the student's tail relative to it, whether it was summed term by term).
+
+    `rest` is the tail as mass - sum over S, relative to `top`; it is replaced where its error could matter.
+    """
+    reference = top
+    doubtful = (p_tail > 0.0) & (p_tail * mass > rest * TRUSTED)
+    again = tl.max(doubtful.to(tl.int32), axis=0) > 0
+    if again:
+        z = _first_logits(kept, tile, BLOCK, CHUNKS)
+        reference, rest = outside(z, tile, stored[1], stored[3], stored[5], BLOCK, STREAMED)
+    return reference, rest, again
+
+
+@triton.jit
+def _finite_sums(
+    kept, tile, labels, stored, total, label_total, scale, BLOCK: tl.constexpr, K_BLOCK: tl.constexpr,
+    STREAMED: tl.constexpr, CHUNKED: tl.constexpr, CHUNKS: tl.constexpr,
+):  # fmt: skip
+    """(sum of the logits, sum of those of S, how many outside S are -inf); the sums are of finite logits only."""
+    infinite = tl.zeros(scale.shape, tl.float32)
+    # Logits of -inf would drown the others in the sum: then the row is read a second time.
+    if tl.max((total < 0.5 * LOWEST).to(tl.int32), axis=0) > 0:
+        z = _first_logits(kept, tile, BLOCK, CHUNKS)
+        total, infinite = finite_total(z, tile, BLOCK, STREAMED)
+        label_total, label_infinite = finite_labels(labels, stored, K_BLOCK, CHUNKED)
+        infinite -= label_infinite
+    return total, label_total, infinite
+
+
+@triton.jit
+def _write_outside(
+    kept, tile, lines, g_rows, reference, factor, shift, again, BLOCK: tl.constexpr, STREAMED: tl.constexpr,
+    CHUNKS: tl.constexpr, FULL: tl.constexpr, VECTOR: tl.constexpr,
+):  # fmt: skip
+    """Stores the gradient of all columns as if they were outside S; a held row whose tail was summed `again` anew."""
+    if CHUNKS > 0:
+        if again:
+            write_rows(_first_logits(kept, tile, BLOCK, CHUNKS), tile, g_rows, reference, factor, shift, BLOCK, True)
+        else:
+            one = tl.sum(factor, axis=0)
+            other = tl.sum(factor * shift, axis=0)
+            write_row(kept, lines[1], lines[0], tile[2], tile[3], one, other, BLOCK, CHUNKS, FULL, VECTOR)
+    else:
+        write_rows(kept, tile, g_rows, reference, factor, shift, BLOCK, STREAMED)
+
+
+@triton.jit
 def _bucket(log_p_tail, reference, rest, student, mass, inverse_t):
-    """The tail's part of the loss, and what q is multiplied with in S and outside: there relative to `reference`."""
+    """The tail's part of the loss, and the factors of q in the gradient, in S and outside (relative to `reference`)."""
     top, log_total = student
     rest = tl.maximum(rest, TINY)
     log_q_tail = tl.maximum((reference - top) * inverse_t + tl.log(rest) - log_total, FLOOR)
@@ -309,7 +366,7 @@ def _bucket(log_p_tail, reference, rest, student, mass, inverse_t):
 
 @triton.jit
 def _uniform(log_p_tail, z_sum, lost, student, stored):
-    """The tail's part of the loss, and the share of p_tail of each class outside S, whose logits sum to `z_sum`.
+    """The tail's part of the loss, and p_tail per class outside S. z_sum: the sum of the logits outside S.
 
     Where `lost` of these logits are -inf, that part is infinite, unless there is no tail.
     """
@@ -323,11 +380,11 @@ def _uniform(log_p_tail, z_sum, lost, student, stored):
 
 
 @triton.jit
-def _add_up(loss, partials, tiles, scale):
-    """Stores the sum of a head's partial losses, added in their order whichever program is the last to finish."""
+def _sum_partials(loss, partials, tiles, scale):
+    """Store the sum of a head's partial losses; the order of the sum does not depend on which program finishes last."""
     total = tl.zeros([REDUCE], tl.float32)
     for start in range(0, tiles, REDUCE):
         index = start + tl.arange(0, REDUCE)
-        # .cg: other multiprocessors' stores are in the second-level cache, not in this one's first.
+        # .cg: other multiprocessors' stores are in the L2 cache, not in this one's L1 cache.
         total += tl.load(partials + index, mask=index < tiles, other=0.0, cache_modifier=".cg")
     tl.store(loss, tl.sum(total, axis=0) * scale)

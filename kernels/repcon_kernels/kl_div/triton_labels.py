@@ -17,7 +17,7 @@ from repcon_kernels.kl_div.triton_rows import LOG2_E, LOWEST, finite_sum
 def load_labels(stored, slot):
     """Of each slot: its column, the tempered log-probability, the logit, whether it exists, whether its id is in range.
 
-    A slot past k has no mass; an id out of range has a NaN logit, so that it costs the loss and not the process.
+    A slot past k has no mass; an id out of range has a NaN logit, which makes the loss NaN instead of crashing.
     """
     z_rows, id_rows, logp_rows, labelled, classes, k, inverse_t = stored
     present = labelled[:, None] & (slot < k)[None, :]

@@ -1,4 +1,4 @@
-"""The Triton kernel that multiplies a gradient, head by head, by factors that only the device knows."""
+"""The Triton kernel that multiplies a gradient head by head by factors that are read on the device."""
 # pyright: reportGeneralTypeIssues=false, reportArgumentType=false
 # (Triton's types describe its compiler; the language that it reads is another.)
 

@@ -14,11 +14,10 @@ from torch import nn
 from repcon.commands import precompute
 from repcon.config import PrecomputeConfig, TeacherConfig
 from repcon.labels.store import LabelStore
-from repcon.models import answers, teacher
-from repcon.models.custom import identity
+from repcon.models import output_checks, teacher
+from repcon.models.custom import check_registered, full_weight_hash
 from repcon.models.factory import create_model
 from repcon.models.identity import weight_hash
-from repcon.models.untracked import require_registered
 from repcon.runtime.errors import UserError
 
 __all__ = ["pack_path", "recipe", "teacher_folders"]
@@ -115,7 +114,7 @@ ALLOWED: dict[str, Callable[[], nn.Module]] = {
 @pytest.mark.parametrize("case", ALLOWED)
 def test_what_is_one_labels(case: str, recipe: PrecomputeConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     store = answer(recipe, ALLOWED[case](), monkeypatch)
-    assert store.completion.unfinished() == []
+    assert store.unfinished() == []
     assert case != "names by id" or store.heads["own"].metadata.classes == tuple("abcdef")
 
 
@@ -137,9 +136,9 @@ def test_a_warning_where_answers_may_be_wrong(
 
 
 def test_information_is_that_of_the_answers() -> None:
-    assert answers.information(torch.zeros(5, 3)) == pytest.approx(0, abs=1e-6)
+    assert output_checks.mutual_information(torch.zeros(5, 3)) == pytest.approx(0, abs=1e-6)
     sure = torch.tensor([[50.0, 0.0], [0.0, 50.0]])
-    assert answers.information(sure) == pytest.approx(torch.tensor(2.0).log().item(), abs=1e-5)
+    assert output_checks.mutual_information(sure) == pytest.approx(torch.tensor(2.0).log().item(), abs=1e-5)
 
 
 def test_the_estimate_refuses_probabilities(recipe: PrecomputeConfig, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -164,36 +163,36 @@ def test_parts_are_found_wherever_they_are_kept() -> None:
     part = net()
     for kept in ([part], (part,), {"a": [part]}, Holder([part]), part.forward, lambda x: part(x), partial(part.eval)):
         with pytest.raises(UserError, match="is not registered"):
-            require_registered(Own(lambda own, x: x, kept), "t")
+            check_registered(Own(lambda own, x: x, kept), "t")
     with pytest.raises(UserError, match="FROZEN"):
-        require_registered(Outside(), "t")
+        check_registered(Outside(), "t")
     back = Own(lambda own, x: x)
     back.parts = [back.body, back]  # what is registered elsewhere in the module
-    require_registered(back, "t")
+    check_registered(back, "t")
     for architecture in ("test_vit", "test_resnet", "test_efficientnet", "test_convnext"):
-        require_registered(create_model(architecture, pretrained=False), "t")
+        check_registered(create_model(architecture, pretrained=False), "t")
 
 
 def test_tensors_outside_the_state_are_part_of_the_identity() -> None:
     def own(value: float) -> nn.Module:
         return Own(lambda own, x: x, {"w": torch.full((2,), value)})
 
-    assert identity(own(1.0)) == identity(own(1.0)) != identity(own(2.0))
+    assert full_weight_hash(own(1.0)) == full_weight_hash(own(1.0)) != full_weight_hash(own(2.0))
     plain = Colours()
-    assert identity(plain) == weight_hash(plain)
+    assert full_weight_hash(plain) == weight_hash(plain)
 
 
 def test_a_store_names_neither_downloads_nor_absurd_sizes(
     teacher_folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    metadata = teacher.load(TeacherConfig(name="five", model=str(teacher_folders["five"])), "cpu").metadata
+    metadata = teacher.load_teacher(TeacherConfig(name="five", model=str(teacher_folders["five"])), "cpu").metadata
     monkeypatch.setattr(teacher, "create_model", lambda *a, **b: pytest.fail("loaded"))
     for model in ("hf-hub:somebody/something", "resnet18", "vit_base_patch16_224.augreg_in21k", "hf_hub:x/y", "s3:x"):
         with pytest.raises(UserError, match=r"teacher five: .*--models five="):
-            teacher.load_from_metadata(replace(metadata, model=model), "cpu")
+            teacher.load_stored_teacher(replace(metadata, model=model), "cpu")
     for size in (0, -1, 2_000, 10**9, "224", None, 1.5, True):
         odd = replace(metadata, preprocessing=metadata.preprocessing | {"size": size})
         with pytest.raises(UserError, match="teacher five: the store gives its input as"):
-            teacher.load_from_metadata(odd, "cpu")
+            teacher.load_stored_teacher(odd, "cpu")
     with pytest.raises(UserError, match="precision"):
-        teacher.load_from_metadata(replace(metadata, precision="int3"), "cpu")  # pyright: ignore[reportArgumentType]
+        teacher.load_stored_teacher(replace(metadata, precision="int3"), "cpu")  # pyright: ignore[reportArgumentType]

@@ -1,43 +1,49 @@
-"""Memory for batches: taken again once the consumer has let go of it, never before. And memory to decode into.
+"""Reusable memory for batches of crops, and memory to decode one image into.
 
 A fresh batch of tens of megabytes costs a page fault for every 4 kB, as much time as a third of the JPEG decoding
-that fills it. So a buffer goes back to its pool when the last tensor that looks at it is gone.
+that fills it. So a buffer returns to the pool when the last tensor that views it is gone, and never before.
 """
 
 import weakref
 from collections import deque
+from collections.abc import Iterable
 
 import numpy as np
 import torch
 
+from repcon.decode.base import CropBatch, CropRequest
 from repcon.images.pack import ImagePack
 
 
-class CropBuffers:
-    """A pool of uint8 buffers; as many exist as batches are held at the same time."""
+class BufferPool:
+    """A pool of uint8 buffers; it holds as many as batches are alive at the same time."""
 
     def __init__(self, device: str = "cpu") -> None:
-        # Batches that travel to a GPU lie in pinned memory, which torch's own allocator already takes again.
+        # Batches for a GPU lie in pinned memory, which torch's own allocator already reuses.
         self._pinned = device.startswith("cuda")
         self._free: deque[np.ndarray] = deque(maxlen=8)
+
+    def batch(self, request: CropRequest, sides: Iterable[int]) -> CropBatch:
+        """A batch for `request` whose pixels are not initialised."""
+        return CropBatch.for_request(request, {side: self.crops(request.crops.size, side) for side in sides})
 
     def crops(self, count: int, side: int) -> torch.Tensor:
         """(count, 3, side, side) uint8, channels-last in memory, not initialised."""
         shape = (count, side, side, 3)
+        # Under inference_mode these would be inference tensors, which the workers may not write to.
         if self._pinned:
             with torch.inference_mode(False):
                 return torch.empty(shape, dtype=torch.uint8, pin_memory=True).permute(0, 3, 1, 2)
         size = count * side * side * 3
         memory = self._take(size)
-        # A consumer under inference_mode would make this an inference tensor, which the workers may not write to.
-        # torch holds exactly this array for as long as any tensor looks at it; its end returns the memory.
-        held = memory[:size].reshape(shape)
-        weakref.finalize(held, self._free.append, memory).atexit = False
+        # torch holds this view for as long as any tensor uses it; when it is finalized the memory is free again.
+        view = memory[:size].reshape(shape)
+        weakref.finalize(view, self._free.append, memory).atexit = False
         with torch.inference_mode(False):
-            return torch.from_numpy(held).permute(0, 3, 1, 2)
+            return torch.from_numpy(view).permute(0, 3, 1, 2)
 
     def _take(self, size: int) -> np.ndarray:
-        """A free buffer of this size or a little more, else a new one."""
+        """A free buffer of `size` to twice `size` bytes, or a new one."""
         for _ in range(len(self._free)):
             try:
                 memory = self._free.popleft()
@@ -49,8 +55,8 @@ class CropBuffers:
         return np.empty(size, dtype=np.uint8)
 
 
-def for_one_image(pack: ImagePack) -> np.ndarray:
-    """Flat uint8 memory for libjpeg-turbo to decode any one image of the pack into, RGB; at an odd address.
+def image_buffer(pack: ImagePack) -> np.ndarray:
+    """Flat uint8 memory, at an odd address, for libjpeg-turbo to decode any one image of the pack into as RGB.
 
     Where pixels go to a multiple of 32 bytes, libjpeg-turbo writes them past the processor's cache, from which the
     resize would read them next. At an odd address no row of an even width begins at one. An image of 400 x 300, half

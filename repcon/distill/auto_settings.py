@@ -1,6 +1,6 @@
-"""The settings of `repcon train` that follow from store and pack where the recipe leaves them open.
+"""Automatic settings of `repcon train`: those that the recipe leaves open and that depend on the store.
 
-The fixed defaults (epochs) are those of `config.TrainConfig`.
+Fixed defaults (epochs) are those of `config.TrainConfig`.
 """
 
 import dataclasses
@@ -13,36 +13,36 @@ from repcon.labels.layout import HeadInfo
 from repcon.labels.store import LabelStore
 from repcon.runtime.console import console
 
-SIZE = 224
-"""Pixels, where no teacher's size is known."""
+DEFAULT_SIZE = 224
+"""Input side in pixels where no teacher's is known."""
 BATCH_SIZES = ((20_000, 64), (80_000, 128), (None, 256))
-"""Batch size for up to so many images."""
-LEAST_STEPS, SMALLEST_BATCH = 16, 8
-"""Smaller batches, down to 8, where an epoch would have fewer steps."""
-RATE, RATE_BATCH = 3e-4, 64
-"""The rate for a step of so many crops or more; in smaller steps it falls with their number. At 3e-4 in steps of 8
-crops, heads that start warm end worse than they began."""
+"""(images up to, batch size)."""
+MIN_STEPS, MIN_BATCH_SIZE = 16, 8
+"""Batches are halved, down to 8, where an epoch would have fewer steps."""
+MAX_LR, FULL_LR_CROPS = 3e-4, 64
+"""The learning rate of steps with 64 crops or more; smaller steps take a proportional one. At 3e-4 in steps of
+8 crops, warm-started heads end worse than at the start."""
 
 
-def resolve(settings: TrainConfig, store: LabelStore) -> TrainConfig:
-    """The settings with heads, size, batch size, rate and norms decided; prints in one line what was chosen here.
+def resolve_auto_settings(settings: TrainConfig, store: LabelStore) -> TrainConfig:
+    """The settings with heads, size, batch size, rate and batch-norm mode filled in; prints one line about the choices.
 
-    Heads that the store does not have are left as they are: the loss refuses them by name.
+    Heads that the store does not have are left unchanged: the loss refuses them by name.
     """
     chosen = []
-    heads = tuple(_head(head, store.heads) for head in settings.heads) or all_heads(store)
+    heads = tuple(_with_temperature(head, store.heads) for head in settings.heads) or all_heads(store)
     if not settings.heads:
         chosen.append(f"heads {', '.join(head.name for head in heads)}")
     size, batch_size, freeze_norm = settings.size, settings.batch_size, settings.freeze_norm
     if not size:
-        size = teachers_size([store.heads[head.name] for head in heads if head.name in store.heads])
+        size = most_common_size([store.heads[head.name] for head in heads if head.name in store.heads])
         chosen.append(f"{size} pixels")
     if not batch_size:
         batch_size = batch_size_for(store.images)
         chosen.append(f"batches of {batch_size}")
     optim = settings.optim
     if not optim.lr:
-        optim = dataclasses.replace(optim, lr=rate_for(batch_size * settings.grad_accum_steps))
+        optim = dataclasses.replace(optim, lr=learning_rate_for(batch_size * settings.grad_accum_steps))
         chosen.append(f"rate {optim.lr:.2g}")
     balance_heads = not settings.heads if settings.balance_heads == "auto" else settings.balance_heads
     if freeze_norm == "auto":
@@ -59,30 +59,30 @@ def resolve(settings: TrainConfig, store: LabelStore) -> TrainConfig:
 
 
 def all_heads(store: LabelStore) -> tuple[HeadConfig, ...]:
-    """All of the store's heads, weight 1."""
-    return tuple(_head(HeadConfig(name=name), store.heads) for name in store.heads)
+    """All of the store's heads, with weight 1."""
+    return tuple(_with_temperature(HeadConfig(name=name), store.heads) for name in store.heads)
 
 
-def _head(head: HeadConfig, stored: Mapping[str, HeadInfo]) -> HeadConfig:
+def _with_temperature(head: HeadConfig, stored: Mapping[str, HeadInfo]) -> HeadConfig:
     if head.temperature or head.name not in stored:
         return head
     return dataclasses.replace(head, temperature=default_temperature(stored[head.name].temperatures))
 
 
-def teachers_size(heads: Sequence[HeadInfo]) -> int:
-    """The input side in pixels of most teachers, the larger one of several."""
-    sizes = Counter(int(head.metadata.preprocessing.get("size", 0)) or SIZE for head in heads)
-    return max(sizes, key=lambda size: (sizes[size], size), default=SIZE)
+def most_common_size(heads: Sequence[HeadInfo]) -> int:
+    """The input side in pixels of most teachers; the largest of equally common ones."""
+    sizes = Counter(int(head.metadata.preprocessing.get("size", 0)) or DEFAULT_SIZE for head in heads)
+    return max(sizes, key=lambda size: (sizes[size], size), default=DEFAULT_SIZE)
 
 
 def batch_size_for(images: int) -> int:
-    """Crops per step for an epoch of so many images."""
+    """Crops per step for an epoch of this many images."""
     size = next(size for limit, size in BATCH_SIZES if limit is None or images <= limit)
-    while size > SMALLEST_BATCH and size * LEAST_STEPS > images:
+    while size > MIN_BATCH_SIZE and size * MIN_STEPS > images:
         size //= 2
     return size
 
 
-def rate_for(crops: int) -> float:
-    """The learning rate for steps of so many crops."""
-    return RATE * min(1.0, crops / RATE_BATCH)
+def learning_rate_for(crops: int) -> float:
+    """The learning rate for steps of this many crops."""
+    return MAX_LR * min(1.0, crops / FULL_LR_CROPS)

@@ -16,13 +16,14 @@ from training_case import lines, newest, stop_after
 
 from repcon.commands import train
 from repcon.config import HeadConfig, OptimConfig, TeacherConfig
-from repcon.distill import mix
+from repcon.distill import weight_search
+from repcon.distill.weight_search import Candidate
 from repcon.labels.store import LabelStore
 from repcon.models import teacher as teachers
 from repcon.models.factory import create_model
-from repcon.models.merge import as_member, average
+from repcon.models.merge import average, split_classifier
 from repcon.models.student import load_student
-from repcon.models.teacher_weights import find
+from repcon.models.teacher_weights import find_teacher_weights
 from repcon.runtime.console import console
 from repcon.runtime.errors import UserError
 
@@ -41,7 +42,7 @@ def backbone_of(out: Path) -> dict[str, torch.Tensor]:
 
 
 def mean_of(root: Path, shares: dict[str, float]) -> dict[str, torch.Tensor]:
-    held = {name: as_member(create_model(str(root / name)), SIZE) for name in shares}
+    held = {name: split_classifier(create_model(str(root / name)), SIZE) for name in shares}
     return average(held, shares)
 
 
@@ -63,7 +64,7 @@ def test_by_default_the_start_is_the_mean_that_the_labels_choose(related: Path, 
         classifier = create_model(str(related / name)).get_classifier()  # pyright: ignore[reportCallIssue]
         assert torch.equal(made.answer.weight[made.head_slices[name]], classifier.weight)
     candidates = start["search"]["candidates"]
-    assert len(candidates) == mix.STEPS + 1 and candidates[0]["shares"] == start["shares"]
+    assert len(candidates) == weight_search.GRID_STEPS + 1 and candidates[0]["shares"] == start["shares"]
     assert [each["score"] for each in candidates] == sorted(each["score"] for each in candidates)
     single = {each["shares"]["birds"]: each["kl"] for each in candidates}
     assert single[1.0]["birds"] < 0.05 < single[0.0]["birds"] and single[0.0]["generalist"] < 0.05
@@ -132,8 +133,8 @@ def test_heads_are_balanced_by_what_single_models_have(related: Path, tmp_path: 
     """Asked for, the losses of the first step are those of the plain run, times the weights."""
     plain = train.run(start_settings(related, tmp_path / "plain", optim=STILL))
     balanced = train.run(start_settings(related, tmp_path / "balanced", optim=STILL, balance_heads=True))
-    largest = mix.largest_kl([
-        mix.Candidate(shares=each["shares"], kl=each["kl"])
+    largest = weight_search.largest_kl([
+        Candidate(shares=each["shares"], kl=each["kl"])
         for each in plain["init"]["search"]["candidates"]
         if max(each["shares"].values()) == 1
     ])  # fmt: skip
@@ -153,7 +154,7 @@ def test_a_resume_does_not_search_again(related: Path, tmp_path: Path, monkeypat
         train.run(start_settings(related, tmp_path / "parts", **settings))
     with pytest.raises(UserError, match=r"init_weights.birds was None and is 1.0"):
         train.run(start_settings(related, tmp_path / "parts", **settings, init_weights={"birds": 1.0}))
-    monkeypatch.setattr(mix, "search", None)
+    monkeypatch.setattr(weight_search, "search_shares", None)
     parts = train.run(start_settings(related, tmp_path / "parts", **settings))
     assert parts["init"] | {"search": None} == whole["init"] | {"search": None}
     assert_same(backbone_of(tmp_path / "parts"), backbone_of(tmp_path / "whole"))
@@ -212,17 +213,17 @@ def test_a_teacher_is_found_relative_to_its_store(
 ) -> None:
     """Also where the working folder holds another model of that name; only another one is refused."""
     shutil.copytree(related / "birds", tmp_path / "made" / "birds")
-    metadata = teachers.load(TeacherConfig(name="birds", model=str(related / "birds")), "cpu").metadata
+    metadata = teachers.load_teacher(TeacherConfig(name="birds", model=str(related / "birds")), "cpu").metadata
     metadata = dataclasses.replace(metadata, model="birds")
     backbone = create_model(str(related / "generalist"))
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     folder = tmp_path / "made" / "labels.zarr"
-    assert list(find([metadata], backbone, size=SIZE, models={}, folder=folder).members) == ["birds"]
+    assert list(find_teacher_weights([metadata], backbone, size=SIZE, models={}, folder=folder).members) == ["birds"]
     save_teacher(tmp_path / "here" / "birds", 5, seed=9)
-    assert list(find([metadata], backbone, size=SIZE, models={}, folder=folder).members) == ["birds"]
+    assert list(find_teacher_weights([metadata], backbone, size=SIZE, models={}, folder=folder).members) == ["birds"]
     with pytest.raises(UserError, match=r"weight_hash is .*; --models birds=MODEL names the right one"):
-        find([metadata], backbone, size=SIZE, models={}, folder=None)
+        find_teacher_weights([metadata], backbone, size=SIZE, models={}, folder=None)
 
 
 def test_weights_that_are_no_numbers_are_refused(related: Path, tmp_path: Path) -> None:
@@ -230,34 +231,39 @@ def test_weights_that_are_no_numbers_are_refused(related: Path, tmp_path: Path) 
     state = load_file(tmp_path / "broken" / "model.safetensors")
     state["bn1.running_mean"][0] = float("nan")
     save_file(state, tmp_path / "broken" / "model.safetensors", metadata={"format": "pt"})
-    metadata = teachers.load(TeacherConfig(name="birds", model=str(related / "birds")), "cpu").metadata
+    metadata = teachers.load_teacher(TeacherConfig(name="birds", model=str(related / "birds")), "cpu").metadata
     metadata = dataclasses.replace(metadata, model=str(tmp_path / "broken"))
     backbone = create_model(str(related / "generalist"))
-    found = find([metadata], backbone, size=SIZE, models={}, folder=None)
+    found = find_teacher_weights([metadata], backbone, size=SIZE, models={}, folder=None)
     assert not found.members and "bn1.running_mean has values that are not finite" in found.not_found["birds"]
     with pytest.raises(UserError, match=r"bn1.running_mean has values that are not finite"):
-        find([metadata], backbone, size=SIZE, models={"birds": metadata.model}, folder=None)
+        find_teacher_weights([metadata], backbone, size=SIZE, models={"birds": metadata.model}, folder=None)
 
 
 def test_three_models_are_walked_from_equal_shares(related: Path) -> None:
     """The score is the caller's: here one that is lowest at a known mix."""
     wanted = {"a": 0.6, "b": 0.4, "c": 0.0}
 
-    def judged(shares: mix.Shares) -> mix.Candidate:
+    def judged(shares: weight_search.Shares) -> Candidate:
         score = sum((shares[name] - wanted[name]) ** 2 for name in wanted)
-        return mix.Candidate(shares=shares, kl={}, score=score)
+        return Candidate(shares=shares, kl={}, score=score)
 
-    tried = mix._walk(list(wanted), judged)
+    tried = weight_search._greedy_search(list(wanted), judged)
     best = min(tried, key=lambda each: each.score)
     assert all(abs(best.shares[name] - share) < 0.11 for name, share in wanted.items())
-    assert len(tried) <= 3 + mix.MOST
+    assert len(tried) <= 3 + weight_search.MAX_CANDIDATES
     assert {tuple(each.shares.values()) for each in tried} >= {(1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0)}
     assert all(sum(each.shares.values()) == pytest.approx(1) for each in tried)
 
 
 def test_the_score_counts_each_head_over_its_worst() -> None:
-    corners = [mix.Candidate(shares={}, kl={"a": 4.0, "b": 0.1}), mix.Candidate(shares={}, kl={"a": 0.0, "b": 2.0})]
-    assert mix.balanced(mix.Candidate(shares={}, kl={"a": 1.0, "b": 0.5}), corners) == pytest.approx(0.25 + 0.25)
+    corners = [
+        Candidate(shares={}, kl={"a": 4.0, "b": 0.1}),
+        Candidate(shares={}, kl={"a": 0.0, "b": 2.0}),
+    ]
+    assert weight_search.balanced_score(Candidate(shares={}, kl={"a": 1.0, "b": 0.5}), corners) == pytest.approx(
+        0.25 + 0.25
+    )
 
 
 def test_the_store_is_named_by_its_sections(related: Path) -> None:

@@ -1,4 +1,4 @@
-"""defaults.py: what follows from store and pack where a recipe says nothing."""
+"""auto_settings.py: what follows from store and pack where a recipe says nothing."""
 
 import dataclasses
 from pathlib import Path
@@ -13,7 +13,7 @@ from training_case import pack_path
 
 from repcon.commands import pack, precompute, teach, train
 from repcon.config import HeadConfig, OptimConfig, PackConfig, PrecomputeConfig, TeachConfig, TeacherConfig, TrainConfig
-from repcon.distill import defaults
+from repcon.distill.auto_settings import batch_size_for, learning_rate_for, resolve_auto_settings
 from repcon.distill.loss import default_temperature
 from repcon.labels.store import LabelStore
 
@@ -26,12 +26,12 @@ pytestmark = pytest.mark.usefixtures("one_thread")
     [(32, 8), (216, 8), (300, 16), (2_500, 64), (20_000, 64), (20_001, 128), (200_000, 256), (10**7, 256)],
 )
 def test_batches_grow_with_the_images(images: int, size: int) -> None:
-    assert defaults.batch_size_for(images) == size
+    assert batch_size_for(images) == size
 
 
 def test_the_rate_falls_with_small_batches_and_does_not_grow_with_large_ones() -> None:
-    assert [defaults.rate_for(crops) for crops in (64, 256)] == [3e-4, 3e-4]
-    assert defaults.rate_for(16) == pytest.approx(7.5e-5) and defaults.rate_for(8) == pytest.approx(3.75e-5)
+    assert [learning_rate_for(crops) for crops in (64, 256)] == [3e-4, 3e-4]
+    assert learning_rate_for(16) == pytest.approx(7.5e-5) and learning_rate_for(8) == pytest.approx(3.75e-5)
 
 
 @pytest.mark.parametrize(
@@ -48,13 +48,14 @@ def test_what_the_recipe_says_stays(tmp_path: Path) -> None:
         str(tmp_path / "s"), spec(teachers=(*two, teacher_metadata("c", 9, preprocessing={"size": 96})))
     )
     open_ = TrainConfig(pack="p", store="s", out="o")
-    chosen = defaults.resolve(open_, store)
+    chosen = resolve_auto_settings(open_, store)
     assert [(head.name, head.weight, head.temperature) for head in chosen.heads] == [(name, 1.0, 2.0) for name in "abc"]
     assert (chosen.size, chosen.batch_size, chosen.freeze_norm, chosen.balance_heads) == (96, 8, True, True)
-    assert chosen.optim == dataclasses.replace(open_.optim, lr=defaults.rate_for(8))
-    assert defaults.resolve(dataclasses.replace(open_, grad_accum_steps=4), store).optim.lr == defaults.rate_for(32)
-    assert defaults.resolve(dataclasses.replace(open_, pretrained=False), store).freeze_norm is False
-    assert defaults.resolve(dataclasses.replace(open_, heads=(HeadConfig(name="a"),)), store).size == 64
+    assert chosen.optim == dataclasses.replace(open_.optim, lr=learning_rate_for(8))
+    summed = dataclasses.replace(open_, grad_accum_steps=4)
+    assert resolve_auto_settings(summed, store).optim.lr == learning_rate_for(32)
+    assert resolve_auto_settings(dataclasses.replace(open_, pretrained=False), store).freeze_norm is False
+    assert resolve_auto_settings(dataclasses.replace(open_, heads=(HeadConfig(name="a"),)), store).size == 64
     said = dataclasses.replace(
         open_,
         heads=(HeadConfig(name="b", weight=0.1, temperature=1.0),),
@@ -64,7 +65,7 @@ def test_what_the_recipe_says_stays(tmp_path: Path) -> None:
         balance_heads=False,
         optim=OptimConfig(lr=1e-3),
     )
-    assert defaults.resolve(said, store) == said
+    assert resolve_auto_settings(said, store) == said
 
 
 def test_no_warm_head_ends_worse_than_it_began_by_default(tmp_path: Path, picture_folder: Path) -> None:

@@ -1,0 +1,242 @@
+"""Search for the averaging weights of several models' parameters, scored on the stored labels of a few crops.
+
+A candidate is a weighted mean of the teachers' backbones, followed by each teacher's own classifier. Its KL from the
+stored labels, head by head, measures how much of each teacher it keeps; no labels of the task are needed. In a
+candidate, a model's averaging weight is called its share: `init_weights` in a recipe.
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from copy import deepcopy
+from dataclasses import asdict, dataclass, replace
+
+import torch
+from rich.box import SIMPLE_HEAD
+from rich.markup import escape
+from rich.table import Table
+from torch import nn
+
+from repcon.distill.labelled_sample import LabelledSample
+from repcon.distill.loss import MultiHeadKLLoss
+from repcon.models.merge import SplitModel, average
+from repcon.models.preprocessing import normalise
+from repcon.runtime.console import console
+
+CROPS = 512
+"""Crops that candidates are scored on."""
+GRID_STEPS = 10
+"""Two models are searched on a grid: shares 0, 1/10, 2/10, ... 1."""
+MOVES = (0.2, 0.1)
+"""Three or more models are searched greedily: the share that one model gives to another in a move, in turn."""
+MAX_CANDIDATES = 40
+"""Of the greedy search, beside the single models."""
+MAX_ROWS = 12
+"""Candidates that are printed."""
+
+Shares = dict[str, float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidate:
+    """A weighted mean that was scored."""
+
+    shares: Shares
+    kl: dict[str, float]
+    """Per head, in nat at temperature 1 where its tail is stored."""
+    score: float = math.nan
+    """The lowest wins."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SearchResult:
+    """The chosen shares, and all candidates in the order of their scores."""
+
+    shares: Shares
+    candidates: tuple[Candidate, ...]
+    crops: int
+    seconds: float
+
+    def to_json(self) -> dict[str, object]:
+        """For results and checkpoints."""
+        return {
+            "candidates": [asdict(candidate) for candidate in self.candidates],
+            "crops": self.crops,
+            "seconds": self.seconds,
+        }
+
+
+Score = Callable[[Candidate, Sequence[Candidate]], float]
+"""(candidate, single models as candidates) to its score; the lowest wins."""
+
+
+def largest_kl(single_models: Sequence[Candidate]) -> dict[str, float]:
+    """Per head, the largest KL of a single model."""
+    return {head: max(1e-9, *(model.kl[head] for model in single_models)) for head in single_models[0].kl}
+
+
+def balanced_score(candidate: Candidate, single_models: Sequence[Candidate]) -> float:
+    """The sum over heads of KL / largest KL of a single model."""
+    largest = largest_kl(single_models)
+    return sum(kl / largest[head] for head, kl in candidate.kl.items())
+
+
+def balanced_weights(result: SearchResult) -> dict[str, float]:
+    """Loss weights per head in inverse proportion to `largest_kl`, the largest being 1; empty without a search."""
+    single_models = [candidate for candidate in result.candidates if _is_single_model(candidate)]
+    if not single_models:
+        return {}
+    largest = largest_kl(single_models)
+    return {head: min(largest.values()) / kl for head, kl in largest.items()}
+
+
+def search_shares(
+    members: Mapping[str, SplitModel],
+    loss: MultiHeadKLLoss,
+    sample: LabelledSample,
+    *,
+    score: Score = balanced_score,
+    autocast: Callable[[], AbstractContextManager[object]] = nullcontext,
+) -> SearchResult:
+    """The shares of the candidate with the lowest score; equal shares where no member has a linear classifier.
+
+    loss: unweighted, of the members that have one, in their order. sample: uint8 pixels, on the loss's device.
+    """
+    started = time.monotonic()
+    names = list(members)
+    uniform = dict.fromkeys(names, 1 / len(names))
+    if all(member.classifier is None for member in members.values()) or len(names) == 1:
+        return SearchResult(shares=uniform, candidates=(), crops=0, seconds=0.0)
+    measure = _KlMeasurement(members, loss, sample, autocast)
+    single_models = [measure(_single_model(names, name)) for name in names]
+
+    def scored(shares: Shares) -> Candidate:
+        candidate = measure(shares)
+        return replace(candidate, score=score(candidate, single_models))
+
+    candidates = _grid_search(names, scored) if len(names) == 2 else _greedy_search(names, scored)
+    ordered = tuple(sorted(candidates, key=lambda candidate: candidate.score))
+    seconds = time.monotonic() - started
+    return SearchResult(shares=ordered[0].shares, candidates=ordered, crops=sample.count, seconds=seconds)
+
+
+def _single_model(names: Sequence[str], name: str) -> Shares:
+    return {other: float(other == name) for other in names}
+
+
+def _is_single_model(candidate: Candidate) -> bool:
+    return max(candidate.shares.values()) > 1 - 1e-6
+
+
+def _grid_search(names: Sequence[str], scored: Callable[[Shares], Candidate]) -> list[Candidate]:
+    first, second = names
+    grid = [step / GRID_STEPS for step in range(GRID_STEPS + 1)]
+    return [scored({first: share, second: rest}) for share, rest in zip(grid, reversed(grid), strict=True)]
+
+
+def _greedy_search(names: Sequence[str], scored: Callable[[Shares], Candidate]) -> list[Candidate]:
+    """From equal shares, repeat the best move of a share from one model to another until none helps."""
+    candidates = {_key(shares): scored(shares) for shares in (_single_model(names, name) for name in names)}
+    limit = len(candidates) + MAX_CANDIDATES
+
+    def get(shares: Shares) -> Candidate:
+        key = _key(shares)
+        if key not in candidates:
+            candidates[key] = scored(shares)
+        return candidates[key]
+
+    current = get(dict.fromkeys(names, 1 / len(names)))
+    for size in MOVES:
+        while len(candidates) < limit:
+            neighbours = [get(shares) for shares in _moves(current.shares, size) if len(candidates) < limit]
+            best = min(neighbours, key=lambda candidate: candidate.score, default=current)
+            if best.score >= current.score:
+                break
+            current = best
+    return list(candidates.values())
+
+
+def _key(shares: Shares) -> tuple[float, ...]:
+    return tuple(round(share, 6) for share in shares.values())
+
+
+def _moves(shares: Shares, size: float) -> Iterator[Shares]:
+    """All shares that differ by a move of up to `size` from one model to another."""
+    for source, share in shares.items():
+        moved = min(size, share)
+        for target in shares:
+            if target != source and moved > 1e-6:
+                yield shares | {source: share - moved, target: shares[target] + moved}
+
+
+class _KlMeasurement:
+    """Measures the KL of a weighted mean; caches what it has measured."""
+
+    def __init__(
+        self,
+        members: Mapping[str, SplitModel],
+        loss: MultiHeadKLLoss,
+        sample: LabelledSample,
+        autocast: Callable[[], AbstractContextManager[object]],
+    ) -> None:
+        self._members, self._loss, self._sample, self._autocast = members, loss, sample, autocast
+        first = next(iter(members.values()))
+        self._preprocessing = first.preprocessing
+        device = sample.batches[0].device
+        self._backbone = _frozen_copy(first.backbone).to(device)
+        self._classifiers = [
+            _frozen_copy(members[name].classifier).to(device)
+            for name in loss.names  # pyright: ignore[reportArgumentType]
+        ]
+        self._measured: dict[tuple[float, ...], Candidate] = {}
+
+    def __call__(self, shares: Shares) -> Candidate:
+        key = _key(shares)
+        if key not in self._measured:
+            self._backbone.load_state_dict(average(self._members, shares))
+            self._measured[key] = Candidate(shares=shares, kl=self._kl())
+        return self._measured[key]
+
+    @torch.no_grad()
+    def _kl(self) -> dict[str, float]:
+        """Mean KL per head over the sample, in nat."""
+        totals, start = torch.zeros(len(self._loss.names)), 0
+        for pixels in self._sample.batches:
+            images = normalise(pixels, self._preprocessing, torch.float32)
+            with self._autocast():
+                features = self._backbone(images)
+                logits = torch.cat([classifier(features) for classifier in self._classifiers], dim=1).float()
+            rows = torch.arange(start, start + len(pixels), device=pixels.device)
+            totals += self._loss(logits, self._sample.labels, rows).cpu() * len(pixels)
+            start += len(pixels)
+        scale = [head.temperature**2 for head in self._loss.specs]
+        return {
+            name: float(total) / self._sample.count / squared
+            for name, total, squared in zip(self._loss.names, totals, scale, strict=True)
+        }
+
+
+def _frozen_copy(module: nn.Module | None) -> nn.Module:
+    assert module is not None
+    return deepcopy(module).eval().requires_grad_(False)
+
+
+def print_candidates(result: SearchResult) -> None:
+    """Print the best candidates and the single models."""
+    if not result.candidates:
+        return
+    title = f"Start: mean of the teachers' weights, KL in nat on {result.crops:,} crops ({result.seconds:.0f} s)"
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    shares, heads = result.candidates[0].shares, result.candidates[0].kl
+    for name in shares:
+        table.add_column(f"{escape(name)}\nshare", justify="right")
+    for name in heads:
+        table.add_column(f"{escape(name)}\nKL", justify="right")
+    table.add_column("score", justify="right")
+    for rank, candidate in enumerate(result.candidates):
+        if rank < MAX_ROWS or _is_single_model(candidate):
+            cells = [f"{share:.2f}" for share in candidate.shares.values()]
+            cells += [f"{kl:.3f}" for kl in candidate.kl.values()]
+            table.add_row(*cells, f"{candidate.score:.3f}", style="bold green" if rank == 0 else "")
+    console.print(table)

@@ -12,6 +12,7 @@ from repcon.models.output_checks import (
     BATCH_INDEPENDENCE_ROWS,
     check_deterministic,
     check_not_probabilities,
+    mutual_information,
 )
 from repcon.models.preprocessing import normalise
 from repcon.models.teacher import Teacher

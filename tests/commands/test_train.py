@@ -82,7 +82,7 @@ def test_a_start_from_a_folder(case: Path, tmp_path: Path) -> None:
     """Another run's student, or anything else that timm wrote: with a rate of nothing its weights come out again."""
     train.run(settings(case, tmp_path / "first", epochs=1))
     folder = tmp_path / "first" / "student"
-    still: dict[str, Any] = {"optim": OptimConfig(lr=1e-30, weight_decay=0.0), "freeze_norm": True, "epochs": 1}
+    still: dict[str, Any] = {"optim": OptimConfig(lr=1e-60, weight_decay=0.0), "freeze_norm": True, "epochs": 1}
     train.run(settings(case, tmp_path / "second", backbone=str(folder), pretrained=True, **still))
     first, second = (load_file(tmp_path / name / "student" / "model.safetensors") for name in ("first", "second"))
     assert first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)

@@ -20,7 +20,7 @@ from repcon.runtime.errors import UserError
 
 pytest_plugins = ("training_fixtures",)
 pytestmark = pytest.mark.usefixtures("one_thread")
-STILL = OptimConfig(lr=1e-30, weight_decay=0.0)
+STILL = OptimConfig(lr=1e-60, weight_decay=0.0)
 ALL = tuple(HeadConfig(name=name) for name in ("generalist", "birds", "other"))
 
 

@@ -70,8 +70,8 @@ def way(photographs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     repcon("precompute", "--recipe", out / "labels.toml")
     repcon(
         "train", "--pack", out / "pack", "--store", out / "labels.zarr", "--out", out / "student",
-        "--backbone", GENERALIST, "--init", "backbone", "--no-start-heads", "--head-warmup-steps", 0, "--epochs", 6,
-        "--batch-size", 16, "--val-fraction", 0.1, *small,
+        "--backbone", GENERALIST, "--init", "backbone", "--no-init-heads", "--head-warmup-steps", 0, "--epochs", 6,
+        "--batch-size", 16, "--optim.lr", 3e-4, "--val-fraction", 0.1, *small,
     )  # fmt: skip
     backbones = (f"generalist={GENERALIST}", f"teacher={out}/teacher", f"student={out}/student")
     repcon(

@@ -56,8 +56,8 @@ def parse_class_names(names: Any, count: int, where: str) -> tuple[str, ...]:
     begins the message.
     """
     given = names.values() if isinstance(names, Mapping) else names if isinstance(names, list | tuple) else ()
-    if odd := next((name for name in given if isinstance(name, list | tuple | dict)), None):
-        raise UserError(f"{where}: {str(odd)[:40]!r} is no name; give one text for each class")
+    if odd := [name for name in given if isinstance(name, list | tuple | dict)]:
+        raise UserError(f"{where}: {str(odd[0])[:40]!r} is no name; give one text for each class")
     if isinstance(names, Mapping):
         inverse = {held: name for name, held in names.items()}
         # Names may be numbers themselves. In JSON all keys are text, so values that are not are the ids of {name: id}.

@@ -215,7 +215,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> tuple[list[int], list[tuple[int,
     """The epochs whose order was made, and the crops whose labels were read, as they are."""
     begun: list[int] = []
     read: list[tuple[int, ...]] = []
-    order, tables = DistillLoader._sampler, LabelStore.tables
+    order, table = DistillLoader._sampler, LabelReader.table
 
     def ordered(self: DistillLoader, passed, windows=None):
         begun.append(passed.epoch)
@@ -223,10 +223,10 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> tuple[list[int], list[tuple[int,
 
     def decoded(self: LabelReader, crops, *given, **named):
         read.append(tuple(crops))
-        return tables(self, crops, *given, **named)
+        return table(self, crops, *given, **named)
 
     monkeypatch.setattr(DistillLoader, "_sampler", ordered)
-    monkeypatch.setattr(LabelStore, "tables", decoded)
+    monkeypatch.setattr(LabelReader, "table", decoded)
     return begun, read
 
 

@@ -17,11 +17,11 @@ from repcon.distill.distributed import init_distributed
 from repcon.runtime.errors import UserError
 try:
     with init_distributed("cpu") as team:
-        distributed.barrier()
+        team.barrier()
         if team.rank == 1:
             os._exit(9)
         for _ in range(100):
-            team.total(torch.ones(3))
+            team.all_sum(torch.ones(3))
 except UserError as error:
     print(error)
 """

@@ -141,7 +141,7 @@ def test_bf16_and_channels_last(case: Path, tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(LossGuard, "watch", watch)
     monkeypatch.setattr(
         Trainer,
-        "_apart",
+        "_no_sync",
         lambda self, last: convolution.append(self.student.backbone.conv_stem.weight) or nullcontext(),
     )
     train.run(settings(case, tmp_path / "run", epochs=1, precision="bf16"))

@@ -98,7 +98,7 @@ def test_what_cannot_be_exported_leaves_no_file(folder: Path, tmp_path: Path, mo
         repcon.export(folder, to="onnx", out=tmp_path / "model.safetensors")
     with pytest.raises(UserError, match="holds no student"):
         repcon.export(tmp_path, to="torch")
-    monkeypatch.setattr(export, "_opened_torch", lambda path: lambda images: {"features": np.zeros(1)})
+    monkeypatch.setattr(export, "_load_torch", lambda path: lambda images: {"features": np.zeros(1)})
     with pytest.raises(UserError, match="not written: its answers differ"):
         repcon.export(folder, to="torch", out=tmp_path / "one.pt2")
     monkeypatch.setattr(extras, "find_spec", lambda name: None)

@@ -114,7 +114,7 @@ ALLOWED: dict[str, Callable[[], nn.Module]] = {
 @pytest.mark.parametrize("case", ALLOWED)
 def test_what_is_one_labels(case: str, recipe: PrecomputeConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     store = answer(recipe, ALLOWED[case](), monkeypatch)
-    assert store.unfinished() == []
+    assert store.completion.unfinished() == []
     assert case != "names by id" or store.heads["own"].metadata.classes == tuple("abcdef")
 
 
@@ -132,7 +132,7 @@ def test_a_warning_where_answers_may_be_wrong(
 ) -> None:  # fmt: skip
     answer(recipe, Own(forward), monkeypatch)
     said = " ".join(capsys.readouterr().out.split())
-    assert (warns in said and "warning: teacher own" in said) if warns else "warning" not in said
+    assert (warns in said and "warning: teacher own" in said) if warns else "warning:" not in said
 
 
 def test_information_is_that_of_the_answers() -> None:

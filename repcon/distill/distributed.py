@@ -17,7 +17,7 @@ from torch import nn
 from repcon.config import Device
 from repcon.runtime.console import console
 from repcon.runtime.device import choose
-from repcon.runtime.errors import UserError
+from repcon.runtime.errors import UserError, first_line
 
 LOST_PROCESS_ERRORS = (
     "Connection closed by peer", "Connection reset by peer", "Broken pipe", "Timed out waiting", "gloo/transport",
@@ -102,7 +102,7 @@ def init_distributed(device: Device) -> Iterator[DistributedContext]:
     except (RuntimeError, ValueError) as error:
         where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
         raise UserError(
-            f"the {world_size} processes of WORLD_SIZE do not find each other at {where} ({_first_line(error)}); start "
+            f"the {world_size} processes of WORLD_SIZE do not find each other at {where} ({first_line(error)}); start "
             "them with torchrun, or unset WORLD_SIZE for one"
         ) from error
     console.quiet = rank > 0
@@ -112,7 +112,7 @@ def init_distributed(device: Device) -> Iterator[DistributedContext]:
         if not _is_lost_process(error):
             raise
         raise UserError(
-            f"another process of this run has ended or does not answer ({_first_line(error)}); see its own message, "
+            f"another process of this run has ended or does not answer ({first_line(error)}); see its own message, "
             "and give the same command again: it goes on from the last checkpoint"
         ) from error
     finally:
@@ -127,10 +127,6 @@ def _environment_int(name: str, default: int) -> int:
     if value and not value.isdecimal():
         raise UserError(f"{name}: {value!r} is no number of a process; start with torchrun, or unset it")
     return int(value) if value else default
-
-
-def _first_line(error: BaseException) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def _is_lost_process(error: RuntimeError) -> bool:

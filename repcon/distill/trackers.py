@@ -14,7 +14,7 @@ from rich.markup import escape
 from repcon.config import TrackerKind
 from repcon.distill.checkpoint import flatten
 from repcon.runtime.console import console, warn
-from repcon.runtime.errors import UserError
+from repcon.runtime.errors import UserError, first_line
 from repcon.runtime.extras import require_extra
 from repcon.runtime.run_dir import write_json
 from repcon.runtime.untrusted import UnreadableError, parse_json, read_text
@@ -206,11 +206,11 @@ class Trackers:
             return TRACKERS[kind](run)
         except Exception as error:  # of the tracker's own libraries
             if run.step:
-                warn(f"{kind} could not go on ({_reason(error)}); training goes on without it")
+                warn(f"{kind} could not go on ({first_line(error)[:200]}); training goes on without it")
                 return None
             self.finish(completed=False)
             hint = "see that it works alone (its login, its server), or leave it out of trackers"
-            raise UserError(f"trackers: {kind} could not be started ({_reason(error)}); {hint}") from error
+            raise UserError(f"trackers: {kind} could not be started ({first_line(error)[:200]}); {hint}") from error
 
     def _call_all(self, call: Callable[[Tracker], None]) -> None:
         for kind, tracker in list(self._trackers.items()):
@@ -218,7 +218,7 @@ class Trackers:
                 call(tracker)
             except Exception as error:  # of the tracker's own libraries
                 del self._trackers[kind]
-                warn(f"{kind} failed ({_reason(error)}); training goes on without it")
+                warn(f"{kind} failed ({first_line(error)[:200]}); training goes on without it")
 
 
 def _read_ids(folder: Path) -> dict[str, str]:
@@ -227,7 +227,3 @@ def _read_ids(folder: Path) -> dict[str, str]:
     except UnreadableError:
         return {}
     return {str(key): str(value) for key, value in ids.items()} if isinstance(ids, dict) else {}
-
-
-def _reason(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from repcon.runtime.errors import UserError
+from repcon.runtime.errors import UserError, first_line
 
 PREFIX = "hf://datasets/"
 BRANCH = "refs/convert/parquet"
@@ -77,7 +77,7 @@ def _call_hub(source: str, call: Callable[[Any], Any]) -> Any:
     try:
         return call(huggingface_hub.HfApi(library_name="repcon"))
     except Exception as error:  # those of huggingface_hub and of the libraries behind it have no common base class
-        why = (str(error).strip() or type(error).__name__).splitlines()[0]
+        why = first_line(error)
         raise UserError(
             f"{source}: cannot be had from the Hugging Face hub as Parquet ({why}); download its files and name their "
             "folder instead"

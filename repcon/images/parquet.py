@@ -16,7 +16,7 @@ from repcon.images.archives import MAX_LABEL_BYTES, FoundImage, SourceScan, leav
 from repcon.images.file_names import MAX_FILE_BYTES
 from repcon.images.jpeg import InvalidImageError
 from repcon.images.tar_samples import Label
-from repcon.runtime.errors import UserError
+from repcon.runtime.errors import UserError, first_line
 from repcon.runtime.extras import require_extra
 from repcon.runtime.local_files import error_reason, is_transient
 
@@ -130,7 +130,7 @@ def _try(read: Callable[[], Any], path: Path) -> Any:
             raise unreadable_error(str(path), error) from error
         return error_reason(error).splitlines()[0]
     except Exception as error:  # pyarrow raises many kinds on damaged files
-        return (str(error) or type(error).__name__).splitlines()[0]
+        return first_line(error)
 
 
 def _features(schema: Any) -> dict[str, dict]:

@@ -15,7 +15,7 @@ from torch import nn
 from repcon.models.identity import architecture_of
 from repcon.models.preprocessing import Preprocessing
 from repcon.models.student import Student
-from repcon.runtime.errors import UserError
+from repcon.runtime.errors import UserError, first_line
 from repcon.runtime.extras import require_extra
 
 Format = Literal["onnx", "torch"]
@@ -110,7 +110,7 @@ def _write(model: ExportedStudent, pixels: torch.Tensor, path: Path, to: Format,
 
 
 def _export_error(student: Student, path: Path, error: Exception) -> UserError:
-    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    reason = first_line(error)
     what = f"{architecture_of(student.backbone)} cannot be exported for batches of any size ({reason[:200]})"
     return UserError(f"{path}: not written: {what}; use the student's folder itself")
 

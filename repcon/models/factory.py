@@ -15,7 +15,7 @@ from repcon.models.saved_model import CONFIG, local_folder, model_folder, saved_
 from repcon.models.timm_import import timm
 from repcon.models.weights import checked_loading, find_weights, read_weights, require_finite
 from repcon.runtime.console import warn
-from repcon.runtime.errors import UserError
+from repcon.runtime.errors import UserError, first_line
 from repcon.runtime.run_dir import MARKER, RESULTS
 
 OTHER_WEIGHT_FILES = ("heads.safetensors",)
@@ -84,7 +84,7 @@ def _call_timm(model: str, create: Callable[[], nn.Module]) -> nn.Module:
         raise
     # timm and the hubs that it calls raise anything, from KeyError to HTTP errors of two libraries.
     except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         remedy = "check the name (timm.list_models) or name a folder; without a network, package:efficientnet_lite0"
         raise UserError(f"model {model}: cannot be loaded: {reason}; {remedy}") from error
 

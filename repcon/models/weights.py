@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from repcon.models.timm_import import timm
-from repcon.runtime.errors import UserError
+from repcon.runtime.errors import UserError, first_line
 
 Tensors = dict[str, torch.Tensor]
 KNOWN_NAMES = (
@@ -132,7 +132,7 @@ def _load_pickle(path: Path, model: str) -> Any:
 
 
 def _damage(error: BaseException) -> str:
-    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    reason = first_line(error)
     return f"cannot be read as weights ({reason[:160]}); copy the file again"
 
 

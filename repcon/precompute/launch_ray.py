@@ -13,7 +13,7 @@ from typing import Any
 from repcon.precompute.launch_local import WorkerSlot
 from repcon.precompute.progress import Event
 from repcon.runtime.console import console
-from repcon.runtime.errors import UserError
+from repcon.runtime.errors import UserError, first_line
 
 REPLACEMENTS = 3
 """How many times each actor may die, with no unit finished in between, before the run gives up."""
@@ -60,8 +60,8 @@ def _connect(address: str) -> Any:
             socket.create_connection((host.strip("[]"), int(port)), _CONNECT_SECONDS).close()
         ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
     except (OSError, RuntimeError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(f"ray {address}: no cluster answers ({reason}); start one with `ray start --head`") from error
+        hint = "start one with `ray start --head`"
+        raise UserError(f"ray {address}: no cluster answers ({first_line(error)}); {hint}") from error
     return ray
 
 

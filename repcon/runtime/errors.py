@@ -1,4 +1,4 @@
-"""The exception for problems that users can fix."""
+"""The exception for problems that users can fix, and what it quotes of other exceptions."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -14,3 +14,8 @@ class UserError(Exception):
     def __init__(self, message: str, *, figures: Mapping[str, Any] | None = None) -> None:
         super().__init__(message)
         self.figures = dict(figures or {})
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of another library's error, or its class where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from repcon.runtime.console import console
-from repcon.runtime.errors import UserError
+from repcon.runtime.errors import UserError, first_line
 from repcon.runtime.extras import require_extra
 from repcon.runtime.filesystem import is_safe_name
 from repcon.sharing.address import Address
@@ -44,7 +44,7 @@ def explained(address: Address, hint: str = "") -> Iterator[None]:
     # huggingface_hub and the libraries behind it raise errors that have no base in common.
     except Exception as error:
         status = getattr(getattr(error, "response", None), "status_code", 0)
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        reason = first_line(error)[:200]
         remedy = _REMEDIES.get(type(error).__name__)
         if remedy is None and status in (401, 403):
             remedy = f"your token may not do that ({reason}); make one with write access"

@@ -1,21 +1,23 @@
-"""Read recipes from TOML, convert them to settings, and write settings as TOML."""
+"""Read recipes from TOML, convert them to settings, and write settings as TOML.
+
+cattrs and tomli_w are imported where they are used: `repcon --help` and a command without a recipe need neither.
+"""
 
 import math
 from collections.abc import Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args, get_origin
-
-import cattrs
-import tomli_w
-from cattrs.v import format_exception, transform_error
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args, get_origin
 
 from repcon.config.base import expand_home
 from repcon.config.types import AutoBool
 from repcon.runtime.errors import UserError
 from repcon.runtime.text import printable
 from repcon.runtime.untrusted import UnreadableError, parse_toml
+
+if TYPE_CHECKING:
+    import cattrs
 
 Config = TypeVar("Config")
 
@@ -52,6 +54,9 @@ def parse(kind: type[Config], values: Mapping[str, Any], origin: str) -> Config:
 
     Raises UserError naming it and each unknown key, missing key or wrong type.
     """
+    import cattrs
+    from cattrs.v import transform_error
+
     try:
         return _converter().structure(_fill_defaults(values, kind), kind)
     except RecursionError as error:
@@ -64,6 +69,8 @@ def parse(kind: type[Config], values: Mapping[str, Any], origin: str) -> Config:
 
 def dump(config: Any) -> str:
     """The settings as TOML, from which `parse` gives equal settings."""
+    import tomli_w
+
     return tomli_w.dumps(_converter().unstructure(config))
 
 
@@ -87,8 +94,10 @@ def _merge(default: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, An
 
 
 @cache
-def _converter() -> cattrs.Converter:
+def _converter() -> "cattrs.Converter":
     """Cached: building a converter, with the code that it generates per class, takes 100 times as long as using it."""
+    import cattrs
+
     converter = cattrs.Converter(forbid_extra_keys=True)
     for scalar in (bool, int, float, str):
         converter.register_structure_hook(scalar, _structure_scalar)
@@ -136,6 +145,9 @@ def _abbreviate(value: Any) -> str:
 
 def _describe(error: BaseException, kind: type | None) -> str:
     """One problem of a recipe, for a message."""
+    import cattrs
+    from cattrs.v import format_exception
+
     """One problem of a recipe, for a message."""
     """One problem of a recipe, for a message."""
     if isinstance(error, cattrs.ForbiddenExtraKeysError):

@@ -4,8 +4,6 @@ import ctypes
 import os
 import sys
 
-import numpy as np
-
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3
 MMAP_THRESHOLD_BYTES = 32 << 20
 """The largest threshold that glibc accepts; larger activations are still mapped and unmapped at every layer."""
@@ -21,6 +19,8 @@ def require_memory(size: int) -> None:
 
     Distinguishes failed allocations from damaged images, as which decoders report them. The memory is not written to.
     """
+    import numpy as np  # here: the command line imports this module, and its help needs no numpy
+
     np.empty(size, np.uint8)
 
 

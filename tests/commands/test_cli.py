@@ -101,7 +101,10 @@ def test_a_mistake_ends_with_one_line_and_json_tells_it(tmp_path, capsys):
 
 
 def test_the_command_line_starts_without_the_heavy_imports():
-    heavy = "torch", "timm", "zarr", "matplotlib", "huggingface_hub", "onnx", "onnxruntime", "wandb", "mlflow"
+    heavy = (
+        "torch", "timm", "zarr", "matplotlib", "huggingface_hub", "onnx", "onnxruntime", "wandb", "mlflow", "numpy",
+        "cattrs", "tomli_w",
+    )  # fmt: skip
     probe = f"import sys, repcon.cli; print([name for name in {heavy} if name in sys.modules])"
     shown = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True).stdout
     assert shown.strip() == "[]"

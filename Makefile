@@ -46,6 +46,7 @@ $(VENV)/.demo: $(VENV)/bin/python pyproject.toml constraints.txt
 	@echo "setting up $(VENV) (a few minutes the first time)"
 	$(PIP) torch torchvision
 	$(PIP) --editable '.[dali,demo]'
+	tools/complete-torchvision $(BIN)/python
 	@touch $@
 
 $(VENV)/.test: $(VENV)/.demo

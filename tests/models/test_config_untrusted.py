@@ -28,7 +28,7 @@ VALUES = st.recursive(
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = tmp_path_factory.mktemp("model")
-    import timm  # after repcon, which completes torchvision for it
+    import timm
 
     network = timm.create_model("test_byobnet", pretrained=False, num_classes=3)
     save_model(network, made, classes=["a", "b", "c"], preprocessing=preprocessing_of(network), extra={})

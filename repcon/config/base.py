@@ -90,8 +90,8 @@ def _check_range(field: str, value: float) -> None:
         raise UserError(f"{field}: {shown} makes no sense; it must be {maximum} or less")
 
 
-def check_minimum(config: Any, **minima: float) -> None:
-    """Raises UserError naming the first of these fields that is below its minimum."""
+def check_minimum(config: Any, table: str = "", **minima: float) -> None:
+    """Raises UserError naming the first of these fields, and the `table.` it is in, that is below its minimum."""
     for field, value in minima.items():
         if not getattr(config, field) >= value:
-            raise UserError(f"{field}: {getattr(config, field)} makes no sense; it must be {value} or more")
+            raise UserError(f"{table}{field}: {getattr(config, field)} makes no sense; it must be {value} or more")

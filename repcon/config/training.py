@@ -3,7 +3,7 @@
 import dataclasses
 from dataclasses import dataclass
 
-from repcon.config.base import BaseConfig
+from repcon.config.base import BaseConfig, check_minimum
 from repcon.config.data import ClassSubset, CropConfig
 from repcon.config.types import AutoBool, Device, Init, LoaderKind, LossKind, Tail, TrackerKind, TrainingPrecision
 from repcon.runtime.errors import UserError
@@ -145,9 +145,7 @@ class TeachConfig(BaseConfig):
 
 def check_optim_config(optim: OptimConfig) -> None:
     """Raises UserError naming the first field that is out of range."""
-    for field in ("lr", "weight_decay", "warmup_epochs", "clip_norm", "ema"):
-        if not getattr(optim, field) >= 0:
-            raise UserError(f"optim.{field}: {getattr(optim, field)} makes no sense; it must be 0 or more")
+    check_minimum(optim, "optim.", lr=0, weight_decay=0, warmup_epochs=0, clip_norm=0, ema=0)
     if optim.ema >= 1:
         raise UserError(
             f"optim.ema: {optim.ema} would never take in what is learnt; 0.999 is usual, 0 keeps no average"

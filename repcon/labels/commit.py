@@ -88,26 +88,27 @@ def complete(files: FileSystem, is_held: IsHeld = always) -> None:
 
 def pending_manifest(files: FileSystem) -> Manifest:
     """The manifest of an unfinished change. Raises UserError where the journal is no manifest."""
-    try:
-        data = files.read(JOURNAL, 0, MAX_BYTES + 1)
-    except (FileNotFoundError, NotADirectoryError):
-        raise
-    except OSError as error:
-        reason = error.strerror or error
-        raise UserError(f"{files.root}/{JOURNAL}: cannot be read ({reason}); mend that and try again") from error
-    return read_manifest(data, f"{files.root}/{JOURNAL}")
+    return read_manifest(_read(files, JOURNAL), f"{files.root}/{JOURNAL}")
 
 
 def manifest_bytes(files: FileSystem) -> bytes:
     """Content of `manifest.json`. Raises UserError where there is no store."""
     try:
-        return files.read(MANIFEST, 0, MAX_BYTES + 1)
+        return _read(files, MANIFEST)
     except (FileNotFoundError, NotADirectoryError):
         hint = f"no label store here (it has no {MANIFEST}); `repcon precompute` makes one"
         raise UserError(f"{files.root}: {hint}") from None
+
+
+def _read(files: FileSystem, name: str) -> bytes:
+    """The file, up to one byte more than a manifest may have. Raises UserError for errors other than its absence."""
+    try:
+        return files.read(name, 0, MAX_BYTES + 1)
+    except (FileNotFoundError, NotADirectoryError):
+        raise
     except OSError as error:
         reason = error.strerror or error
-        raise UserError(f"{files.root}/{MANIFEST}: cannot be read ({reason}); mend that and try again") from error
+        raise UserError(f"{files.root}/{name}: cannot be read ({reason}); mend that and try again") from error
 
 
 def check_metadata(files: FileSystem, manifest: Manifest) -> None:

@@ -8,8 +8,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from repcon.config import InspectConfig
-from repcon.labels.informative import warn_uninformative
-from repcon.labels.statistics import MUTUAL_INFORMATION, UNCOMPRESSED, figures, known, why_no_labels
+from repcon.labels.statistics import MUTUAL_INFORMATION, UNCOMPRESSED, figures, known, warn_uninformative, why_no_labels
 from repcon.labels.store import LabelStore
 from repcon.reports.figures import format_loss, format_value
 from repcon.runtime.console import console

@@ -1,5 +1,6 @@
 """Statistics of a store: sizes, mass and KL by k, entropy, agreement of teachers, classes."""
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from itertools import combinations
@@ -9,10 +10,10 @@ import numpy as np
 import torch
 
 from repcon.labels import topk
-from repcon.labels.informative import why_uninformative
 from repcon.labels.layout import HeadInfo, Unit
 from repcon.labels.store import CropLabels, LabelStore
 from repcon.labels.truncation import encodings, entropy, probabilities, stored_losses
+from repcon.runtime.console import warn
 
 SAMPLE_ROWS = 2**16
 """Crops in the sample, spread over the finished units; sizes are counted over all units."""
@@ -24,6 +25,10 @@ UNCOMPRESSED = "the same labels uncompressed, as float16"
 """The baseline of `compression`."""
 MUTUAL_INFORMATION = "adjusted for chance: 0 for nothing in common, 1 for all"
 """Explanation of the mutual information of two teachers' top classes."""
+_NEARLY_UNIFORM = 0.9
+"""Share of the maximal entropy above which a teacher's mean entropy counts as uninformative."""
+_ONE_CLASS = 0.9
+"""Share of the crops with the same top class above which a teacher counts as uninformative."""
 
 
 def figures(store: LabelStore, sample_rows: int = SAMPLE_ROWS) -> dict[str, Any]:
@@ -82,6 +87,25 @@ def why_no_labels(found: Mapping[str, Any]) -> str:
     if found["sampled_crops"]:
         return ""
     return "no crop has every teacher's answer yet" if found["units_finished"] else "nothing is finished yet"
+
+
+def why_uninformative(entropy_nat: float, classes: int, top_share: float) -> str:
+    """Why a teacher's labels hardly carry information, and what helps; empty where they do.
+
+    entropy_nat: mean over crops at temperature 1. top_share: of the crops with the most frequent class on top.
+    """
+    remedy = "images that show some of its classes help, and a teacher trained without label smoothing"
+    most = math.log(classes)
+    if entropy_nat > _NEARLY_UNIFORM * most:
+        return f"its answers are nearly uniform (entropy {entropy_nat:.2f} of at most {most:.2f} nat); {remedy}"
+    if top_share > _ONE_CLASS:
+        return f"the same class is on top of {100 * top_share:.0f} % of its answers; {remedy}"
+    return ""
+
+
+def warn_uninformative(teacher: str, reason: str) -> None:
+    """Prints the reason that `why_uninformative` gives."""
+    warn(f"teacher {teacher} tells little about these images: {reason}")
 
 
 def writes(unit: Unit, head: str | None) -> bool:

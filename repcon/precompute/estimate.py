@@ -12,8 +12,8 @@ from repcon.config import Codec, PrecomputeConfig, Values
 from repcon.crops.plan import CropPlan, plan_crops
 from repcon.decode.factory import open_loader
 from repcon.images.pack import ImagePack
-from repcon.labels.informative import warn_uninformative, why_uninformative
 from repcon.labels.layout import BOX, FLIP
+from repcon.labels.statistics import warn_uninformative, why_uninformative
 from repcon.labels.store import StoreSpec
 from repcon.labels.truncation import KS, truncation
 from repcon.labels.zarr_encoding import compressed_bytes

@@ -1,4 +1,4 @@
-"""informative.py: which teachers know nothing about the images."""
+"""Which teachers know nothing about the images."""
 
 import math
 
@@ -9,7 +9,7 @@ from store_builder import spec, teacher_metadata
 from repcon.commands import inspect
 from repcon.config import InspectConfig
 from repcon.labels import topk
-from repcon.labels.informative import why_uninformative
+from repcon.labels.statistics import why_uninformative
 from repcon.labels.store import LabelStore
 from repcon.precompute.estimate import _uninformative
 from repcon.runtime.console import console

@@ -5,43 +5,9 @@ import errno
 import os
 import uuid
 from pathlib import Path
-from typing import Protocol
 
 from repcon.runtime.filesystem import open_fsspec
 from repcon.runtime.local_files import read_file
-
-
-class Claims(Protocol):
-    """Where claims lie."""
-
-    def create(self, name: str, data: bytes) -> bool:
-        """Makes the file, whole at once; False where it exists already."""
-        ...
-
-    def read(self, name: str) -> bytes | None:
-        """Its content; None where there is none."""
-        ...
-
-    def write(self, name: str, data: bytes) -> None:
-        """Replaces it."""
-        ...
-
-    def replace_dead(self, name: str, dead: bytes, data: bytes) -> bool:
-        """Puts `data` in the place of the content `dead`; False where another heir was faster."""
-        ...
-
-    def remove(self, name: str) -> None:
-        """Removes it if it is there."""
-        ...
-
-    def remove_folder(self) -> None:
-        """Removes the folder if it is empty."""
-        ...
-
-
-def open_claims(folder: str) -> Claims:
-    """A local folder, or any file system that fsspec opens by URL."""
-    return RemoteClaims(folder) if "://" in folder else LocalClaims(Path(folder))
 
 
 class LocalClaims:
@@ -51,6 +17,7 @@ class LocalClaims:
         self._folder = folder
 
     def create(self, name: str, data: bytes) -> bool:
+        """Makes the file, whole at once; False where it exists already."""
         temporary = self._temporary(name)
         while True:
             self._folder.mkdir(parents=True, exist_ok=True)
@@ -78,6 +45,7 @@ class LocalClaims:
         return True
 
     def read(self, name: str) -> bytes | None:
+        """The content; None where there is no such file."""
         try:
             return read_file(self._folder / name)
         except FileNotFoundError:
@@ -88,12 +56,16 @@ class LocalClaims:
             return read_file(self._folder / name)  # NFS: its owner replaced it just now; the new one is there
 
     def write(self, name: str, data: bytes) -> None:
+        """Replaces the file."""
         temporary = self._temporary(name)
         temporary.write_bytes(data)
         os.replace(temporary, self._folder / name)
 
     def replace_dead(self, name: str, dead: bytes, data: bytes) -> bool:
-        """Moves the dead claim aside, which only one of several heirs can do, and creates an own one."""
+        """Puts `data` in the place of the content `dead`; False where another heir was faster.
+
+        It moves the dead claim aside, which only one of several heirs can do, and creates its own.
+        """
         aside = self._temporary(name)
         try:
             os.rename(self._folder / name, aside)
@@ -108,9 +80,11 @@ class LocalClaims:
         return self.create(name, data)
 
     def remove(self, name: str) -> None:
+        """Removes the file if it is there."""
         (self._folder / name).unlink(missing_ok=True)
 
     def remove_folder(self) -> None:
+        """Removes the folder if it is empty."""
         with contextlib.suppress(OSError):
             self._folder.rmdir()
 
@@ -119,7 +93,7 @@ class LocalClaims:
 
 
 class RemoteClaims:
-    """Objects below a URL; `create` is atomic where the store knows conditional writes (S3 does)."""
+    """As `LocalClaims`, objects below a URL; `create` is atomic where the store has conditional writes (S3 has)."""
 
     def __init__(self, url: str) -> None:
         """Raises UserError."""
@@ -162,3 +136,8 @@ class RemoteClaims:
 
     def _path(self, name: str) -> str:
         return f"{self._root.rstrip('/')}/{name}"
+
+
+def open_claims(folder: str) -> LocalClaims | RemoteClaims:
+    """The claims in a local folder, or below a URL of any file system that fsspec opens."""
+    return RemoteClaims(folder) if "://" in folder else LocalClaims(Path(folder))

@@ -49,6 +49,7 @@ def benchmarks(on_gpu: bool) -> tuple[Benchmark, ...]:
     """All benchmarks, in the order in which they run."""
     device = ("--device", "cuda") if on_gpu else ()
     return (
+        Benchmark(name="cli", long=()),
         Benchmark(name="kernels"),
         Benchmark(name="store"),
         Benchmark(name="scale"),

@@ -36,6 +36,7 @@ TARGETS: Mapping[str, Targets] = {
         "epoch_over_plain_4": "<= 0.8",
         "ideal_over_ours": ">= 0.95",
     },
+    "cli": {"help_seconds": "<= 0.3", "import_seconds": "<= 0.1"},
     "consolidation": {"finding_1": ">= 0", "finding_2": ">= 0", "finding_3": ">= 0"},
 }
 

@@ -115,7 +115,7 @@ def write(folder: Path, labels: Labels, rounds: int, figures: dict[str, Any]) ->
         for name, (codec, values) in STORES.items():
             spec = spec_of(labels, codec, values, ROWS_PER_SHARD)
             stores[name] = store = LabelStore.create(str(folder / f"{name}-{number}"), spec)
-            times[name].append(_seconds(lambda store=store: _fill(store, labels)))
+            times[name].append(_seconds(lambda store=store: fill(store, labels)))
     for name, store in stores.items():
         put(figures, f"write_over_raw_{name}", np.divide(times["raw"], times[name]))
         files = [path for path in Path(store.url).rglob("*") if path.is_file()]
@@ -124,7 +124,8 @@ def write(folder: Path, labels: Labels, rounds: int, figures: dict[str, Any]) ->
     return stores
 
 
-def _fill(store: LabelStore, labels: Labels) -> None:
+def fill(store: LabelStore, labels: Labels) -> None:
+    """Writes all units of an empty store."""
     for unit in store.units():
         crops, rows = slice(unit.crops.start, unit.crops.stop), slice(unit.rows.start, unit.rows.stop)
         held = {name: (ids[crops, rows], logp[crops, rows]) for name, (ids, logp) in labels.heads.items()}

@@ -53,5 +53,5 @@ def test_a_failure_does_not_stop_the_rest_and_is_told_at_the_end(scripts, monkey
 
 def test_an_unknown_name_is_told(monkeypatch, scripts):
     arguments(monkeypatch, "--only", "stores", "--out", str(scripts))
-    with pytest.raises(UserError, match="stores unknown; there are kernels, store"):
+    with pytest.raises(UserError, match="stores unknown; there are cli, kernels, store"):
         run.main()

@@ -140,5 +140,5 @@ def shard_name(manifest: Manifest, layout: Layout, crop: int, row: int) -> str:
 
 
 def shards_of(manifest: Manifest, unit: Unit) -> list[str]:
-    """FileSystem of the unit's shards."""
+    """Files of the unit's shards."""
     return [shard_name(manifest, layout, unit.crops.start, unit.rows.start) for layout in layouts_of(manifest, unit)]

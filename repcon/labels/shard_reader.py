@@ -7,9 +7,9 @@ than zarr-python; the tests compare the two on every codec. It returns only what
 import os
 import struct
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
-from dataclasses import replace
+from functools import partial
 
 import google_crc32c
 import numcodecs.blosc
@@ -19,7 +19,6 @@ from repcon.labels import quantize
 from repcon.labels.completion import CompletionIndex, CompletionRecord, ShardFile
 from repcon.labels.layout import BOX, FLIP, HeadInfo, Layout, Unit, head_layouts, heads_of, part_of, shard_name, unit_at
 from repcon.labels.manifest import Manifest
-from repcon.labels.tables import CropLabels
 from repcon.runtime.errors import UserError
 from repcon.runtime.filesystem import FileSystem, LocalFileSystem
 from repcon.runtime.local_files import error_reason, is_transient
@@ -47,38 +46,44 @@ class ShardReader:
 
     def __init__(self, files: FileSystem, manifest: Manifest, completion: CompletionIndex) -> None:
         self._files, self._manifest, self._completion = files, manifest, completion
-        self._layouts = {head.name: head_layouts(head, manifest.values) for head in heads_of(manifest).values()}
+        self._heads = heads_of(manifest)
+        self._layouts = {name: head_layouts(head, manifest.values) for name, head in self._heads.items()}
         self._indexes: dict[str, np.ndarray] = {}
         self._lock = threading.Lock()
         # Locally the threads decompress; over a network they wait.
         self._threads = min(8, cores()) if isinstance(files, LocalFileSystem) else 16
         self._pools: dict[int, ThreadPoolExecutor] = {}
 
-    def require(self, crop: int, heads: Sequence[HeadInfo]) -> None:
+    def require(self, crop: int, heads: Iterable[str]) -> None:
         """Raises UserError unless the crop is finished for all images; to be called before memory is allocated."""
-        for name in (None, *(head.name for head in heads)):
+        for name in (None, *heads):
             part = part_of(self._manifest, name, crop)
             for row in range(0, self._manifest.images, self._manifest.rows_per_shard):
                 self._completion.get(unit_at(self._manifest, part, crop, row))
 
-    def read(self, crop: int, rows: Sequence[range], out: CropLabels, heads: Sequence[HeadInfo]) -> CropLabels:
-        """Fills `out` with the ranges of rows, one after the other: boxes, flips, and the labels of these heads."""
-        jobs: list[tuple[Callable[..., None], tuple]] = []
+    def read(
+        self,
+        crop: int,
+        rows: Sequence[range],
+        boxes: np.ndarray,
+        flips: np.ndarray,
+        labels: Mapping[str, tuple[np.ndarray, np.ndarray]],
+    ) -> None:
+        """Fills boxes, flips, and the ids and values of each head with the ranges of rows, one after the other."""
+        jobs: list[Callable[[], None]] = []
         for part, place in self._pieces(rows):
-            jobs.append((self._boxes, (crop, part, out.boxes[place], out.flips[place])))
-            for head in heads:
-                ids, logp = out.labels[head.name]
-                jobs.append((self._labels, (head, crop, part, ids[place], logp[place])))
+            jobs.append(partial(self._boxes, crop, part, boxes[place], flips[place]))
+            for name, (ids, logp) in labels.items():
+                jobs.append(partial(self._labels, self._heads[name], crop, part, ids[place], logp[place]))
         self._run(jobs)
-        return replace(out, crop=crop)
 
-    def _run(self, jobs: Sequence[tuple[Callable[..., None], tuple]]) -> None:
+    def _run(self, jobs: Sequence[Callable[[], None]]) -> None:
         """Runs the jobs in this thread and the pool's. Raises the error of one that failed after all have ended."""
         remaining = iter(jobs)
 
         def work() -> None:
-            for job, arguments in remaining:
-                job(*arguments)
+            for job in remaining:
+                job()
 
         # The calling thread works too: waking another costs as much as decoding a chunk.
         helpers = [self._pool().submit(work) for _ in range(min(self._threads, len(jobs)) - 1)]

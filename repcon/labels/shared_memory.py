@@ -1,4 +1,4 @@
-"""Label tables in shared memory: the first process of a node decodes, the others map the result.
+"""Tables of arrays in shared memory: the first process of a node decodes, the others map the result.
 
 A file in a private folder of /dev/shm holds a table. Every user of it holds a shared lock on the file; the last one
 deletes it. Locks end with their process, so the next process deletes what killed ones have left.
@@ -10,6 +10,7 @@ user and are closed to others, and a table's name and seal depend on a secret in
 import contextlib
 import fcntl
 import hmac
+import math
 import mmap
 import os
 import secrets
@@ -17,12 +18,12 @@ import stat
 import time
 import weakref
 from collections.abc import Callable, Sequence
+from itertools import accumulate
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
-from repcon.labels.layout import HeadInfo
-from repcon.labels.tables import LabelTable, arrays_of, check_memory, table_of
 from repcon.runtime.errors import UserError
 from repcon.runtime.local_files import try_lock
 
@@ -34,45 +35,45 @@ _SECRET, _SECRET_BYTES = "secret", 32
 _READY = b"repcon tables are complete\n"
 _FOLDERS = 8
 
+Table = TypeVar("Table")
 
-def shared_tables(
-    heads: Sequence[HeadInfo],
-    crops: Sequence[int],
-    images: int,
-    identity: str,
-    decode: Callable[[LabelTable], object],
-) -> LabelTable:
-    """The table of `images` images that this node holds once; `decode` fills it in the first process.
 
-    `identity` tells stores apart. The memory is freed when no process refers to its table any more.
-    Raises UserError when shared memory is full.
+def shared_table(
+    name: str,
+    arrays: Sequence[tuple[tuple[int, ...], np.dtype]],
+    table_of: Callable[[list[np.ndarray]], Table],
+    decode: Callable[[Table], object],
+) -> Table:
+    """The table called `name`, of arrays of these shapes and dtypes, that this node holds once.
+
+    `table_of` makes it of the arrays, `decode` fills it in the first process. The memory is freed when no process
+    refers to its table any more. Raises UserError when shared memory is full.
     """
     folder, secret = private_folder()
     sweep(folder)
-    names = f"{identity} {[head.name for head in heads]} {tuple(crops)} {images}"
-    key = hmac.digest(secret, names.encode(), "sha256")
+    key = hmac.digest(secret, name.encode(), "sha256")
     path, ready = folder / key.hex(), _READY + hmac.digest(secret, b"complete" + key, "sha256")
-    shapes = arrays_of(heads, images * len(crops))
-    places = np.cumsum([0] + [_padded(int(np.prod(shape)) * dtype.itemsize) for shape, dtype in shapes]) + _HEADER_BYTES
-    check_memory(int(places[-1]))
+    sizes = [-(-math.prod(shape) * dtype.itemsize // _ALIGNMENT) * _ALIGNMENT for shape, dtype in arrays]
+    places = [_HEADER_BYTES + start for start in accumulate(sizes, initial=0)]
     descriptor = _open_locked(path, ready)
     try:
-        memory = _map(descriptor, int(places[-1]))
-        arrays = [
-            np.frombuffer(memory, dtype, int(np.prod(shape)), int(place)).reshape(shape)
-            for (shape, dtype), place in zip(shapes, places[:-1], strict=True)
-        ]
-        tables = table_of(crops, heads, arrays)
+        memory = _map(descriptor, places[-1])
+        table = table_of(
+            [
+                np.frombuffer(memory, dtype, math.prod(shape), place).reshape(shape)
+                for (shape, dtype), place in zip(arrays, places[:-1], strict=True)
+            ]
+        )
         if memory[: len(ready)] != ready:
-            decode(tables)
+            decode(table)
             memory[: len(ready)] = ready
         fcntl.flock(descriptor, fcntl.LOCK_SH)
     except BaseException:
         path.unlink(missing_ok=True)
         os.close(descriptor)
         raise
-    weakref.finalize(tables, _release, path, descriptor, os.getpid())
-    return tables
+    weakref.finalize(table, _release, path, descriptor, os.getpid())
+    return table
 
 
 def private_folder() -> tuple[Path, bytes]:
@@ -135,10 +136,6 @@ def sweep(folder: Path) -> None:
                 _delete_if_unused(path, descriptor)
             finally:
                 os.close(descriptor)
-
-
-def _padded(size: int) -> int:
-    return -(-size // _ALIGNMENT) * _ALIGNMENT
 
 
 def _open_locked(path: Path, ready: bytes) -> int:

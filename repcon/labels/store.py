@@ -36,14 +36,13 @@ from repcon.labels.manifest import (
     plain,
     read_manifest,
 )
-from repcon.labels.reader import LabelReader
-from repcon.labels.tables import CropLabels, LabelTable
+from repcon.labels.reader import CropLabels, LabelReader, LabelTable
 from repcon.labels.writer import LabelWriter, LostClaimError, UnitClaim
 from repcon.runtime.errors import UserError
 from repcon.runtime.filesystem import FileSystem, open_filesystem
 
 _OWN_NAMES = ("crops", "heads", "zarr.json", JOURNAL)
-"""FileSystem and folders of a store whose manifest is not written yet."""
+"""Files and folders of a store whose manifest is not written yet."""
 
 __all__ = [
     "CropLabels",
@@ -79,8 +78,8 @@ class LabelStore:
         self.heads: dict[str, HeadInfo] = heads_of(self.manifest)
         self.completion = CompletionIndex(self.files, self.manifest)
         identity = f"{self.url} {self.fingerprint}"
-        self.reader = LabelReader(self.files, self.manifest, self.heads, self.completion, identity)
-        self.writer = LabelWriter(self.files, data, self.manifest, self.heads, self.completion)
+        self.reader = LabelReader(self.files, self.manifest, self.completion, identity)
+        self.writer = LabelWriter(self.files, data, self.manifest, self.completion)
 
     def __reduce__(self) -> tuple:
         return LabelStore.open, (self.url,)
@@ -183,7 +182,7 @@ class LabelStore:
 
 
 def _foreign_files(files: FileSystem) -> list[str]:
-    """FileSystem that no interrupted `create` leaves behind. Raises UserError where the journal is not a manifest."""
+    """Files that no interrupted `create` leaves behind. Raises UserError where the journal is not a manifest."""
     names = files.list_names("")
     if files.size(JOURNAL) is None:
         return names

@@ -7,14 +7,15 @@ deleted unless the other's completion record lists it. The worst outcome is a un
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 
-from repcon.labels.blocks import box_blocks, label_blocks
+from repcon.labels import quantize
 from repcon.labels.commit import manifest_bytes
 from repcon.labels.completion import CompletionIndex, ShardFile, record_name, shard_file
-from repcon.labels.layout import HeadInfo, Unit, heads_of, shard_name
+from repcon.labels.layout import BOX, FLIP, HeadInfo, Layout, Unit, head_layouts, heads_of, shard_name
 from repcon.labels.manifest import MANIFEST, Manifest, label_identity, read_manifest
 from repcon.labels.shard_reader import chunk_crcs
 from repcon.labels.zarr_encoding import encode_shard
@@ -22,6 +23,8 @@ from repcon.runtime.errors import UserError
 from repcon.runtime.filesystem import FileSystem
 
 _MAX_ATTEMPTS = 3
+Block = tuple[Layout, np.ndarray]
+"""An array of a unit, as it is stored."""
 
 
 class UnitClaim(Protocol):
@@ -42,17 +45,10 @@ class LostClaimError(Exception):
 class LabelWriter:
     """Writes the units of a store."""
 
-    def __init__(
-        self,
-        files: FileSystem,
-        data: bytes,
-        manifest: Manifest,
-        heads: Mapping[str, HeadInfo],
-        completion: CompletionIndex,
-    ) -> None:
+    def __init__(self, files: FileSystem, data: bytes, manifest: Manifest, completion: CompletionIndex) -> None:
         """`data` are the bytes of the manifest."""
         self._files, self._manifest_bytes, self._manifest = files, data, manifest
-        self._heads, self._completion = heads, completion
+        self._heads, self._completion = heads_of(manifest), completion
 
     def write(
         self,
@@ -78,9 +74,9 @@ class LabelWriter:
         is_missing = np.isin(np.arange(unit.rows.start, unit.rows.stop), list(missing))
         if set(labels) != set(unit.heads):
             raise UserError(f"unit {unit.name}: labels of {sorted(labels)}, but it is made of {sorted(unit.heads)}")
-        blocks = box_blocks(unit, boxes, flips) if unit.writes_boxes else []
+        blocks = _box_blocks(unit, boxes, flips) if unit.writes_boxes else []
         for name in unit.heads:
-            blocks += label_blocks(self._manifest, unit, self._heads[name], *labels[name], is_missing)
+            blocks += _label_blocks(self._manifest, unit, self._heads[name], *labels[name], is_missing)
         shards, crop, row = [], unit.crops.start, unit.rows.start
         for layout, block in blocks:
             path = shard_name(self._manifest, layout, crop, row)
@@ -99,24 +95,66 @@ class LabelWriter:
                     raise UserError(f"{self._files.root}: {what}")
 
 
-class _UnitWriter:
-    """Writes the files of one unit. `claim` None: no other process writes this unit."""
+def _box_blocks(unit: Unit, boxes: np.ndarray, flips: np.ndarray) -> list[Block]:
+    """A unit's boxes (m, r, 4) and flips (m, r) as they are stored, after checks."""
+    shape = (len(unit.crops), len(unit.rows))
+    _check_shapes(f"unit {unit.name}", {"boxes": (boxes, (*shape, 4)), "flips": (flips, shape)})
+    for name, array, wanted in (("boxes", boxes, BOX.dtype), ("flips", flips, FLIP.dtype)):
+        if array.dtype != wanted:
+            raise UserError(f"unit {unit.name}: {name} are {array.dtype} instead of {np.dtype(wanted)}")
+    if not boxes[..., 2:].all():
+        raise UserError(f"unit {unit.name}: holds boxes without an area")
+    if (flips > 1).any():
+        raise UserError(f"unit {unit.name}: flips must be 0 or 1")
+    return [(BOX, boxes), (FLIP, flips)]
 
-    def __init__(
-        self,
-        files: FileSystem,
-        manifest: Manifest,
-        completion: CompletionIndex,
-        unit: Unit,
-        claim: UnitClaim | None = None,
-    ) -> None:
-        self._files, self._manifest, self._completion, self._unit, self._claim = (
-            files,
-            manifest,
-            completion,
-            unit,
-            claim,
-        )
+
+def _label_blocks(
+    manifest: Manifest, unit: Unit, head: HeadInfo, ids: np.ndarray, logp: np.ndarray, is_missing: np.ndarray
+) -> list[Block]:
+    """One head's ids and values as they are stored, after checks; missing rows (r,) become fill values."""
+    shape, place = (len(unit.crops), len(unit.rows)), f"unit {unit.name}, head {head.name}"
+    columns = head.k + len(head.temperatures)
+    _check_shapes(place, {"ids": (ids, (*shape, head.k)), "logp": (logp, (*shape, columns))})
+    present = ~is_missing if is_missing.any() else slice(None)  # a slice copies nothing
+    _check_labels(place, head, ids[:, present], logp[:, present])
+    id_layout, value_layout = head_layouts(head, manifest.values)
+    ids, values = ids.astype(id_layout.dtype), logp.astype(np.float16)
+    ids[:, is_missing], values[:, is_missing] = id_layout.fill, np.nan
+    if manifest.values == "quantized8":
+        values = quantize.encode(values, head.k, head.temperatures)
+    return [(id_layout, ids), (value_layout, values)]
+
+
+def _check_shapes(place: str, arrays: Mapping[str, tuple[np.ndarray, tuple[int, ...]]]) -> None:
+    for name, (array, wanted) in arrays.items():
+        if array.shape != wanted:
+            raise UserError(f"{place}: {name} has shape {array.shape} instead of {wanted}")
+
+
+def _check_labels(place: str, head: HeadInfo, ids: np.ndarray, logp: np.ndarray) -> None:
+    """Raises UserError for NaN, infinite or rising log-probabilities and for ids out of range."""
+    if ids.size == 0:
+        return
+    if not np.issubdtype(ids.dtype, np.integer) or ids.min() < 0 or ids.max() >= head.classes:
+        raise UserError(f"{place}: ids must be integers from 0 to {head.classes - 1}, not {ids.min()} to {ids.max()}")
+    values = logp.astype(np.float32)
+    if np.isnan(values).any() or not np.isfinite(values[..., : head.k]).all():
+        raise UserError(f"{place}: NaN or infinite log-probabilities: the teacher overflows; try precision fp32")
+    if (values[..., 1 : head.k] > values[..., : head.k - 1]).any():
+        raise UserError(f"{place}: log-probabilities must fall from the first to the last")
+
+
+@dataclass(frozen=True, slots=True)
+class _UnitWriter:
+    """Writes the files of one unit."""
+
+    _files: FileSystem
+    _manifest: Manifest
+    _completion: CompletionIndex
+    _unit: Unit
+    _claim: UnitClaim | None
+    """None: no other process writes this unit."""
 
     def write(
         self, shards: Sequence[tuple[str, bytes]], missing: Mapping[int, str], before_record: Callable[[], object]

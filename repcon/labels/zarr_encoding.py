@@ -30,7 +30,7 @@ BLOCK_BYTES = {"zstd": 2**18, "lz4": 2**17}
 LEVELS = {"zstd": 2, "lz4": 5}
 
 METADATA_NAMES = ("zarr.json", ".zarray", ".zgroup", ".zattrs", ".zmetadata")
-"""FileSystem by which a reader of zarr 3 or 2 knows an array or a group."""
+"""Files by which a reader of zarr 3 or 2 knows an array or a group."""
 
 
 def metadata_of(manifest: Manifest) -> Iterator[tuple[str, bytes]]:

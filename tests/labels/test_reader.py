@@ -52,6 +52,6 @@ def test_ids_of_a_very_wide_head_are_uint32(tmp_path):
 
 def test_a_slab_larger_than_the_memory_is_refused(tmp_path, monkeypatch):
     store = fill(LabelStore.create(str(tmp_path / "s"), spec()))
-    monkeypatch.setattr("repcon.labels.tables.memory_total", lambda: 1000)
+    monkeypatch.setattr("repcon.labels.reader.memory_total", lambda: 1000)
     with pytest.raises(UserError, match="more than this machine's memory"):
         store.reader.crop_labels(0)

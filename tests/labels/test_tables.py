@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from store_builder import fill, spec
 
+from repcon.labels.reader import ranges, window_plan
 from repcon.labels.store import LabelStore
-from repcon.labels.tables import ranges, window_plan
 from repcon.runtime.errors import UserError
 from repcon.runtime.prefetch import map_ahead
 

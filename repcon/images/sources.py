@@ -6,6 +6,7 @@ Nothing is decoded here.
 import os
 import stat
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path, PurePosixPath
 
 from repcon.images import hub
@@ -126,48 +127,27 @@ def _folder(root: Path, scan: SourceScan) -> None:
     visited = {os.path.realpath(root)}
     start = len(os.path.join(root, ""))
     pending = [str(root)]
-    while pending:
+    while pending:  # not os.walk's own recursion: folders may be nested deeper than the stack
         parent = pending.pop()
+        on_error = partial(_require_hidden, parent, parent[start:])
+        _, folders, files = next(os.walk(parent, onerror=on_error), (parent, [], []))
         subfolders: list[str] = []
-        folders, files = _entries(parent, parent[start:])
-        for path in folders:
-            if _is_new(path, visited):
+        for path in (os.path.join(parent, name) for name in sorted(folders, key=utf8_name)):
+            real = os.path.realpath(path)
+            if real not in visited:
                 subfolders.append(path)
             else:
                 name = utf8_name(path[start:]) + "/"
                 scan.left_out.append((name, "a folder that was read before, under another name"))
-        for path in files:
+            visited.add(real)
+        for path in (os.path.join(parent, name) for name in sorted(files, key=utf8_name)):
             _file(path, utf8_name(path[start:]), scan)
         pending += reversed(subfolders)
 
 
-def _entries(folder: str, name: str) -> tuple[list[str], list[str]]:
-    """The paths of the folders and of the files in a folder, each sorted by the names' bytes."""
-    folders: list[str] = []
-    files: list[str] = []
-    try:
-        with os.scandir(folder) as entries:
-            for entry in sorted(entries, key=lambda entry: utf8_name(entry.name)):
-                (folders if _is_folder(entry) else files).append(os.path.join(folder, entry.name))
-    except OSError as error:
-        if not (name and is_hidden(utf8_name(name))):
-            raise unreadable_error(folder, error) from error
-    return folders, files
-
-
-def _is_folder(entry: os.DirEntry[str]) -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:  # reported when it is read
-        return False
-
-
-def _is_new(folder: str, visited: set[str]) -> bool:
-    """Whether the folder's real path is new; adds it to `visited`."""
-    real = os.path.realpath(folder)
-    new = real not in visited
-    visited.add(real)
-    return new
+def _require_hidden(folder: str, name: str, error: OSError) -> None:
+    if not (name and is_hidden(utf8_name(name))):
+        raise unreadable_error(folder, error) from error
 
 
 def _file(path: str, name: str, scan: SourceScan) -> None:

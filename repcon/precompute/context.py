@@ -7,8 +7,7 @@ import torch
 
 from repcon.config import PrecomputeConfig, check_minimum
 from repcon.crops.plan import check_crop_config
-from repcon.images.pack import ImagePack
-from repcon.images.read_ahead import ReadAheadPack
+from repcon.images.pack import ImagePack, ReadAheadPack
 from repcon.labels.layout import part_of, unit_at
 from repcon.labels.manifest import HEAD_NAME
 from repcon.labels.store import LabelStore, Unit

@@ -2,7 +2,7 @@
 
 `Prefetcher` runs an iterator in one thread; `map_ahead` calls a function of each item in several threads;
 `BackgroundWriter` runs jobs in order. Not built on these, because items are requested by name and not in order:
-the caches of labels (`distill`) and of a remote pack's blocks (`images.read_ahead`). `decode.worker_pool` splits one
+the caches of labels (`distill`) and of a remote pack's blocks (`images.pack`). `decode.worker_pool` splits one
 batch among threads and keeps them from epoch to epoch.
 """
 

@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 from precompute_case import pack_path
 
-from repcon.images import read_ahead
-from repcon.images.pack import ImagePack
-from repcon.images.read_ahead import BlockCache, ReadAheadPack
+from repcon.images import pack as pack_module
+from repcon.images.pack import BlockCache, ImagePack, ReadAheadPack
 
 __all__ = ["pack_path"]
 
@@ -34,7 +33,7 @@ class Counted:
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch):
-    monkeypatch.setattr(read_ahead, "BLOCK_BYTES", 1000)
+    monkeypatch.setattr(pack_module, "BLOCK_BYTES", 1000)
 
 
 def test_parts_are_what_they_would_be_and_each_block_is_asked_for_once():
@@ -51,7 +50,7 @@ def test_few_blocks_are_held():
     blocks = BlockCache(Counted(100_000), [100_000])
     for start in range(0, 100_000, 500):
         blocks.read_range("shard-00000.tar", start, 100)
-    assert len(blocks._blocks) <= read_ahead.CACHED_BLOCKS
+    assert len(blocks._blocks) <= pack_module.CACHED_BLOCKS
 
 
 def test_threads_that_want_the_same_block_wait_for_one_request():

@@ -193,7 +193,7 @@ def test_every_how_to_page_starts_with_the_command(page: str) -> None:
 def test_the_readme_names_every_extra_for_users() -> None:
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"].keys()
     named = re.search(r"# extras: (.*)$", TEXTS["README.md"], re.MULTILINE)
-    assert named and set(named[1].split(", ")) == extras - {"bench", "test", "lint", "docs"}
+    assert named and set(named[1].split(", ")) == extras - {"bench", "peers", "test", "lint", "docs"}
     pages = " ".join(text for text in TEXTS.values())
     used = re.findall(r"(?:repcon|\.)\[([\w,]+)\]", pages)
     assert {extra for group in used for extra in group.split(",")} <= extras

@@ -1,4 +1,4 @@
-"""The label store against raw files and against how others keep soft labels. Under two minutes on two cores.
+"""The label store against raw files. Under two minutes on two cores; its peers: `benchmarks.store.peers`.
 
     python -m benchmarks.store [--long] [--json FILE] [--record]
 
@@ -11,7 +11,6 @@ batch_over_gather                  a random batch of 256 from a decoded slab ove
 epoch_over_gather                  all rows in random batches, slabs decoded meanwhile, over the same from the map
 windows_over_gather                the same where memory holds one shard of rows at a time, and the next one
 write_over_raw_zstd, ...           rate of writing a store (checks, compression, fsync, markers) over one raw file
-npz_, log_, lmdb_, parquet_        + bytes_per_crop, batch_over_gather: peers on the first rows of the same labels
 
 Rates are medians over rounds in which all contenders take turns; quantiles are over those.
 `--long` takes four times the rows and then kills and damages stores: see faults.py.
@@ -30,7 +29,6 @@ from benchmarks.harness import script
 from benchmarks.harness.records import put
 from benchmarks.store.faults import faults
 from benchmarks.store.labels import CROPS, Labels, make_labels, spec_of
-from benchmarks.store.peers import PEERS, Peer
 from repcon.labels.store import CropLabels, LabelStore
 from repcon.labels.truncation import bucket_kl
 from repcon.runtime.console import progress
@@ -38,13 +36,12 @@ from repcon.runtime.prefetch import map_ahead
 
 BATCH, ROWS_PER_SHARD = 256, 16_384
 STORES = {"zstd": ("zstd", "float16"), "lz4": ("lz4", "float16"), "gaps": ("zstd", "quantized8")}
-PEER_IMAGES = {"npz": 1024, "log": 16_384, "lmdb": 16_384, "parquet": 16_384}
 
 Rates = dict[str, list[float]]
 
 
 def main() -> None:
-    parser = script.parser("The label store against raw files and against its peers.")
+    parser = script.parser("The label store against raw files.")
     parser.add_argument("--long", action="store_true", help="four times the rows, and 100 kills and damages")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -58,7 +55,7 @@ def measure(folder: Path, images: int, rounds: int) -> dict[str, Any]:
     """All figures but those of faults."""
     figures: dict[str, Any] = {"images": images, "crops": CROPS}
     with progress() as bar:
-        task = bar.add_task("store", total=5, unit="steps", note="labels")
+        task = bar.add_task("store", total=4, unit="steps", note="labels")
         labels = make_labels(images)
         figures["raw_bytes_per_crop"] = labels.raw_bytes_per_crop
         bar.update(task, advance=1, note="writing")
@@ -69,10 +66,6 @@ def measure(folder: Path, images: int, rounds: int) -> dict[str, Any]:
         bar.update(task, advance=1, note="batches")
         read_batches(stores["zstd"], raw, rounds, figures)
         lost(stores["gaps"], labels, figures)
-        bar.update(task, advance=1, note="peers")
-        for name, make in PEERS.items():
-            count = min(PEER_IMAGES[name], images)
-            read_peer(name, make(folder / name, labels, count), count, raw, figures)
         bar.advance(task)
     return figures
 
@@ -189,18 +182,6 @@ def _epoch(arrays: list[np.ndarray], order: np.ndarray) -> None:
 
 def _gather(arrays: list[np.ndarray], rows: np.ndarray) -> list[np.ndarray]:
     return [array[rows] for array in arrays]
-
-
-def read_peer(name: str, peer: Peer, images: int, raw: RawFile, figures: dict[str, Any]) -> None:
-    """Random batches of a peer and of the map, in turns, until they have taken a second or so."""
-    generator, mapped, ratios = np.random.default_rng(0), raw.arrays(0), []
-    deadline = time.perf_counter() + 1.5
-    while len(ratios) < 4 or time.perf_counter() < deadline:
-        rows = generator.integers(0, images, BATCH)
-        fast = min(_seconds(lambda rows=rows: _gather(mapped, rows)) for _ in range(3))
-        ratios.append(fast / _seconds(lambda rows=rows: peer.read(0, rows)))
-    put(figures, f"{name}_batch_over_gather", ratios)
-    figures[f"{name}_bytes_per_crop"] = peer.bytes / (images * CROPS)
 
 
 def lost(store: LabelStore, labels: Labels, figures: dict[str, Any]) -> None:

@@ -43,8 +43,8 @@ class Labels:
         return 9 + sum(2 * ids.shape[2] + 2 * logp.shape[2] for ids, logp in self.heads.values())
 
 
-def make_labels(images: int, seed: int = 0) -> Labels:
-    """The same labels for the same arguments."""
+def make_labels(images: int, seed: int = 0, k: int = K) -> Labels:
+    """The same labels for the same arguments; a head of fewer than k classes has all of them."""
     generator = torch.Generator().manual_seed(seed)
     weights = {name: torch.randn(WIDTH, classes, generator=generator) for name, (classes, _) in HEADS.items()}
     features = torch.randn(images, WIDTH, generator=generator)
@@ -53,7 +53,7 @@ def make_labels(images: int, seed: int = 0) -> Labels:
     for _ in range(CROPS):
         moved = _SAME_IMAGE * features + (1 - _SAME_IMAGE**2) ** 0.5 * torch.randn(images, WIDTH, generator=generator)
         for name in HEADS:
-            batches = [topk.encode(part @ weights[name] * scales[name], K, (1.0,)) for part in moved.split(_BATCH)]
+            batches = [topk.encode(part @ weights[name] * scales[name], k, (1.0,)) for part in moved.split(_BATCH)]
             ids, logp = (torch.cat(tensors).numpy() for tensors in zip(*batches, strict=True))
             parts[name].append((ids.astype(np.uint16), logp.astype(np.float16)))
     sizes = np.random.default_rng(seed).integers(240, 500, (images, 2)).astype(np.int32)
@@ -93,7 +93,7 @@ def spec_of(labels: Labels, codec: str, values: str, rows_per_shard: int) -> Sto
         images=labels.images,
         crops=CROPS,
         crop_recipe={"seed": 0},
-        k=K,
+        k=max(ids.shape[2] for ids, _ in labels.heads.values()),
         temperatures=(1.0,),
         teachers=teacher_metadata,
         rows_per_shard=rows_per_shard,

@@ -1,0 +1,1 @@
+"""How others keep soft labels, and how other libraries read ours."""

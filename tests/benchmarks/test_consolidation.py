@@ -18,7 +18,7 @@ import simplejpeg
 import torch
 from pictures import photograph
 
-from benchmarks.experiments.consolidation import ablation, beyond, data, study, summary
+from benchmarks.experiments.consolidation import ablation, beyond, data, other_sizes, study, summary
 from benchmarks.experiments.consolidation import protocol as protocols
 from benchmarks.experiments.consolidation.steps import Step
 from benchmarks.experiments.consolidation.variants import VARIANTS
@@ -322,10 +322,8 @@ def test_variants_are_the_usual_student_but_for_one_setting(photographs: Path, t
     assert tested.isdisjoint(map(bytes, whole.hashes))
 
 
-def test_what_kept_labels_allow_beyond_the_paper(photographs: Path, tmp_path: Path, finished, monkeypatch):
-    protocol = finished[0].protocol
-    monkeypatch.setattr(beyond, "LARGER", protocol.model)
-    run = beyond.Beyond(photographs, tmp_path, protocol)
+def test_what_kept_labels_allow_beyond_the_paper(photographs: Path, tmp_path: Path, finished):
+    run = beyond.Beyond(photographs, tmp_path, finished[0].protocol)
     figures = run.figures()
     store = LabelStore.open(str(tmp_path / "appended.zarr"))
     assert (
@@ -342,6 +340,26 @@ def test_what_kept_labels_allow_beyond_the_paper(photographs: Path, tmp_path: Pa
     assert figures["appended_probe_gain"] == pytest.approx(figures["appended_probe"] - figures["generalist_probe"])
     assert figures["online_next_epochs"] >= 1 and figures["online_first_epochs"] >= figures["online_next_epochs"]
     assert len(beyond.grid(figures).rows) == len(beyond.ROWS) and len(beyond.costs(figures).rows) == 3
+    assert run.figures() == figures
+
+
+def test_students_of_another_size_learn_from_the_other_ones_teachers(
+    photographs: Path, tmp_path: Path, finished, monkeypatch
+):
+    protocol = finished[0].protocol
+    large = timm.create_model("test_resnet", num_classes=12)
+    preprocessing = preprocessing_of(large, 32)
+    save_model(large, tmp_path / "large", classes=[f"c{i}" for i in range(12)], preprocessing=preprocessing, extra={})
+    monkeypatch.setattr(other_sizes, "SIZES", {"small": protocol.model, "large": str(tmp_path / "large")})
+    run = other_sizes.OtherSizes(photographs, tmp_path, protocol)
+    figures = run.figures()
+    for size, other in (("small", "large"), ("large", "small")):
+        student = json.loads((tmp_path / "students" / f"4-{size}" / "results.json").read_text())
+        store = LabelStore.open(str(tmp_path / f"labels-{other}.zarr"))
+        assert store.heads["task"].metadata.model == str(tmp_path / "teachers" / f"aerial-4-{other}")
+        assert student["init"]["init"] == "backbone"
+        assert f"{size}_student_probe_gain" in figures and f"{size}_probe_gain" not in figures
+    assert len(other_sizes.grid(figures).rows) == len(other_sizes.ROWS)
     assert run.figures() == figures
 
 

@@ -5,8 +5,8 @@
 
 A teacher that comes later: a student of the generalist's labels alone, and one more after the task teacher was
 appended to the same store. Online distillation at equal cost: the student that two teachers in every step give in the
-time that labelling and training took, or, as for every further student of the same labels, training alone. A smaller
-student: its teachers are a larger generalist and that one's task teacher. FOLDER is as for the benchmark.
+time that labelling and training took, or, as for every further student of the same labels, training alone. FOLDER is
+as for the benchmark.
 
 <row>_probe, _shot_5         accuracy in % on the downstream half, with the 95 % interval over images
 <row>_probe_gain             points over the generalist, paired by test image; <row>_shot_5_gain likewise
@@ -33,7 +33,6 @@ from repcon.runtime.memory import keep_freed_memory
 from repcon.runtime.run_dir import write_json
 from repcon.runtime.system import environment
 
-LARGER = "package:efficientnet_lite2"
 ROWS = {
     "generalist": "generalist",
     "teacher": "task teacher",
@@ -41,9 +40,6 @@ ROWS = {
     "appended": "student after the task teacher was appended",
     "online_first": "online, the time of labelling and training",
     "online_next": "online, the time of training",
-    "larger": "larger generalist",
-    "larger_teacher": "its task teacher",
-    "smaller": "student of the larger two",
 }
 """Every row of the table and what it is called."""
 
@@ -75,7 +71,6 @@ class Beyond(Study):
             out, costs[f"{name}_seconds"] = self._student(name, store, online=True, epochs=epochs)
             costs[f"{name}_epochs"] = epochs
             backbones[name] = str(out)
-        backbones |= self._smaller(domain)
         (results,) = self.do([self.measure(self.seed, domain, backbones, baseline="generalist")])
         return summary.paired([results], ROWS, baseline="generalist") | costs
 
@@ -115,16 +110,6 @@ class Beyond(Study):
             online_student.train(settings, out, online=online)
             write_json(marker, {"seconds": time.perf_counter() - started})
         return out, json.loads(marker.read_text())["seconds"]
-
-    def _smaller(self, domain: str) -> dict[str, str]:
-        """The larger generalist, its task teacher, and the student of the usual size that learnt from both."""
-        larger = Study(self.source, self.work, replace(self.protocol, model=LARGER), self.jobs)
-        task = larger.teacher(domain, self.seed, "-larger", TEACHER_HALF)
-        labels = larger.labels({"task": task.out}, "labels-larger")
-        self.do([task])
-        self.do([labels])
-        student, _ = self._student("smaller", Path(labels.settings.out))
-        return {"larger": LARGER, "larger_teacher": str(task.out), "smaller": str(student)}
 
 
 def _contents(store: Path) -> dict[str, str]:

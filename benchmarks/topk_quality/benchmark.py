@@ -6,7 +6,7 @@
     ... --seeds 0,1,2,3   of the students; those that the work folder holds are not trained again
 
 FOLDER (or REPCON_DATA) holds grocery.tar and objects.tar of tools/photos.py. A generalist and a teacher of one half of
-the groceries label unlabeled photographs of other things; students of the generalist's architecture learn from them,
+the groceries label unlabelled photographs of other things; students of the generalist's architecture learn from them,
 from stores of k = 4, 8, 16, 64 and all classes, and online: the same student, seed, batches and crops, with both
 teachers' whole float32 answers computed in the step. Linear probe and kNN on the other half of the groceries.
 The tail, what is left beside the k classes, is spread over the others evenly (the default) or, under `_bucket`, one

@@ -1,7 +1,7 @@
 """One student of a generalist and two experts, on real pictures, on the CPU, in a few minutes.
 
 A generalist (EfficientNet-Lite0 with ImageNet weights) and two task teachers, each fine-tuned here on one half of a
-domain's classes (animals, foods), are consolidated into ONE student on unlabeled pictures: of other things, and of the
+domain's classes (animals, foods), are consolidated into ONE student on unlabelled pictures: of other things, and of the
 teachers' halves without their labels. The other half of each domain's classes then tells how well the features
 transfer; the verdict says which model is best and by how much. The steps are those of `repcon consolidate`: each is
 the command of the same name, and can be repeated by hand on what the demo leaves.
@@ -38,8 +38,10 @@ from repcon.runtime.run_dir import RunDir
 GENERALIST = "package:efficientnet_lite0"
 FROZEN_BLOCKS = 5
 """The stem and the first five of sixteen blocks keep ImageNet's weights, which makes training quicker."""
+FOLDS = 2
+"""Every drawing of the tested halves is tested once: there are few."""
 PROXY = ("objects", "activities")
-"""The categories whose drawings, beside those of the teachers' halves, serve as unlabeled images."""
+"""The categories whose drawings, beside those of the teachers' halves, serve as unlabelled images."""
 OTHERS = "others"
 """What the pack of those is called."""
 OWN = "domain"
@@ -93,12 +95,12 @@ def consolidation(config: DemoConfig, domains: Mapping[str, Path], proxy: Path) 
             temperatures=(1.0, 2.0),
         ),
         training=TrainConfig(pack="", store="", out="", freeze_blocks=FROZEN_BLOCKS),
-        evaluation=EvaluateConfig(out="", classes=_half(config, first=False)),
+        evaluation=EvaluateConfig(out="", classes=_half(config, first=False), folds=FOLDS),
     )
 
 
 def _pictures(config: DemoConfig, folder: Path) -> tuple[dict[str, Path], Path, list[dict[str, str]]]:
-    """The labelled packs by domain, the unlabeled proxy's pack, and the licences of pictures that the demo fetched."""
+    """The labelled packs by domain, the unlabelled proxy's pack, and the licences of pictures that the demo fetched."""
     if config.data:
         own, proxy = _own_pictures(config, folder)
         return {OWN: own}, proxy, []

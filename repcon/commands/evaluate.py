@@ -1,9 +1,10 @@
 """How well backbones' features transfer: every backbone on the same images, the same splits and the same draws.
 
-Images of the wanted classes are split once into a training and a test part. Features are extracted once per backbone
-(`repcon.evaluation.features`), then probed (`repcon.evaluation.probes`). Accuracies are per cent of test images, with
-95 % intervals over the test images and, few-shot, over the draws; differences to the baseline are paired. Other
-training images, or a backbone trained again under another seed: how much that changes lies outside these intervals.
+Images of the wanted classes are split once into a training and a test part, or into folds that are tested in turn.
+Features are extracted once per backbone (`repcon.evaluation.features`), then probed (`repcon.evaluation.probes`).
+Accuracies are per cent of test images, with 95 % intervals over the test images and, few-shot, over the draws;
+differences to the baseline are paired. Other training images, or a backbone trained again under another seed: how much
+that changes lies outside these intervals.
 Several data sets are measured one by one and in the mean; a verdict ends every evaluation.
 """
 
@@ -22,7 +23,7 @@ from repcon.decode.factory import open_loader
 from repcon.distill.finetune import LabelledRows, finetune, predict
 from repcon.evaluation import probes, tables
 from repcon.evaluation.backbones import JOIN, parse_backbones, warn_of_seen_images
-from repcon.evaluation.data_sets import Split, parse_data_sets, split_images
+from repcon.evaluation.data_sets import Fold, Split, parse_data_sets, split_images
 from repcon.evaluation.features import ExtractConfig, extract
 from repcon.evaluation.heads import HeadCheck, measure_heads, plan_heads
 from repcon.evaluation.summary import combine, flatten_answers, summarise
@@ -61,7 +62,7 @@ def run(config: EvaluateConfig) -> dict[str, Any]:
     `combine`'s; `verdict` (of `repcon.evaluation.verdict`) and, where asked for, `heads` (of `repcon.evaluation.heads`)
     are added to both.
     """
-    check_minimum(config, fewshot_trials=1, size=0, batch_size=1, num_workers=0, seed=0)
+    check_minimum(config, fewshot_trials=1, folds=0, size=0, batch_size=1, num_workers=0, seed=0)
     if not config.metrics and not config.heads:
         raise UserError("metrics: none named; leave it out, or name some of knn, probe, fewshot, finetune")
     backbones, sets = parse_backbones(config), parse_data_sets(config)
@@ -117,7 +118,7 @@ def _measure_all(
 
 def _results(answers: Answers, facts: Facts, split: Split, config: EvaluateConfig) -> dict[str, Any]:
     """The results of one data set."""
-    left_out = [shots for shots in SHOTS if shots > split.fewest]
+    left_out = [shots for shots in SHOTS if shots > split.smallest_class[1]]
     found = summarise(answers, facts, split, config.baseline or next(iter(answers)))
     return found | {"data": config.data, "size": config.size, "shots_left_out": left_out}
 
@@ -125,7 +126,9 @@ def _results(answers: Answers, facts: Facts, split: Split, config: EvaluateConfi
 def _write_answers(answers: Answers, split: Split, folder: Path) -> None:
     """`answers.npz` of one data set."""
     folder.mkdir(parents=True, exist_ok=True)
-    arrays = flatten_answers(answers) | {"test_rows": split.test, "test_labels": split.test_labels}
+    arrays = flatten_answers(answers) | {
+        "test_rows": split.rows[split.tested], "test_labels": split.labels[split.tested]
+    }  # fmt: skip
     np.savez(folder / "answers.npz", **arrays)  # pyright: ignore[reportArgumentType]
 
 
@@ -141,33 +144,46 @@ def measure(
         device=str(choose(config.device)),
         cache=Path(config.cache or Path(config.out) / "features"),
     )
-    rows = np.concatenate([split.train, split.test])
-    parts = [extract(part, pack, rows, reading, bars) for part in model.split(JOIN)]
+    parts = [extract(part, pack, split.rows, reading, bars) for part in model.split(JOIN)]
     values, weights = concatenate([(part.values, part.weight_hash) for part in parts])
-    train, test = values[: len(split.train)], values[len(split.train) :]
-    answers: dict[str, np.ndarray] = {}
     facts: dict[str, Any] = {"model": model, "weight_hash": weights, "dimensions": values.shape[1]}
     facts |= {"input_size": [part.input_size for part in parts], "heads": list(head_names(model))}
-    task = bars.add_task("measures", total=len(config.metrics), unit="", note="")
-    for metric in dict.fromkeys(config.metrics):
-        bars.update(task, note=metric)
-        if metric == "knn":
-            for k, predicted in probes.knn(train, split.train_labels, test).items():
-                answers[f"knn_{k}"] = predicted == split.test_labels
-        elif metric == "probe":
-            probe = probes.linear_probe(train, split.train_labels, test, config.seed)
-            answers["probe"] = probe.predicted == split.test_labels
-            facts |= {"probe_c": probe.c, "probe_converged": probe.converged}
-        elif metric == "fewshot":
-            for shots in (count for count in SHOTS if count <= split.fewest):
-                answers[f"shot_{shots}"] = probes.few_shot(
-                    train, split.train_labels, test, split.test_labels, shots, config.fewshot_trials, config.seed
-                )
-        else:
-            answers["finetune"] = _finetune(model, pack, split, config, bars) == split.test_labels
-        bars.advance(task)
+    task = bars.add_task("measures", total=len(config.metrics) * len(split.folds), unit="", note="")
+    right: list[dict[str, np.ndarray]] = []
+    fitted: list[probes.Probe] = []
+    for fold in split.folds:
+        right.append({})
+        for metric in dict.fromkeys(config.metrics):
+            bars.update(task, note=metric)
+            if metric == "finetune":
+                right[-1]["finetune"] = _finetune(model, pack, split, fold, config, bars)
+            else:
+                right[-1] |= _probe(metric, values, split, fold, config, fitted)
+            bars.advance(task)
     bars.remove_task(task)
-    return answers, facts
+    if fitted:
+        facts |= {"probe_c": [one.c for one in fitted], "probe_converged": all(one.converged for one in fitted)}
+    return {name: np.concatenate([one[name] for one in right], axis=-1) for name in right[0]}, facts
+
+
+def _probe(
+    metric: str, values: np.ndarray, split: Split, fold: Fold, config: EvaluateConfig, fitted: list[probes.Probe]
+) -> dict[str, np.ndarray]:
+    """Answers of the frozen features to one fold's test images; linear probes are appended to `fitted`."""
+    places, tested = fold
+    train, train_labels, test, test_labels = values[places], split.labels[places], values[tested], split.labels[tested]
+    if metric == "knn":
+        return {f"knn_{k}": found == test_labels for k, found in probes.knn(train, train_labels, test).items()}
+    if metric == "probe":
+        fitted.append(probes.linear_probe(train, train_labels, test, config.seed))
+        return {"probe": fitted[-1].predicted == test_labels}
+    return {
+        f"shot_{shots}": probes.few_shot(
+            train, train_labels, test, test_labels, shots, config.fewshot_trials, config.seed
+        )
+        for shots in SHOTS
+        if shots <= split.smallest_class[1]
+    }
 
 
 def concatenate(parts: Sequence[tuple[np.ndarray, str]]) -> tuple[np.ndarray, str]:
@@ -177,8 +193,11 @@ def concatenate(parts: Sequence[tuple[np.ndarray, str]]) -> tuple[np.ndarray, st
     return np.hstack([probes.unit(values) for values, _ in parts]), JOIN.join(weights for _, weights in parts)
 
 
-def _finetune(model: str, pack: ImagePack, split: Split, config: EvaluateConfig, bars: Progress) -> np.ndarray:
-    """(m,) predicted classes after fine-tuning on the training part."""
+def _finetune(
+    model: str, pack: ImagePack, split: Split, fold: Fold, config: EvaluateConfig, bars: Progress
+) -> np.ndarray:
+    """(m,) bool answers to one fold's test images after fine-tuning on its training images."""
+    places, tested = fold
     device = choose(config.device)
     torch.manual_seed(config.seed)
     network = create_model(model, num_classes=len(split.classes), size=config.size)
@@ -186,12 +205,13 @@ def _finetune(model: str, pack: ImagePack, split: Split, config: EvaluateConfig,
         FINETUNE, size=config.size, seed=config.seed, loader=config.loader, num_workers=config.num_workers,
         batch_size=config.batch_size,
     )  # fmt: skip
-    train = LabelledRows(rows=split.train, labels=split.train_labels)
-    none = LabelledRows(rows=split.train[:0], labels=split.train_labels[:0])
+    train = LabelledRows(rows=split.rows[places], labels=split.labels[places])
+    none = LabelledRows(rows=split.rows[:0], labels=split.labels[:0])
     tuned = finetune(network, pack, train, none, recipe, device=device, bars=bars, on_epoch=lambda epoch, best: None)
     preprocessing = preprocessing_of(network, config.size)
     loader = open_loader(config.loader, pack, (preprocessing.size,), num_workers=config.num_workers, device=str(device))
     try:
-        return predict(tuned, pack, split.test, preprocessing, config.batch_size, loader).argmax(1).numpy()
+        logits = predict(tuned, pack, split.rows[tested], preprocessing, config.batch_size, loader)
     finally:
         loader.close()
+    return logits.argmax(1).numpy() == split.labels[tested]

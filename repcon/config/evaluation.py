@@ -49,6 +49,9 @@ class EvaluateConfig(BaseConfig):
     """Input side in pixels, of all backbones; 0 takes each backbone's own."""
     test: float = 0.5
     """Share of each class that is tested on; the rest trains the probes."""
+    folds: int = 0
+    """Cross-validation for small data sets: each of so many parts of the images is tested once, the others train; 0
+    splits once, by `test`."""
     metrics: tuple[Literal["knn", "probe", "fewshot", "finetune"], ...] = ("knn", "probe", "fewshot")
     fewshot_trials: int = 20
     """Few-shot draws per number of shots."""

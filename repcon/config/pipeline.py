@@ -67,7 +67,7 @@ class DemoConfig(BaseConfig):
     data: str = ""
     """A labelled image folder or tar of your own instead of the demo's drawings."""
     proxy: str = ""
-    """Unlabeled images to distil on, beside `--data`; empty uses the teacher's half of them."""
+    """Unlabelled images to distil on, beside `--data`; empty uses the teacher's half of them."""
     domains: tuple[Literal["animals", "foods"], ...] = ("animals", "foods")
     """Of the drawings: a task teacher is made for each, and ONE student of all."""
     size: int = 128

@@ -12,25 +12,34 @@ from repcon.runtime.errors import UserError
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
+Fold = tuple[np.ndarray, np.ndarray]
+"""Training and test images: (n,) and (m,) int64 places in a split's `rows`."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Split:
-    """The labelled images that every backbone is measured on."""
+    """The labelled images that every backbone is measured on, and which of them train and test the probes."""
 
-    train: np.ndarray
+    rows: np.ndarray
     """(n,) int64 rows of the pack."""
-    train_labels: np.ndarray
-    test: np.ndarray
-    """(m,) int64 rows of the pack, none of them in `train`."""
-    test_labels: np.ndarray
+    labels: np.ndarray
+    """(n,) int64 places in `classes`."""
+    folds: tuple[Fold, ...]
+    """No image is tested twice, nor by a probe that was trained on it."""
     classes: tuple[str, ...]
     left_out: tuple[str, ...]
     """Classes with a single image, which cannot be in both parts."""
 
     @property
-    def fewest(self) -> int:
-        """Training images of the smallest class."""
-        return int(np.bincount(self.train_labels).min())
+    def tested(self) -> np.ndarray:
+        """(m,) places in `rows` in the order of the answers."""
+        return np.concatenate([test for _, test in self.folds])
+
+    @property
+    def smallest_class(self) -> tuple[str, int]:
+        """The class with the fewest training images in any fold, and how many these are."""
+        counts = np.min([np.bincount(self.labels[train], minlength=len(self.classes)) for train, _ in self.folds], 0)
+        return self.classes[int(counts.argmin())], int(counts.min())
 
 
 def parse_data_sets(config: EvaluateConfig) -> dict[str, EvaluateConfig]:
@@ -57,12 +66,15 @@ def parse_data_sets(config: EvaluateConfig) -> dict[str, EvaluateConfig]:
 
 
 def split_images(pack: ImagePack, config: EvaluateConfig) -> Split:
-    """Split the images of `config.classes`, alike for every backbone; `config.test` of each class is for the test.
+    """Split the images of `config.classes`, alike for every backbone.
 
-    Raises UserError for a share that is none, and for fewer than two classes of two images.
+    `config.test` of each class is for the test; with `config.folds`, each fold of each class in turn.
+    Raises UserError for a share that is none, a single fold, and for fewer than two classes of two images.
     """
     if not 0 < config.test < 1:
         raise UserError(f"test: {config.test} is no share of the images between 0 and 1; 0.5 is usual")
+    if config.folds == 1:
+        raise UserError("folds: 1 leaves nothing to train on; give 2 or more, or 0 for one split by `test`")
     rows, labels, names = select_classes(pack, config.classes)
     counts = np.bincount(labels, minlength=len(names))
     kept = np.flatnonzero(counts >= 2)
@@ -71,12 +83,11 @@ def split_images(pack: ImagePack, config: EvaluateConfig) -> Split:
         raise UserError(f"{config.data}: fewer than two of the {len(names)} classes have two images or more")
     usable = np.isin(labels, kept)
     rows, labels = rows[usable], np.searchsorted(kept, labels[usable])
-    train, test = probes.split_classes(labels, config.test, config.seed)
+    if config.folds:
+        tests = probes.fold_classes(labels, config.folds, config.seed)
+        folds = tuple((np.setdiff1d(np.arange(len(labels)), test), test) for test in tests)
+    else:
+        folds = (probes.split_classes(labels, config.test, config.seed),)
     return Split(
-        train=rows[train],
-        train_labels=labels[train],
-        test=rows[test],
-        test_labels=labels[test],
-        classes=tuple(names[label] for label in kept),
-        left_out=left_out,
+        rows=rows, labels=labels, folds=folds, classes=tuple(names[label] for label in kept), left_out=left_out
     )

@@ -133,3 +133,14 @@ def split_classes(labels: np.ndarray, share: float, seed: int) -> tuple[np.ndarr
         taken.append(members[: count if share > 0 else 0])
     chosen = np.sort(np.concatenate(taken)) if taken else np.zeros(0, np.int64)
     return np.setdiff1d(np.arange(len(labels)), chosen), chosen
+
+
+def fold_classes(labels: np.ndarray, folds: int, seed: int) -> list[np.ndarray]:
+    """Sorted places of each of `folds` parts, of about the same size, with an equal share of each class.
+
+    A class of fewer members than folds has at most one in each part.
+    """
+    generator = np.random.default_rng([seed, len(labels), folds])
+    mixed = [generator.permutation(np.flatnonzero(labels == label)) for label in np.unique(labels)]
+    dealt = np.concatenate(mixed)
+    return [np.sort(part) for part in (dealt[first::folds] for first in range(folds)) if len(part)]

@@ -31,9 +31,10 @@ def summarise(measured: Answers, about: Mapping[str, Mapping[str, Any]], split: 
         "classes": len(split.classes),
         "class_names": list(split.classes),
         "left_out": list(split.left_out),
-        "smallest_class": [split.classes[int(np.bincount(split.train_labels).argmin())], split.fewest],
-        "train_images": len(split.train),
-        "test_images": len(split.test),
+        "smallest_class": list(split.smallest_class),
+        "folds": len(split.folds),
+        "train_images": max(len(train) for train, _ in split.folds),
+        "test_images": len(split.tested),
         "chance": 100 / len(split.classes),
         "preparation": "largest centred square, resized with antialias",
     }

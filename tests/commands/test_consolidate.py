@@ -31,7 +31,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 @pytest.fixture(scope="session")
 def proxies(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """Twelve and six unlabeled images in two folders."""
+    """Twelve and six unlabelled images in two folders."""
     root = tmp_path_factory.mktemp("proxies")
     for name, count, seed in (("one", 12, 900), ("two", 6, 950)):
         (root / name).mkdir()

@@ -13,10 +13,13 @@ from repcon import cli
 from repcon.commands import evaluate
 from repcon.config import ClassSubset, DatasetConfig, EvaluateConfig, TeachConfig, dump, parse
 from repcon.evaluation.data_sets import parse_data_sets, split_images
+from repcon.evaluation.features import ExtractConfig, extract
+from repcon.evaluation.probes import linear_probe
 from repcon.images.packing import open_or_pack
 from repcon.models.preprocessing import preprocessing_of
 from repcon.models.saved_model import save_model
 from repcon.models.timm_import import timm
+from repcon.runtime.console import progress
 from repcon.runtime.errors import UserError
 
 
@@ -115,11 +118,35 @@ def test_shots_that_are_left_out_are_said(recipe: EvaluateConfig, tmp_path: Path
 
 def test_train_and_test_share_no_image(recipe: EvaluateConfig, tmp_path: Path):
     pack = open_or_pack(recipe.data, tmp_path)
-    split = split_images(pack, recipe)
-    assert np.intersect1d(split.train, split.test).size == 0
-    assert (
-        pack.labels[split.test] == np.array([pack.classes.index(split.classes[i]) for i in split.test_labels])
-    ).all()
+    for folds, tested in ((0, 16), (2, 32), (3, 32)):
+        split = split_images(pack, replace(recipe, folds=folds))
+        assert len(split.folds) == (folds or 1) and len(np.unique(split.tested)) == len(split.tested) == tested
+        for train, test in split.folds:
+            assert np.intersect1d(train, test).size == 0 and len(train) + len(test) == 32
+            assert (np.bincount(split.labels[train]) >= 4).all()
+        assert (pack.labels[split.rows] == [pack.classes.index(split.classes[i]) for i in split.labels]).all()
+
+
+def test_folds_test_every_image_once_by_probes_of_the_others(recipe: EvaluateConfig, tmp_path: Path):
+    pack = open_or_pack(recipe.data, tmp_path)
+    settings = replace(recipe, folds=2, out=str(tmp_path / "out"), metrics=("probe", "knn", "fewshot"))
+    results = evaluate.run(settings)
+    assert (results["test_images"], results["train_images"], results["folds"]) == (32, 16, 2)
+    split = split_images(pack, settings)
+    with np.load(tmp_path / "out" / "answers.npz") as answers, progress() as bars:
+        assert (answers["test_rows"] == split.rows[split.tested]).all()
+        # By hand: the second fold's answers are those of probes that were trained on the first fold alone.
+        reading = ExtractConfig(size=32, batch_size=64, loader="torch", num_workers=1, device="cpu", cache=tmp_path)
+        values = extract(recipe.backbones[0].partition("=")[2], pack, split.rows, reading, bars).values
+        train, test = split.folds[1]
+        predicted = linear_probe(values[train], split.labels[train], values[test], recipe.seed).predicted
+        assert (answers["first/probe"][-len(test) :] == (predicted == split.labels[test])).all()
+        assert len(answers["first/shot_1"]) == 32
+
+
+def test_one_fold_is_refused(recipe: EvaluateConfig, tmp_path: Path):
+    with pytest.raises(UserError, match="folds: 1 leaves nothing to train on"):
+        evaluate.run(replace(recipe, folds=1, out=str(tmp_path / "out")))
 
 
 def test_two_classes_suffice_and_one_does_not(recipe: EvaluateConfig, tmp_path: Path):

@@ -42,7 +42,7 @@ def shown(write, *arguments) -> str:
 def total() -> dict:
     generator = np.random.default_rng(0)
     rows = np.arange(6)
-    split = Split(train=rows, train_labels=rows % 2, test=rows, test_labels=rows % 2, classes=("a", "b"), left_out=())
+    split = Split(rows=rows, labels=rows % 2, folds=((rows, rows),), classes=("a", "b"), left_out=())
     answers = {
         name: {
             backbone: {metric: generator.random(400) < 0.5 + 0.1 * i for metric in METRICS}

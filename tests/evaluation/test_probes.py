@@ -127,3 +127,12 @@ def test_split_takes_a_share_of_each_class(counts, share, taken):
     assert tuple(np.bincount(labels[chosen], minlength=len(counts))) == taken
     assert sorted([*rest, *chosen]) == list(range(len(labels)))
     assert (probes.split_classes(labels, share, seed=5)[1] == chosen).all()
+
+
+def test_folds_share_each_class_and_every_image():
+    labels = np.random.default_rng(0).permutation(np.repeat(np.arange(4), (10, 4, 2, 3)))
+    parts = probes.fold_classes(labels, 3, seed=5)
+    assert sorted(np.concatenate(parts)) == list(range(len(labels)))
+    counts = np.array([np.bincount(labels[part], minlength=4) for part in parts])
+    assert (counts.max(0) - counts.min(0) <= 1).all() and np.ptp(counts.sum(1)) <= 1
+    assert [list(part) for part in parts] == [list(part) for part in probes.fold_classes(labels, 3, seed=5)]

@@ -3,11 +3,11 @@
     python -m benchmarks.experiments.consolidation --data FOLDER            at most an hour on two cores
     python -m benchmarks.experiments.consolidation --data FOLDER --short    two minutes: that it runs, no result
     python -m benchmarks.experiments.consolidation --data FOLDER --long     224 pixels, more seeds, for a GPU
-    ... --domain-images [N]   unlabeled images of the domains' teacher halves join the proxy; of each, all or N
+    ... --domain-images [N]   unlabelled images of the domains' teacher halves join the proxy; of each, all or N
 
 For each seed and domain the classes are split at random: task teachers learn the first half, everything is measured
 on the second, which no task teacher or student was trained on. Students of the generalist's own architecture are
-distilled on unlabeled images of other things. FOLDER holds the five tars of tools/photos.py (or set REPCON_DATA).
+distilled on unlabelled images of other things. FOLDER holds the five tars of tools/photos.py (or set REPCON_DATA).
 
 finding_1   generalist - student of the task teacher alone: what distilling one task costs
 finding_2   student of task teacher and generalist - better of the two
@@ -41,7 +41,7 @@ def main() -> None:
     parser.add_argument("--methods", help=f"rows of the table, some of {', '.join(METHODS)}")
     parser.add_argument(
         "--domain-images", type=int, nargs="?", const=0, metavar="N",
-        help="unlabeled images of the teacher halves join in: all, or N of each domain",
+        help="unlabelled images of the teacher halves join in: all, or N of each domain",
     )  # fmt: skip
     parser.add_argument("--epochs", type=int, help="of the students")
     parser.add_argument("--jobs", type=int, help="commands side by side; one per core by default, one on a GPU")

@@ -1,6 +1,6 @@
 """The photographs of the consolidation benchmark, made clean: nothing of a domain is in the proxy set.
 
-From the five tars (tools/photos.py) this writes a labelled tar per domain and one unlabeled proxy tar:
+From the five tars (tools/photos.py) this writes a labelled tar per domain and one unlabelled proxy tar:
 an image whose bytes were seen before is dropped, so is a proxy image that any domain holds, and so is every proxy
 class that is named like a class of a domain. What was dropped is counted.
 """

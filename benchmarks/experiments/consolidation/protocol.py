@@ -59,7 +59,7 @@ class Protocol:
     methods: tuple[str, ...] = tuple(METHODS)
     proxy_images: int = 2500
     domain_images: int | None = None
-    """So many unlabeled images of each domain's teacher half join the proxy; 0: all of them."""
+    """So many unlabelled images of each domain's teacher half join the proxy; 0: all of them."""
     size: int = 128
     epochs: int = 5
     teacher_epochs: int = 6

@@ -177,7 +177,7 @@ class Study:
         return f"proxy-{'-'.join(self.protocol.domains)}-{seed}{images}"
 
     def with_domains(self, seed: int) -> str:
-        """The proxy and unlabeled images of the domains' teacher halves, as one pack; its name.
+        """The proxy and unlabelled images of the domains' teacher halves, as one pack; its name.
 
         Where not all are taken, their contents choose, so that a larger number holds a smaller one.
         """

@@ -20,9 +20,9 @@ class Variant:
     heads: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """Fields of single heads, by name; a head of weight 0 is left out."""
     domain_images: bool = False
-    """Whether unlabeled images of the teacher's half of the classes join the proxy."""
+    """Whether unlabelled images of the teacher's half of the classes join the proxy."""
     all_images: bool = False
-    """Whether the proxy is all the unlabeled images that there are instead of the protocol's number."""
+    """Whether the proxy is all the unlabelled images that there are instead of the protocol's number."""
     generalist: str = ""
     """Another generalist as a teacher; the student's start stays."""
 

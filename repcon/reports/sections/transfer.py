@@ -178,10 +178,12 @@ def _transfer_lead(figures: Mapping[str, Any]) -> str:
     if not all(is_number(count) for count in counts):
         return ""
     test, train, classes, chance = filter(is_number, counts)
+    folds = figures.get("folds")
+    parts = f" in {folds} folds" if is_number(folds) and folds > 1 else ""
     return (
-        f"Accuracy in per cent of {format_number(test)} test images of {format_number(classes)} classes, with probes "
-        f"trained on {format_number(train)} images; chance is {chance:.1f} %. All backbones see the same images, "
-        "splits and draws."
+        f"Accuracy in per cent of {format_number(test)} test images of {format_number(classes)} classes{parts}, with "
+        f"probes trained on {format_number(train)} images; chance is {chance:.1f} %. All backbones see the same "
+        "images, splits and draws."
     )
 
 

@@ -19,7 +19,8 @@ images. The package works on tensors alone. Importing it does not import Triton.
 """
 
 from repcon_kernels.crop_resize import cut_crops
-from repcon_kernels.functional import IMPLEMENTATIONS, linear_kl, multi_head_kl
+from repcon_kernels.functional import IMPLEMENTATIONS, multi_head_kl
 from repcon_kernels.kl_div.heads import LOG_TAIL_FLOOR, TAILS, HeadSpec
+from repcon_kernels.linear_kl_div import linear_kl
 
 __all__ = ["IMPLEMENTATIONS", "LOG_TAIL_FLOOR", "TAILS", "HeadSpec", "cut_crops", "linear_kl", "multi_head_kl"]

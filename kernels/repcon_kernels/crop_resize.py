@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from repcon_kernels.kl_div.autograd import implementation_module
+from repcon_kernels.functional import implementation_module
 
 IMPLEMENTATIONS = ("torch", "triton")
 

@@ -1,5 +1,7 @@
-"""Linear layer and loss in one operator: the logits of one chunk of rows exist at a time, until their part of the
-gradients has been added."""
+"""`linear_kl`: linear layer and loss in one operator.
+
+The logits of one chunk of rows exist at a time, until their part of the gradients has been added.
+"""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,17 +9,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from repcon_kernels.kl_div.autograd import (
+from repcon_kernels.functional import (
     LABELS,
     backward_gradient,
     empty_losses,
-    head_specs,
-    implementation_module,
     library,
+    multi_head_kl,
+    operator_labels,
     register,
+    run_implementation,
     stored_scale,
+    validate_implementation,
 )
-from repcon_kernels.kl_div.heads import LOGIT_DTYPES, describe
+from repcon_kernels.kl_div.heads import LOGIT_DTYPES, HeadSpec, check_values, describe, validate_targets
 
 CHUNK_BYTES = 64 * 2**20
 """Size of the logits of a chunk."""
@@ -28,7 +32,57 @@ library.define(
 )
 
 
-def validate(features: Tensor, weight: Tensor, bias: Tensor | None, chunk_rows: int) -> None:
+def linear_kl(
+    features: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    heads: Sequence[HeadSpec],
+    ids: Sequence[Tensor],
+    logp: Sequence[Tensor],
+    *,
+    rows: Tensor | None = None,
+    weights: Tensor,
+    tail: str = "uniform",
+    implementation: str = "torch",
+    chunk_rows: int = 0,
+    check: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """(loss, losses): `multi_head_kl` of features @ weight.T + bias without all logits in memory.
+
+    features: (B, D); weight: (columns, D); bias: (columns,) or None; all of one dtype, or as autocast makes them.
+    chunk_rows: rows whose logits exist at a time; 0 takes as many as fill 64 MiB.
+    The others are as for `multi_head_kl`. `loss` () is the sum of `losses` and differentiable by features, weight and
+    bias; `losses` (H,) are not differentiable, since the features' gradient is not kept per head.
+    """
+    kind = features.device.type
+    if torch.is_autocast_enabled(kind):
+        dtype = torch.get_autocast_dtype(kind)
+        features, weight = _cast(features, dtype), _cast(weight, dtype)
+        bias = None if bias is None else _cast(bias, dtype)
+    _validate_layer(features, weight, bias, chunk_rows)
+    validate_targets(features.shape[0], weight.shape[0], features.device, heads, ids, logp, rows, weights, tail)
+    validate_implementation(implementation)
+    if check:
+        check_values(heads, ids, rows)
+    if implementation == "reference":
+        logits = torch.nn.functional.linear(features, weight, bias)
+        losses = multi_head_kl(
+            logits, heads, ids, logp, rows=rows, weights=weights, tail=tail, implementation="reference"
+        )
+        return losses.sum(), losses.detach()
+    labels = operator_labels(heads, ids, logp, rows, weights, tail, implementation)
+    needed = any(tensor is not None and tensor.requires_grad for tensor in (features, weight, bias))
+    with_gradient = needed and torch.is_grad_enabled()
+    loss, losses, *_ = torch.ops.repcon_kernels.linear_kl(features, weight, bias, *labels, chunk_rows, with_gradient)
+    return loss, losses
+
+
+def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """Cast as autocast does, which leaves float64 unchanged."""
+    return tensor if tensor.dtype == torch.float64 else tensor.to(dtype)
+
+
+def _validate_layer(features: Tensor, weight: Tensor, bias: Tensor | None, chunk_rows: int) -> None:
     """Raises ValueError where the shapes, dtypes or devices of the layer's tensors do not fit together."""
     if features.ndim != 2 or features.shape[0] == 0 or features.dtype not in LOGIT_DTYPES:
         raise ValueError(f"features must be (B, D) floating point with B > 0, not {describe(features)}")
@@ -44,43 +98,27 @@ def validate(features: Tensor, weight: Tensor, bias: Tensor | None, chunk_rows: 
 
 
 def _linear_kl(
-    features: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    ids: Sequence[Tensor],
-    logp: Sequence[Tensor],
-    rows: Tensor | None,
-    weights: Tensor,
-    starts: Sequence[int],
-    classes: Sequence[int],
-    tail_columns: Sequence[int],
-    temperatures: Sequence[float],
-    tail: str,
-    implementation: str,
-    chunk_rows: int,
-    with_gradient: bool,
+    features: Tensor, weight: Tensor, bias: Tensor | None, *labels_and_flags: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    ids, logp, rows, *others, chunk_rows, with_gradient = labels_and_flags
     batch, columns = features.shape[0], weight.shape[0]
     step = min(batch, chunk_rows or max(1, CHUNK_BYTES // (columns * features.element_size())))
-    heads = head_specs(ids, starts, classes, tail_columns, temperatures)
-    run = implementation_module(implementation, features).multi_head_kl
-    scale = stored_scale(features.dtype, batch) / batch
-    losses = empty_losses(features, weights).zero_()
+    losses = empty_losses(features, others[0]).zero_()
     d_features, d_weight, d_bias = _gradients(features, weight, bias, with_gradient)
     for start in range(0, batch, step):
         chunk = slice(start, min(start + step, batch))
         logits = torch.nn.functional.linear(features[chunk], weight, bias)
-        chunk_ids, chunk_logp, chunk_rows_ = ids, logp, None if rows is None else rows[chunk]
         if rows is None:
-            chunk_ids, chunk_logp = [part[chunk] for part in ids], [part[chunk] for part in logp]
-        gradient = logits if with_gradient else None
-        losses += run(logits, gradient, heads, chunk_ids, chunk_logp, chunk_rows_, weights, tail, 1 / batch, scale)
+            labels = [part[chunk] for part in ids], [part[chunk] for part in logp], None
+        else:
+            labels = ids, logp, rows[chunk]
+        losses += run_implementation(logits, logits if with_gradient else None, batch, *labels, *others)
         if with_gradient:
             torch.mm(logits, weight, out=d_features[chunk])
             d_weight += _product(logits.T, features[chunk], d_weight.dtype)
             if bias is not None:
                 d_bias += logits.sum(dim=0, dtype=d_bias.dtype)
-        del logits, gradient  # before those of the next chunk are made
+        del logits  # before those of the next chunk are made
     return losses.sum(), losses, d_features, d_weight, d_bias
 
 

@@ -100,7 +100,9 @@ def test_the_operators_hold_what_they_promise(implementation: str, in_place: boo
     """torch's own checks. Tracing of both passes is below: here the operator's second result, the gradient that the
     backward pass scales where it lies, would come out too."""
     case = make(3, [(30, 5), (6, 6)], gathered=True).to(device)
-    labels = functional._labels(case.heads, case.ids, case.logp, case.rows, case.weights, "bucket", implementation)
+    labels = functional.operator_labels(
+        case.heads, case.ids, case.logp, case.rows, case.weights, "bucket", implementation
+    )
     logits = case.logits.clone().requires_grad_()
     operators = torch.ops.repcon_kernels
     if in_place:

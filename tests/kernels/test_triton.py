@@ -6,7 +6,7 @@ import pytest
 import torch
 from kernel_cases import Case, assert_meets, compute, make
 from repcon_kernels import TAILS, multi_head_kl
-from repcon_kernels.kl_div.autograd import head_specs
+from repcon_kernels.functional import head_specs
 
 
 def check(case: Case, device: str, tail: str = "bucket", *, in_place: bool = False) -> None:

@@ -7,6 +7,7 @@ import contextlib
 import errno
 import os
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection
 from functools import partial
 from pathlib import Path
@@ -35,55 +36,68 @@ class RangeReader(Protocol):
         ...
 
 
-class FileSystem(RangeReader, Protocol):
+class FileSystem(ABC):
     """Files below one root; names are relative and use `/`."""
 
     root: str
 
+    @abstractmethod
     def read(self, name: str, start: int = 0, length: int | None = None) -> bytes:
         """Bytes [start, start + length), fewer at the end of the file. Raises FileNotFoundError."""
-        ...
 
+    def read_range(self, name: str, start: int, length: int) -> bytes:
+        """As `RangeReader.read_range`."""
+        return self.read(name, start, length)
+
+    @abstractmethod
     def size(self, name: str) -> int | None:
         """Bytes in the file, None where there is none."""
-        ...
 
+    @abstractmethod
     def list_names(self, folder: str) -> list[str]:
         """Names directly in the folder, sorted; empty where there is none.
 
         Locally without those that begin with a dot: files that are being written.
         """
-        ...
 
     def list_unsafe_names(self, folder: str) -> list[str]:
         """Names in the folder that are not `is_safe_name`, and those in folders of such names: `a b/zarr.json`.
 
         Files that are being written are left out.
         """
-        ...
+        found: list[str] = []
+        with contextlib.suppress(OSError):
+            for name in sorted(self._list(folder)):
+                if not is_safe_name(name) and not local_files.is_temporary(name):
+                    found.append(name)
+                    with contextlib.suppress(OSError):  # not a folder
+                        found += [f"{name}/{inner}" for inner in self._list(folder, name)]
+        return found
 
+    @abstractmethod
+    def _list(self, folder: str, inner: str = "") -> list[str]:
+        """All names in the folder, or in the folder `inner` in it, whose name may be unsafe. Raises OSError."""
+
+    @abstractmethod
     def write(self, name: str, data: bytes, check: Callable[[], object] | None = None) -> None:
         """Writes the whole file at once, in place of an earlier one. Raises UserError.
 
         check: called just before the file appears; an error that it raises cancels the write. Locally it is called once
         the temporary file is complete, so that no write goes through between `cancel_writes` and the next check.
         """
-        ...
+
+    @abstractmethod
+    def delete(self, name: str) -> None:
+        """Deletes the file if it is there."""
 
     def cancel_writes(self, names: Collection[str]) -> None:
         """Keeps other processes from finishing writes of files of these names, in any folder, without another check.
 
-        Does nothing behind a URL, where writes have no temporary file.
+        Does nothing behind a URL, where an object is in place as soon as it is written.
         """
-        ...
-
-    def delete(self, name: str) -> None:
-        """Deletes the file if it is there."""
-        ...
 
     def remove_abandoned(self) -> None:
-        """Deletes the temporary files of killed writers, and no other file."""
-        ...
+        """Deletes the temporary files of killed writers, and no other file; behind a URL there are none."""
 
 
 def open_filesystem(url: str, *, follow_links: bool = False) -> FileSystem:
@@ -109,7 +123,7 @@ def require_safe_name(name: str) -> str:
     return name
 
 
-class LocalFileSystem:
+class LocalFileSystem(FileSystem):
     """Files in a local folder; a link that leads out of the folder is refused unless `follow_links`."""
 
     def __init__(self, root: Path, *, follow_links: bool = False) -> None:
@@ -135,21 +149,14 @@ class LocalFileSystem:
 
     def list_names(self, folder: str) -> list[str]:
         try:
-            return sorted(entry for entry in os.listdir(self._inside(folder)) if not entry.startswith("."))
+            return sorted(entry for entry in self._list(folder) if not entry.startswith("."))
         except OSError as error:
             if error.errno in _NOT_THERE:
                 return []
             raise
 
-    def list_unsafe_names(self, folder: str) -> list[str]:
-        found: list[str] = []
-        with contextlib.suppress(OSError):
-            for name in sorted(os.listdir(self._inside(folder))):
-                if not is_safe_name(name) and not local_files.is_temporary(name):
-                    found.append(name)
-                    with contextlib.suppress(OSError):  # not a folder
-                        found += [f"{name}/{inner}" for inner in os.listdir(Path(self._inside(folder), name))]
-        return found
+    def _list(self, folder: str, inner: str = "") -> list[str]:
+        return os.listdir(Path(self._inside(folder), inner))
 
     def write(self, name: str, data: bytes, check: Callable[[], object] | None = None) -> None:
         path = self._inside(name)
@@ -196,7 +203,7 @@ def _make_folders(folder: Path) -> None:
     fsync_folder(folder.parent)
 
 
-class UrlFileSystem:
+class UrlFileSystem(FileSystem):
     """Files below a URL, by fsspec."""
 
     def __init__(self, url: str) -> None:
@@ -208,9 +215,6 @@ class UrlFileSystem:
         end = None if length is None else start + length
         return self._files.cat_file(self._path(name), start=start, end=end)
 
-    def read_range(self, name: str, start: int, length: int) -> bytes:
-        return self.read(name, start, length)
-
     def size(self, name: str) -> int | None:
         self._files.invalidate_cache()
         try:
@@ -219,22 +223,15 @@ class UrlFileSystem:
             return None
 
     def list_names(self, folder: str) -> list[str]:
-        self._files.invalidate_cache()
         try:
-            found = self._files.ls(self._path(folder), detail=False)
+            return sorted(self._list(folder))
         except FileNotFoundError:
             return []
-        return sorted(path.rstrip("/").rsplit("/", 1)[-1] for path in found)
 
-    def list_unsafe_names(self, folder: str) -> list[str]:
-        found: list[str] = []
-        for name in self.list_names(folder):
-            if not is_safe_name(name):
-                found.append(name)
-                with contextlib.suppress(OSError):
-                    paths = self._files.ls(f"{self._path(folder)}/{name}", detail=False)
-                    found += [f"{name}/{path.rstrip('/').rsplit('/', 1)[-1]}" for path in paths]
-        return found
+    def _list(self, folder: str, inner: str = "") -> list[str]:
+        self._files.invalidate_cache()
+        found = self._files.ls(f"{self._path(folder)}/{inner}" if inner else self._path(folder), detail=False)
+        return [path.rstrip("/").rsplit("/", 1)[-1] for path in found]
 
     def write(self, name: str, data: bytes, check: Callable[[], object] | None = None) -> None:
         if check is not None:
@@ -247,12 +244,6 @@ class UrlFileSystem:
     def delete(self, name: str) -> None:
         with contextlib.suppress(FileNotFoundError):
             self._files.rm_file(self._path(name))
-
-    def cancel_writes(self, names: Collection[str]) -> None:
-        """Does nothing: an object is in place as soon as it is written."""
-
-    def remove_abandoned(self) -> None:
-        """Does nothing: objects are replaced atomically."""
 
     def _path(self, name: str) -> str:
         return f"{self._root}/{require_safe_name(name)}" if name else self._root

@@ -1,15 +1,13 @@
 """Read text, JSON and TOML of unknown origin, with limits and one kind of error."""
 
-import errno
 import json
 import math
-import os
-import stat
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from repcon.runtime.local_files import read_file
 from repcon.runtime.text import printable
 
 MAX_BYTES = 64 * 2**20
@@ -29,8 +27,7 @@ def read_text(path: str | Path, max_bytes: int = MAX_BYTES) -> str:
     Raises UnreadableError for a file that is not regular, is larger than `max_bytes`, or cannot be read.
     """
     try:
-        with open(path, "rb", opener=_open_regular) as file:
-            held = file.read(max_bytes + 1)
+        held = read_file(path, max_bytes + 1)
     except OSError as error:
         raise UnreadableError(error.strerror or str(error)) from error
     except ValueError as error:  # a zero byte in the name
@@ -38,15 +35,6 @@ def read_text(path: str | Path, max_bytes: int = MAX_BYTES) -> str:
     if len(held) > max_bytes:
         raise UnreadableError(f"larger than {max_bytes // 2**20} MiB")
     return held.decode("utf-8", "surrogateescape").removeprefix("\ufeff")
-
-
-def _open_regular(path: str, flags: int) -> int:
-    """Opens a regular file; refuses others, without waiting for the writer of a FIFO."""
-    descriptor = os.open(path, flags | os.O_NONBLOCK)
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
-        raise OSError(errno.EINVAL, "not a regular file")
-    return descriptor
 
 
 def parse_json(text: str) -> Any:

@@ -30,7 +30,7 @@ from repcon.models.custom import is_module_function
 from repcon.models.factory import create_model
 from repcon.precompute import context
 from repcon.precompute.output_store import with_store_settings
-from repcon.runtime.console import console
+from repcon.runtime.console import console, print_plain, warn
 from repcon.runtime.errors import UserError
 from repcon.runtime.run_dir import RunDir, require_free
 from repcon.runtime.untrusted import UnreadableError, parse_toml, read_text
@@ -180,7 +180,7 @@ def _check_sets(config: ConsolidateConfig, proxy: ImagePack, packs: Mapping[str,
             what = f"--proxy {' '.join(config.proxy)}: holds {shared} of the images that {name} is measured on"
             if not config.allow_overlap:
                 raise UserError(f"{what}; leave them out, or give --allow-overlap")
-            console.print(f"[yellow]warning[/]: {escape(what)}", highlight=False, soft_wrap=True)
+            warn(what)
 
 
 def _evaluate(
@@ -198,7 +198,7 @@ def _evaluate(
     }
     if left := [metadata.name for metadata in teacher_metadata if is_module_function(metadata.model)]:
         what = f"{', '.join(left)}: a function's features are not known, so the student is not measured beside it"
-        console.print(f"[yellow]note[/]: {escape(what)}", highlight=False, soft_wrap=True)
+        warn(what, "note")
     models |= {f"{name} teacher": plan.teacher_folder(config, name) for name in named.taught}
     measured = {packs[source].fingerprint for source in named.evaluated.values()}
     held_out = [name for name, source in named.taught.items() if packs[source].fingerprint in measured]
@@ -215,7 +215,7 @@ def _estimate(config: ConsolidateConfig) -> dict[str, Any]:
     if start:
         console.print(f"note: {', '.join(start)} is not taught yet; {config.teaching.model} answers in its place")
     figures = precompute.run(replace(settings, estimate=True))
-    console.print(f"the proxy's pack is kept: {escape(proxy.url)}", highlight=False, soft_wrap=True)
+    print_plain(f"the proxy's pack is kept: {proxy.url}")
     return figures
 
 
@@ -264,8 +264,7 @@ def last_line(config: ConsolidateConfig, results: Mapping[str, Any]) -> None:
     following = f"repcon evaluate --data LABELLED --backbones student={student} --out {config.out}-transfer"
     if config.evaluate:
         following = f'timm.create_model("local-dir:{student}", pretrained=True)'
-    line = f"student: {student}; report: {results['report']}; next: {following}"
-    console.print(escape(line), highlight=False, soft_wrap=True)
+    print_plain(f"student: {student}; report: {results['report']}; next: {following}")
 
 
 def _step(title: str) -> None:

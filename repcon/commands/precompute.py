@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.markup import escape
 
 from repcon.config import PrecomputeConfig, dump
 from repcon.labels.manifest import manifest_of
@@ -21,7 +20,7 @@ from repcon.precompute.engine import run_worker, work
 from repcon.precompute.estimate import estimate
 from repcon.precompute.output_store import crops_of, run_folder, spec_of, unlabelled_crops
 from repcon.precompute.progress import Display, show
-from repcon.runtime.console import console
+from repcon.runtime.console import console, print_plain
 from repcon.runtime.device import choose
 from repcon.runtime.errors import UserError
 from repcon.runtime.run_dir import RESULTS, RunDir
@@ -42,7 +41,7 @@ def _estimate(config: PrecomputeConfig) -> dict[str, Any]:
     unlabelled = unlabelled_crops(config, spec)
     teachers = [teacher for teacher in teachers if unlabelled[teacher.name]]
     if not teachers:
-        console.print(f"{escape(config.out)}: all labels are there already", highlight=False, soft_wrap=True)
+        print_plain(f"{config.out}: all labels are there already")
         return {"total_crops": spec.images * spec.crops, "unlabelled_crops": 0}
     config = replace(config, batch_size=config.batch_size or find_batch_size(teachers, device))
     return estimate(config, spec, pack, teachers, device, unlabelled=max(unlabelled.values()))
@@ -77,7 +76,7 @@ def _label(config: PrecomputeConfig) -> dict[str, Any]:
 
 def _nothing_done(config: PrecomputeConfig, context: PrecomputeContext) -> dict[str, Any]:
     """Leaves the records of the run that did the work."""
-    console.print(f"{escape(config.out)}: all labels are there already", highlight=False, soft_wrap=True)
+    print_plain(f"{config.out}: all labels are there already")
     return _require_no_missing(config, context, {"images": 0, "crops": 0, "units": 0} | _figures(context))
 
 

@@ -9,7 +9,7 @@ from repcon.reports.page import RecordSections, build, html, markdown
 from repcon.reports.plot_style import standalone
 from repcon.reports.sections.records import record_sections
 from repcon.reports.sources import read_sources
-from repcon.runtime.console import console
+from repcon.runtime.console import console, warn
 from repcon.runtime.run_dir import RunDir, write_text
 
 
@@ -28,7 +28,7 @@ def run(config: ReportConfig, records: RecordSections = record_sections) -> dict
     for name, text in pages.items():
         write_text(output.path / name, text)
     for note in report.notes:
-        console.print(f"[yellow]note[/] {escape(note)}", highlight=False, soft_wrap=True)
+        warn(note, "note")
     console.print(f"report: [bold]{escape(str((output.path / 'report.html').resolve()))}[/]", soft_wrap=True)
     counts = {"sources": len(report.sources), "sections": len(report.sections), "plots": len(plots)}
     files = {"html": str(output.path / "report.html"), "markdown": str(output.path / "report.md")}

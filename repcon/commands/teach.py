@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from rich.markup import escape
 from rich.table import Table
 from torch import nn
 
@@ -29,7 +28,7 @@ from repcon.models.factory import create_model
 from repcon.models.identity import weight_hash
 from repcon.models.preprocessing import preprocessing_of
 from repcon.models.saved_model import WEIGHTS, save_model
-from repcon.runtime.console import console, progress
+from repcon.runtime.console import console, print_plain, progress
 from repcon.runtime.device import choose
 from repcon.runtime.errors import UserError
 from repcon.runtime.run_dir import RunDir, finite, read_results
@@ -106,7 +105,7 @@ def _teach(
         )  # fmt: skip
     best = next(epoch for epoch in reversed(epochs) if epoch.best)
     _show(epochs, best, len(names))
-    console.print(f"teacher of {len(names)} classes written to {escape(str(output.path))}", soft_wrap=True)
+    print_plain(f"teacher of {len(names)} classes written to {output.path}")
     results = {"classes": len(names), "class_names": list(names), "best_epoch": best.epoch}
     figures = {"validation_accuracy": best.held_accuracy, "validation_loss": best.held_loss, "train_loss": best.loss}
     return results | figures | made_of
@@ -121,7 +120,7 @@ def _kept(config: TeachConfig) -> dict[str, Any]:
         "labels_fingerprint": _labels_hash(*select_classes(pack, config.classes)),
     }
     _require_same(config, earlier, learnt, "holds a teacher of")
-    console.print(f"{escape(config.out)}: this teacher is finished", soft_wrap=True)
+    print_plain(f"{config.out}: this teacher is finished")
     return earlier
 
 

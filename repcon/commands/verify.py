@@ -17,7 +17,7 @@ from repcon.labels.integrity import hierarchy_problems, unit_problems
 from repcon.labels.layout import HeadInfo
 from repcon.labels.store import CropLabels, LabelStore, Unit
 from repcon.precompute.recompute import find_teachers, rerun
-from repcon.runtime.console import console, progress
+from repcon.runtime.console import console, progress, warn
 from repcon.runtime.errors import UserError
 
 _SHOWN = 20
@@ -93,7 +93,7 @@ def _warn_of_missing_teachers(store: LabelStore, config: VerifyConfig) -> None:
     try:
         find_teachers(store, models)
     except UserError as error:
-        console.print(f"[yellow]warning:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
+        warn(str(error))
 
 
 def label_problems(store: LabelStore, unit: Unit, pack: ImagePack | None, missing: np.ndarray) -> Iterator[str]:

@@ -11,7 +11,7 @@ from repcon.config import HeadConfig, TrainConfig
 from repcon.distill.loss import default_temperature
 from repcon.labels.layout import HeadInfo
 from repcon.labels.store import LabelStore
-from repcon.runtime.console import console
+from repcon.runtime.console import print_plain
 
 DEFAULT_SIZE = 224
 """Input side in pixels where no teacher's is known."""
@@ -51,7 +51,7 @@ def resolve_auto_settings(settings: TrainConfig, store: LabelStore) -> TrainConf
     if any(not head.temperature for head in settings.heads or (HeadConfig(name=""),)):
         chosen.append("temperature " + ", ".join(sorted({f"{head.temperature:g}" for head in heads})))
     if chosen:
-        console.print(f"chosen: {'; '.join(chosen)}", highlight=False, markup=False, soft_wrap=True)
+        print_plain(f"chosen: {'; '.join(chosen)}")
     return dataclasses.replace(
         settings, heads=heads, balance_heads=balance_heads, size=size, batch_size=batch_size, freeze_norm=freeze_norm,
         optim=optim,

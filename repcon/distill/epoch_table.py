@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from repcon.runtime.console import console
+from repcon.runtime.console import console, print_plain
 
 COLUMN_WIDTH = 15
 """Characters per head."""
@@ -28,21 +28,17 @@ class EpochTable:
         names = tuple(cells)
         if names != self._columns:
             what = f"KL in nat, same class as its teacher, on {figures['images']:,} held-out images"
-            _print(f"epoch 0 is the start; {what if figures['heads'] else 'kNN accuracy'}")
+            print_plain(f"epoch 0 is the start; {what if figures['heads'] else 'kNN accuracy'}")
         for first in range(0, len(names), per_block):
             block = names[first : first + per_block]
             if names != self._columns or len(names) > per_block:
-                _print("epoch" + "".join(f"  {_shorten(name):>{COLUMN_WIDTH}}" for name in block))
-            _print(f"{epoch:>5}" + "".join(f"  {cells[name]:>{COLUMN_WIDTH}}" for name in block))
+                print_plain("epoch" + "".join(f"  {_shorten(name):>{COLUMN_WIDTH}}" for name in block))
+            print_plain(f"{epoch:>5}" + "".join(f"  {cells[name]:>{COLUMN_WIDTH}}" for name in block))
         self._columns = names
 
 
 def _shorten(name: str) -> str:
     return name if len(name) <= COLUMN_WIDTH else name[: COLUMN_WIDTH - 1] + "…"
-
-
-def _print(line: str) -> None:
-    console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 def warn_about_worse_heads(start: Mapping[str, Any], end: Mapping[str, Any]) -> list[str]:
@@ -55,7 +51,5 @@ def warn_about_worse_heads(start: Mapping[str, Any], end: Mapping[str, Any]) -> 
         worse.append(name)
         what = f"head {name} ends worse than it began: KL {last['kl']:.3f} nat, {first['kl']:.3f} at the start"
         hint = "a lower optim.lr, more images, or a higher weight of this head"
-        console.print(
-            f"warning: {what}; {hint} may help", style="yellow", highlight=False, markup=False, soft_wrap=True
-        )
+        print_plain(f"warning: {what}; {hint} may help", "yellow")
     return worse

@@ -24,7 +24,7 @@ from repcon.models.merge import SplitModel, check_mergeable, check_shares, split
 from repcon.models.preprocessing import preprocessing_of
 from repcon.models.student import Student, build_student, is_student
 from repcon.models.teacher_weights import TeacherWeights, find_teacher_weights
-from repcon.runtime.console import console
+from repcon.runtime.console import print_plain
 from repcon.runtime.errors import UserError
 
 
@@ -225,12 +225,12 @@ def _print_summary(
     if result.shares:
         mean = " + ".join(f"{share:.2f} {name}" for name, share in result.shares.items() if share)
         how = "chosen by their stored labels" if result.search is not None else reason
-        _print(f"start: mean of weights, {mean} ({how})")
+        print_plain(f"start: mean of weights, {mean} ({how})")
     else:
-        _print(f"start: the weights of {settings.backbone} ({reason})")
+        print_plain(f"start: the weights of {settings.backbone} ({reason})")
     if result.weights:
         balance = ", ".join(f"{name} {weight:.2f}" for name, weight in result.weights.items())
-        _print(f"weights of the heads, balanced: {balance}")
+        print_plain(f"weights of the heads, balanced: {balance}")
     teachers = {} if result.init == "students" else weights.members
     nonlinear = [name for name, member in teachers.items() if member.classifier is None]
     sources = {
@@ -241,8 +241,4 @@ def _print_summary(
     listed = "; ".join(f"{source}: {', '.join(names)}" for source, names in sources.items() if names)
     without = f"; not linear, so no start for a head: {', '.join(nonlinear)}" if nonlinear else ""
     projected = "; a projection has no classifier to start from" if settings.projection else ""
-    _print(f"heads: {listed}{without}{projected}")
-
-
-def _print(line: str) -> None:
-    console.print(line, highlight=False, markup=False, soft_wrap=True)
+    print_plain(f"heads: {listed}{without}{projected}")

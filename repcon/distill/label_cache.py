@@ -11,7 +11,7 @@ import torch
 
 from repcon.distill.sampler import box_lookup
 from repcon.labels.store import LabelStore, LabelTable
-from repcon.runtime.console import console
+from repcon.runtime.console import print_plain
 from repcon.runtime.errors import UserError
 
 LabelPair = tuple[torch.Tensor, torch.Tensor]
@@ -137,7 +137,7 @@ class LabelCache:
             try:
                 return self._store.reader.table(crops, self._heads, shared=True)
             except (OSError, UserError) as error:
-                console.print(f"labels: not shared, each process reads its own ({error})", markup=False)
+                print_plain(f"labels: not shared, each process reads its own ({error})")
                 self._shared = False
         return self._store.reader.table(crops, self._heads)
 

@@ -1,7 +1,7 @@
 """The training data loader: decoded crops together with the labels that are stored for them."""
 
 from collections.abc import Generator, Iterable, Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from itertools import islice
 
@@ -11,14 +11,14 @@ import torch
 from repcon.config import LoaderKind
 from repcon.decode.base import CropBatch, CropRequest
 from repcon.decode.factory import open_loader
-from repcon.distill.device_prefetch import prefetch_to_device
 from repcon.distill.label_cache import CachedLabels, LabelCache, to_device
 from repcon.distill.sampler import CropBatchSampler, EpochGroup, epoch_groups, split_train_validation
 from repcon.distill.windowed_label_cache import WindowedLabelCache
 from repcon.images.pack import ImagePack
 from repcon.labels.store import LabelStore
-from repcon.runtime.device import indexed
+from repcon.runtime.device import indexed, stream_context
 from repcon.runtime.errors import UserError
+from repcon.runtime.prefetch import Prefetcher
 
 Labels = CachedLabels | WindowedLabelCache
 
@@ -127,7 +127,7 @@ class DistillLoader:
             while last + 1 < stop and self._prefetches_into_next(last):
                 last += 1
             prepared = self._prepare_groups(group, last + 1, start)
-            with prefetch_to_device(prepared, self._copy_stream, depth=PREFETCH_BATCHES) as batches:
+            with self._prefetch(prepared) as batches:
                 for number in range(group, last + 1):
                     of_group = islice(batches, self.group_steps[number] - start)
                     yield number, self._with_label_prefetch(number, of_group)
@@ -193,7 +193,7 @@ class DistillLoader:
         if not len(self.validation_rows):
             return
         prepared = self._prepare_validation()
-        with prefetch_to_device(prepared, self._copy_stream, depth=PREFETCH_BATCHES) as batches:
+        with self._prefetch(prepared) as batches:
             yield from batches
 
     def _prepare_validation(self) -> Iterator[Batch]:
@@ -205,7 +205,7 @@ class DistillLoader:
     def first_crops(self, images: np.ndarray) -> Generator[Batch]:
         """Crop 0 of these ascending rows of the pack, all for this rank; the prefetching thread ends with the loop."""
         prepared = self._prepare_first_crops(images, None, rank=0, world_size=1)
-        with prefetch_to_device(prepared, self._copy_stream, depth=PREFETCH_BATCHES) as batches:
+        with self._prefetch(prepared) as batches:
             yield from batches
 
     def _prepare_first_crops(
@@ -242,6 +242,31 @@ class DistillLoader:
                 crops=batch.crops,
                 total=total,
             )
+
+    @contextmanager
+    def _prefetch(self, prepared: Iterator[Batch]) -> Iterator[Iterator[Batch]]:
+        """The same batches, taken from `prepared` ahead of the training step by a thread that ends with the block.
+
+        On a GPU the thread has a stream of its own, so that its copies overlap with the training step, and each batch
+        is handed over to the stream that is current where it is used.
+        """
+        stream = self._copy_stream
+
+        def copied() -> Iterator[tuple[Batch, torch.cuda.Event | None]]:
+            with stream_context(stream):
+                for batch in prepared:
+                    yield batch, None if stream is None else stream.record_event()
+
+        def handed_over(items: Iterable[tuple[Batch, torch.cuda.Event | None]]) -> Iterator[Batch]:
+            for batch, event in items:
+                if event is not None:
+                    current = torch.cuda.current_stream(self._device)
+                    current.wait_event(event)
+                    batch.record_stream(current)
+                yield batch
+
+        with Prefetcher(copied(), PREFETCH_BATCHES) as items:
+            yield handed_over(items)
 
     def close(self) -> None:
         """Stop the decoding and the reading of labels."""

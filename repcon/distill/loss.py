@@ -12,7 +12,7 @@ from torch import Tensor
 
 from repcon.config import HeadConfig, LossKind, Tail
 from repcon.labels.store import HeadInfo
-from repcon.runtime.console import console
+from repcon.runtime.console import print_plain
 from repcon.runtime.errors import UserError
 
 MAX_DEFAULT_TEMPERATURE = 2.0
@@ -158,5 +158,5 @@ def _announce(message: str) -> None:
     """Print a message once per run, on rank 0."""
     distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
     if message not in _announced and not (distributed and torch.distributed.get_rank() > 0):
-        console.print(message, highlight=False)
+        print_plain(message)
     _announced.add(message)

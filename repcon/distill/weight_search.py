@@ -8,7 +8,7 @@ candidate, a model's averaging weight is called its share: `init_weights` in a r
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
 
@@ -67,10 +67,6 @@ class SearchResult:
         }
 
 
-Score = Callable[[Candidate, Sequence[Candidate]], float]
-"""(candidate, single models as candidates) to its score; the lowest wins."""
-
-
 def largest_kl(single_models: Sequence[Candidate]) -> dict[str, float]:
     """Per head, the largest KL of a single model."""
     return {head: max(1e-9, *(model.kl[head] for model in single_models)) for head in single_models[0].kl}
@@ -96,8 +92,7 @@ def search_shares(
     loss: MultiHeadKLLoss,
     sample: LabelledSample,
     *,
-    score: Score = balanced_score,
-    autocast: Callable[[], AbstractContextManager[object]] = nullcontext,
+    autocast: Callable[[], AbstractContextManager[object]],
 ) -> SearchResult:
     """The shares of the candidate with the lowest score; equal shares where no member has a linear classifier.
 
@@ -109,11 +104,11 @@ def search_shares(
     if all(member.classifier is None for member in members.values()) or len(names) == 1:
         return SearchResult(shares=uniform, candidates=(), crops=0, seconds=0.0)
     measure = _KlMeasurement(members, loss, sample, autocast)
-    single_models = [measure(_single_model(names, name)) for name in names]
+    single_models = {_key(shares): measure(shares) for shares in (_single_model(names, name) for name in names)}
 
     def scored(shares: Shares) -> Candidate:
-        candidate = measure(shares)
-        return replace(candidate, score=score(candidate, single_models))
+        candidate = single_models.get(_key(shares)) or measure(shares)
+        return replace(candidate, score=balanced_score(candidate, list(single_models.values())))
 
     candidates = _grid_search(names, scored) if len(names) == 2 else _greedy_search(names, scored)
     ordered = tuple(sorted(candidates, key=lambda candidate: candidate.score))
@@ -171,7 +166,7 @@ def _moves(shares: Shares, size: float) -> Iterator[Shares]:
 
 
 class _KlMeasurement:
-    """Measures the KL of a weighted mean; caches what it has measured."""
+    """Measures the KL of a weighted mean."""
 
     def __init__(
         self,
@@ -189,18 +184,11 @@ class _KlMeasurement:
             _frozen_copy(members[name].classifier).to(device)
             for name in loss.names  # pyright: ignore[reportArgumentType]
         ]
-        self._measured: dict[tuple[float, ...], Candidate] = {}
-
-    def __call__(self, shares: Shares) -> Candidate:
-        key = _key(shares)
-        if key not in self._measured:
-            self._backbone.load_state_dict(average(self._members, shares))
-            self._measured[key] = Candidate(shares=shares, kl=self._kl())
-        return self._measured[key]
 
     @torch.no_grad()
-    def _kl(self) -> dict[str, float]:
-        """Mean KL per head over the sample, in nat."""
+    def __call__(self, shares: Shares) -> Candidate:
+        """The candidate with its mean KL per head over the sample, in nat; without a score."""
+        self._backbone.load_state_dict(average(self._members, shares))
         totals, start = torch.zeros(len(self._loss.names)), 0
         for pixels in self._sample.batches:
             images = normalise(pixels, self._preprocessing, torch.float32)
@@ -210,11 +198,9 @@ class _KlMeasurement:
             rows = torch.arange(start, start + len(pixels), device=pixels.device)
             totals += self._loss(logits, self._sample.labels, rows).cpu() * len(pixels)
             start += len(pixels)
-        scale = [head.temperature**2 for head in self._loss.specs]
-        return {
-            name: float(total) / self._sample.count / squared
-            for name, total, squared in zip(self._loss.names, totals, scale, strict=True)
-        }
+        heads = zip(self._loss.names, self._loss.specs, totals.tolist(), strict=True)
+        kl = {name: total / self._sample.count / head.temperature**2 for name, head, total in heads}
+        return Candidate(shares=shares, kl=kl)
 
 
 def _frozen_copy(module: nn.Module | None) -> nn.Module:

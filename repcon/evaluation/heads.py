@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from rich.markup import escape
 from rich.progress import Progress
 
 from repcon.config import EvaluateConfig, TeachConfig, TeacherConfig, parse, parse_named_values
@@ -25,7 +24,7 @@ from repcon.models import teacher as teachers
 from repcon.models.preprocessing import normalise, preprocessing_of
 from repcon.models.saved_model import CONFIG, model_folder, saved_extra
 from repcon.models.student import head_class_names, head_names, load_student
-from repcon.runtime.console import console
+from repcon.runtime.console import warn
 from repcon.runtime.device import choose
 from repcon.runtime.errors import UserError
 from repcon.runtime.text import abbreviate
@@ -144,7 +143,7 @@ def _report_no_images(teacher: teachers.Teacher, packs: Mapping[str, ImagePack],
     what = f"no class of the data ({there}) is among those of {teacher.name} ({abbreviate(teacher.metadata.classes)})"
     if refuse:
         raise UserError(f"heads: {what}; name labelled images of its classes")
-    console.print(f"[yellow]left out[/]: the head {escape(teacher.name)}: {escape(what)}", highlight=False)
+    warn(f"the head {teacher.name}: {what}", "left out")
 
 
 def measure_heads(checks: Sequence[HeadCheck], config: EvaluateConfig, bars: Progress) -> list[dict[str, Any]]:

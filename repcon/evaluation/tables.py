@@ -9,7 +9,7 @@ from rich.text import Text
 from repcon.evaluation.intervals import plus_minus
 from repcon.evaluation.metrics import COLUMN_TITLES
 from repcon.evaluation.verdict import METRICS
-from repcon.runtime.console import console
+from repcon.runtime.console import console, warn
 from repcon.runtime.tables import narrow_table
 
 NAME_COLUMNS, WIDE_COLUMNS = 26, 13
@@ -49,7 +49,7 @@ def _note_sizes(backbones: Mapping[str, Mapping[str, Any]]) -> None:
     if len({tuple(size) for size in sizes.values()}) > 1:
         listed = ", ".join(f"{name} {' + '.join(map(str, size))}" for name, size in sizes.items())
         what = f"each backbone at its own input size, in pixels: {listed}; `size` takes one for all"
-        console.print(f"[yellow]note[/]: {escape(what)}", highlight=False)
+        warn(what, "note")
 
 
 def table(results: Mapping[str, Any], name: str = "") -> None:

@@ -6,9 +6,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from rich.text import Text
-
-from repcon.runtime.console import console
+from repcon.runtime.console import warn
 from repcon.runtime.errors import UserError
 from repcon.runtime.run_dir import MARKER, RESULTS
 from repcon.runtime.text import printable
@@ -93,7 +91,7 @@ def _is_below(path: Path, folder: Path) -> bool:
     """False, with a printed note, for a link that leads out of the folder."""
     below = path.resolve().is_relative_to(folder.resolve())
     if not below:
-        console.print(Text(f"note {path} is a link that leads out of {folder}: not followed"), soft_wrap=True)
+        warn(f"{path} is a link that leads out of {folder}: not followed", "note")
     return below
 
 

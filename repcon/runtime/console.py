@@ -110,9 +110,14 @@ def _encode_replacing(text: str, encoding: str) -> str:
 console = Terminal()
 
 
-def warn(message: str) -> None:
-    """Print a warning about something that is probably a mistake but not refused."""
-    console.print(f"[yellow]warning[/]: {escape(message)}", highlight=False, soft_wrap=True)
+def print_plain(text: str, style: str = "") -> None:
+    """Print text as it is: brackets are no markup, numbers are not coloured, and only the terminal wraps it."""
+    console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
+
+
+def warn(message: str, kind: str = "warning") -> None:
+    """Print a warning about something that is probably a mistake but not refused; `kind` is its first word."""
+    console.print(f"[yellow]{kind}[/]: {escape(message)}", highlight=False, soft_wrap=True)
 
 
 class ProgressLines:

@@ -90,13 +90,13 @@ class FileSystem(ABC):
     def delete(self, name: str) -> None:
         """Deletes the file if it is there."""
 
-    def cancel_writes(self, names: Collection[str]) -> None:
+    def cancel_writes(self, names: Collection[str]) -> None:  # noqa: B027
         """Keeps other processes from finishing writes of files of these names, in any folder, without another check.
 
         Does nothing behind a URL, where an object is in place as soon as it is written.
         """
 
-    def remove_abandoned(self) -> None:
+    def remove_abandoned(self) -> None:  # noqa: B027
         """Deletes the temporary files of killed writers, and no other file; behind a URL there are none."""
 
 

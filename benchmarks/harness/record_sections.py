@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from repcon.evaluation.metrics import METRICS
+from repcon.evaluation.results import METRICS
 from repcon.reports import plots
 from repcon.reports.figures import Figure, Figures, Interval, Unit, is_number
 from repcon.reports.plot_style import SameStyle

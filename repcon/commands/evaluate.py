@@ -25,8 +25,7 @@ from repcon.evaluation.backbones import JOIN, parse_backbones, warn_of_seen_imag
 from repcon.evaluation.data_sets import Fold, Split, parse_data_sets, split_images
 from repcon.evaluation.features import ExtractConfig, extract
 from repcon.evaluation.heads import HeadCheck, measure_heads, plan_heads
-from repcon.evaluation.summary import combine, flatten_answers, summarise
-from repcon.evaluation.verdict import single_backbones, subject_of, verdict
+from repcon.evaluation.results import combine, flatten_answers, single_backbones, subject_of, summarise, verdict
 from repcon.images.pack import ImagePack
 from repcon.images.packing import open_or_pack
 from repcon.models.factory import create_model
@@ -58,7 +57,7 @@ def run(config: EvaluateConfig) -> dict[str, Any]:
 
     `config.out` gets `results.json`, `answers.npz`, `transfer.svg` and `differences.svg`; of several data sets the
     latter three lie in a folder of each set's name. Results of one data set have `summarise`'s keys, of several
-    `combine`'s; `verdict` (of `repcon.evaluation.verdict`) and, where asked for, `heads` (of `repcon.evaluation.heads`)
+    `combine`'s; `verdict` (of `repcon.evaluation.results`) and, where asked for, `heads` (of `repcon.evaluation.heads`)
     are added to both.
     """
     check_minimum(config, fewshot_trials=1, folds=0, size=0, batch_size=1, num_workers=0, seed=0)

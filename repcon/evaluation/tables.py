@@ -7,8 +7,7 @@ from rich.markup import escape
 from rich.text import Text
 
 from repcon.evaluation.intervals import plus_minus
-from repcon.evaluation.metrics import COLUMN_TITLES
-from repcon.evaluation.verdict import METRICS
+from repcon.evaluation.results import COLUMN_TITLES, VERDICT_METRICS
 from repcon.runtime.console import console, warn
 from repcon.runtime.tables import narrow_table
 
@@ -82,9 +81,10 @@ def summary(results: Mapping[str, Any]) -> None:
     metric = results["verdict"].get("metric")
     if not metric:
         return
+    what = VERDICT_METRICS[metric]
     columns = {name: one["backbones"] for name, one in results["datasets"].items()}
     columns["mean"] = results["mean"]["backbones"]
-    title = f"{METRICS[metric][0].upper()}{METRICS[metric][1:]} on {len(columns) - 1} data sets: %, 95 % intervals"
+    title = f"{what[0].upper()}{what[1:]} on {len(columns) - 1} data sets: %, 95 % intervals"
     grid = narrow_table(title, "backbone", list(columns))
     between = _between(len(columns))
     for name in results["mean"]["backbones"]:

@@ -11,8 +11,7 @@ from repcon.commands import inspect
 from repcon.config import PackConfig
 from repcon.evaluation import tables
 from repcon.evaluation.data_sets import Split
-from repcon.evaluation.summary import combine, summarise
-from repcon.evaluation.verdict import verdict
+from repcon.evaluation.results import combine, summarise, verdict
 from repcon.images import packing
 from repcon.precompute import estimate
 from repcon.runtime.console import console

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from repcon.evaluation import intervals
-from repcon.evaluation.verdict import difference, headline, verdict
+from repcon.evaluation.results import difference, headline, verdict
 
 
 def answers(right: int, images: int = 400, *, first: int = 0) -> dict[str, np.ndarray]:

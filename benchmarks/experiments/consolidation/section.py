@@ -6,7 +6,7 @@ from typing import Any
 
 from benchmarks.experiments.consolidation.protocol import METHODS
 from benchmarks.harness.record_sections import interval_rows
-from repcon.evaluation.metrics import METRICS
+from repcon.evaluation.results import METRICS
 from repcon.reports.figures import Figures, Interval, is_number
 from repcon.reports.plots import Plot
 from repcon.reports.record_figures import label_of, record_figures

@@ -5,7 +5,7 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from repcon.evaluation.intervals import plus_minus
-from repcon.evaluation.metrics import METRICS
+from repcon.evaluation.results import METRICS
 from repcon.reports import plots
 from repcon.reports.figures import Interval, as_interval, format_number, format_value, is_number
 from repcon.reports.plot_style import SeriesStyles

@@ -1,4 +1,4 @@
-"""The verdict of an evaluation: whether one model is better than every other one, by how much, with its interval.
+"""An evaluation's results: means, intervals, paired differences, and the verdict whether one model is better.
 
 Comparisons are paired by test image. Over several data sets the mean counts each set alike, whatever its size.
 """
@@ -10,8 +10,16 @@ import numpy as np
 
 from repcon.evaluation import intervals
 from repcon.evaluation.backbones import JOIN
+from repcon.evaluation.data_sets import Split
 
 METRICS = {
+    "knn_1": "kNN, k = 1", "knn_5": "kNN, k = 5", "knn_20": "kNN, k = 20", "probe": "linear probe",
+    "shot_1": "1-shot", "shot_5": "5-shot", "shot_10": "10-shot", "finetune": "fine-tuned",
+}  # fmt: skip
+"""By the name that results have."""
+COLUMN_TITLES = METRICS | {"knn_1": "kNN 1", "knn_5": "kNN 5", "knn_20": "kNN 20", "probe": "probe"}
+"""Short, for the columns of a terminal's table."""
+VERDICT_METRICS = {
     "probe": "linear probe", "finetune": "fine-tuned accuracy", "shot_10": "10-shot accuracy",
     "shot_5": "5-shot accuracy", "shot_1": "1-shot accuracy", "knn_5": "kNN 5 accuracy", "knn_1": "kNN 1 accuracy",
     "knn_20": "kNN 20 accuracy",
@@ -21,10 +29,71 @@ Answers = Mapping[str, Mapping[str, np.ndarray]]
 """{model: {metric: (m,) values from 0 to 1 per test image, or (draws, m)}}."""
 
 
+def summarise(measured: Answers, about: Mapping[str, Mapping[str, Any]], split: Split, baseline: str) -> dict[str, Any]:
+    """Means, intervals and paired differences to the baseline, in per cent and points; JSON-able."""
+    backbones = {
+        name: {**about[name], "metrics": {metric: intervals.accuracy(values) for metric, values in answers.items()}}
+        for name, answers in measured.items()
+    }
+    differences = {
+        name: {metric: intervals.difference(values, measured[baseline][metric]) for metric, values in answers.items()}
+        for name, answers in measured.items()
+        if name != baseline
+    }
+    return {
+        "backbones": backbones,
+        "baseline": baseline,
+        "differences": differences,
+        "classes": len(split.classes),
+        "class_names": list(split.classes),
+        "left_out": list(split.left_out),
+        "smallest_class": list(split.smallest_class),
+        "folds": len(split.folds),
+        "train_images": max(len(train) for train, _ in split.folds),
+        "test_images": len(split.tested),
+        "chance": 100 / len(split.classes),
+        "preparation": "largest centred square, resized with antialias",
+    }
+
+
+def combine(results: Mapping[str, Mapping[str, Any]], baseline: str) -> dict[str, Any]:
+    """`datasets` (the results of each, of `summarise`'s shape), and `mean`: `backbones` and `differences` as there.
+
+    The mean is of the metrics that every data set has, and counts each set alike.
+    """
+    mean = {
+        part: {
+            name: wrap(_mean([unwrap(one[part][name]) for one in results.values()]))
+            for name in next(iter(results.values()))[part]
+        }
+        for part, wrap, unwrap in (
+            ("backbones", lambda metrics: {"metrics": metrics}, lambda held: held["metrics"]),
+            ("differences", lambda metrics: metrics, lambda held: held),
+        )
+    }
+    return {"datasets": dict(results), "mean": mean, "baseline": baseline}
+
+
+def _mean(parts: list[Mapping[str, Mapping[str, float]]]) -> dict[str, dict[str, float]]:
+    """{metric: interval} of the mean over the data sets."""
+    metrics = [metric for metric in parts[0] if all(metric in part for part in parts)]
+    return {metric: intervals.mean_over_sets([part[metric] for part in parts]) for metric in metrics}
+
+
+def flatten_answers(measured: Answers) -> dict[str, np.ndarray]:
+    """One (m,) array per backbone and metric, named `backbone/metric`, so that others can pair and pool the answers; of
+    few-shot the share of draws."""
+    return {
+        f"{name}/{metric}": values.mean(axis=0) if values.ndim == 2 else values
+        for name, answers in measured.items()
+        for metric, values in answers.items()
+    }
+
+
 def headline(measured: Sequence[Answers]) -> str:
     """The metric that a verdict is given by; empty where the data sets have none in common."""
     common = [set(answers) for models in measured for answers in models.values()]
-    return next((metric for metric in METRICS if common and all(metric in held for held in common)), "")
+    return next((metric for metric in VERDICT_METRICS if common and all(metric in held for held in common)), "")
 
 
 def single_backbones(facts: Mapping[str, Mapping[str, Any]]) -> list[str]:
@@ -77,21 +146,21 @@ def verdict(measured: Mapping[str, Answers], subject: str, rivals: Sequence[str]
     rival = min(above or unsure or rivals, key=lambda rival: apart[rival]["mean"])
     found |= {"outcome": outcome, "rival": rival, "best_rival": best, "difference": apart[rival], "differences": apart}
     if len(sets) > 1:
-        found["by_dataset"] = {name: _against_best({name: models}, metric, subject, rivals) for name, models in
-                               measured.items()}  # fmt: skip
+        found["by_dataset"] = {
+            name: _against_best(models, metric, subject, rivals) for name, models in measured.items()
+        }
         found["details"] = _details(found)
     return found | {"sentence": _sentence(found, several=len(sets) > 1)}
 
 
-def _against_best(measured: Mapping[str, Answers], metric: str, subject: str, rivals: Sequence[str]) -> dict[str, Any]:
+def _against_best(models: Answers, metric: str, subject: str, rivals: Sequence[str]) -> dict[str, Any]:
     """The best rival of one data set, and the difference to it."""
-    (models,) = measured.values()
     best = max(rivals, key=lambda rival: float(models[rival][metric].mean()))
     return {"rival": best, "difference": difference([models], subject, best, metric)}
 
 
 def _sentence(found: Mapping[str, Any], *, several: bool) -> str:
-    subject, metric = found["subject"], METRICS[found["metric"]]
+    subject, metric = found["subject"], VERDICT_METRICS[found["metric"]]
     mean = "on average" if several else ""
     if found["outcome"] == "alone":
         accuracy = found["accuracy"]

@@ -74,6 +74,11 @@ def is_number(value: Any) -> TypeGuard[int | float]:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
+def as_mapping(value: Any) -> Mapping[str, Any]:
+    """The object that JSON gave; an empty one where it gave anything else."""
+    return value if isinstance(value, Mapping) else {}
+
+
 def as_interval(value: Any) -> Interval | None:
     """`{"mean": ..., "low": ..., "high": ...}` or `{"median": ..., "q20": ..., "q80": ...}` as an interval."""
     if not isinstance(value, Mapping):

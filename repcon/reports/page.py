@@ -11,16 +11,15 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from repcon.models.model_card import escape_markdown
+from repcon.reports.figure_names import run_figures
 from repcon.reports.figures import Figures, format_value
 from repcon.reports.plot_style import DARK, LIGHT, SeriesStyles, variables
-from repcon.reports.run_figures import run_figures
-from repcon.reports.section import Section
 from repcon.reports.sections.labels import labels
 from repcon.reports.sections.records import compared_records, record_sections
 from repcon.reports.sections.training import teachers, training
 from repcon.reports.sections.transfer import is_evaluation, transfer, verdicts
 from repcon.reports.sources import Source
-from repcon.reports.tables import differing_settings, list_settings, side_by_side, table
+from repcon.reports.tables import Section, differing_settings, list_settings, side_by_side, table
 from repcon.runtime.text import printable
 
 RecordSections = Callable[[Sequence[Source]], list[Section]]

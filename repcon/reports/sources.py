@@ -2,10 +2,12 @@
 
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from repcon.reports.figures import as_mapping
 from repcon.runtime.console import warn
 from repcon.runtime.errors import UserError
 from repcon.runtime.run_dir import MARKER, RESULTS
@@ -143,7 +145,7 @@ def _json_file(path: Path) -> Source:
 def _benchmark(path: Path, figures: Mapping[str, Any]) -> Source:
     environment = figures.get("environment", {})
     kind = "inspect" if figures.keys() >= INSPECT_KEYS else "benchmark" if environment else "figures"
-    facts = dict(environment) if isinstance(environment, Mapping) else {}
+    facts = dict(as_mapping(environment))
     note = facts.pop("note", None)
     return Source(
         path=path,
@@ -163,24 +165,27 @@ def _json(path: Path) -> dict[str, Any]:
 
 
 def _text(path: Path, *most: int) -> str:
-    try:
+    with _explained(path, "read"):
         return read_text(path, *most)
-    except UnreadableError as error:
-        raise UserError(f"{path}: cannot be read ({error})") from error
 
 
 def _parsed(path: Path, parse: Callable[[str], Any]) -> Any:
-    try:
-        return parse(_text(path))
-    except UnreadableError as error:
-        raise UserError(f"{path}: cannot be read ({error})") from error
+    with _explained(path, "read"):
+        return parse(read_text(path))
 
 
 def _showable(path: Path, value: Any) -> Any:
-    try:
+    with _explained(path, "reported"):
         return showable(value)
+
+
+@contextmanager
+def _explained(path: Path, what: str) -> Iterator[None]:
+    """Raises UserError naming the file in place of UnreadableError."""
+    try:
+        yield
     except UnreadableError as error:
-        raise UserError(f"{path}: cannot be reported ({error})") from error
+        raise UserError(f"{path}: cannot be {what} ({error})") from error
 
 
 def _events(path: Path) -> tuple[list[dict[str, Any]], int]:

@@ -1,10 +1,13 @@
-"""Tables of a report: rows of cells, figures listed or side by side, settings."""
+"""The parts of a report: sections, and their tables of figures, side by side or not, and of settings."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from repcon.reports.crop_sheet import SheetImage
 from repcon.reports.figures import Figure, Figures, Interval, flatten, format_value
+from repcon.reports.plots import Plot
 
 MARKED = "Marked where the interval leaves that of the first column; a figure without an interval is never marked."
 """The note under a table whose cells have a `mark` beside the first column."""
@@ -30,6 +33,26 @@ class Table:
     columns: tuple[str, ...]
     rows: tuple[tuple[Cell, ...], ...]
     note: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Section:
+    """A heading, and under it text, plots, tables and sample images."""
+
+    title: str
+    lead: str = ""
+    plots: tuple[Plot, ...] = ()
+    tables: tuple[Table, ...] = ()
+    more: tuple[Table, ...] = ()
+    """Tables that the page folds away."""
+    folded: bool = False
+    """Whether the page folds all of it away."""
+    sheet: tuple[SheetImage, ...] = ()
+
+    @property
+    def id(self) -> str:
+        """The heading's anchor."""
+        return re.sub("[^a-z0-9]+", "-", self.title.lower()).strip("-")
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str | Cell]], note: str = "") -> Table:

@@ -9,14 +9,13 @@ from typing import Any
 from repcon.labels.statistics import figures
 from repcon.labels.store import LabelStore
 from repcon.reports import crop_sheet
+from repcon.reports.figure_names import run_figures
 from repcon.reports.figures import is_number
 from repcon.reports.plot_style import SeriesStyles
-from repcon.reports.run_figures import run_figures
-from repcon.reports.section import Section
 from repcon.reports.sections.store import store_sections
 from repcon.reports.sections.training import over_time
 from repcon.reports.sources import Source
-from repcon.reports.tables import side_by_side
+from repcon.reports.tables import Section, side_by_side
 from repcon.runtime.errors import UserError
 from repcon.runtime.text import printable
 

@@ -4,11 +4,10 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from repcon.reports.figures import Figure, Figures, Interval, format_number, is_number
-from repcon.reports.record_figures import record_figures
-from repcon.reports.section import Section
+from repcon.reports.figure_names import record_figures
+from repcon.reports.figures import Figure, Figures, Interval, as_mapping, format_number, is_number
 from repcon.reports.sources import Source
-from repcon.reports.tables import MARKED, Cell, Table, label_cell, side_by_side, table
+from repcon.reports.tables import MARKED, Cell, Section, Table, label_cell, side_by_side, table
 
 KINDS = ("benchmark", "figures")
 Targets = Mapping[str, tuple[str, float]]
@@ -41,8 +40,7 @@ def describe(source: Source) -> str:
 
 def targets_of(source: Source) -> Targets:
     """The record's `targets`, `{"name": ">= 0.5"}`; what is not of that form is left out."""
-    targets = source.figures.get("targets")
-    pairs = targets.items() if isinstance(targets, Mapping) else ()
+    pairs = as_mapping(source.figures.get("targets")).items()
     matches = {str(name): _TARGET.fullmatch(str(target)) for name, target in pairs}
     return {name: (match[1], float(match[2])) for name, match in matches.items() if match}
 
@@ -91,6 +89,5 @@ def compared_records(sources: Sequence[Source]) -> list[Section]:
 
 def _protocol(source: Source) -> dict[str, Any]:
     """What was run; other seeds and other methods leave two records comparable."""
-    protocol = source.figures.get("protocol")
-    pairs = protocol.items() if isinstance(protocol, Mapping) else ()
-    return {name: value for name, value in pairs if name not in ("seeds", "methods")}
+    protocol = as_mapping(source.figures.get("protocol"))
+    return {name: value for name, value in protocol.items() if name not in ("seeds", "methods")}

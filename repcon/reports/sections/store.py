@@ -5,12 +5,11 @@ from typing import Any
 
 from repcon.labels.statistics import MUTUAL_INFORMATION, UNCOMPRESSED, known, why_no_labels
 from repcon.reports import plots
+from repcon.reports.figure_names import plain_label
 from repcon.reports.figures import Figure, Unit, format_loss, format_value
 from repcon.reports.plot_style import SeriesStyles
 from repcon.reports.plots import Bar
-from repcon.reports.run_figures import plain_label
-from repcon.reports.section import Section
-from repcon.reports.tables import label_cell, table
+from repcon.reports.tables import Section, label_cell, table
 
 _BYTES = ("bytes", "bytes_per_crop", "box_bytes_per_crop")
 _TEACHER_COLUMNS = {

@@ -7,12 +7,11 @@ from typing import Any
 import numpy as np
 
 from repcon.reports import plots
-from repcon.reports.figures import is_number
+from repcon.reports.figure_names import run_figures
+from repcon.reports.figures import as_mapping, is_number
 from repcon.reports.plot_style import SeriesStyles
-from repcon.reports.run_figures import run_figures
-from repcon.reports.section import Section
 from repcon.reports.sources import Source
-from repcon.reports.tables import MARKED, side_by_side
+from repcon.reports.tables import MARKED, Section, side_by_side
 
 MOST_PLOTS = 40
 """Plots of one kind: of more heads or runs, the first get one."""
@@ -55,8 +54,8 @@ def _losses(runs: Mapping[str, Source], styles: SeriesStyles) -> list[plots.Plot
     by_head: dict[str, dict[str, plots.Line]] = {}
     for name, source in runs.items():
         steps = source.events_of("step")
-        for head in dict.fromkeys(head for line in steps for head in _mapping(line.get("loss"))):
-            points = [(line.get("step"), _mapping(line["loss"]).get(head)) for line in steps if "loss" in line]
+        for head in dict.fromkeys(head for line in steps for head in as_mapping(line.get("loss"))):
+            points = [(line.get("step"), as_mapping(line["loss"]).get(head)) for line in steps if "loss" in line]
             by_head.setdefault(head, {})[name] = _points(points)
     if len(runs) == 1:
         lines = {head: held[next(iter(held))] for head, held in by_head.items()}
@@ -118,7 +117,7 @@ def _validation(runs: Mapping[str, Source], styles: SeriesStyles) -> list[plots.
     neighbours: dict[str, plots.Line] = {}
     for number, (name, source) in enumerate(list(runs.items())[:MOST_PLOTS]):
         validations = source.events_of("validation")
-        heads = dict.fromkeys(head for line in validations for head in _mapping(line.get("heads")))
+        heads = dict.fromkeys(head for line in validations for head in as_mapping(line.get("heads")))
         agreement = {
             head: _points([(line.get("epoch"), _agreed(line, head)) for line in validations]) for head in heads
         }
@@ -134,7 +133,7 @@ def _validation(runs: Mapping[str, Source], styles: SeriesStyles) -> list[plots.
 
 
 def _agreed(line: Mapping[str, Any], head: str) -> float | None:
-    return _percent(_mapping(_mapping(line.get("heads")).get(head)).get("agreement"))
+    return _percent(as_mapping(as_mapping(line.get("heads")).get(head)).get("agreement"))
 
 
 def _percent(share: Any) -> float | None:
@@ -166,10 +165,6 @@ def teachers(sources: Sequence[Source]) -> list[Section]:
     figures = {name: run_figures(source.figures) for name, source in runs.items()}
     tables = (side_by_side("", figures),) if any(figures.values()) else ()
     return [Section(title="Task teachers", plots=tuple(drawn), tables=tables)]
-
-
-def _mapping(value: Any) -> Mapping[str, Any]:
-    return value if isinstance(value, Mapping) else {}
 
 
 def _points(pairs: Sequence[tuple[Any, Any]]) -> plots.Line:

@@ -7,12 +7,11 @@ from typing import Any
 from repcon.evaluation.intervals import plus_minus
 from repcon.evaluation.results import METRICS
 from repcon.reports import plots
-from repcon.reports.figures import Interval, as_interval, format_number, format_value, is_number
+from repcon.reports.figures import Interval, as_interval, as_mapping, format_number, format_value, is_number
 from repcon.reports.plot_style import SeriesStyles
 from repcon.reports.plots import Plot
-from repcon.reports.section import Section
 from repcon.reports.sources import Source
-from repcon.reports.tables import MARKED, Cell, Table, compare, table
+from repcon.reports.tables import MARKED, Cell, Section, Table, compare, table
 
 _HEAD_COLUMNS = ("teacher_accuracy", "head_accuracy", "difference")
 Measured = dict[str, dict[str, Interval]]
@@ -47,9 +46,8 @@ def verdicts(sources: Sequence[Source]) -> list[str]:
     consolidation."""
     found: list[str] = []
     for source in sources:
-        verdict = source.figures.get("verdict") if source.kind == "evaluate" else None
-        if isinstance(verdict, Mapping):
-            found += [str(verdict[key]) for key in ("sentence", "details") if verdict.get(key)]
+        verdict = as_mapping(source.figures.get("verdict") if source.kind == "evaluate" else None)
+        found += [str(verdict[key]) for key in ("sentence", "details") if verdict.get(key)]
     if not found:
         made = (source.figures.get("sentence") for source in sources if source.kind == "consolidate")
         found = [sentence for sentence in made if isinstance(sentence, str)]
@@ -63,24 +61,19 @@ def is_evaluation(figures: Mapping[str, Any]) -> bool:
 
 def measured(figures: Mapping[str, Any]) -> Measured:
     """The accuracies of each backbone, as far as the figures are of the shape of `repcon evaluate`'s results."""
-    backbones = figures.get("backbones")
-    found: Measured = {}
-    for name, backbone in backbones.items() if isinstance(backbones, Mapping) else ():
-        if metrics := _intervals(backbone.get("metrics") if isinstance(backbone, Mapping) else None):
-            found[str(name)] = metrics
-    return found
+    backbones = as_mapping(figures.get("backbones")).items()
+    found = {str(name): _intervals(as_mapping(backbone).get("metrics")) for name, backbone in backbones}
+    return {name: metrics for name, metrics in found.items() if metrics}
 
 
 def _intervals(values: Any) -> dict[str, Interval]:
-    pairs = values.items() if isinstance(values, Mapping) else ()
-    return {str(name): interval for name, value in pairs if (interval := as_interval(value))}
+    return {str(name): interval for name, value in as_mapping(values).items() if (interval := as_interval(value))}
 
 
 def _sets(figures: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
     """The results of each data set, of an evaluation over several."""
-    sets = figures.get("datasets")
-    pairs = sets.items() if isinstance(sets, Mapping) else ()
-    return {str(name): one for name, one in pairs if isinstance(one, Mapping) and measured(one)}
+    sets = as_mapping(figures.get("datasets")).items()
+    return {str(name): one for name, one in sets if measured(as_mapping(one))}
 
 
 def _by_dataset(source: Source) -> list[Source]:
@@ -93,10 +86,8 @@ def _over_sets(source: Source, name: str, styles: SeriesStyles, *, alone: bool) 
     """A row per backbone and a column per data set and for their mean, by the metric of the verdict, which is repeated
     here unless it stands `alone` on top of the report."""
     columns = {name: measured(one) for name, one in _sets(source.figures).items()}
-    mean = source.figures.get("mean")
-    columns["mean"] = measured(mean if isinstance(mean, Mapping) else {})
-    verdict = source.figures.get("verdict")
-    metric = str(verdict.get("metric")) if isinstance(verdict, Mapping) else "probe"
+    columns["mean"] = measured(as_mapping(source.figures.get("mean")))
+    metric = str(as_mapping(source.figures.get("verdict")).get("metric", "probe"))
     backbones = list(columns["mean"])
     rows = [
         [backbone, *(_with_difference(held.get(backbone, {}).get(metric), None) for held in columns.values())]
@@ -156,9 +147,7 @@ def difference_plot(figures: Mapping[str, Any], name: str, styles: SeriesStyles 
 
 
 def _differences(figures: Mapping[str, Any]) -> Measured:
-    held = figures.get("differences")
-    pairs = held.items() if isinstance(held, Mapping) else ()
-    return {str(name): _intervals(values) for name, values in pairs}
+    return {str(name): _intervals(values) for name, values in as_mapping(figures.get("differences")).items()}
 
 
 def _metrics(values: Measured) -> list[str]:

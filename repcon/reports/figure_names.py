@@ -1,9 +1,11 @@
-"""The figures of benchmark records and other JSON files, typed by the convention of their names.
+"""Figures from the JSON of runs and records, typed by their names.
 
-A record is flat. A name is words joined by `_`: `bytes`, `seconds`, `share`, `accuracy`, `kl` and `loss` among them
-tell the unit, and so does a last word `us`, `ms`, `mb`, `gb`, `points` or `nat`. Ratios (`this_over_that`) and growths
-have no unit. The bounds of NAME are NAME_low and NAME_high (95 % interval) or NAME_20 and NAME_80 (quantiles of
-NAME_repeats measurements); older records write NAME_q20 and NAME_q80, or STEM_spread_UNIT for both bounds of STEM_UNIT.
+Runs and environments have the names that repcon's own commands give them (`run_figures`). A benchmark record, or any
+other JSON file, is flat, and its names follow a convention (`record_figures`): a name is words joined by `_`: `bytes`,
+`seconds`, `share`, `accuracy`, `kl` and `loss` among them tell the unit, and so does a last word `us`, `ms`, `mb`,
+`gb`, `points` or `nat`. Ratios (`this_over_that`) and growths have no unit. The bounds of NAME are NAME_low and
+NAME_high (95 % interval) or NAME_20 and NAME_80 (quantiles of NAME_repeats measurements); older records write NAME_q20
+and NAME_q80, or STEM_spread_UNIT for both bounds of STEM_UNIT.
 """
 
 from collections.abc import Mapping
@@ -11,7 +13,47 @@ from dataclasses import replace
 from typing import Any
 
 from repcon.reports.figures import Figure, Unit, flatten, interval_of
-from repcon.reports.run_figures import plain_label
+
+_FIELDS: Mapping[str, tuple[str, Unit]] = {
+    "seconds": ("time", Unit.SECONDS),
+    "memory_bytes": ("memory", Unit.BYTES),
+    "gpu_memory_bytes": ("GPU memory", Unit.BYTES),
+    "written_bytes": ("written", Unit.BYTES),
+    "megabytes": ("size", Unit.MEGABYTES),
+    "data_share": ("waiting for data", Unit.FRACTION),
+    "waited_share": ("teachers waiting", Unit.FRACTION),
+    "agreement": ("agreement", Unit.FRACTION),
+    "knn": ("kNN", Unit.FRACTION),
+    "kl": ("KL", Unit.NAT),
+    "train_loss": ("training loss", Unit.NAT),
+    "validation_loss": ("validation loss", Unit.NAT),
+    "validation_accuracy": ("validation accuracy", Unit.PERCENT),
+    "power_limit_watts": ("power limit (W)", Unit.NONE),
+}
+"""By the last part of a figure's name: its label and unit."""
+_GROUPS = ("heads", "metrics", "versions")
+"""Parts of a nested figure's name that say nothing to a reader."""
+
+
+def run_figures(results: Mapping[str, Any]) -> dict[str, Figure]:
+    """Figures of a run's results or environment by name. A name that is not known is shown as it is, without a unit."""
+    return {name: _figure(name, value) for name, value in flatten(results).items()}
+
+
+def _figure(name: str, value: Any) -> Figure:
+    *outer, last = name.split(" / ")
+    if "loss" in (name, *outer[:1]):
+        label, unit = plain_label(last), Unit.NAT
+    else:
+        label, unit = _FIELDS.get(last, (plain_label(last), Unit.NONE))
+    parts = [*(plain_label(part) for part in outer if part not in _GROUPS), label]
+    return Figure(name=name, label=" / ".join(parts), value=value, unit=unit)
+
+
+def plain_label(name: str) -> str:
+    """A program's name in words; names of people's data, such as `American_Goldfinch`, stay."""
+    return name.replace("_", " ") if name == name.lower() else name
+
 
 _BOUNDS = (("_low", "_high"), ("_q20", "_q80"), ("_20", "_80"))
 _LAST_WORDS = {

@@ -13,9 +13,9 @@ from benchmarks.harness import script
 from benchmarks.harness.record_sections import record_section
 from repcon.commands import report
 from repcon.config import ReportConfig
-from repcon.reports.section import Section
 from repcon.reports.sections.records import KINDS
 from repcon.reports.sources import Source
+from repcon.reports.tables import Section
 
 
 def write(paths: Sequence[str], out: str, title: str = "Benchmarks") -> None:

@@ -8,13 +8,13 @@ from dataclasses import dataclass, field, replace
 
 from repcon.evaluation.results import METRICS
 from repcon.reports import plots
+from repcon.reports.figure_names import label_of, record_figures
 from repcon.reports.figures import Figure, Figures, Interval, Unit, is_number
 from repcon.reports.plot_style import SameStyle
 from repcon.reports.plots import Bar, Plot
-from repcon.reports.record_figures import label_of, record_figures
-from repcon.reports.section import Section
 from repcon.reports.sections.records import Targets, describe, figure_table, record_title, targets_of
 from repcon.reports.sources import Source
+from repcon.reports.tables import Section
 
 BARS_PER_PLOT = 24
 FAMILY = 3

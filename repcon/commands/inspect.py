@@ -11,10 +11,9 @@ from repcon.config import InspectConfig
 from repcon.labels.statistics import MUTUAL_INFORMATION, UNCOMPRESSED, figures, known, warn_uninformative, why_no_labels
 from repcon.labels.store import LabelStore
 from repcon.reports.figures import format_loss, format_value
-from repcon.runtime.console import console
+from repcon.runtime.console import console, narrow_table
 from repcon.runtime.run_dir import write_text
-from repcon.runtime.tables import narrow_table
-from repcon.runtime.units import format_bytes
+from repcon.runtime.text import format_bytes
 
 _SHOWN_MISSING = 10
 

@@ -8,8 +8,7 @@ from rich.text import Text
 
 from repcon.evaluation.intervals import plus_minus
 from repcon.evaluation.results import COLUMN_TITLES, VERDICT_METRICS
-from repcon.runtime.console import console, warn
-from repcon.runtime.tables import narrow_table
+from repcon.runtime.console import console, narrow_table, warn
 
 NAME_COLUMNS, WIDE_COLUMNS = 26, 13
 """Of the terminal: a backbone's name, and a column whose interval stands beside its mean."""

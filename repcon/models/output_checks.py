@@ -18,8 +18,11 @@ SUM_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 2e-2, torch.float16: 5e-3}
 Model = Callable[[torch.Tensor], torch.Tensor]
 
 
-def call_model(model: Model, inputs: torch.Tensor, who: str) -> torch.Tensor:
-    """The module's outputs. Raises UserError naming `who` where it fails, except for out-of-memory errors."""
+def call_model(model: Model, inputs: torch.Tensor, who: str, failure: str = "") -> torch.Tensor:
+    """The module's outputs. Raises UserError naming `who` where it fails, except for out-of-memory errors.
+
+    failure: what the message says then, in place of the number of images.
+    """
     try:
         return model(inputs)
     except KeyboardInterrupt:
@@ -28,7 +31,8 @@ def call_model(model: Model, inputs: torch.Tensor, who: str) -> torch.Tensor:
         if isinstance(error, RuntimeError) and out_of_memory(error):
             raise
         what = f"{type(error).__name__}: {str(error).strip()}".splitlines()[0][:300]
-        raise UserError(f"{who}: its module failed with a batch of {len(inputs)}: {what}") from error
+        failure = failure or f"its module failed with a batch of {len(inputs)}"
+        raise UserError(f"{who}: {failure}: {what}") from error
 
 
 def check_logits_shape(outputs: object, shape: tuple[int, int], who: str) -> torch.Tensor:

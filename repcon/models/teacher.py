@@ -1,7 +1,6 @@
 """Teachers: classifiers in evaluation mode, with the metadata that a store keeps to identify them."""
 
 from dataclasses import asdict, dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
@@ -16,6 +15,7 @@ from repcon.models.output_checks import call_model, check_logits_shape
 from repcon.models.preprocessing import LARGEST_SIDE, Preprocessing, normalise, preprocessing_of
 from repcon.runtime.device import DTYPES, require_compiler
 from repcon.runtime.errors import UserError
+from repcon.runtime.system import versions
 
 MAX_STORED_SIDE = 1024
 """The largest input side in pixels that is accepted from a store's metadata alone."""
@@ -77,7 +77,7 @@ def load_teacher(config: TeacherConfig, device: str | torch.device) -> Teacher:
         num_classes=num_classes,
         classes=classes,
         precision=config.precision,
-        versions=_versions(),
+        versions=versions(("repcon", "torch", "timm")),
         licence=config.license or license,
     )
     dtype = DTYPES[config.precision]
@@ -156,25 +156,10 @@ def _num_classes(config: TeacherConfig, module: nn.Module, preprocessing: Prepro
     module.eval()
     side = preprocessing.size
     gray = torch.full((1, 3, side, side), 128, dtype=torch.uint8)
-    try:
-        logits = module(normalise(gray, preprocessing, torch.float32))
-    except KeyboardInterrupt:
-        raise
-    except BaseException as error:  # the user's module may raise anything, and may call exit()
-        what = f"{type(error).__name__}: {str(error).strip()}".splitlines()[0][:300]
-        raise UserError(f"teacher {config.name}: {config.model} does not take {side} pixels: {what}") from error
+    inputs = normalise(gray, preprocessing, torch.float32)
+    logits = call_model(module, inputs, f"teacher {config.name}", f"{config.model} does not take {side} pixels")
     if getattr(module, "num_classes", None) == 0:
         raise UserError(f"teacher {config.name}: {config.model} is a backbone without a classifier; name a teacher")
     if not isinstance(logits, torch.Tensor) or logits.ndim != 2 or logits.shape[1] < 2:
         raise UserError(f"teacher {config.name}: {config.model} must answer (B, C) logits of two or more classes")
     return int(logits.shape[1])
-
-
-def _versions() -> dict[str, str]:
-    versions = {}
-    for package in ("repcon", "torch", "timm"):
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return versions

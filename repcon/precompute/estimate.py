@@ -21,11 +21,10 @@ from repcon.models.output_checks import check_not_probabilities
 from repcon.models.teacher import Teacher
 from repcon.precompute.batching import AdaptiveBatcher, Pixels
 from repcon.precompute.work_unit import by_image
-from repcon.runtime.console import console, progress
+from repcon.runtime.console import console, narrow_table, progress
 from repcon.runtime.errors import UserError
 from repcon.runtime.prefetch import Prefetcher
-from repcon.runtime.tables import narrow_table
-from repcon.runtime.units import format_bytes, format_duration
+from repcon.runtime.text import format_bytes, format_duration
 
 SAMPLE_CROPS = 1024
 SAMPLE_SECONDS = 30.0

@@ -16,7 +16,7 @@ from repcon.precompute.work_queue import Claim, Leases
 from repcon.runtime.console import console
 from repcon.runtime.errors import UserError
 from repcon.runtime.filesystem import open_filesystem
-from repcon.runtime.units import format_bytes
+from repcon.runtime.text import format_bytes
 
 NEW_STORE: dict[str, Any] = {"crops": 8, "k": 16, "temperatures": (1.0,), "codec": "zstd", "values": "float16"}
 """What a recipe that leaves these settings open gets in a new store."""

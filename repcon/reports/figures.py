@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any, TypeGuard
 
-from repcon.runtime.units import format_bytes, format_duration
+from repcon.runtime.text import format_bytes, format_duration
 
 LONGEST_LIST = 8
 """Items of a list that are shown."""

@@ -1,11 +1,13 @@
-"""The terminal: one console that prints any text safely, warnings, and progress displays that fit its width."""
+"""The terminal: one console that prints any text safely, warnings, and tables and progress that fit its width."""
 
 import contextlib
 import errno
 import os
+import textwrap
 from collections.abc import Iterable, Sequence
 from typing import IO, Any, cast
 
+from rich.box import SIMPLE_HEAD
 from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.markup import escape
@@ -16,8 +18,7 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
-from repcon.runtime.text import printable
-from repcon.runtime.units import format_duration
+from repcon.runtime.text import format_duration, printable
 
 _REPLACEMENTS = str.maketrans({"±": "+-", "…": "...", "✓": "*", "µ": "u", "×": "x", "–": "-", "•": "*"})  # noqa: RUF001
 """Replacements for characters that the terminal's encoding lacks; all others become `?`."""
@@ -26,6 +27,8 @@ FIRST_LINE_SECONDS, MAX_LINE_SECONDS = 5.0, 60.0
 MIN_BAR, MAX_BAR = 10, 30
 """Width of a progress bar, in columns."""
 SPINNER = Spinner("dots")
+_NAME_COLUMNS, _LEAST_HEADING = 20, 10
+"""Width of a narrow table's first column, and of any heading before it folds."""
 
 
 class Terminal(Console):
@@ -118,6 +121,20 @@ def print_plain(text: str, style: str = "") -> None:
 def warn(message: str, kind: str = "warning") -> None:
     """Print a warning about something that is probably a mistake but not refused; `kind` is its first word."""
     console.print(f"[yellow]{kind}[/]: {escape(message)}", highlight=False, soft_wrap=True)
+
+
+def narrow_table(title: str, name: str, columns: Sequence[str]) -> Table:
+    """A table whose first column, `name`, folds where room is short, and whose figures are never broken.
+
+    title, name and columns are plain text; headings fold at spaces and hyphens.
+    """
+    table = Table(title=f"\n{escape(title)}", title_justify="left", box=SIMPLE_HEAD, padding=0, show_edge=False)
+    table.add_column(escape(name), style="bold", overflow="fold")
+    room = max(_LEAST_HEADING, (console.width - _NAME_COLUMNS) // max(len(columns), 1) - 1)
+    for column in columns:
+        heading = "\n".join(textwrap.wrap(column, room)) or column
+        table.add_column(escape(heading), justify="right", no_wrap=True)
+    return table
 
 
 class ProgressLines:

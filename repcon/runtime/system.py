@@ -9,6 +9,8 @@ import shlex
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
+from contextlib import suppress
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -24,16 +26,10 @@ def environment() -> dict[str, Any]:
     """This process's environment; `commit` only in a checkout, `power_limit_watts` only where it is known."""
     import torch
 
-    versions: dict[str, str] = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            continue
     on_gpu = torch.cuda.is_available()
     facts = {
         "commit": commit(),
-        "versions": versions,
+        "versions": {"python": platform.python_version(), **versions(PACKAGES)},
         "system": f"{platform.system()} {platform.machine()}",
         "processor": processor(),
         "cores": cores(),
@@ -44,6 +40,15 @@ def environment() -> dict[str, Any]:
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
     return {name: value for name, value in facts.items() if value is not None}
+
+
+def versions(packages: Iterable[str]) -> dict[str, str]:
+    """The versions of those of the packages that are installed."""
+    found = {}
+    for package in packages:
+        with suppress(PackageNotFoundError):
+            found[package] = version(package)
+    return found
 
 
 def _program() -> str:

@@ -27,9 +27,8 @@ from repcon.images.pack import ImagePack
 from repcon.labels.statistics import figures
 from repcon.labels.store import LabelStore
 from repcon.reports import crop_sheet, sources, tables
+from repcon.reports.figure_names import record_figure, record_figures, run_figures
 from repcon.reports.figures import Interval
-from repcon.reports.record_figures import record_figure, record_figures
-from repcon.reports.run_figures import run_figures
 from repcon.reports.tables import Cell
 from repcon.runtime.errors import UserError
 from repcon.runtime.run_dir import RunDir

@@ -14,8 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from repcon.runtime.console import Terminal
-from repcon.runtime.text import one_line, printable
-from repcon.runtime.units import format_bytes, format_duration
+from repcon.runtime.text import format_bytes, format_duration, one_line, printable
 
 TITLE = "\x1b]0;OWNED\x07\x1b[2J"
 

@@ -7,14 +7,13 @@ from typing import Any
 from benchmarks.experiments.consolidation.protocol import METHODS
 from benchmarks.harness.record_sections import interval_rows
 from repcon.evaluation.results import METRICS
+from repcon.reports.figure_names import label_of, record_figures
 from repcon.reports.figures import Figures, Interval, is_number
 from repcon.reports.plots import Plot
-from repcon.reports.record_figures import label_of, record_figures
-from repcon.reports.section import Section
 from repcon.reports.sections.records import record_title
 from repcon.reports.sections.transfer import format_interval
 from repcon.reports.sources import Source
-from repcon.reports.tables import Cell, Table, list_figures, table
+from repcon.reports.tables import Cell, Section, Table, list_figures, table
 
 MARGINS = {
     "finding_1": "the generalist over the student of the task teacher alone",

@@ -52,7 +52,9 @@ def run(config: ConsolidateConfig) -> dict[str, Any]:
     record = RunDir(config.out, "consolidate", dump(config), exclusive=True)
     if config.estimate:
         return _estimate(config)
-    results = carry_out(config, backbone, teacher_metadata, record, extra={}, title=_title(config))
+    named = plan.sources(config)
+    title = f"One backbone of {', '.join([*named.teachers, *named.taught])}"
+    results = carry_out(config, backbone, teacher_metadata, record, extra={}, title=title)
     tables.verdict(results["transfer"].get("verdict", {}))
     last_line(config, results)
     return results
@@ -71,7 +73,8 @@ def carry_out(
     named = plan.sources(config)
     _step("packs")
     proxy = _pack_proxy(config)
-    packs = {source: _labelled(config, source) for source in {**named.taught, **named.evaluated}.values()}
+    labelled = dict.fromkeys([*named.taught.values(), *named.evaluated.values()])
+    packs = {source: open_or_pack(source, Path(config.out, "packs")) for source in labelled}  # each source once
     _check_sets(config, proxy, {name: packs[source] for name, source in named.evaluated.items()})
     for name, source in named.taught.items():
         _step(f"teach {name}")
@@ -163,11 +166,6 @@ def _pack_proxy(config: ConsolidateConfig) -> ImagePack:
     return ImagePack.open(plan.proxy_pack(config))
 
 
-def _labelled(config: ConsolidateConfig, source: str) -> ImagePack:
-    """Packed once for each source, whatever it is used for."""
-    return open_or_pack(source, Path(config.out, "packs"))
-
-
 def _check_sets(config: ConsolidateConfig, proxy: ImagePack, packs: Mapping[str, ImagePack]) -> None:
     """Raises UserError where a data set cannot be measured on, or its measured images are in the proxy."""
     if not packs:
@@ -251,11 +249,6 @@ def _sentence(trained: Mapping[str, Any], backbone: str, names: Sequence[str], p
     heads = trained.get("validation", {}).get("heads", {})
     shares = ", ".join(f"{name} {100 * held['agreement']:.0f} %" for name, held in heads.items())
     return f"{made}; the same class as its teacher on held-out images: {shares}" if shares else made
-
-
-def _title(config: ConsolidateConfig) -> str:
-    named = plan.sources(config)
-    return f"One backbone of {', '.join([*named.teachers, *named.taught])}"
 
 
 def last_line(config: ConsolidateConfig, results: Mapping[str, Any]) -> None:

@@ -152,12 +152,9 @@ def choose_backbone(config: ConsolidateConfig, teacher_metadata: Sequence[Teache
     plain = TrainConfig(pack="", store="", out="").backbone
     asked = config.backbone or (config.training.backbone if config.training.backbone != plain else "")
     models = {metadata.name: metadata.model for metadata in teacher_metadata if not is_module_function(metadata.model)}
-    most = max((metadata for metadata in teacher_metadata if metadata.name in models), key=_classes, default=None)
+    loadable = (metadata for metadata in teacher_metadata if metadata.name in models)
+    most = max(loadable, key=lambda metadata: metadata.num_classes, default=None)
     return asked or models.get(GENERALIST, "") or (most.model if most else config.teaching.model)
-
-
-def _classes(metadata: TeacherMetadata) -> int:
-    return metadata.num_classes
 
 
 def _common(one: Any, config: ConsolidateConfig) -> Any:

@@ -141,14 +141,10 @@ def _own_pictures(config: DemoConfig, folder: Path) -> tuple[Path, Path]:
         pack = ImagePack.open(domain)
         _write_unlabelled(source, "", pack, select_classes(pack, _half(config, first=True))[0])
     packing.run(PackConfig(source=str(source), out=str(folder / "packs" / "proxy")))
-    _check_proxy(config, ImagePack.open(domain), ImagePack.open(folder / "packs" / "proxy"))
-    return domain, folder / "packs" / "proxy"
-
-
-def _check_proxy(config: DemoConfig, domain: ImagePack, proxy: ImagePack) -> None:
-    """Raises UserError where the proxy holds images of the half of the classes that is tested on."""
-    if shared := count_shared_images(_hashes(domain, _half(config, first=False)), proxy.hashes):
+    tested = _hashes(ImagePack.open(domain), _half(config, first=False))
+    if shared := count_shared_images(tested, ImagePack.open(folder / "packs" / "proxy").hashes):
         raise UserError(f"--proxy {config.proxy}: holds {shared} of the images that are tested on; leave them out")
+    return domain, folder / "packs" / "proxy"
 
 
 def _hashes(pack: ImagePack, classes: ClassSubset) -> np.ndarray:

@@ -9,6 +9,7 @@ Several data sets are measured one by one and in the mean; a verdict ends every 
 """
 
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -208,8 +209,6 @@ def _finetune(
     tuned = finetune(network, pack, train, none, recipe, device=device, bars=bars, on_epoch=lambda epoch, best: None)
     preprocessing = preprocessing_of(network, config.size)
     loader = open_loader(config.loader, pack, (preprocessing.size,), num_workers=config.num_workers, device=str(device))
-    try:
+    with closing(loader):
         logits = predict(tuned, pack, split.rows[tested], preprocessing, config.batch_size, loader)
-    finally:
-        loader.close()
     return logits.argmax(1).numpy() == split.labels[tested]

@@ -22,7 +22,7 @@ from repcon.distill.finetune import EpochResult, LabelledRows, finetune
 from repcon.distill.metrics import trim_metrics
 from repcon.distill.optim import resolve_precision
 from repcon.evaluation.probes import split_classes
-from repcon.images.pack import select_classes
+from repcon.images.pack import ImagePack, select_classes
 from repcon.images.packing import open_or_pack
 from repcon.models.factory import create_model
 from repcon.models.identity import weight_hash
@@ -66,7 +66,7 @@ def _teach(
     """The epochs that are left, and the figures of all of them."""
     pack = open_or_pack(config.data, output.path / "pack")
     rows, labels, names = select_classes(pack, config.classes)
-    learnt = {"data_fingerprint": pack.fingerprint, "labels_fingerprint": _labels_hash(rows, labels, names)}
+    learnt = _fingerprints(pack, rows, labels, names)
     if state is not None:
         _require_same(config, state, learnt, "was begun on")
     fitted, held = split_classes(labels, config.validation, config.seed)
@@ -115,10 +115,7 @@ def _kept(config: TeachConfig) -> dict[str, Any]:
     """The figures of the finished teacher. Raises UserError where it learnt from other images or labels."""
     earlier = read_results(config.out)
     pack = open_or_pack(config.data, Path(config.out) / "pack")
-    learnt = {
-        "data_fingerprint": pack.fingerprint,
-        "labels_fingerprint": _labels_hash(*select_classes(pack, config.classes)),
-    }
+    learnt = _fingerprints(pack, *select_classes(pack, config.classes))
     _require_same(config, earlier, learnt, "holds a teacher of")
     print_plain(f"{config.out}: this teacher is finished")
     return earlier
@@ -131,12 +128,12 @@ def _require_same(config: TeachConfig, held: Mapping[str, Any], asked: Mapping[s
             raise UserError(f"{config.out}: {what} {name}; name another folder, or remove it")
 
 
-def _labels_hash(rows: np.ndarray, labels: np.ndarray, names: Sequence[str]) -> str:
-    """sha256 (hex) of which image has which label: a pack's fingerprint is that of its images alone."""
+def _fingerprints(pack: ImagePack, rows: np.ndarray, labels: np.ndarray, names: Sequence[str]) -> dict[str, str]:
+    """The pack's, which is of its images alone, and a sha256 (hex) of which image has which label."""
     digest = hashlib.sha256(json.dumps(list(names)).encode())
     for numbers in (rows, labels):
         digest.update(np.ascontiguousarray(numbers, "<i8").tobytes())
-    return digest.hexdigest()
+    return {"data_fingerprint": pack.fingerprint, "labels_fingerprint": digest.hexdigest()}
 
 
 def _finished(config: TeachConfig) -> bool:

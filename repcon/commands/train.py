@@ -66,8 +66,11 @@ def run(settings: TrainConfig) -> dict[str, Any]:
                 console.print(f"{escape(settings.out)}: this run is finished", soft_wrap=True)
                 return results
             folder = _run_folder(settings, state, distributed)
+            images = sum(len(loader.train_rows) * len(group.crops) for group in loader.epoch_groups)
+            heads = tuple(head.name for head in settings.heads)
             with _trackers(settings, state, distributed) as trackers:
-                log = TrainingLog(folder, _totals(loader, settings), distributed, trackers)
+                totals = RunTotals(steps=loader.steps, images=images, heads=heads)
+                log = TrainingLog(folder, totals, distributed, trackers)
                 trainer = Trainer(settings, store, loader, distributed, resumed=state is not None)
                 if distributed.is_main:
                     card, student = _card(settings, pack, store, trainer), trainer.averaged_student
@@ -132,11 +135,6 @@ def _loader(
         rank=distributed.rank,
         world_size=distributed.world_size,
     )
-
-
-def _totals(loader: DistillLoader, settings: TrainConfig) -> RunTotals:
-    images = sum(len(loader.train_rows) * len(group.crops) for group in loader.epoch_groups)
-    return RunTotals(steps=loader.steps, images=images, heads=tuple(head.name for head in settings.heads))
 
 
 def _run_folder(settings: TrainConfig, state: dict[str, Any] | None, distributed: DistributedContext) -> RunDir | None:

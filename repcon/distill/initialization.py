@@ -135,13 +135,11 @@ def _load_weights(
     settings: TrainConfig, store: LabelStore, heads: Mapping[str, HeadInfo]
 ) -> tuple[TeacherWeights, str, str]:
     """The models to average, `Initialization.init`, and the reason for it."""
-    none = TeacherWeights(members={}, other_architecture={}, not_found={})
     if settings.init_students:
-        none.members.update(_load_students(settings))
-        return none, "students", "as asked for"
+        return TeacherWeights(members=_load_students(settings)), "students", "as asked for"
     models = parse_named_values("models", settings.models, "NAME=MODEL", store.heads)
     if settings.init == "backbone" and (settings.projection or not settings.init_heads):
-        return none, "backbone", "as asked for"
+        return TeacherWeights(), "backbone", "as asked for"
     folder = Path(store.url) if "://" not in store.url else None
     backbone = create_model(settings.backbone, size=settings.size)
     metadata = [head.metadata for head in heads.values()]

@@ -120,12 +120,10 @@ class KnnAccuracy:
             settings.loader, self._pack, (size,), num_workers=settings.num_workers, device=self._device.type
         )
         parts = []
-        try:
+        with closing(loader):
             for batch in loader.batches(centred_squares(self._pack, self._rows, settings.batch_size)):
                 pixels = normalise(batch.pixels[size].to(self._device), self._preprocessing, torch.float32)
                 parts.append(student.features(pixels).float().cpu().numpy())
-        finally:
-            loader.close()
         features = np.concatenate(parts)
         predicted = knn(features[self._train], self._labels[self._train], features[self._test], (K,))
         return float((predicted[K] == self._labels[self._test]).mean())

@@ -1,7 +1,7 @@
 """Find the weights of a store's teachers, to initialise a student of the same architecture."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from torch import nn
@@ -20,10 +20,10 @@ from repcon.runtime.errors import UserError
 class TeacherWeights:
     """The teachers of one architecture that were loaded, and why others were not."""
 
-    members: dict[str, SplitModel]
-    other_architecture: dict[str, str]
+    members: dict[str, SplitModel] = field(default_factory=dict)
+    other_architecture: dict[str, str] = field(default_factory=dict)
     """{teacher: its architecture} for teachers of another architecture."""
-    not_found: dict[str, str]
+    not_found: dict[str, str] = field(default_factory=dict)
     """{teacher: reason} for teachers of the same architecture whose weights are not found."""
 
 
@@ -42,7 +42,7 @@ def find_teacher_weights(
     the labels, or holds NaN, or where `models` names something that is no model.
     """
     architecture = architecture_of(backbone)
-    result = TeacherWeights(members={}, other_architecture={}, not_found={})
+    result = TeacherWeights()
     for metadata in teacher_metadata:
         if metadata.architecture != architecture:
             result.other_architecture[metadata.name] = metadata.architecture

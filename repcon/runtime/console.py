@@ -4,7 +4,7 @@ import contextlib
 import errno
 import os
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import IO, Any, cast
 
 from rich.box import SIMPLE_HEAD
@@ -79,23 +79,21 @@ class _SafeStream:
 
     def write(self, text: str) -> int:
         """Writes the text, characters that the encoding lacks replaced."""
-        if self._console.lost is None:
-            try:
-                self._stream.write(_encode_replacing(text, getattr(self._stream, "encoding", None) or "utf-8"))
-            except OSError as error:
-                self._console.discard_output(self._stream, error)
-            except ValueError as error:  # closed
-                self._console.discard_output(self._stream, OSError(errno.EBADF, str(error)))
+        encoding = getattr(self._stream, "encoding", None) or "utf-8"
+        self._unless_lost(lambda: self._stream.write(_encode_replacing(text, encoding)))
         return len(text)
 
     def flush(self) -> None:
         """Flushes the stream."""
+        self._unless_lost(self._stream.flush)
+
+    def _unless_lost(self, act: Callable[[], object]) -> None:
         if self._console.lost is None:
             try:
-                self._stream.flush()
+                act()
             except OSError as error:
                 self._console.discard_output(self._stream, error)
-            except ValueError as error:
+            except ValueError as error:  # closed
                 self._console.discard_output(self._stream, OSError(errno.EBADF, str(error)))
 
     def __getattr__(self, name: str) -> Any:

@@ -79,7 +79,7 @@ class FileSystem(ABC):
         """All names in the folder, or in the folder `inner` in it, whose name may be unsafe. Raises OSError."""
 
     @abstractmethod
-    def write(self, name: str, data: bytes, check: Callable[[], object] | None = None) -> None:
+    def write(self, name: str, data: bytes, check: Callable[[], object] = lambda: None) -> None:
         """Writes the whole file at once, in place of an earlier one. Raises UserError.
 
         check: called just before the file appears; an error that it raises cancels the write. Locally it is called once
@@ -158,7 +158,7 @@ class LocalFileSystem(FileSystem):
     def _list(self, folder: str, inner: str = "") -> list[str]:
         return os.listdir(Path(self._inside(folder), inner))
 
-    def write(self, name: str, data: bytes, check: Callable[[], object] | None = None) -> None:
+    def write(self, name: str, data: bytes, check: Callable[[], object] = lambda: None) -> None:
         path = self._inside(name)
         try:
             _make_folders(path.parent)
@@ -233,9 +233,8 @@ class UrlFileSystem(FileSystem):
         found = self._files.ls(f"{self._path(folder)}/{inner}" if inner else self._path(folder), detail=False)
         return [path.rstrip("/").rsplit("/", 1)[-1] for path in found]
 
-    def write(self, name: str, data: bytes, check: Callable[[], object] | None = None) -> None:
-        if check is not None:
-            check()
+    def write(self, name: str, data: bytes, check: Callable[[], object] = lambda: None) -> None:
+        check()
         try:
             self._files.pipe_file(self._path(name), data)
         except OSError as error:

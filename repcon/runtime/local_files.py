@@ -235,10 +235,12 @@ class AtomicFile:
     A reader, also after a power cut, sees the old file or the new one. As a context manager it gives the open binary
     file, commits at the end of the block, and aborts where the block raises. Raises OSError that names `path`. The
     temporary file is locked while it is written, so that `remove_abandoned` knows that its writer lives.
+
+    check: called by `commit` once the temporary file is complete; an error that it raises cancels the write.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path)
+    def __init__(self, path: str | os.PathLike[str], check: Callable[[], object] = lambda: None) -> None:
+        self.path, self._check = Path(path), check
         try:
             while not self._create():
                 pass
@@ -259,8 +261,8 @@ class AtomicFile:
             self.file.close()
         return locked
 
-    def commit(self, check: Callable[[], object] | None = None) -> None:
-        """Syncs the file, calls `check`, which may raise, renames the file, and syncs the folder.
+    def commit(self) -> None:
+        """Syncs the file, calls `check`, renames the file, and syncs the folder.
 
         Raises WriteCancelledError where another process cancelled the write. An error before the rename leaves the old
         file in place and no temporary one.
@@ -268,8 +270,7 @@ class AtomicFile:
         try:
             self.file.flush()
             os.fsync(self.file.fileno())
-            if check is not None:
-                check()
+            self._check()
             try:
                 os.replace(self._temporary, self.path)
             except FileNotFoundError as error:
@@ -296,27 +297,22 @@ class AtomicFile:
             self.commit()
             return
         self.abort()
-        if isinstance(error, OSError) and error.filename is None:
+        if isinstance(error, OSError) and error.filename is None:  # a write to a full disk does not name the file
             error.filename = str(self.path)
 
 
-def write_atomic(path: str | os.PathLike[str], data: bytes, check: Callable[[], object] | None = None) -> None:
+def write_atomic(path: str | os.PathLike[str], data: bytes, check: Callable[[], object] = lambda: None) -> None:
     """Writes a whole file with `AtomicFile`; writes it again, after `check`, where another process cancelled it.
 
     Raises OSError that names `path`, and what `check` raises.
     """
     while True:
-        file = AtomicFile(path)
         try:
-            file.file.write(data)
-            return file.commit(check)
+            with AtomicFile(path, check) as file:
+                file.write(data)
+            return
         except WriteCancelledError:
             continue
-        except BaseException as error:
-            file.abort()
-            if isinstance(error, OSError) and error.filename is None:  # a write to a full disk does not name the file
-                error.filename = str(path)
-            raise
 
 
 def remove_abandoned(folder: str | os.PathLike[str]) -> None:

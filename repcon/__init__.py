@@ -58,31 +58,9 @@ _HOMES = {
     ),
 }
 
-__all__ = [
-    "DistillLoader",
-    "HeadConfig",
-    "ImagePack",
-    "LabelStore",
-    "MultiHeadKLLoss",
-    "Student",
-    "UserError",
-    "__version__",
-    "build_student",
-    "consolidate",
-    "evaluate",
-    "export",
-    "load_student",
-    "normalise",
-    "pack",
-    "precompute",
-    "preprocessing_of",
-    "pull",
-    "push",
-    "report",
-    "save_student",
-    "teach",
-    "train",
-]  # fmt: skip
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES, "precompute"})
 
 
 def __getattr__(name: str) -> Any:

@@ -30,7 +30,8 @@ def resolve_auto_settings(settings: TrainConfig, store: LabelStore) -> TrainConf
     Heads that the store does not have are left unchanged: the loss refuses them by name.
     """
     chosen = []
-    heads = tuple(_with_temperature(head, store.heads) for head in settings.heads) or all_heads(store)
+    asked = settings.heads or tuple(HeadConfig(name=name) for name in store.heads)
+    heads = tuple(_with_temperature(head, store.heads) for head in asked)
     if not settings.heads:
         chosen.append(f"heads {', '.join(head.name for head in heads)}")
     size, batch_size, freeze_norm = settings.size, settings.batch_size, settings.freeze_norm
@@ -56,11 +57,6 @@ def resolve_auto_settings(settings: TrainConfig, store: LabelStore) -> TrainConf
         settings, heads=heads, balance_heads=balance_heads, size=size, batch_size=batch_size, freeze_norm=freeze_norm,
         optim=optim,
     )  # fmt: skip
-
-
-def all_heads(store: LabelStore) -> tuple[HeadConfig, ...]:
-    """All of the store's heads, with weight 1."""
-    return tuple(_with_temperature(HeadConfig(name=name), store.heads) for name in store.heads)
 
 
 def _with_temperature(head: HeadConfig, stored: Mapping[str, HeadInfo]) -> HeadConfig:

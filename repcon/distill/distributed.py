@@ -3,7 +3,7 @@
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
@@ -57,16 +57,10 @@ class DistributedContext:
             dist.all_reduce(values, group=self.cpu_group)
         return values
 
-    def broadcast_buffers(self, model: nn.Module) -> None:
-        """Copy the main process's buffers to all ranks: batch-norm statistics, which each rank updates by itself."""
+    def broadcast(self, tensors: Iterable[torch.Tensor]) -> None:
+        """Copy the main process's tensors to all ranks, in place."""
         if self.world_size > 1:
-            for buffer in model.buffers():
-                dist.broadcast(buffer, 0)
-
-    def broadcast_weights(self, model: nn.Module) -> None:
-        """Copy the main process's parameters and buffers to all ranks."""
-        if self.world_size > 1:
-            for tensor in model.state_dict().values():
+            for tensor in tensors:
                 dist.broadcast(tensor, 0)
 
     def any_rank(self, flag: bool) -> bool:

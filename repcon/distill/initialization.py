@@ -96,7 +96,7 @@ def init_student(
         student = student.to(distributed.device)
     else:
         student, result = _init_on_main(settings, store, loader, distributed, heads, build)
-    distributed.broadcast_weights(student)
+    distributed.broadcast(student.state_dict().values())
     return student.to(memory_format=torch.channels_last), result  # pyright: ignore[reportCallIssue]
 
 

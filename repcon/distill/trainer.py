@@ -146,8 +146,8 @@ class Trainer:
 
     def validate(self) -> dict[str, Any]:
         """Figures of the averaged student on the validation images, see `Validation.measure`."""
-        self.distributed.broadcast_buffers(self.averaged_student)
         student = self.averaged_student.eval()
+        self.distributed.broadcast(student.buffers())  # batch-norm statistics, which each rank updates by itself
         return self.validation.measure(student, partial(self._forward, student), self.loader)
 
     def _balance_heads(self) -> None:

@@ -62,7 +62,10 @@ class TeacherAgreement:
         self, store: LabelStore, heads: tuple[HeadConfig, ...], tail: Tail, distributed: DistributedContext
     ) -> None:
         self._distributed = distributed
-        self._heads = tuple(_unweighted(head, store.heads[head.name].temperatures) for head in heads)
+        self._heads = tuple(
+            HeadConfig(name=h.name, temperature=1.0 if 1.0 in store.heads[h.name].temperatures else h.temperature)
+            for h in heads
+        )
         self._loss = MultiHeadKLLoss(
             store.heads, self._heads, tail=tail, implementation="torch", device=distributed.device, announce=False
         )
@@ -95,11 +98,6 @@ class TeacherAgreement:
         """The number of rows whose top class is the teacher's."""
         top = batch.labels[name][0][:, 0].to(torch.int64)[batch.rows]
         return (logits[:, student.head_slices[name]].argmax(1) == top).sum()
-
-
-def _unweighted(head: HeadConfig, stored: tuple[float, ...]) -> HeadConfig:
-    temperature = 1.0 if 1.0 in stored else head.temperature
-    return HeadConfig(name=head.name, weight=1.0, temperature=temperature)
 
 
 class KnnAccuracy:

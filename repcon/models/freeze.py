@@ -25,7 +25,10 @@ def freeze(model: nn.Module, blocks: int, norm: bool) -> None:
             if layers[name] <= blocks:
                 parameter.requires_grad_(False)
     for module in model.modules():
-        if isinstance(module, _BatchNorm) and (norm or _is_frozen(module)):
+        if not isinstance(module, _BatchNorm):
+            continue
+        trained = [parameter.requires_grad for parameter in module.parameters()]
+        if norm or (trained and not any(trained)):
             module.eval()
             module.train = MethodType(_stay_in_eval, module)
 
@@ -38,11 +41,6 @@ def _layer_numbers(model: nn.Module) -> dict[str, int]:
             f"freeze_blocks: timm does not say what the blocks of {architecture_of(model)} are; leave it at 0"
         )
     return timm.models.group_parameters(model, matcher(coarse=False), reverse=True)  # pyright: ignore[reportReturnType]
-
-
-def _is_frozen(module: nn.Module) -> bool:
-    parameters = list(module.parameters())
-    return bool(parameters) and not any(parameter.requires_grad for parameter in parameters)
 
 
 def _stay_in_eval(self: nn.Module, mode: bool = True) -> nn.Module:

@@ -68,7 +68,11 @@ def _load(metadata: TeacherMetadata, named: str, folder: Path | None) -> nn.Modu
         raise _NotFoundError(f"its model is a function; --models {metadata.name}={metadata.model} runs it")
     mismatch: UserError | None = None
     missing = ""
-    for candidate in [named] if named else _candidates(metadata.model, folder):
+    candidates = [named or metadata.model]
+    if not named and folder is not None and not Path(metadata.model).is_absolute():  # relative to the store, too
+        above = (folder / metadata.model, folder.parent / metadata.model)
+        candidates += [str(path) for path in above if path.is_dir()]
+    for candidate in candidates:
         if not named and ":" in candidate.removeprefix("local-dir:").removeprefix(PACKAGE):
             hint = f"a store's own word is not enough to download it; --models {metadata.name}={candidate} does"
             missing = missing or f"its model is {candidate}; {hint}"
@@ -92,10 +96,3 @@ def _load(metadata: TeacherMetadata, named: str, folder: Path | None) -> nn.Modu
         hint = f"--models {metadata.name}=MODEL names the right one, init = 'backbone' does without"
         raise UserError(f"{mismatch}; {hint}")
     raise _NotFoundError(missing)
-
-
-def _candidates(model: str, folder: Path | None) -> list[str]:
-    """The model as the store names it, then relative to the store's folder."""
-    if folder is None or Path(model).is_absolute():
-        return [model]
-    return [model, *(str(path) for path in (folder / model, folder.parent / model) if path.is_dir())]

@@ -77,7 +77,7 @@ def _sources_at(path: Path) -> Iterator[Source]:
     if not path.exists():
         raise UserError(f"{path}: there is no such file or folder")
     if path.is_file():
-        yield _json_file(path)
+        yield replace(_benchmark(path, _json(path)), name=printable(path.stem))
     else:
         source = _folder(path)
         if source is not None:
@@ -136,10 +136,6 @@ def _run(path: Path) -> Source:
         notes=tuple(notes),
         paths={key: value for key in ("store", "pack", "out") if isinstance(value := config.get(key), str)},
     )
-
-
-def _json_file(path: Path) -> Source:
-    return replace(_benchmark(path, _json(path)), name=printable(path.stem))
 
 
 def _benchmark(path: Path, figures: Mapping[str, Any]) -> Source:

@@ -10,12 +10,8 @@ def require_extra(extra: str, modules: tuple[str, ...], what: str) -> None:
 
     what: the feature that needs them, with which the message begins, for example `--to onnx`.
     """
-    missing = [name for name in modules if not _is_installed(name)]
+    specs = {name: find_spec(name) for name in modules}
+    # A folder of that name in the working folder has no origin.
+    missing = [name for name, spec in specs.items() if spec is None or spec.origin is None]
     if missing:
         raise UserError(f"{what} needs {', '.join(missing)}: pip install 'repcon[{extra}]'")
-
-
-def _is_installed(name: str) -> bool:
-    """Whether the module is there; a folder of that name in the working folder is none."""
-    spec = find_spec(name)
-    return spec is not None and spec.origin is not None

@@ -10,7 +10,7 @@ from repcon.evaluation.results import METRICS
 from repcon.reports import plots
 from repcon.reports.figure_names import label_of, record_figures
 from repcon.reports.figures import Figure, Figures, Interval, Unit, is_number
-from repcon.reports.plot_style import SameStyle
+from repcon.reports.plot_style import SeriesStyle, SeriesStyles
 from repcon.reports.plots import Bar, Plot
 from repcon.reports.sections.records import Targets, describe, figure_table, record_title, targets_of
 from repcon.reports.sources import Source
@@ -146,6 +146,13 @@ def _gains(figures: Figures, number: int) -> list[Plot]:
     return drawn
 
 
+class _SameStyle(SeriesStyles):
+    """One style for every name, where rows are told apart by their labels."""
+
+    def __getitem__(self, name: str) -> SeriesStyle:
+        return super().__getitem__("")
+
+
 def interval_rows(name: str, title: str, rows: Mapping[str, Interval], x: str, *, zero: bool = False) -> Plot:
     """One panel with a row per name, all in one colour."""
-    return plots.intervals(name, title, {"": rows}, list(rows), x, styles=SameStyle(), zero=zero)
+    return plots.intervals(name, title, {"": rows}, list(rows), x, styles=_SameStyle(), zero=zero)

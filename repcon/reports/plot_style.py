@@ -69,13 +69,6 @@ class SeriesStyles:
         return SeriesStyle(color=SERIES[place], marker=marker, dash=_DASHES[turn % len(_DASHES)])
 
 
-class SameStyle(SeriesStyles):
-    """One style for every name, where rows are told apart by their labels."""
-
-    def __getitem__(self, name: str) -> SeriesStyle:
-        return super().__getitem__("")
-
-
 def styled(name: str) -> Any:
     """A context in which the figure of this name is made and saved; the ids in its SVG are of this name alone."""
     import matplotlib

@@ -66,11 +66,6 @@ def label_cell(figure: Figure) -> Cell:
     return Cell(text=figure.label, hint=figure.name if figure.name != figure.label else "")
 
 
-def list_figures(figures: Figures, title: str = "") -> Table:
-    """Every figure of one source, a row each."""
-    return table(title, ("figure", "value"), [(label_cell(figure), figure.text) for figure in figures.values()])
-
-
 def side_by_side(title: str, sources: Mapping[str, Figures], note: str = "") -> Table:
     """Figures in rows, sources in columns. A source is marked where its interval leaves the first one's out."""
     first = next(iter(sources.values()))

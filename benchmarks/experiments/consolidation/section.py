@@ -13,7 +13,7 @@ from repcon.reports.plots import Plot
 from repcon.reports.sections.records import record_title
 from repcon.reports.sections.transfer import format_interval
 from repcon.reports.sources import Source
-from repcon.reports.tables import Cell, Section, Table, list_figures, table
+from repcon.reports.tables import Cell, Section, Table, label_cell, table
 
 MARGINS = {
     "finding_1": "the generalist over the student of the task teacher alone",
@@ -78,7 +78,7 @@ def consolidation_section(source: Source, number: int, domains: Sequence[str]) -
     if by_metric:
         drawn.insert(0, _margin_plot(f"bench{number}-margins", next(iter(by_metric.values()))))
     tables = [*(_margin_table(held, figures, domains, metric) for metric, held in by_metric.items()), *tables]
-    more = (list_figures(figures),)
+    more = (table("", ("figure", "value"), [(label_cell(figure), figure.text) for figure in figures.values()]),)
     return Section(title=record_title(source), lead=LEAD, plots=tuple(drawn), tables=tuple(tables), more=more)
 
 

@@ -18,12 +18,12 @@ from repcon.distill.optim import autocast
 from repcon.distill.weight_search import CROPS, SearchResult, balanced_weights, print_candidates, search_shares
 from repcon.labels.layout import HeadInfo
 from repcon.labels.store import LabelStore
-from repcon.models import earlier_students
+from repcon.models import initial_weights
 from repcon.models.factory import create_model
+from repcon.models.initial_weights import InitialWeights, find_teacher_weights
 from repcon.models.merge import SplitModel, check_mergeable, check_shares, split_classifier
 from repcon.models.preprocessing import preprocessing_of
 from repcon.models.student import Student, build_student, is_student
-from repcon.models.teacher_weights import TeacherWeights, find_teacher_weights
 from repcon.runtime.console import print_plain
 from repcon.runtime.errors import UserError
 
@@ -114,7 +114,7 @@ def _init_on_main(
         shares, search = _choose_shares(settings, store, loader, distributed, weights.members)
     elif init == "students":
         shares = dict.fromkeys(weights.members, 1 / len(weights.members))
-        earlier_heads = earlier_students.mean_heads(settings.init_students, heads)
+        earlier_heads = initial_weights.mean_heads(settings.init_students, heads)
     torch.manual_seed(settings.seed)
     student = build(teachers=weights.members, shares=shares, earlier=earlier_heads).to(distributed.device)
     warm = tuple(name for name in heads if name in student.warm_heads)
@@ -133,18 +133,21 @@ def _init_on_main(
 
 def _load_weights(
     settings: TrainConfig, store: LabelStore, heads: Mapping[str, HeadInfo]
-) -> tuple[TeacherWeights, str, str]:
+) -> tuple[InitialWeights, str, str]:
     """The models to average, `Initialization.init`, and the reason for it."""
-    if settings.init_students:
-        return TeacherWeights(members=_load_students(settings)), "students", "as asked for"
-    models = parse_named_values("models", settings.models, "NAME=MODEL", store.heads)
     if settings.init == "backbone" and (settings.projection or not settings.init_heads):
-        return TeacherWeights(), "backbone", "as asked for"
+        return InitialWeights(), "backbone", "as asked for"
+    models = parse_named_values("models", settings.models, "NAME=MODEL", store.heads)
+    backbone, name_of_own = create_model(settings.backbone, size=settings.size), f"the backbone {settings.backbone}"
+    if settings.init_students:
+        members = initial_weights.load_students(settings.init_students, settings.size)
+        own = {name_of_own: split_classifier(backbone, settings.size)}
+        check_mergeable(own | members, initial_weights.STUDENTS_FIELD, "name the students' architecture")
+        return InitialWeights(members=members), "students", "as asked for"
     folder = Path(store.url) if "://" not in store.url else None
-    backbone = create_model(settings.backbone, size=settings.size)
     metadata = [head.metadata for head in heads.values()]
     weights = find_teacher_weights(metadata, backbone, size=settings.size, models=models, folder=folder)
-    own = {f"the backbone {settings.backbone}": split_classifier(backbone, settings.size)} if weights.members else {}
+    own = {name_of_own: split_classifier(backbone, settings.size)} if weights.members else {}
     for name, member in list(weights.members.items()):
         try:
             check_mergeable(own | {name: member})
@@ -156,19 +159,11 @@ def _load_weights(
     return weights, *_choose_init(settings, weights)
 
 
-def _load_students(settings: TrainConfig) -> dict[str, SplitModel]:
-    members = earlier_students.load_students(settings.init_students, settings.size)
-    backbone = split_classifier(create_model(settings.backbone, size=settings.size), settings.size)
-    own = {f"the backbone {settings.backbone}": backbone}
-    check_mergeable(own | members, earlier_students.FIELD, "name the students' architecture")
-    return members
-
-
 def _average_requested(settings: TrainConfig) -> bool:
     return settings.init == "average" or bool(settings.init_weights)
 
 
-def _choose_init(settings: TrainConfig, weights: TeacherWeights) -> tuple[str, str]:
+def _choose_init(settings: TrainConfig, weights: InitialWeights) -> tuple[str, str]:
     """`average` or `backbone`, and the reason. Raises UserError where the mean is requested and weights are missing."""
     if settings.init == "backbone":
         return "backbone", "as asked for"
@@ -217,7 +212,7 @@ def _choose_shares(
 
 
 def _print_summary(
-    result: Initialization, reason: str, weights: TeacherWeights, heads: list[str], settings: TrainConfig
+    result: Initialization, reason: str, weights: InitialWeights, heads: list[str], settings: TrainConfig
 ) -> None:
     """Print a line on the backbone, one on the heads' loss weights where they are balanced, and one on the heads."""
     if result.shares:

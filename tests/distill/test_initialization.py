@@ -21,9 +21,9 @@ from repcon.distill.weight_search import Candidate
 from repcon.labels.store import LabelStore
 from repcon.models import teacher as teachers
 from repcon.models.factory import create_model
+from repcon.models.initial_weights import find_teacher_weights
 from repcon.models.merge import average, split_classifier
 from repcon.models.student import load_student
-from repcon.models.teacher_weights import find_teacher_weights
 from repcon.runtime.console import console
 from repcon.runtime.errors import UserError
 

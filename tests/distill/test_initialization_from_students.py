@@ -13,7 +13,7 @@ from training_case import stop_after
 
 from repcon.commands import train
 from repcon.config import HeadConfig, OptimConfig
-from repcon.models import earlier_students
+from repcon.models import initial_weights
 from repcon.models.student import load_student
 from repcon.runtime.console import console
 from repcon.runtime.errors import UserError
@@ -102,7 +102,7 @@ def test_a_resume_needs_the_same_students_but_does_not_read_them_again(
         train.run(start_settings(related, tmp_path / "parts", **settings))
     with pytest.raises(UserError, match="init_students was"):
         train.run(start_settings(related, tmp_path / "parts", epochs=2, init_students=students(related)[:1]))
-    monkeypatch.setattr(earlier_students, "load_students", None)
+    monkeypatch.setattr(initial_weights, "load_students", None)
     parts = train.run(start_settings(related, tmp_path / "parts", **settings))
     assert parts["init"] == whole["init"]
     first, second = backbone_of(tmp_path / "whole"), backbone_of(tmp_path / "parts")

@@ -1,24 +1,31 @@
-"""Find the weights of a store's teachers, to initialise a student of the same architecture."""
+"""Find weights to initialise a student with: those of a store's teachers, or of earlier students."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
 from torch import nn
 
 from repcon.config import TeacherConfig
+from repcon.labels.layout import HeadInfo
 from repcon.labels.manifest import TeacherMetadata
 from repcon.models import custom
 from repcon.models import teacher as teachers
-from repcon.models.factory import PACKAGE, set_input_size
+from repcon.models.factory import PACKAGE, create_model, set_input_size
 from repcon.models.identity import architecture_of
 from repcon.models.merge import SplitModel, require_finite, split_classifier
+from repcon.models.student import heads_by_teacher, is_student, teachers_of
 from repcon.runtime.errors import UserError
+
+STUDENTS_FIELD = "init_students"
+Head = tuple[torch.Tensor, torch.Tensor]
+"""Weight (C, F) and bias (C,)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TeacherWeights:
-    """The teachers of one architecture that were loaded, and why others were not."""
+class InitialWeights:
+    """Models of one architecture by name or folder, and why a store's other teachers are not among them."""
 
     members: dict[str, SplitModel] = field(default_factory=dict)
     other_architecture: dict[str, str] = field(default_factory=dict)
@@ -34,7 +41,7 @@ def find_teacher_weights(
     size: int,
     models: Mapping[str, str],
     folder: Path | None,
-) -> TeacherWeights:
+) -> InitialWeights:
     """Load the teachers of the backbone's architecture for inputs of `size` pixels, split into backbone and classifier.
 
     A teacher is loaded from `models` if it is there, else from the model that the store names: as it is, and relative
@@ -42,7 +49,7 @@ def find_teacher_weights(
     the labels, or holds NaN, or where `models` names something that is no model.
     """
     architecture = architecture_of(backbone)
-    result = TeacherWeights()
+    result = InitialWeights()
     for metadata in teacher_metadata:
         if metadata.architecture != architecture:
             result.other_architecture[metadata.name] = metadata.architecture
@@ -96,3 +103,49 @@ def _load(metadata: TeacherMetadata, named: str, folder: Path | None) -> nn.Modu
         hint = f"--models {metadata.name}=MODEL names the right one, init = 'backbone' does without"
         raise UserError(f"{mismatch}; {hint}")
     raise _NotFoundError(missing)
+
+
+def load_students(folders: Sequence[str], size: int) -> dict[str, SplitModel]:
+    """{folder: its backbone}, for inputs of `size` pixels.
+
+    Raises UserError naming a folder without a student, or whose weights are missing or not finite.
+    """
+    members = {}
+    for folder in folders:
+        if not is_student(folder):
+            remedy = "name the output folder of an earlier `repcon train`"
+            raise UserError(f"{STUDENTS_FIELD}: {folder}: holds no student of `repcon train`; {remedy}")
+        members[folder] = split_classifier(create_model(folder, num_classes=0, size=size), size)
+    return members
+
+
+def mean_heads(folders: Sequence[str], heads: Mapping[str, HeadInfo]) -> dict[str, Head]:
+    """For the heads that students have for the same teachers' weights: the mean over the students that have it.
+
+    Heads behind a projection do not count. Raises UserError where a student has a head of that name for a teacher of
+    other weights or classes.
+    """
+    parts: dict[str, list[Head]] = {}
+    for folder in folders:
+        _check_same_teachers(folder, heads)
+        earlier = heads_by_teacher(folder)
+        for name, head in heads.items():
+            if (key := (head.metadata.weight_hash, head.classes)) in earlier:
+                parts.setdefault(name, []).append(earlier[key])
+    return {
+        name: (torch.stack([weight for weight, _ in pairs]).mean(0), torch.stack([bias for _, bias in pairs]).mean(0))
+        for name, pairs in parts.items()
+    }
+
+
+def _check_same_teachers(folder: str, heads: Mapping[str, HeadInfo]) -> None:
+    for name, (weight_hash, classes) in teachers_of(folder).items():
+        head = heads.get(name)
+        if head is None or (head.metadata.weight_hash, head.classes) == (weight_hash, classes):
+            continue
+        theirs = f"{classes} classes, weights {weight_hash[:16] or 'unknown'}"
+        ours = f"{head.classes} classes, weights {head.metadata.weight_hash[:16]}"
+        raise UserError(
+            f"{STUDENTS_FIELD}: {folder}: its head {name} is of another teacher ({theirs}) than the store's ({ours}); "
+            "leave the student out, or train it again on this store"
+        )

@@ -7,7 +7,6 @@ from importlib.util import find_spec
 
 import torch
 from repcon_kernels import HeadSpec, multi_head_kl
-from repcon_kernels.kl_div.arrival_counters import arrival_counters
 from torch import Tensor
 
 from repcon.config import HeadConfig, LossKind, Tail
@@ -55,6 +54,8 @@ class MultiHeadKLLoss:
         self.weights = torch.tensor([head.weight for head in heads], dtype=torch.float32, device=self.device)
         self.implementation, reason = choose_implementation(implementation, self.device)
         if self.implementation == "triton" and self.device.type == "cuda":
+            from repcon_kernels.kl_div.launch import arrival_counters  # imports Triton, which takes a second
+
             # Allocated now: during torch.compile's warm-up for CUDA graphs they would lie in a graph's own memory.
             arrival_counters(self.device, len(self.names))
         count = f"{len(self.names)} head{'s' if len(self.names) > 1 else ''}"
@@ -96,7 +97,7 @@ def choose_implementation(implementation: LossKind, device: torch.device) -> tup
     if implementation == "triton" and not installed:
         raise UserError("loss: 'triton' was asked for, but the package is not installed: pip install triton")
     if implementation == "triton" and device.type == "cpu":
-        from repcon_kernels.kl_div.launch import interpreted  # imports Triton, which takes a second
+        from repcon_kernels.kl_div.launch import interpreted  # imports Triton, as above
 
         if not interpreted():
             raise UserError("loss: 'triton' was asked for, and needs a GPU; use 'torch' or 'auto' here")

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
@@ -11,7 +12,6 @@ from triton.runtime.jit import JITFunction
 
 from repcon_kernels import crop_resize_kernel
 from repcon_kernels.kl_div import tiling, triton_kernel, triton_scale
-from repcon_kernels.kl_div.arrival_counters import arrival_counters
 from repcon_kernels.kl_div.heads import TAILS, HeadSpec
 
 SCALE_BLOCK = 1024
@@ -19,6 +19,10 @@ SCALE_PROGRAMS = 1024
 """Programs of the scaling kernel: enough to fill a device, few enough that factors of 1 cost only the launch."""
 CROP_BLOCK = 256
 """Pixels of a crop that one program computes."""
+COUNTERS = 2**20
+"""Counters of a device."""
+COUNTER_ALIGNMENT = 4
+"""Slots start at multiples of it: Triton compiles again for pointers that are not multiples of 16 bytes."""
 
 
 def multi_head_kl(
@@ -149,3 +153,43 @@ def interpreted() -> bool:
 def _current_device(device: torch.device) -> AbstractContextManager:
     """Make the tensors' device the current one, on which Triton launches."""
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+
+
+@dataclass(slots=True)
+class _CounterPool:
+    """One device's counters for kernels whose last program computes a final sum; zero before and after each launch.
+
+    Launches on one stream run one after another, so they share a slot. A captured CUDA graph may be replayed
+    concurrently with anything, so each of its launches keeps slots of its own.
+    """
+
+    counters: Tensor
+    used: int = 0
+    by_stream: dict[tuple[int, int], int] = field(default_factory=dict)
+
+
+_pools: dict[torch.device, _CounterPool] = {}
+
+
+def arrival_counters(device: torch.device, count: int) -> Tensor:
+    """(count,) int32 zeros that no other running launch uses; after the first call this launches no kernel."""
+    if device.type != "cuda":
+        return torch.zeros(count, dtype=torch.int32, device=device)
+    capturing = torch.cuda.is_current_stream_capturing()
+    if device not in _pools:
+        if capturing:
+            return torch.zeros(count, dtype=torch.int32, device=device)
+        _pools[device] = _CounterPool(torch.zeros(COUNTERS, dtype=torch.int32, device=device))
+        torch.cuda.current_stream(device).synchronize()  # once, since other streams do not wait for these zeros
+    pool = _pools[device]
+    key = (torch.cuda.current_stream(device).cuda_stream, count)
+    first = None if capturing else pool.by_stream.get(key)
+    if first is None:
+        first = pool.used
+        taken = -(-count // COUNTER_ALIGNMENT) * COUNTER_ALIGNMENT
+        if first + taken > COUNTERS:
+            return torch.zeros(count, dtype=torch.int32, device=device)
+        pool.used += taken
+        if not capturing:
+            pool.by_stream[key] = first
+    return pool.counters[first : first + count]

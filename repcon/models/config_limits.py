@@ -1,4 +1,4 @@
-"""Limits on what a stranger's config.json may ask timm to build, before anything is allocated for it."""
+"""Limits on what an untrusted config.json may have timm build, checked before anything is allocated."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -68,7 +68,7 @@ def require_fitting(name: str, tensors: Tensors, model: str) -> None:
     try:
         with torch.device("meta"):
             built = timm.create_model(name, pretrained=False)
-    except Exception:  # what is wrong with it is told when it is built in earnest
+    except Exception:  # the real creation names the problem
         return
     asked = sum(tensor.numel() for tensor in built.state_dict().values())
     held = sum(tensor.numel() for tensor in tensors.values())

@@ -1,8 +1,8 @@
 """Figures from the JSON of runs and records, typed by their names.
 
-Runs and environments have the names that repcon's own commands give them (`run_figures`). A benchmark record, or any
-other JSON file, is flat, and its names follow a convention (`record_figures`): a name is words joined by `_`: `bytes`,
-`seconds`, `share`, `accuracy`, `kl` and `loss` among them tell the unit, and so does a last word `us`, `ms`, `mb`,
+Runs and environments have the names that repcon's own commands give them (`run_figures`). Names in benchmark records
+and other JSON files, which are flat, follow a convention (`record_figures`). A name is words joined by `_`; `bytes`,
+`seconds`, `share`, `accuracy`, `kl` and `loss` among them give the unit, and so does a last word `us`, `ms`, `mb`,
 `gb`, `points` or `nat`. Ratios (`this_over_that`) and growths have no unit. The bounds of NAME are NAME_low and
 NAME_high (95 % interval) or NAME_20 and NAME_80 (quantiles of NAME_repeats measurements); older records write NAME_q20
 and NAME_q80, or STEM_spread_UNIT for both bounds of STEM_UNIT.

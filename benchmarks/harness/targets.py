@@ -30,7 +30,14 @@ TARGETS: Mapping[str, Targets] = {
         **{f"{kind}_label_kl": "<= 0.01" for kind in ("torch", "dali", "ffcv")},
         **{f"{kind}_label_agreement": ">= 0.99" for kind in ("torch", "dali", "ffcv")},
     },
+    "loaders_peers": {
+        f"torch_over_{peer}_4x160": ">= 1"
+        for peer in ("dataloader_pil", "ffcv_stock", "torchvision", "litdata", "streaming", "webdataset", "spdl")
+    }
+    | {f"{peer}_pixel_difference": "<= 0.5" for peer in ("torchvision", "litdata", "streaming", "webdataset")}
+    | {"spdl_pixel_difference": "<= 2"},
     "precompute": {"over_teachers_heavy": ">= 0.9", "memory_growth": "<= 1.05", "cost_growth": "<= 1.05"},
+    "precompute_peers": {f"ours_over_{script}": ">= 1" for script in ("torch_files", "webdataset_parquet", "ray_data")},
     "training": {
         "step_over_synthetic": ">= 0.9",
         "epoch_over_plain_4": "<= 0.8",

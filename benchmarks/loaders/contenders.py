@@ -78,14 +78,18 @@ class Ready:
     close: Callable[[], object] = lambda: None
 
 
+Maker = Callable[[Case, int], Ready]
+"""Opens a case with so many threads or workers; must be picklable."""
+
+
 class Contender:
     """The process that holds one of them."""
 
-    def __init__(self, kind: str, threads: int) -> None:
+    def __init__(self, kind: str, make: Maker, threads: int) -> None:
         context = get_context("spawn")
         self.kind = kind
         self._here, there = context.Pipe()
-        self._process = context.Process(target=_serve, args=(kind, threads, there))
+        self._process = context.Process(target=_serve, args=(make, threads, there))
         self._process.start()
         there.close()
 
@@ -115,7 +119,7 @@ class Contender:
         return answer
 
 
-def _serve(kind: str, threads: int, connection: Connection) -> None:
+def _serve(make: Maker, threads: int, connection: Connection) -> None:
     console.quiet = True
     torch.set_num_threads(threads)
     ready = Ready(epoch=lambda: iter(()))
@@ -123,7 +127,7 @@ def _serve(kind: str, threads: int, connection: Connection) -> None:
         try:
             if isinstance(order, Case):
                 ready.close()
-                answer, ready = _open(kind, order, threads)
+                answer, ready = _open(make, order, threads)
             else:
                 answer = _memory_bytes() if order == "memory" else _seconds(ready)
         except Exception:  # Whatever it is, it belongs to the process that asked.
@@ -132,9 +136,9 @@ def _serve(kind: str, threads: int, connection: Connection) -> None:
     ready.close()
 
 
-def _open(kind: str, case: Case, threads: int) -> tuple[Opened, Ready]:
+def _open(make: Maker, case: Case, threads: int) -> tuple[Opened, Ready]:
     start = time.perf_counter()
-    ready = MAKERS[kind](case, threads)
+    ready = make(case, threads)
     opened = time.perf_counter()
     batches = ready.epoch()
     next(batches)
@@ -195,14 +199,14 @@ def _ours(kind: str, case: Case, threads: int, device: str = "cpu") -> Ready:
 
 def _requests(pack: ImagePack, case: Case) -> list[CropRequest]:
     order = np.random.default_rng(0).permutation(len(pack))
-    boxes, flips = _boxes(pack, case)
+    boxes, flips = boxes_and_flips(pack, case)
     numbers = np.tile(np.arange(boxes.shape[1]), (len(order), 1))
     whole = CropRequest(images=order, crops=numbers, boxes=boxes[order], flips=flips[order])
     return list(whole.split(BATCH_IMAGES))
 
 
-def _boxes(pack: ImagePack, case: Case) -> tuple[np.ndarray, np.ndarray]:
-    """(N, c, 4) uint16 and (N, c) uint8."""
+def boxes_and_flips(pack: ImagePack, case: Case) -> tuple[np.ndarray, np.ndarray]:
+    """Of all images of the pack: (N, c, 4) uint16 and (N, c) uint8."""
     if not case.crops:
         return np.empty((len(pack), 0, 4), np.uint16), np.empty((len(pack), 0), np.uint8)
     plan = plan_crops(CropConfig(), pack.hashes, pack.sizes, range(case.crops))
@@ -214,7 +218,7 @@ class PilCrops(Dataset[torch.Tensor]):
 
     def __init__(self, pack: ImagePack, case: Case) -> None:
         self._pack, self._side = pack, case.side
-        self._boxes, self._flips = _boxes(pack, case)
+        self._boxes, self._flips = boxes_and_flips(pack, case)
 
     def __len__(self) -> int:
         return len(self._pack)
@@ -276,7 +280,7 @@ def _ffcv_stock(case: Case, threads: int) -> Ready:
     return Ready(epoch=lambda: iter(loader))
 
 
-MAKERS: dict[str, Callable[[Case, int], Ready]] = {
+MAKERS: dict[str, Maker] = {
     FLOOR: partial(_bare, _numpy_memory),
     FLOOR_ODD: partial(_bare, image_buffer),
     **{kind: partial(_ours, kind) for kind in OURS},

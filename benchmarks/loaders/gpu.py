@@ -27,7 +27,7 @@ from repcon_kernels import cut_crops
 
 from benchmarks.harness import script
 from benchmarks.harness.records import put
-from benchmarks.loaders.contenders import Case, Contender
+from benchmarks.loaders.contenders import MAKERS, Case, Contender
 from benchmarks.loaders.contract import contract, put_contract
 from benchmarks.loaders.sample_images import generated, mosaics, pack, photographs
 from repcon.config import CropConfig
@@ -82,7 +82,7 @@ def feeding(packed: Path, figures: dict[str, Any]) -> None:
     """Adds what the student takes and what mixed decode gives, one after the other."""
     steps = resnet50_rates()
     put(figures, "resnet50_images_per_second", steps)
-    with closing(Contender("dali_mixed", cores())) as loader:
+    with closing(Contender("dali_mixed", MAKERS["dali_mixed"], cores())) as loader:
         for count in (1, 4):
             opened = loader.open(Case(pack=str(packed), crops=count, side=SIDE))
             rates = np.array([IMAGES * count / loader.epoch() for _ in range(ROUNDS)])

@@ -6,24 +6,31 @@ from itertools import chain
 from typing import Any
 
 from benchmarks.harness.records import put
-from benchmarks.loaders.contenders import FLOOR, FLOOR_ODD, OURS, Case, Contender, Opened, present
+from benchmarks.loaders.contenders import FLOOR, FLOOR_ODD, MAKERS, OURS, Case, Contender, Maker, Opened, present
 from repcon.images.pack import ImagePack
 
 
 class Race:
     """All contenders, open at the same time, and the figures that they make."""
 
-    def __init__(self, threads: int, figures: dict[str, Any]) -> None:
+    def __init__(self, threads: int, figures: dict[str, Any], others: Mapping[str, Maker] | None = None) -> None:
+        """others: contenders that take part beside those of `contenders.py` that are present."""
         self._threads, self._figures = threads, figures
-        self.kinds = present()
+        self._makers = MAKERS | dict(others or {})
+        self.kinds = (*present(), *(others or {}))
         self.ours = tuple(kind for kind in self.kinds if kind in OURS)
-        self._contenders = {kind: Contender(kind, threads) for kind in (FLOOR, FLOOR_ODD, *self.kinds)}
+        self.seconds: Mapping[str, list[float]] = {}
+        """Of the last case, an epoch per round."""
+        self._contenders = {kind: self._contender(kind) for kind in (FLOOR, FLOOR_ODD, *self.kinds)}
+
+    def _contender(self, kind: str) -> Contender:
+        return Contender(kind, self._makers[kind], self._threads)
 
     def run(self, case: Case, rounds: int, *, kinds: Sequence[str], name: str) -> Mapping[str, Opened]:
         """Adds rates and ratios of a case; `name` holds a {} where a contender's own name goes."""
         images = len(ImagePack.open(case.pack))
         opened = {kind: self._contenders[kind].open(case) for kind in (FLOOR, *kinds)}
-        seconds: dict[str, list[float]] = {kind: [] for kind in kinds}
+        self.seconds = seconds = {kind: list[float]() for kind in kinds}
         floor: dict[str, list[float]] = {kind: [] for kind in kinds}
         for _ in range(rounds):
             for kind in kinds:
@@ -41,7 +48,7 @@ class Race:
         for kind in self.kinds:
             samples = [opened[kind].first_batch_seconds]
             for _ in range(openings - 1):
-                fresh = Contender(kind, self._threads)
+                fresh = self._contender(kind)
                 samples.append(fresh.open(case).first_batch_seconds)
                 fresh.close()
             put(self._figures, f"{kind}_first_batch_seconds", samples)

@@ -1,0 +1,1 @@
+"""Loaders against those of other projects."""

@@ -1,0 +1,1 @@
+"""Precomputing labels with what a user would write without repcon."""

@@ -62,15 +62,17 @@ class Cut:
 def decoder() -> Callable[[bytes], torch.Tensor]:
     """JPEG to (3, height, width) uint8: torchvision's decoder, or Pillow where torchvision's library cannot be loaded
     (a build for another torch)."""
+    return _decode_by_torchvision if decoder_name() == "torchvision" else _decode_by_pillow
+
+
+def _decode_by_torchvision(jpeg: bytes) -> torch.Tensor:
     from torchvision.io import decode_jpeg
 
-    def by_torchvision(jpeg: bytes) -> torch.Tensor:
-        return decode_jpeg(torch.frombuffer(bytearray(jpeg), dtype=torch.uint8))
+    return decode_jpeg(torch.frombuffer(bytearray(jpeg), dtype=torch.uint8))
 
-    def by_pillow(jpeg: bytes) -> torch.Tensor:
-        return torch.from_numpy(np.array(Image.open(io.BytesIO(jpeg)).convert("RGB"))).permute(2, 0, 1)
 
-    return by_torchvision if decoder_name() == "torchvision" else by_pillow
+def _decode_by_pillow(jpeg: bytes) -> torch.Tensor:
+    return torch.from_numpy(np.array(Image.open(io.BytesIO(jpeg)).convert("RGB"))).permute(2, 0, 1)
 
 
 def decoder_name() -> str:

@@ -22,7 +22,7 @@ from repcon.models.teacher import Teacher
 from repcon.models.timm_import import timm
 from repcon.precompute import engine
 from repcon.precompute.context import PrecomputeContext
-from repcon.precompute.output_store import open_or_create_store
+from repcon.precompute.output_store import open_or_create_store, with_store_settings
 from repcon.precompute.progress import Event
 from repcon.runtime.console import console
 from repcon.runtime.system import cores
@@ -92,6 +92,7 @@ def ours(job: Job, rows_per_shard: int = 0, loader: LoaderKind = "auto") -> Took
         rows_per_shard=rows_per_shard,
         loader=loader,
     )
+    config = with_store_settings(config)
     store = open_or_create_store(config, job.pack, [teacher.metadata for teacher in job.teachers])
     context = PrecomputeContext(config=config, pack=job.pack, store=store, teachers=job.teachers, device=job.device)
     events: list[Event] = []

@@ -4,6 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.loaders.sample_images import generated
+from benchmarks.precompute.contenders import Packs
 from benchmarks.precompute.peers import benchmark
 
 
@@ -23,6 +25,14 @@ def test_ratios_are_of_the_same_round_and_steady_rates_of_the_difference() -> No
     )[0].rows  # fmt: skip
     assert [row[0] for row in rows] == ["ours", "torch_files", "webdataset_parquet", "ray_data"]
     assert rows[1][1] == "missing: ImportError: no" and rows[3][-2:] == ["40", "0.9900"]
+
+
+def test_the_script_without_further_libraries_agrees_with_our_store(tmp_path: Path) -> None:
+    packs = Packs(generated(8, (200, 150)), tmp_path)
+    job = benchmark._Job(packs, 8, 8, tmp_path)
+    taken = benchmark._script("torch_files", job)
+    assert taken.top1 is not None and (taken.top1 == job.store_top1()).mean() >= 0.85
+    assert benchmark._ours(job).seconds > 0
 
 
 def test_every_script_agrees_with_our_store(tmp_path: Path) -> None:

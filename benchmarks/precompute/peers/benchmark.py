@@ -17,6 +17,7 @@ Scripts take turns. Pictures are generated, as in `benchmarks.precompute`.
 """
 
 import ast
+import logging
 import tempfile
 import time
 import tokenize
@@ -196,7 +197,7 @@ def _start_ray() -> None:
 
     if not ray.is_initialized():
         # One CPU more than there are, for the task that reads the files while the actors hold theirs.
-        ray.init(num_cpus=cores() + 1, include_dashboard=False, log_to_driver=False, configure_logging=False)
+        ray.init(num_cpus=cores() + 1, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
         ray.data.DataContext.get_current().enable_progress_bars = False
 
 

@@ -12,6 +12,9 @@ The first four have no decoder or resize of their own: they call torchvision's, 
 imported where they are used, so that each process holds only its own.
 """
 
+# Peers are optional.
+# pyright: reportMissingImports=false
+
 import io
 import os
 import traceback
@@ -68,7 +71,7 @@ def decoder() -> Callable[[bytes], torch.Tensor]:
 def _decode_by_torchvision(jpeg: bytes) -> torch.Tensor:
     from torchvision.io import decode_jpeg
 
-    return decode_jpeg(torch.frombuffer(bytearray(jpeg), dtype=torch.uint8))
+    return decode_jpeg(torch.frombuffer(bytearray(jpeg), dtype=torch.uint8))  # pyright: ignore[reportReturnType]
 
 
 def _decode_by_pillow(jpeg: bytes) -> torch.Tensor:

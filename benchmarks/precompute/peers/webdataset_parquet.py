@@ -14,7 +14,7 @@ from benchmarks.precompute.peers.task import Task
 
 def write_tars(images: Path, out: Path, per_tar: int) -> None:
     """The folder's images as tars; not part of the timed work, as repcon's pack is not."""
-    import webdataset
+    import webdataset  # pyright: ignore[reportMissingImports]
 
     out.mkdir()
     with webdataset.ShardWriter(str(out / "%06d.tar"), maxcount=per_tar, verbose=0) as writer:
@@ -24,7 +24,7 @@ def write_tars(images: Path, out: Path, per_tar: int) -> None:
 
 def label(task: Task, tars: Path) -> None:
     """Write labels.parquet, a row per crop."""
-    import webdataset
+    import webdataset  # pyright: ignore[reportMissingImports]
     from torchvision.transforms.v2 import functional
 
     decode = decoder()

@@ -1,0 +1,1 @@
+"""What others make of the same teachers, images and generalist, and how long they take."""

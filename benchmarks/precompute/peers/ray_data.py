@@ -47,6 +47,7 @@ def label(task: Task) -> None:
 
     files = ray.data.read_binary_files(str(task.images), include_paths=True, file_extensions=["jpg"])
     labels = files.map_batches(
-        Label, fn_constructor_args=(task,), batch_size=task.images_per_batch, concurrency=task.workers, num_cpus=1
-    )  # pyright: ignore[reportCallIssue]
+        Label, fn_constructor_args=(task,), batch_size=task.images_per_batch, num_cpus=1,
+        compute=ray.data.ActorPoolStrategy(size=task.workers),
+    )  # fmt: skip
     labels.write_parquet(str(task.out))

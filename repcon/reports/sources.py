@@ -161,27 +161,29 @@ def _json(path: Path) -> dict[str, Any]:
 
 
 def _text(path: Path, *most: int) -> str:
-    with _explained(path, "read"):
+    with _explained(path):
         return read_text(path, *most)
 
 
 def _parsed(path: Path, parse: Callable[[str], Any]) -> Any:
-    with _explained(path, "read"):
+    with _explained(path):
         return parse(read_text(path))
 
 
 def _showable(path: Path, value: Any) -> Any:
-    with _explained(path, "reported"):
+    try:
         return showable(value)
+    except UnreadableError as error:
+        raise UserError(f"{path}: cannot be reported ({error})") from error
 
 
 @contextmanager
-def _explained(path: Path, what: str) -> Iterator[None]:
+def _explained(path: Path) -> Iterator[None]:
     """Raises UserError naming the file in place of UnreadableError."""
     try:
         yield
     except UnreadableError as error:
-        raise UserError(f"{path}: cannot be {what} ({error})") from error
+        raise UserError(f"{path}: cannot be read ({error})") from error
 
 
 def _events(path: Path) -> tuple[list[dict[str, Any]], int]:

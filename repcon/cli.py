@@ -16,7 +16,7 @@ from rich.markup import escape
 from rich.text import Text
 
 from repcon import __version__, config
-from repcon.commands import help, next_step
+from repcon.commands import help, outcome
 from repcon.runtime.console import Terminal, console
 from repcon.runtime.errors import UserError
 from repcon.runtime.memory import keep_freed_memory
@@ -161,7 +161,7 @@ def _command(name: str, words: list[str]) -> dict[str, Any]:
     settings = _settings(name, kind, words, _take(words, "--recipe"))
     keep_freed_memory()
     figures = importlib.import_module(module).run(settings)
-    next_step.show(name, settings)
+    outcome.show(name, settings, figures)
     return figures
 
 

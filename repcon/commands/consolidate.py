@@ -17,6 +17,7 @@ from rich.table import Table
 from repcon.commands import consolidation_plan as plan
 from repcon.commands import evaluate, inspect, precompute, teach, train
 from repcon.commands import report as reporting
+from repcon.commands.outcome import run_step
 from repcon.config import ConsolidateConfig, InspectConfig, check_minimum, dump
 from repcon.distill.checkpoint import flatten
 from repcon.evaluation import tables
@@ -56,7 +57,6 @@ def run(config: ConsolidateConfig) -> dict[str, Any]:
     title = f"One backbone of {', '.join([*named.teachers, *named.taught])}"
     results = carry_out(config, backbone, teacher_metadata, record, extra={}, title=title)
     tables.verdict(results["transfer"].get("verdict", {}))
-    last_line(config, results)
     return results
 
 
@@ -78,13 +78,13 @@ def carry_out(
     _check_sets(config, proxy, {name: packs[source] for name, source in named.evaluated.items()})
     for name, source in named.taught.items():
         _step(f"teach {name}")
-        teach.run(plan.teaching(config, name, packs[source].url))
+        run_step("teach", teach.run, plan.teaching(config, name, packs[source].url))
     made = {name: plan.teacher_folder(config, name) for name in named.taught}
     _step(f"precompute: {', '.join([*named.teachers, *made])} answer once about every crop")
-    precompute.run(plan.labelling(config, made))
+    run_step("precompute", precompute.run, plan.labelling(config, made))
     inspect.run(InspectConfig(store=plan.store(config)))
     _step("train: ONE student of all of them")
-    trained = train.run(plan.training(config, backbone))
+    trained = run_step("train", train.run, plan.training(config, backbone))
     figures = _evaluate(config, teacher_metadata, packs)
     _step("report")
     results = {
@@ -98,7 +98,7 @@ def carry_out(
         **extra,
     }
     results = record.finish(results)
-    reporting.run(plan.report(config, named.taught, title))
+    reporting.run(plan.report(config, named.taught, title))  # the command's last line names it
     return results
 
 
@@ -160,7 +160,7 @@ def require_same(config: Any, command: str, free: Sequence[str]) -> None:
 
 def _pack_proxy(config: ConsolidateConfig) -> ImagePack:
     if plan.proxy_pack(config) != config.proxy[0]:
-        write_pack(plan.packing(config))
+        run_step("pack", write_pack, plan.packing(config))
     elif config.limit:
         raise UserError(f"limit: {config.proxy[0]} is a pack, which is taken whole; leave the limit out")
     return ImagePack.open(plan.proxy_pack(config))
@@ -202,7 +202,7 @@ def _evaluate(
     held_out = [name for name, source in named.taught.items() if packs[source].fingerprint in measured]
     held_out = held_out if config.teaching.validation else []
     sets = {name: packs[source].url for name, source in named.evaluated.items()}
-    return evaluate.run(plan.evaluation(config, sets, models, held_out))
+    return run_step("evaluate", evaluate.run, plan.evaluation(config, sets, models, held_out))
 
 
 def _estimate(config: ConsolidateConfig) -> dict[str, Any]:
@@ -249,15 +249,6 @@ def _sentence(trained: Mapping[str, Any], backbone: str, names: Sequence[str], p
     heads = trained.get("validation", {}).get("heads", {})
     shares = ", ".join(f"{name} {100 * held['agreement']:.0f} %" for name, held in heads.items())
     return f"{made}; the same class as its teacher on held-out images: {shares}" if shares else made
-
-
-def last_line(config: ConsolidateConfig, results: Mapping[str, Any]) -> None:
-    """What was made, where, and what to do next."""
-    student = results["student"]
-    following = f"repcon evaluate --data LABELLED --backbones student={student} --out {config.out}-transfer"
-    if config.evaluate:
-        following = f'timm.create_model("local-dir:{student}", pretrained=True)'
-    print_plain(f"student: {student}; report: {results['report']}; next: {following}")
 
 
 def _step(title: str) -> None:

@@ -16,6 +16,7 @@ import numpy as np
 
 from repcon.commands import consolidate
 from repcon.commands import pack as packing
+from repcon.commands.outcome import run_step
 from repcon.config import (
     ClassSubset,
     ConsolidateConfig,
@@ -59,7 +60,6 @@ def run(config: DemoConfig) -> dict[str, Any]:
     results = consolidate.carry_out(
         whole, GENERALIST, teacher_metadata, record, extra={"licences": licences}, title="repcon demo"
     )
-    consolidate.last_line(whole, results)
     tables.verdict(results["transfer"]["verdict"])
     return results
 
@@ -109,7 +109,7 @@ def _pictures(config: DemoConfig, folder: Path) -> tuple[dict[str, Path], Path, 
     drawn = [render([name], drawings / name, config.size) for name in config.domains]
     render(PROXY, drawings / OTHERS, config.size)
     for name in (*config.domains, OTHERS):
-        packing.run(PackConfig(source=str(drawings / name), out=str(packs / name)))
+        _pack(drawings / name, packs / name)
     domains = {name: packs / name for name in config.domains}
     _pack_proxy(config, folder, domains)
     licences = {row["artist"]: row for one in drawn for row in one["licences"]}
@@ -126,7 +126,7 @@ def _pack_proxy(config: DemoConfig, folder: Path, domains: Mapping[str, Path]) -
     for name, (pack, rows) in chosen.items():
         kept = [int(row) for row in rows if bytes(pack.hashes[row]) not in tested]
         _write_unlabelled(folder / "proxy", f"{name}-", pack, kept)
-    packing.run(PackConfig(source=str(folder / "proxy"), out=str(folder / "packs" / "proxy")))
+    _pack(folder / "proxy", folder / "packs" / "proxy")
 
 
 def _own_pictures(config: DemoConfig, folder: Path) -> tuple[Path, Path]:
@@ -135,16 +135,20 @@ def _own_pictures(config: DemoConfig, folder: Path) -> tuple[Path, Path]:
     if config.proxy and Path(config.data).resolve() == Path(config.proxy).resolve():
         raise UserError(f"--proxy {config.proxy}: the proxy must not be the labelled data, whose half is tested on")
     domain = folder / "packs" / OWN
-    packing.run(PackConfig(source=config.data, out=str(domain)))
+    _pack(config.data, domain)
     source = Path(config.proxy or folder / "proxy")
     if not config.proxy:
         pack = ImagePack.open(domain)
         _write_unlabelled(source, "", pack, select_classes(pack, _half(config, first=True))[0])
-    packing.run(PackConfig(source=str(source), out=str(folder / "packs" / "proxy")))
+    _pack(source, folder / "packs" / "proxy")
     tested = _hashes(ImagePack.open(domain), _half(config, first=False))
     if shared := count_shared_images(tested, ImagePack.open(folder / "packs" / "proxy").hashes):
         raise UserError(f"--proxy {config.proxy}: holds {shared} of the images that are tested on; leave them out")
     return domain, folder / "packs" / "proxy"
+
+
+def _pack(source: str | Path, out: Path) -> None:
+    run_step("pack", packing.run, PackConfig(source=str(source), out=str(out)))
 
 
 def _hashes(pack: ImagePack, classes: ClassSubset) -> np.ndarray:

@@ -34,7 +34,7 @@ from repcon.models.preprocessing import preprocessing_of
 from repcon.models.student import head_names
 from repcon.reports.plot_style import standalone
 from repcon.reports.sections.transfer import accuracy_plot, difference_plot
-from repcon.runtime.console import print_plain, progress
+from repcon.runtime.console import progress
 from repcon.runtime.device import choose
 from repcon.runtime.errors import UserError
 from repcon.runtime.run_dir import RunDir, write_text
@@ -90,7 +90,6 @@ def run(config: EvaluateConfig) -> dict[str, Any]:
             if drawn := plot(results[name], file):
                 write_text(folder / f"{file}.svg", standalone(drawn.svg))
     tables.show(total, results)
-    print_plain(f"written to {output.path}")
     tables.verdict(total.get("verdict", {}))
     return total
 

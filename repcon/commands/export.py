@@ -3,16 +3,12 @@
 from pathlib import Path
 from typing import Any
 
-from rich.markup import escape
-
 from repcon.config import ExportConfig
 from repcon.models.export import SUFFIXES, export
 from repcon.models.preprocessing import preprocessing_of
 from repcon.models.student import head_class_names, load_student
 from repcon.runtime.console import console
 from repcon.runtime.errors import UserError
-
-LOAD = {"onnx": "onnxruntime.InferenceSession({})", "torch": "torch.export.load({}).module()"}
 
 
 def run(config: ExportConfig) -> dict[str, Any]:
@@ -25,10 +21,6 @@ def run(config: ExportConfig) -> dict[str, Any]:
         classes=head_class_names(config.model),
     )  # fmt: skip
     console.print(f"[dim]checked against the student: differs by {difference:.1e} of the largest value[/]")
-    load = LOAD[config.to].format(repr(str(out)))
-    console.print(
-        f"exported: [bold]{escape(str(out))}[/]; open it with {escape(load)}", soft_wrap=True, highlight=False
-    )
     return {"file": str(out), "bytes": out.stat().st_size, "difference": difference, "size": inputs.size}
 
 

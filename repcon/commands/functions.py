@@ -12,6 +12,7 @@ from os import PathLike, fspath
 from typing import Any
 
 from repcon import config
+from repcon.commands import outcome
 
 Path = str | PathLike[str]
 Named = Mapping[str, Path] | Sequence[str]
@@ -84,7 +85,9 @@ def pull(repository: str, *, out: Path, **settings: Any) -> dict[str, Any]:
 
 def _run(command: str, kind: type, values: Mapping[str, Any]) -> dict[str, Any]:
     settings = config.parse(kind, _plain(values), f"repcon.{command}()")
-    return import_module(f"repcon.commands.{command}").run(settings)
+    figures = import_module(f"repcon.commands.{command}").run(settings)
+    outcome.show(command, settings, figures)
+    return figures
 
 
 def _named(values: Named) -> list[str]:

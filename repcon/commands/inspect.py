@@ -25,7 +25,6 @@ def run(config: InspectConfig) -> dict[str, Any]:
     show(store, found)
     if config.html:
         _write_page(Path(config.html), f"Labels in {Path(config.store).name}", found)
-        console.print(f"page: [bold]{escape(config.html)}[/]", soft_wrap=True)
     return found
 
 

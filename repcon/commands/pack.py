@@ -3,15 +3,12 @@
 from pathlib import Path
 from typing import Any
 
-from rich.markup import escape
-
 from repcon.config import PackConfig
 from repcon.images import writer
 from repcon.images.format import BETON, MANIFEST
 from repcon.images.multiple_sources import source_paths
 from repcon.images.pack import ImagePack
 from repcon.images.packing import write_pack
-from repcon.runtime.console import console
 from repcon.runtime.errors import UserError
 
 
@@ -33,7 +30,6 @@ def _only_beton(out: Path) -> dict[str, Any]:
     """The pack's source may be gone; the pack and its record stay as they are."""
     _write_beton(out)
     pack = ImagePack.open(out)
-    console.print(f"[bold]{escape(str(out / BETON))}[/]: {len(pack):,} images", soft_wrap=True, highlight=False)
     return {"images": len(pack), "fingerprint": pack.fingerprint}
 
 

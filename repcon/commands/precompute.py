@@ -70,13 +70,13 @@ def _label(config: PrecomputeConfig) -> dict[str, Any]:
     if not display.units and record.earlier():  # others were faster
         return _nothing_done(config, context)
     figures = display.figures() | _figures(context)
-    show(figures, config.out)
+    show(figures)
     return _require_no_missing(config, context, record.finish(figures))
 
 
 def _nothing_done(config: PrecomputeConfig, context: PrecomputeContext) -> dict[str, Any]:
     """Leaves the records of the run that did the work."""
-    print_plain(f"{config.out}: all labels are there already")
+    console.print("all labels are there already")
     return _require_no_missing(config, context, {"images": 0, "crops": 0, "units": 0} | _figures(context))
 
 

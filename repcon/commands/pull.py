@@ -6,23 +6,16 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from rich.markup import escape
-
 from repcon.commands import verify
+from repcon.commands.outcome import run_step
 from repcon.config import PullConfig, VerifyConfig
-from repcon.runtime.console import console
 from repcon.runtime.errors import UserError
 from repcon.sharing.address import Address, parse_address
-from repcon.sharing.bundle import ABOUT, FILES, WHAT, Kind, fingerprint_of, read_about, require_place
+from repcon.sharing.bundle import ABOUT, FILES, Kind, fingerprint_of, read_about, require_place
 from repcon.sharing.hub import download, find_commit
 
 PARTIAL = ".pulling"
 """What the folder of an unfinished download ends in."""
-NEXT: dict[Kind, str] = {
-    "store": "repcon inspect {}",
-    "teacher": "repcon precompute --teachers NAME={} --pack PACK --out labels.zarr",
-    "student": "repcon export {} --to onnx",
-}
 
 
 def run(config: PullConfig) -> dict[str, Any]:
@@ -49,11 +42,6 @@ def run(config: PullConfig) -> dict[str, Any]:
     os.rename(folder, out)
     for old in out.parent.glob(f".{glob.escape(out.name)}.*{PARTIAL}"):  # of other commits too
         shutil.rmtree(old, ignore_errors=True)
-    then = NEXT[kind].format(out)
-    console.print(
-        f"pulled {WHAT[kind]}: [bold]{escape(str(out))}[/] ({commit[:12]}); next: {escape(then)}",
-        soft_wrap=True, highlight=False,
-    )  # fmt: skip
     return {"out": str(out), "kind": kind, "commit": commit, "fingerprint": fingerprint}
 
 
@@ -65,7 +53,7 @@ def _require_sound(address: Address, kind: Kind, folder: Path, fingerprint: str)
     """A store's structure, checksums and labels; all of a model's weights; and the fingerprint of either."""
     try:
         if kind == "store":
-            verify.run(VerifyConfig(store=str(folder), sample=0))
+            run_step("verify", verify.run, VerifyConfig(store=str(folder), sample=0))
         found = fingerprint_of(kind, folder)
     except UserError as error:
         raise _UnsoundError(str(error)) from error

@@ -4,14 +4,12 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from rich.markup import escape
-
 from repcon.commands import verify
+from repcon.commands.outcome import run_step
 from repcon.config import PushConfig, VerifyConfig
-from repcon.runtime.console import console
 from repcon.runtime.run_dir import write_json, write_text
 from repcon.sharing.address import parse_address
-from repcon.sharing.bundle import ABOUT, CARD, FILES, WHAT, find_bundle, require_place
+from repcon.sharing.bundle import ABOUT, CARD, FILES, find_bundle, require_place
 from repcon.sharing.cards import card_text
 from repcon.sharing.hub import hub_api, require_token, upload
 
@@ -24,7 +22,7 @@ def run(config: PushConfig) -> dict[str, Any]:
     hub_api(address)
     require_token(address)
     if bundle.kind == "store":
-        verify.run(VerifyConfig(store=str(bundle.folder), sample=0))
+        run_step("verify", verify.run, VerifyConfig(store=str(bundle.folder), sample=0))
     about = bundle.about
     with tempfile.TemporaryDirectory(prefix="repcon-push-") as temporary:
         folder = Path(temporary)
@@ -36,9 +34,4 @@ def run(config: PushConfig) -> dict[str, Any]:
         write_text(folder / CARD, card_text(bundle, address, about["fingerprint"]))
         patterns = FILES[bundle.kind]
         commit = upload(address, folder, patterns, private=config.private, revision=config.revision)
-    pull = f"repcon pull {address}" + (f" --revision {config.revision}" if config.revision else "") + " --out DIR"
-    console.print(
-        f"pushed {WHAT[bundle.kind]}: [bold]{escape(str(address))}[/] at {commit[:12]}; get it with {escape(pull)}",
-        soft_wrap=True, highlight=False,
-    )  # fmt: skip
     return {"address": str(address), "commit": commit, **about}

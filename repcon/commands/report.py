@@ -2,14 +2,12 @@
 
 from typing import Any
 
-from rich.markup import escape
-
 from repcon.config import ReportConfig, dump
 from repcon.reports.page import RecordSections, build, html, markdown
 from repcon.reports.plot_style import standalone
 from repcon.reports.sections.records import record_sections
 from repcon.reports.sources import read_sources
-from repcon.runtime.console import console, warn
+from repcon.runtime.console import warn
 from repcon.runtime.run_dir import RunDir, write_text
 
 
@@ -29,7 +27,6 @@ def run(config: ReportConfig, records: RecordSections = record_sections) -> dict
         write_text(output.path / name, text)
     for note in report.notes:
         warn(note, "note")
-    console.print(f"report: [bold]{escape(str((output.path / 'report.html').resolve()))}[/]", soft_wrap=True)
     counts = {"sources": len(report.sources), "sections": len(report.sections), "plots": len(plots)}
     files = {"html": str(output.path / "report.html"), "markdown": str(output.path / "report.md")}
     return output.finish(files | counts | {"notes": list(report.notes)})

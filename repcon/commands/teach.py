@@ -28,7 +28,7 @@ from repcon.models.factory import create_model
 from repcon.models.identity import weight_hash
 from repcon.models.preprocessing import preprocessing_of
 from repcon.models.saved_model import WEIGHTS, save_model
-from repcon.runtime.console import console, print_plain, progress
+from repcon.runtime.console import console, progress
 from repcon.runtime.device import choose
 from repcon.runtime.errors import UserError
 from repcon.runtime.run_dir import RunDir, finite, read_results
@@ -105,7 +105,6 @@ def _teach(
         )  # fmt: skip
     best = next(epoch for epoch in reversed(epochs) if epoch.best)
     _show(epochs, best, len(names))
-    print_plain(f"teacher of {len(names)} classes written to {output.path}")
     results = {"classes": len(names), "class_names": list(names), "best_epoch": best.epoch}
     figures = {"validation_accuracy": best.held_accuracy, "validation_loss": best.held_loss, "train_loss": best.loss}
     return results | figures | made_of
@@ -117,7 +116,7 @@ def _kept(config: TeachConfig) -> dict[str, Any]:
     pack = open_or_pack(config.data, Path(config.out) / "pack")
     learnt = _fingerprints(pack, *select_classes(pack, config.classes))
     _require_same(config, earlier, learnt, "holds a teacher of")
-    print_plain(f"{config.out}: this teacher is finished")
+    console.print("this teacher is finished already")
     return earlier
 
 

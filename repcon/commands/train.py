@@ -9,8 +9,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from rich.markup import escape
-
 from repcon import config
 from repcon.config import TrainConfig
 from repcon.distill.auto_settings import resolve_auto_settings
@@ -63,7 +61,7 @@ def run(settings: TrainConfig) -> dict[str, Any]:
         loader = _loader(settings, pack, store, distributed)
         try:
             if state is not None and state["place"][0] == len(loader.epoch_groups) and results:
-                console.print(f"{escape(settings.out)}: this run is finished", soft_wrap=True)
+                console.print("this run is finished already")
                 return results
             folder = _run_folder(settings, state, distributed)
             images = sum(len(loader.train_rows) * len(group.crops) for group in loader.epoch_groups)
@@ -162,7 +160,6 @@ def _finish(
     if trainer.distributed.is_main:
         card = _card(settings, pack, store, trainer) | {"metrics": results["validation"].get("heads", {})}
         save_student(trainer.averaged_student, folder, preprocessing=trainer.preprocessing, card=card)
-        console.print(f"student: [bold]{escape(str(folder))}[/]", soft_wrap=True)
         made_of = {"store_fingerprint": store.fingerprint, "pack_fingerprint": pack.fingerprint}
         results = log.finish(results | made_of | {"student": str(folder), "init": trainer.initialization})
     trainer.distributed.barrier()

@@ -80,10 +80,7 @@ def run(config: VerifyConfig) -> dict[str, Any]:
         more = f", the first {_SHOWN} are above" if len(problems) > _SHOWN else ""
         count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
         raise UserError(f"{store.url}: {count}{more}; the first: {problems[0]}", figures=figures)
-    asked = min(config.sample, store.images - len(missing)) if figures["reruns"] else 0
-    again = f"; the teachers gave the same answers about {asked:,} of them" if asked else ""
-    crops = store.images * store.crops
-    console.print(f"[green]sound[/]: structure, checksums and labels of {crops:,} crops{again}", soft_wrap=True)
+    figures["crops_asked_again"] = min(config.sample, store.images - len(missing)) if figures["reruns"] else 0
     return figures
 
 

@@ -13,7 +13,7 @@ from repcon.config import PackConfig
 from repcon.images import hub, sources, writer
 from repcon.images.format import LEFT_OUT, MANIFEST, Manifest
 from repcon.images.pack import ImagePack
-from repcon.runtime.console import console, warn
+from repcon.runtime.console import console, print_outcome, warn
 from repcon.runtime.errors import UserError
 from repcon.runtime.local_files import OpenFile
 from repcon.runtime.run_dir import MARKER, RunDir, read_results
@@ -86,7 +86,8 @@ def open_or_pack(source: str, cache: Path) -> ImagePack:
     identity = sources.list_source(source).identity
     out = Path(cache) / f"pack-{identity[:16]}"
     if not (out / MANIFEST).is_file():
-        write_pack(PackConfig(source=source, out=str(out)))
+        figures = write_pack(PackConfig(source=source, out=str(out)))
+        print_outcome(f"pack of {figures['images']:,} images", str(out))
     return ImagePack.open(out)
 
 
@@ -108,7 +109,6 @@ def _print_summary(config: PackConfig, figures: dict[str, Any], names: tuple[str
         table.add_row(f"re-encoded: {escape(reason)}", f"{count:,}")
     for reason, count in figures["left_out"].items():
         table.add_row(f"[yellow]left out: {escape(reason)}[/]", f"{count:,}")
-    console.print(f"[bold]{escape(config.out)}[/]: {figures['images']:,} images", soft_wrap=True, highlight=False)
     console.print(table)
     shards = f"{figures['shards']} shard{'s' if figures['shards'] != 1 else ''}"
     classes = f"{figures['classes']} classes ({abbreviate(names)})" if names else "no classes"

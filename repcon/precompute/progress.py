@@ -122,7 +122,7 @@ class Display:
         }
 
 
-def show(figures: dict[str, Any], out: str) -> None:
+def show(figures: dict[str, Any]) -> None:
     """The table at the end."""
     table = Table(show_header=False)
     table.add_column()
@@ -140,5 +140,4 @@ def show(figures: dict[str, Any], out: str) -> None:
     ]
     for name, value in rows:
         table.add_row(name, value)
-    console.print(f"[bold]{escape(out)}[/]: {figures['total_crops']:,} crops labelled", soft_wrap=True)
     console.print(table)

@@ -135,6 +135,14 @@ def narrow_table(title: str, name: str, columns: Sequence[str]) -> Table:
     return table
 
 
+def print_outcome(made: str, where: str, following: str = "") -> None:
+    """Print what was made, where it lies, and what usually follows, on one line; parts may be empty."""
+    outcome = [f"{escape(made)}: [bold]{escape(where)}[/]"] if made else []
+    outcome += [f"[dim]next:[/] {escape(following)}"] if following else []
+    if outcome:
+        console.print("; ".join(outcome), highlight=False, soft_wrap=True)
+
+
 class ProgressLines:
     """One line per task that fits the terminal: the bar shrinks first, then the note moves to its own line."""
 

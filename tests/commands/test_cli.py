@@ -10,7 +10,7 @@ import pytest
 
 import repcon
 from repcon import cli
-from repcon.commands import help, next_step, pack
+from repcon.commands import help, outcome, pack
 from repcon.runtime.console import console
 
 
@@ -45,13 +45,37 @@ def test_help_fits_a_screen(command, capsys, monkeypatch):
     assert set(help.COMMON.get(command, ())) <= fields
 
 
-@pytest.mark.parametrize("command", next_step.LINES)
-def test_each_command_ends_with_the_next_one(command):
-    settings = SimpleNamespace(out="a b", pack="p", store="s")
-    made, following = next_step.LINES[command](settings)
-    assert "a b" in made or "s" in made
+SETTINGS = SimpleNamespace(out="a b", pack="p", store="s", html="", to="onnx", revision="")
+FIGURES = {
+    "images": 3, "total_crops": 6, "rows_checked": 6, "crops_asked_again": 0, "html": "a b/report.html",
+    "file": "a b/student.onnx", "address": "hf://me/one", "commit": 40 * "0", "kind": "student",
+    "student": "a b/student", "report": "a b/report.html", "transfer": {},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("command", cli.COMMANDS)
+def test_each_command_ends_with_what_it_made_where_and_the_next_one(command, capsys):
+    outcome.show(command, SETTINGS, FIGURES)
+    [line] = capsys.readouterr().out.splitlines()
+    made, _, following = line.rpartition("next: ")
+    assert ("a b" in made or "hf://me/one" in made or ": s; " in made) == (command != "inspect")
     words = shlex.split(following)
-    assert words[0] == "open" or (words[0] == "repcon" and words[1] in cli.COMMANDS)
+    others = {"report": "open it in a browser", "export": "onnxruntime.InferenceSession('a b/student.onnx')"}
+    assert following == others[command] if command in others else words[0] == "repcon" and words[1] in cli.COMMANDS
+    outcome.run_step(command, lambda settings: FIGURES, SETTINGS)
+    assert capsys.readouterr().out.strip() == made.removesuffix("; ")
+
+
+@pytest.mark.parametrize("field", ["estimate", "dry_run"])
+def test_what_made_nothing_says_nothing_of_a_result(field, capsys):
+    outcome.show("consolidate", SimpleNamespace(**{**vars(SETTINGS), field: True}), {})
+    assert capsys.readouterr().out == ""
+
+
+def test_of_several_processes_one_says_what_was_made(capsys, monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    outcome.show("train", SETTINGS, FIGURES)
+    assert capsys.readouterr().out == ""
 
 
 def test_an_unknown_command_is_one_line(capsys):

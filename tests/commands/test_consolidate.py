@@ -12,7 +12,7 @@ from precompute_case import contents, teacher_folders  # noqa: F401  (a fixture)
 
 import repcon
 from repcon import cli
-from repcon.commands import consolidate, train
+from repcon.commands import consolidate, outcome, train
 from repcon.config import (
     ClassSubset,
     ConsolidateConfig,
@@ -92,6 +92,7 @@ def test_images_and_teachers_become_a_student_and_a_report(
 ) -> None:
     results = consolidate.run(config)
     run = tmp_path / "run"
+    outcome.show("consolidate", config, results)
     last = capsys.readouterr().out.rstrip().splitlines()[-1]
     assert last.startswith(f"student: {run}/student/student; report: {run}/report/report.html; next: ")
     assert set(head_names(results["student"])) == {"five", "nine", "plants"}

@@ -10,6 +10,7 @@ import torch
 
 import repcon
 from repcon import cli
+from repcon.commands import outcome
 from repcon.models import export
 from repcon.models.factory import create_model
 from repcon.models.preprocessing import normalise, preprocessing_of
@@ -67,7 +68,7 @@ def test_features_are_the_student_s(folder: Path, to: str, tmp_path: Path) -> No
 def test_with_heads_and_normalisation_it_takes_pixels(folder: Path, to: str, capsys: pytest.CaptureFixture) -> None:
     assert cli.main(["export", str(folder), "--to", to, "--normalize", "--heads"]) == 0
     path = folder / f"student{export.SUFFIXES[to]}"
-    assert f"exported: {path}; open it with" in capsys.readouterr().out
+    assert f"exported: {path}; next: {outcome.LOAD[to].format(repr(str(path)))}" in capsys.readouterr().out
     model = load_student(folder).eval()
     for batch in (1, 5):
         found = opened(path, pixels(batch))

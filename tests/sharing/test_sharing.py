@@ -87,7 +87,7 @@ def test_a_student_comes_back_as_it_was(
     hub: Hub, student_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     made = repcon.push(student_run, "hf://me/both")
-    assert "get it with repcon pull hf://me/both --out DIR" in capsys.readouterr().out
+    assert "next: repcon pull hf://me/both --out DIR" in capsys.readouterr().out
     names = {"README.md", ABOUT, "config.json", "model.safetensors", "heads.safetensors", "heads.json"}
     assert hub.files("me/both").keys() == names
     pulled = repcon.pull("hf://me/both", out=tmp_path / "deep" / "student")

@@ -1,7 +1,6 @@
 """The store that a recipe writes to: created, resumed, or extended by teachers or crops."""
 
 import dataclasses
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,9 +13,9 @@ from repcon.labels.manifest import MANIFEST, label_identity, manifest_of, read_m
 from repcon.labels.store import LabelStore, StoreSpec, TeacherMetadata, Unit
 from repcon.precompute.work_queue import Claim, Leases
 from repcon.runtime.console import console
+from repcon.runtime.disk_space import require_disk_space
 from repcon.runtime.errors import UserError
 from repcon.runtime.filesystem import open_filesystem
-from repcon.runtime.text import format_bytes
 
 NEW_STORE: dict[str, Any] = {"crops": 8, "k": 16, "temperatures": (1.0,), "codec": "zstd", "values": "float16"}
 """What a recipe that leaves these settings open gets in a new store."""
@@ -77,10 +76,7 @@ def _require_space(out: str, spec: StoreSpec) -> None:
     if "://" in out:
         return
     raw = sum(layout.bytes_per_row for layout in layouts_of(manifest_of(spec, out))) * spec.images * spec.crops
-    free = shutil.disk_usage(next(folder for folder in Path(out).absolute().parents if folder.is_dir())).free
-    if free < raw / SMALLEST_SHARE:
-        needed, there = format_bytes(raw / SMALLEST_SHARE), format_bytes(free)
-        raise UserError(f"{out}: needs at least {needed} of disk, and {there} are free; make room, or lower k or crops")
+    require_disk_space(out, raw / SMALLEST_SHARE, hint=", or lower k or crops")
 
 
 def _warn(message: str) -> None:

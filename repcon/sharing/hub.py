@@ -1,13 +1,13 @@
 """Uploads and downloads through huggingface_hub; each of its errors becomes one line with a remedy."""
 
 import contextlib
-import shutil
 from collections.abc import Iterator
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
 from repcon.runtime.console import console
+from repcon.runtime.disk_space import require_disk_space
 from repcon.runtime.errors import UserError, first_line
 from repcon.runtime.extras import require_extra
 from repcon.runtime.filesystem import is_safe_name
@@ -104,8 +104,6 @@ def download(address: Address, commit: str, folder: Path, patterns: tuple[str, .
         if odd := [name for name in sizes if not is_safe_name(name)]:
             raise UserError(f"{address}: holds a file of the unusual name {odd[0]!r}; nothing was pulled")
         missing = sum(size for name, size in sizes.items() if not (folder / name).is_file())
-        free = shutil.disk_usage(folder).free
-        if missing > free:
-            raise UserError(f"{address}: needs {missing:,} bytes, and {folder.parent} has {free:,}; make room")
+        require_disk_space(folder, missing, name=f"{address}, for {folder.parent}")
         api.snapshot_download(**where, allow_patterns=wanted, local_dir=folder)
     return folder / address.path

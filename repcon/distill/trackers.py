@@ -7,11 +7,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from rich.markup import escape
 
 from repcon.config import TrackerKind
+from repcon.distill.background_tracker import BackgroundTracker, Tracker, join_all
 from repcon.distill.checkpoint import flatten
 from repcon.runtime.console import console, warn
 from repcon.runtime.errors import UserError, first_line
@@ -30,24 +31,6 @@ MODULES: dict[TrackerKind, tuple[str, ...]] = {
     "trackio": ("trackio",),
 }
 """The modules that each tracker needs; its extra has the same name."""
-
-
-class Tracker(Protocol):
-    """One tracker's run. `id`: its name there; `place`: where to look at it.
-
-    The methods may raise anything: a tracker that fails is dropped, and training continues.
-    """
-
-    id: str
-    place: str
-
-    def log(self, metrics: Mapping[str, float], step: int) -> None:
-        """Log figures by name, after `step` batches of the run."""
-        ...
-
-    def finish(self, completed: bool) -> None:
-        """End the run; if not `completed`, it was stopped or failed and may be resumed."""
-        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -162,7 +145,7 @@ def require_trackers(kinds: Sequence[TrackerKind]) -> None:
 
 
 class Trackers:
-    """The trackers of one run. A tracker that fails is reported once and dropped."""
+    """The trackers of one run, each called from a thread of its own. One that fails is reported once and dropped."""
 
     def __init__(
         self, kinds: Sequence[TrackerKind] = (), folder: str | Path = "", settings: Mapping[str, Any] | None = None,
@@ -171,7 +154,7 @@ class Trackers:
         """step: the step that the run resumes after; 0 for a new run, where a tracker that cannot be started raises
         UserError. folder: holds the trackers' ids.
         """
-        self._trackers: dict[TrackerKind, Tracker] = {}
+        self._trackers: dict[TrackerKind, BackgroundTracker] = {}
         if not kinds:
             return
         folder = Path(folder)
@@ -182,9 +165,10 @@ class Trackers:
                 folder=folder, name=ids["name"], settings=settings or {}, step=step, id=ids.get(kind, "")
             )  # fmt: skip
             if tracker := self._start(kind, run):
-                self._trackers[kind] = tracker
+                ids[kind] = tracker.id
+                self._trackers[kind] = BackgroundTracker(kind, tracker)
                 console.print(f"tracked by {kind}: {escape(tracker.place)}", highlight=False, soft_wrap=True)
-        write_json(folder / IDS_FILE, ids | {kind: tracker.id for kind, tracker in self._trackers.items()})
+        write_json(folder / IDS_FILE, ids)
 
     def __enter__(self) -> "Trackers":
         return self
@@ -193,12 +177,15 @@ class Trackers:
         self.finish(completed=kind is None)
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
-        """Log figures by name to all trackers."""
-        self._call_all(lambda tracker: tracker.log(metrics, step))
+        """Log figures by name to all trackers, without waiting for them."""
+        for tracker in self._trackers.values():
+            tracker.log(metrics, step)
 
     def finish(self, completed: bool) -> None:
-        """End all runs."""
-        self._call_all(lambda tracker: tracker.finish(completed))
+        """End all runs, and wait for that a while."""
+        for tracker in self._trackers.values():
+            tracker.finish(completed)
+        join_all(self._trackers.values())
         self._trackers.clear()
 
     def _start(self, kind: TrackerKind, run: TrackedRun) -> Tracker | None:
@@ -211,14 +198,6 @@ class Trackers:
             self.finish(completed=False)
             hint = "see that it works alone (its login, its server), or leave it out of trackers"
             raise UserError(f"trackers: {kind} could not be started ({first_line(error)[:200]}); {hint}") from error
-
-    def _call_all(self, call: Callable[[Tracker], None]) -> None:
-        for kind, tracker in list(self._trackers.items()):
-            try:
-                call(tracker)
-            except Exception as error:  # of the tracker's own libraries
-                del self._trackers[kind]
-                warn(f"{kind} failed ({first_line(error)[:200]}); training goes on without it")
 
 
 def _read_ids(folder: Path) -> dict[str, str]:

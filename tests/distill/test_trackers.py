@@ -3,7 +3,8 @@
 import json
 import sqlite3
 import sys
-from collections.abc import Mapping
+import threading
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 from training_case import losses, settings, stop_after
 
 from repcon.commands import train
-from repcon.distill import trackers
+from repcon.distill import background_tracker, trackers
 from repcon.distill.trackers import TrackedRun, Trackers
 from repcon.runtime import extras
 from repcon.runtime.errors import UserError
@@ -99,6 +100,64 @@ def test_a_tracker_that_fails_is_left_out_with_one_warning(
     out = capsys.readouterr().out
     assert out.count("warning") == 1
     assert "wandb failed (the server is gone); training goes on without it" in out
+
+
+class Slow(Recorded):
+    """A tracker whose server answers from `answers` on."""
+
+    def __init__(self) -> None:
+        super().__init__(TrackedRun(folder=Path(), name="a", settings={}, step=0, id=""))
+        self.asked, self.answers = threading.Event(), threading.Event()
+
+    def log(self, metrics: Mapping[str, float], step: int) -> None:
+        self.asked.set()
+        self.answers.wait(60)
+        super().log(metrics, step)
+
+
+@pytest.fixture
+def slow(monkeypatch: pytest.MonkeyPatch) -> Iterator[Slow]:
+    """What takes MLflow's place."""
+    tracker = Slow()
+    monkeypatch.setitem(trackers.TRACKERS, "mlflow", lambda run: tracker)
+    yield tracker
+    tracker.answers.set()
+
+
+def test_a_slow_tracker_does_not_hold_up_training(slow: Slow, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    with Trackers(("mlflow",), tmp_path) as one:
+        for step in range(1, 6):
+            one.log({"loss": 1.0}, step)
+        assert slow.steps == []  # and `log` has returned
+        slow.answers.set()
+    assert slow.steps == [1, 2, 3, 4, 5] and slow.completed
+    assert "warning" not in capsys.readouterr().out
+
+
+def test_figures_that_a_slow_tracker_has_no_time_for_are_counted(
+    slow: Slow, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr(background_tracker, "MAX_PENDING", 3)
+    with Trackers(("mlflow",), tmp_path) as one:
+        one.log({"loss": 1.0}, 1)
+        assert slow.asked.wait(60)  # the first line is on its way
+        for step in range(2, 11):
+            one.log({"loss": 1.0}, step)
+        assert capsys.readouterr().out.count("mlflow is slower than training") == 1
+        slow.answers.set()
+    assert slow.steps == [1, 8, 9, 10] and slow.completed
+    assert "mlflow was too slow; 6 of the run's lines are not there" in capsys.readouterr().out
+
+
+def test_a_server_that_does_not_answer_delays_the_end_by_a_limit(
+    slow: Slow, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr(background_tracker, "FINISH_SECONDS", 0.2)
+    with Trackers(("mlflow",), tmp_path) as one:
+        for step in range(1, 6):
+            one.log({"loss": 1.0}, step)
+    out = capsys.readouterr().out
+    assert "mlflow did not answer in time; 5 of the run's lines are not there" in out and out.count("warning") == 1
 
 
 def test_a_tracker_that_cannot_be_started_is_refused_and_a_resumed_run_goes_on_without_it(

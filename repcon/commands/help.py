@@ -18,7 +18,7 @@ COMMON = {
         "proxy", "teachers", "out", "teach", "evaluate", "backbone", "size", "limit", "crops", "epochs", "estimate",
         "dry_run",
     ),
-    "pack": ("source", "out", "limit", "max_side", "jpeg_quality", "ffcv"),
+    "pack": ("source", "out", "limit", "label_column", "image_column", "max_side", "jpeg_quality", "ffcv"),
     "teach": ("data", "out", "model", "epochs", "size", "freeze_blocks", "device"),
     "precompute": ("pack", "out", "teachers", "crops", "k", "temperatures", "batch_size", "device", "estimate"),
     "verify": ("store", "pack", "sample", "models", "device"),

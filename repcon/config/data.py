@@ -33,6 +33,10 @@ class PackConfig(BaseConfig):
     limit: int = 0
     """At most so many images, spread evenly over each source; several sources get equal shares, as far as they have so
     many. 0 takes all."""
+    label_column: str = ""
+    """Of Parquet files, the column of the labels; empty takes the one that is declared so, or called label."""
+    image_column: str = ""
+    """Of Parquet files, the column of the images, if several hold bytes."""
     max_side: int = 1024
     """Longest side in pixels; larger images are made smaller, once. 0 keeps every size."""
     jpeg_quality: int = 95

@@ -39,10 +39,19 @@ class FoundImage:
     """Of a Parquet row: the column that holds its image; `offset` is then the row's number."""
 
 
+@dataclass(frozen=True, slots=True)
+class ParquetColumns:
+    """The columns of a Parquet file to read; an empty name leaves the choice to what the file declares."""
+
+    image: str = ""
+    label: str = ""
+
+
 @dataclass(slots=True)
 class SourceScan:
     """Result of listing a source."""
 
+    columns: ParquetColumns = ParquetColumns()
     found: list[FoundImage] = field(default_factory=list)
     left_out: list[tuple[str, str]] = field(default_factory=list)
     """(name, reason); a reason is a kind, or `kind: detail`."""

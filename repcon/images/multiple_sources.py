@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from repcon.images import hub, sources
+from repcon.images.archives import ParquetColumns
 from repcon.images.class_labels import name_warnings, number_warnings, sort_classes
 from repcon.images.sources import SourceItem, SourceListing
 from repcon.runtime.errors import UserError
@@ -21,18 +22,24 @@ def format_sources(source: str | tuple[str, ...]) -> str:
     return ", ".join(source_paths(source))
 
 
-def list_sources(source: str | tuple[str, ...], limit: int = 0) -> SourceListing:
+def list_sources(
+    source: str | tuple[str, ...], limit: int = 0, columns: ParquetColumns = ParquetColumns()  # noqa: B008 (frozen)
+) -> SourceListing:  # fmt: skip
     """Lists all sources, in the order given, as one; at most `limit` images in all unless that is 0.
 
     Classes of the same name are one class. With several sources, each image's name starts with the last part of its
-    source's path. Raises UserError where a source has no images, or is named twice.
+    source's path. Raises UserError where a source has no images, or is named twice, and where columns are named and
+    there is no Parquet file.
     """
     names = source_paths(source)
     if not names:
         raise UserError("source: none given; name an image folder, a .tar, a .parquet, or a folder of such files")
     if len({Path(name).resolve() for name in names}) < len(names):
         raise UserError(f"source: {format_sources(source)}: one of them is named twice")
-    listings = [sources.list_source(name) for name in names]
+    listings = [sources.list_source(name, columns) for name in names]
+    if columns != ParquetColumns() and not any(item.column for listing in listings for item in listing.items):
+        flag = "image_column" if columns.image else "label_column"
+        raise UserError(f"{flag}: {format_sources(source)} has no Parquet files, whose columns it names; leave it out")
     if len(listings) == 1 and not limit:
         return listings[0]
     shares = split_limit([len(listing.items) for listing in listings], limit)

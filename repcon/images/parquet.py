@@ -23,6 +23,8 @@ from repcon.runtime.local_files import error_reason, is_transient
 SUFFIX = ".parquet"
 LABEL_COLUMNS = ("label", "labels", "cls", "class")
 """Names of text or integer columns that are labels even if they are not declared as ClassLabel."""
+MAX_NAMES = 20
+"""Columns that a message lists."""
 _ROWS = 8
 """Rows that are read from a file at a time."""
 
@@ -30,8 +32,8 @@ _ROWS = 8
 def add_parquet(path: Path, name: str, scan: SourceScan) -> None:
     """Adds a file's rows; images are not read. `name`: the file's part in the names of its rows.
 
-    Raises UserError where pyarrow is missing, where several columns may be the image or the label, and where the file
-    cannot be read for a reason other than damage.
+    Raises UserError where pyarrow is missing, where several columns may be the image or the label, where the file has
+    no such column as `scan.columns` names, and where it cannot be read for a reason other than damage.
     """
     try:
         status = path.stat()
@@ -51,12 +53,13 @@ def add_parquet(path: Path, name: str, scan: SourceScan) -> None:
         )
         return
     features = _features(file.schema_arrow)
-    column = _image_column(path, file.schema_arrow, features)
+    column = _image_column(path, file.schema_arrow, features, scan.columns.image)
     if not column:
         scan.left_out.append((name, "a Parquet file without an image column (binary, or a struct of bytes and path)"))
         return
-    label = _label_column(path, file.schema_arrow, features)
-    _warn_about_label(scan, label)
+    label = _label_column(path, file.schema_arrow, features, scan.columns.label)
+    if not scan.columns.label:
+        _warn_about_label(scan, label)
     names = _class_names(path, label, features)
     scan.class_order.update(dict.fromkeys(names))
     for row, labels in enumerate(_labels(file, path, label, names)):
@@ -142,22 +145,26 @@ def _features(schema: Any) -> dict[str, dict]:
     return {name: one for name, one in held.items() if isinstance(one, dict)} if isinstance(held, dict) else {}
 
 
-def _image_column(path: Path, schema: Any, features: dict[str, dict]) -> str:
-    """The column that holds the images; empty where none does. Raises UserError where several may."""
+def _image_column(path: Path, schema: Any, features: dict[str, dict], name: str) -> str:
+    """The column that holds the images; empty where none does. Raises UserError where several may, or `name` cannot."""
+    if name:
+        return _named(path, schema, name, "image", _holds_bytes)
     found = [field.name for field in schema if _holds_bytes(field.type)]
     declared = [name for name in found if features.get(name, {}).get("_type") == "Image"]
     return _only(path, declared or found, "image")
 
 
-def _label_column(path: Path, schema: Any, features: dict[str, dict]) -> str:
-    """The column of the labels; empty where there is none. Raises UserError where several may be it."""
+def _label_column(path: Path, schema: Any, features: dict[str, dict], name: str) -> str:
+    """The column of the labels; empty where there is none. Raises UserError where several may be, or `name` cannot."""
     from pyarrow import types
 
+    if name:
+        return _named(path, schema, name, "label", _holds_labels)
     found = []
     for field in schema:
         held = field.type.value_type if types.is_dictionary(field.type) else field.type
-        named = field.name in LABEL_COLUMNS and (types.is_integer(held) or _is_text(held))
-        if named or (features.get(field.name, {}).get("_type") == "ClassLabel" and types.is_integer(held)):
+        is_usual = field.name in LABEL_COLUMNS and _holds_labels(field.type)
+        if is_usual or (features.get(field.name, {}).get("_type") == "ClassLabel" and types.is_integer(held)):
             found.append(field.name)
     return _only(path, found, "label")
 
@@ -168,10 +175,24 @@ def _only(path: Path, columns: Sequence[str], name: str) -> str:
         return name if columns else ""
     if len(columns) > 1:
         raise UserError(
-            f"{path}: several columns may be the {name} ({', '.join(columns[:5])}) and none is called {name}; write a "
-            f"file in which the one to be used is called {name}"
+            f"{path}: several columns may be the {name} ({', '.join(columns[:5])}) and none is called {name}; name one "
+            f"to `repcon pack` with --{name}-column"
         )
     return columns[0]
+
+
+def _named(path: Path, schema: Any, column: str, what: str, is_fit: Callable[[Any], bool]) -> str:
+    """The column that `--{what}-column` names. Raises UserError where it is not there once, or of another type."""
+    places = schema.get_all_field_indices(column)
+    if len(places) != 1:
+        count = "several columns are called" if places else "there is no column"
+        names = ", ".join(schema.names[:MAX_NAMES]) + (", …" if len(schema.names) > MAX_NAMES else "")
+        raise UserError(f"{path}: {count} {column!r}; give --{what}-column one of {names}")
+    kind = schema.field(places[0]).type
+    if not is_fit(kind):
+        fit = [field.name for field in schema if is_fit(field.type)][:MAX_NAMES] or ["a column of another file"]
+        raise UserError(f"{path}: column {column!r} holds {kind}, no {what}s; give --{what}-column {', '.join(fit)}")
+    return column
 
 
 def _holds_bytes(kind: Any) -> bool:
@@ -182,6 +203,14 @@ def _holds_bytes(kind: Any) -> bool:
         index = kind.get_field_index("bytes")
         return index >= 0 and _holds_bytes(kind.field(index).type)
     return types.is_binary(kind) or types.is_large_binary(kind) or types.is_binary_view(kind)
+
+
+def _holds_labels(kind: Any) -> bool:
+    """Whether a column of this type may hold labels: integers or texts, also as a dictionary."""
+    from pyarrow import types
+
+    held = kind.value_type if types.is_dictionary(kind) else kind
+    return types.is_integer(held) or _is_text(held)
 
 
 def _is_text(kind: Any) -> bool:

@@ -3,6 +3,7 @@
 Nothing is decoded here.
 """
 
+import hashlib
 import os
 import stat
 from dataclasses import dataclass, replace
@@ -10,7 +11,7 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 
 from repcon.images import hub
-from repcon.images.archives import FoundImage, SourceScan, add_tar, leave_out, unreadable_error
+from repcon.images.archives import FoundImage, ParquetColumns, SourceScan, add_tar, leave_out, unreadable_error
 from repcon.images.class_labels import assign_classes
 from repcon.images.file_names import ARCHIVE, HIDDEN, SUFFIXES, display_name, is_hidden, rejection_reason, utf8_name
 from repcon.images.format import MANIFEST
@@ -55,14 +56,14 @@ class SourceListing:
     """One line each: how labels were found, and what is probably a mistake."""
 
 
-def list_source(source: str) -> SourceListing:
+def list_source(source: str, columns: ParquetColumns = ParquetColumns()) -> SourceListing:  # noqa: B008 (frozen)
     """Lists a folder of images, tars or Parquet files, one such file, or a dataset of the Hugging Face hub.
 
-    Raises UserError where there is nothing to pack.
+    columns: of Parquet files. Raises UserError where there is nothing to pack.
     """
     if hub.is_dataset(source):
         held = hub.download(source)
-        return replace(list_source(str(held.folder)), identity=held.identity)
+        return replace(list_source(str(held.folder), columns), identity=_identity(held.identity, columns))
     path = Path(source)
     if "://" in source:
         raise UserError(
@@ -80,7 +81,7 @@ def list_source(source: str) -> SourceListing:
             f"{source} is a pack already; to pack with other settings, name what it was made of; to add FFCV's file, "
             "give --ffcv and name the pack as OUT too"
         )
-    scan = SourceScan()
+    scan = SourceScan(columns)
     if path.is_dir():
         _folder(path, scan)
     elif path.suffix.lower() == ".tar":
@@ -99,7 +100,15 @@ def list_source(source: str) -> SourceListing:
         name, place = display_name(entry.name), (entry.container, entry.offset, entry.length)
         items.append(SourceItem(name, key, *place, number, entry.column))
     left_out = [(display_name(name), display_name(reason)) for name, reason in scan.left_out]
-    return SourceListing(items, labels.classes, left_out, scan.identity.hexdigest(), labels.warnings)
+    identity = _identity(scan.identity.hexdigest(), columns)
+    return SourceListing(items, labels.classes, left_out, identity, labels.warnings)
+
+
+def _identity(files: str, columns: ParquetColumns) -> str:
+    """The hash of the files, with the columns where any is named."""
+    if columns == ParquetColumns():
+        return files
+    return hashlib.sha256("\0".join((files, columns.image, columns.label)).encode()).hexdigest()
 
 
 def _no_images(source: str, scan: SourceScan) -> UserError:

@@ -23,6 +23,7 @@ from rich.markup import escape
 
 from repcon.config import PackConfig
 from repcon.images import format as pack_format
+from repcon.images.archives import ParquetColumns
 from repcon.images.encode import Encoded
 from repcon.images.encode_items import encode_items
 from repcon.images.format import Manifest
@@ -55,7 +56,7 @@ def plan(config: PackConfig) -> PackPlan:
     """
     _check(config)
     with console.status(f"listing {escape(format_sources(config.source))}"):
-        listing = list_sources(config.source, config.limit)
+        listing = list_sources(config.source, config.limit, ParquetColumns(config.image_column, config.label_column))
     names = ("max_side", "jpeg_quality", "shard_megabytes")
     settings = {"source": listing.identity, **{name: getattr(config, name) for name in names}}
     _require_same_settings(Path(config.out), settings)

@@ -11,6 +11,7 @@ from hub_server import running_hub
 from pictures import photograph
 from simplejpeg import encode_jpeg
 
+from repcon import cli
 from repcon.commands import pack as packing
 from repcon.config import PackConfig
 from repcon.images import sources
@@ -128,6 +129,58 @@ def test_one_other_column_is_taken_and_said_several_are_refused(tmp_path: Path) 
     twice = features(image=IMAGE, label=class_label("a", "a"))
     with pytest.raises(UserError, match="column label: 'a' names two classes"):
         sources.list_source(str(write(tmp_path / "twice.parquet", {"image": data, "label": [0, 1]}, twice)))
+
+
+def test_columns_of_other_names_are_named(tmp_path: Path) -> None:
+    data = pictures(3)
+    wanted = {"pixels": data, "thumb": data[::-1], "species": ["ape", "bee", "ape"], "label": [7, 7, 7]}
+    source = write(tmp_path / "own" / "rows.parquet", wanted)
+    (tmp_path / "folder" / "bee").mkdir(parents=True)
+    (tmp_path / "folder" / "bee" / "1.jpg").write_bytes(pictures(1, 50)[0])
+    with pytest.raises(UserError, match=r"several columns may be the image \(pixels, thumb\).*with --image-column"):
+        packed(source, tmp_path / "pack")
+    pack, figures = packed(source, tmp_path / "pack", image_column="pixels", label_column="species")
+    assert pack.classes == ("ape", "bee") and pack.labels.tolist() == [0, 1, 0] and figures["warnings"] == []
+    assert [pack.read(row) for row in range(3)] == data
+    with pytest.raises(UserError, match="holds a pack made of other files"):
+        packed(source, tmp_path / "pack", image_column="thumb", label_column="species")
+    both = [tmp_path / "own", tmp_path / "folder"]
+    mixed, _ = packed(both, tmp_path / "mixed", image_column="pixels", label_column="species")
+    assert mixed.classes == ("ape", "bee") and mixed.labels.tolist() == [0, 1, 0, 1]
+
+
+def test_a_class_label_that_is_named_keeps_its_order(tmp_path: Path) -> None:
+    known = features(image=IMAGE, coarse=class_label("b", "a"), fine=class_label("z", "y"))
+    columns = {"image": pictures(2), "coarse": [0, 1], "fine": [1, 0]}
+    source = write(tmp_path / "two.parquet", columns, known)
+    pack, _ = packed(source, tmp_path / "pack", label_column="fine")
+    assert pack.classes == ("z", "y") and pack.labels.tolist() == [1, 0]
+
+
+def test_a_wrong_column_is_one_line_that_names_file_columns_and_flag(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    data = {"image": pictures(2), "species": ["a", "b"], "score": [0.5, 1.0]}
+    source = write(tmp_path / "rows.parquet", data)
+    (tmp_path / "plain").mkdir()
+    (tmp_path / "plain" / "1.jpg").write_bytes(pictures(1)[0])
+
+    def refused(place: Path, *words: str) -> str:
+        assert cli.main(["pack", str(place), str(tmp_path / "pack"), *words]) == 1
+        [line] = capsys.readouterr().err.splitlines()
+        return line.removeprefix("error ")
+
+    one_of = "one of image, species, score"
+    absent = f"{source}: there is no column 'specie'; give --label-column {one_of}"
+    assert refused(source, "--label-column", "specie") == absent
+    absent = f"{source}: there is no column 'img'; give --image-column {one_of}"
+    assert refused(source, "--image-column", "img") == absent
+    other = f"{source}: column 'score' holds double, no labels; give --label-column species"
+    assert refused(source, "--label-column=score") == other
+    other = f"{source}: column 'species' holds string, no images; give --image-column image"
+    assert refused(source, "--image-column=species") == other
+    assert "label_column" in refused(tmp_path / "plain", "--label-column", "species")
+    assert not (tmp_path / "pack").exists()
 
 
 def test_without_a_label_column_rows_are_unlabelled_and_folders_beside_them_are_classes(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 from rich.markup import escape
 from rich.table import Table
+from tyro.conf import Positional
 
 from repcon.runtime.console import console
 
@@ -37,7 +38,8 @@ def overview(commands: Mapping[str, tuple[type, str]]) -> None:
         table.add_row(f"[bold cyan]{name}[/]", (kind.__doc__ or "").splitlines()[0])
     console.print("[bold]repcon[/] COMMAND \\[--recipe FILE] \\[--json FILE] \\[flags]\n")
     console.print(table)
-    console.print("\n`repcon COMMAND --help` lists the flags; a recipe is a TOML file with the same names.")
+    console.print("\n`repcon COMMAND --help` lists flags; a recipe is a TOML file with the same names.")
+    console.print("Start with `repcon demo`, or with `repcon consolidate` on images of your own.")
 
 
 def show(command: str, kind: type) -> None:
@@ -49,7 +51,7 @@ def show(command: str, kind: type) -> None:
     table.add_column(no_wrap=True)
     for name in names:
         text = about.get(name, "") + _default(fields[name])
-        table.add_row(f"[bold cyan]{escape(_flag(name, types[name]))}[/]", escape(text))
+        table.add_row(f"[bold cyan]{escape(_flag(name, types[name]))}[/]", escape(text.strip()))
     console.print(f"[bold]repcon {command}[/]: {(kind.__doc__ or '').splitlines()[0]}\n", highlight=False)
     console.print(table, highlight=False)
     if more := len(fields) - len(names):
@@ -60,10 +62,11 @@ def show(command: str, kind: type) -> None:
 def _flag(name: str, hint: Any) -> str:
     """`--name VALUE`, or what stands for a positional argument."""
     plain, marks = (hint.__origin__, hint.__metadata__) if get_origin(hint) is Annotated else (hint, ())
-    if metavar := next((mark.metavar for mark in marks if getattr(mark, "metavar", None)), ""):
-        return metavar
+    value = next((mark.metavar for mark in marks if getattr(mark, "metavar", None)), "") or _value(plain)
+    if Positional in marks:
+        return value
     flag = f"--{name.replace('_', '-')}"
-    return flag if plain is bool else f"{flag} {_value(plain)}"
+    return flag if plain is bool else f"{flag} {value}"
 
 
 def _value(kind: Any) -> str:

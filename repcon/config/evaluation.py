@@ -23,11 +23,12 @@ class DatasetConfig(BaseConfig):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvaluateConfig(BaseConfig):
-    """Measure how well backbones' features transfer to labelled data."""
+    """Measure how well backbones' features transfer."""
 
     data: str | tuple[str, ...] = ""
     """A labelled image folder, tar or pack; several, as NAME=DATA each, give results for each and their mean."""
     out: str
+    """Folder for results and plots."""
     backbones: tuple[str, ...] = ()
     """`name=backbone` each: a timm name, a folder of `repcon train` or `repcon teach`, a weights package, or a
     `module:function` that returns (torch module that gives features, preprocessing); `name=backbone + backbone`
@@ -53,6 +54,7 @@ class EvaluateConfig(BaseConfig):
     """Cross-validation for small data sets: each of so many parts of the images is tested once, the others train; 0
     splits once, by `test`."""
     metrics: tuple[Literal["knn", "probe", "fewshot", "finetune"], ...] = ("knn", "probe", "fewshot")
+    """What is measured, of `knn`, `probe`, `fewshot` and `finetune`; all but the last if not given."""
     fewshot_trials: int = 20
     """Few-shot draws per number of shots."""
     batch_size: int = 64
@@ -62,12 +64,13 @@ class EvaluateConfig(BaseConfig):
     num_workers: int = 0
     """Decoding threads; 0 starts one per core, for a GPU three for four cores, for DALI on it one for two."""
     device: Device = "auto"
+    """`auto` takes a GPU where torch sees one."""
     seed: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReportConfig(BaseConfig):
-    """Turn run folders and benchmark records into Markdown and one self-contained HTML file."""
+    """Turn run folders and records into Markdown and one HTML file."""
 
     paths: Annotated[Positional[tuple[str, ...]], arg(metavar="PATH")]
     """Run folders, stores' run folders, benchmark records."""

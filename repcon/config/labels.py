@@ -28,15 +28,17 @@ class TeacherConfig(BaseConfig):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PrecomputeConfig(BaseConfig):
-    """Run every teacher once over the planned crops and store the top-k soft labels.
+    """Store every teacher's top-k answers about planned crops.
 
     Teachers are named by `--teachers NAME=MODEL [NAME=MODEL ...]`, or by a recipe's [[teachers]].
     """
 
     pack: str
+    """Folder or URL of a pack, as `repcon pack` writes it."""
     out: str
     """The store's folder or URL, for example `labels.zarr`."""
-    teachers: tuple[TeacherConfig, ...] = ()
+    teachers: Annotated[tuple[TeacherConfig, ...], arg(metavar="NAME=MODEL ...")] = ()
+    """A MODEL is a timm name, `hf-hub:OWNER/NAME`, a folder, a weights package, or `module:function`."""
     crops: int = 0
     """Crops per image; 0 takes the store's, 8 for a new store."""
     crop: CropConfig = CropConfig()
@@ -59,6 +61,7 @@ class PrecomputeConfig(BaseConfig):
     num_workers: int = 0
     """Decoding threads; 0 starts one per core, for a GPU three for four cores, for DALI on it one for two."""
     device: Device = "auto"
+    """`auto` takes a GPU where torch sees one."""
     estimate: bool = False
     """Run a sample, print time, size and KL error for each k, and write nothing."""
     tolerate_missing: bool = False
@@ -84,7 +87,10 @@ class InspectConfig(BaseConfig):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VerifyConfig(BaseConfig):
-    """Check a store: structure, checksums, fill values, normalisation, and a sample re-run through the teachers."""
+    """Check a store's files and labels, and ask its teachers again.
+
+    Structure, checksums, fill values and normalisation; and a sample re-run through the teachers.
+    """
 
     store: Annotated[Positional[str], arg(metavar="STORE")]
     """The store's folder or URL."""
@@ -102,4 +108,5 @@ class VerifyConfig(BaseConfig):
     """Where teachers lie here, as NAME=MODEL, in place of the store's word for it. A `module:function` runs, and a
     model is downloaded, only where it is named so: a store's own word is not enough."""
     device: Device = "auto"
+    """`auto` takes a GPU where torch sees one."""
     seed: int = 0

@@ -1,9 +1,9 @@
 """Settings of consolidate and demo, which run all stages."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
-from tyro.conf import Suppress
+from tyro.conf import Suppress, arg
 
 from repcon.config.base import BaseConfig
 from repcon.config.data import PackConfig
@@ -15,24 +15,24 @@ from repcon.config.types import Device
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConsolidateConfig(BaseConfig):
-    """From images and teachers to one backbone and a report: pack, teach, precompute, train, evaluate, report.
+    """From images and teachers to one backbone and a report.
 
-    The same command goes on where it was stopped. What is not listed here is set by a recipe's tables [packing],
-    [teaching], [labelling], [training] and [evaluation], with the fields of the commands pack, teach, precompute, train
-    and evaluate; a flag goes over them.
+    Its steps are pack, teach, precompute, train, evaluate and report; the same command goes on where it was stopped.
+    What is not listed here is set by a recipe's tables [packing], [teaching], [labelling], [training] and [evaluation],
+    with the fields of the commands pack, teach, precompute, train and evaluate; a flag goes over them.
     """
 
-    proxy: tuple[str, ...] = ()
+    proxy: Annotated[tuple[str, ...], arg(metavar="IMAGES ...")] = ()
     """Images to distil on; their labels, if any, are not used. Whatever `pack` takes, or one pack; several go into one
     pack."""
-    teachers: tuple[str, ...] = ()
-    """NAME=MODEL each: a timm name, `hf-hub:`, a folder, a weights package, or `module:function`."""
+    teachers: Annotated[tuple[str, ...], arg(metavar="NAME=MODEL ...")] = ()
+    """A MODEL is a timm name, `hf-hub:OWNER/NAME`, a folder, a weights package, or `module:function`."""
     out: str
     """Folder for all that is made."""
-    teach: tuple[str, ...] = ()
-    """NAME=LABELLED each: a further teacher, fine-tuned here on a labelled folder, tar or pack."""
-    evaluate: tuple[str, ...] = ()
-    """NAME=LABELLED each: data on which the student is measured beside its teachers."""
+    teach: Annotated[tuple[str, ...], arg(metavar="NAME=LABELLED ...")] = ()
+    """Further teachers, fine-tuned here on a labelled folder, tar or pack each."""
+    evaluate: Annotated[tuple[str, ...], arg(metavar="NAME=LABELLED ...")] = ()
+    """Labelled images on which the student is measured beside its teachers."""
     backbone: str = ""
     """What the student is and starts from; empty takes the teacher called `generalist`, else the one of most
     classes."""
@@ -43,11 +43,12 @@ class ConsolidateConfig(BaseConfig):
     crops: int = 0
     """Crops per proxy image; 0 takes 8."""
     epochs: int = 0
-    """The student's; 0 takes 10."""
+    """Epochs of the student's training; 0 takes 10."""
     device: Device = "auto"
+    """`auto` takes a GPU where torch sees one."""
     seed: int = 0
     estimate: bool = False
-    """Pack the proxy, run a sample, print time and size, and make nothing."""
+    """Pack the proxy, label a sample, print time and size; no more is made."""
     dry_run: bool = False
     """Check everything that needs no packing, print the plan, and write nothing."""
     allow_overlap: bool = False
@@ -61,7 +62,7 @@ class ConsolidateConfig(BaseConfig):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DemoConfig(BaseConfig):
-    """The whole way on real pictures, on the CPU, in a few minutes."""
+    """Run the full pipeline on sample images, on a CPU, in minutes."""
 
     out: str = "demo-run"
     data: str = ""

@@ -10,7 +10,10 @@ from repcon.config.base import BaseConfig
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExportConfig(BaseConfig):
-    """Write a student as one file that opens without repcon and timm, for batches of any size."""
+    """Write a student as one ONNX or torch.export file.
+
+    It opens without repcon and timm, and takes batches of any size.
+    """
 
     model: Annotated[Positional[str], arg(metavar="STUDENT")]
     """A folder of `repcon train`."""
@@ -26,7 +29,10 @@ class ExportConfig(BaseConfig):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PushConfig(BaseConfig):
-    """Put a student, a teacher or a label store, with its card, on the Hugging Face hub."""
+    """Put a student, teacher or store on the Hugging Face hub.
+
+    Its card goes with it.
+    """
 
     source: Annotated[Positional[str], arg(metavar="WHAT")]
     """A folder of `repcon train` or `repcon teach`, or a store."""
@@ -40,7 +46,7 @@ class PushConfig(BaseConfig):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PullConfig(BaseConfig):
-    """Get what `repcon push` put on the Hugging Face hub, and check it before it is there."""
+    """Get what `repcon push` put on the hub, checked on the way."""
 
     repository: Annotated[Positional[str], arg(metavar="hf://OWNER/NAME[/PATH]")]
     """Where from; a store lies at `hf://datasets/OWNER/NAME[/PATH]`."""

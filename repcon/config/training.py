@@ -40,8 +40,11 @@ class TrainConfig(BaseConfig):
     """Distil the stored teachers into one student."""
 
     pack: str
+    """The pack that the labels were made on; folder or URL."""
     store: str
+    """The label store of `repcon precompute`; folder or URL."""
     out: str
+    """Folder for the run; the student is `student` in it."""
     backbone: str = "package:efficientnet_lite0"
     """A timm name, a folder, or a weights package."""
     pretrained: bool = True
@@ -102,6 +105,7 @@ class TrainConfig(BaseConfig):
     num_workers: int = 0
     """Decoding threads; 0 starts one per core, for a GPU three for four cores, for DALI on it one for two."""
     device: Device = "auto"
+    """`auto` takes a GPU where torch sees one."""
     seed: int = 0
     val_fraction: float = 0.02
     """Share of the images kept for validation."""
@@ -115,20 +119,25 @@ class TrainConfig(BaseConfig):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TeachConfig(BaseConfig):
-    """Fine-tune a generalist on labelled images into a task teacher."""
+    """Fine-tune a generalist into a task teacher."""
 
     data: str
     """A labelled image folder, tar or pack."""
     out: str
+    """Folder for the teacher."""
     model: str = "package:efficientnet_lite0"
+    """What it starts from: a timm name, a folder, or a weights package."""
     classes: ClassSubset = ClassSubset()
     size: int = 224
+    """Input side in pixels."""
     epochs: int = 10
+    """Passes over the images."""
     batch_size: int = 64
     optim: OptimConfig = OptimConfig()
     label_smoothing: float = 0.0
     crop: CropConfig = CropConfig()
     freeze_blocks: int = 0
+    """Keep the stem and so many of the first blocks as they are."""
     freeze_norm: bool = False
     validation: float = 0.15
     """Share of each class kept to choose the best epoch."""
@@ -140,6 +149,7 @@ class TeachConfig(BaseConfig):
     num_workers: int = 0
     """Decoding threads; 0 starts one per core, for a GPU three for four cores, for DALI on it one for two."""
     device: Device = "auto"
+    """`auto` takes a GPU where torch sees one."""
     seed: int = 0
 
 

@@ -71,7 +71,8 @@ def carry_out(
 ) -> dict[str, Any]:
     """Every step in turn; what is finished is left as it is. `extra` is added to the results before the report."""
     named = plan.sources(config)
-    _step("packs")
+    if plan.packs_to_write(config):
+        _step("pack")
     proxy = _pack_proxy(config)
     labelled = dict.fromkeys([*named.taught.values(), *named.evaluated.values()])
     packs = {source: open_or_pack(source, Path(config.out, "packs")) for source in labelled}  # each source once

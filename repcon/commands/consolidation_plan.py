@@ -68,6 +68,12 @@ def proxy_pack(config: ConsolidateConfig) -> str:
     return config.proxy[0] if alone else str(Path(config.out, "packs", "proxy"))
 
 
+def packs_to_write(config: ConsolidateConfig) -> bool:
+    """Whether any of the images is not a pack yet."""
+    named = sources(config)
+    return not all(map(is_pack, (proxy_pack(config), *named.taught.values(), *named.evaluated.values())))
+
+
 def store(config: ConsolidateConfig) -> str:
     """The label store's folder."""
     return str(Path(config.out, "labels.zarr"))

@@ -101,6 +101,7 @@ def _output_of(folder: Path) -> str:
 
 
 def _print_summary(config: PackConfig, figures: dict[str, Any], names: tuple[str, ...]) -> None:
+    """What became of the source's files, where not all are in the pack as they were, and the pack's facts."""
     table = Table()
     table.add_column("packing summary")
     table.add_column("images", justify="right")
@@ -109,10 +110,12 @@ def _print_summary(config: PackConfig, figures: dict[str, Any], names: tuple[str
         table.add_row(f"re-encoded: {escape(reason)}", f"{count:,}")
     for reason, count in figures["left_out"].items():
         table.add_row(f"[yellow]left out: {escape(reason)}[/]", f"{count:,}")
-    console.print(table)
+    if table.row_count > 1:
+        console.print(table)
+    if names:
+        console.print(f"{figures['classes']:,} classes: {abbreviate(names)}", markup=False, highlight=False)
     shards = f"{figures['shards']} shard{'s' if figures['shards'] != 1 else ''}"
-    classes = f"{figures['classes']} classes ({abbreviate(names)})" if names else "no classes"
-    facts = f"{figures['megabytes']:,.1f} MB in {shards}, {classes}, fingerprint {figures['fingerprint'][:16]}"
+    facts = f"{figures['megabytes']:,.1f} MB in {shards}, fingerprint {figures['fingerprint'][:16]}"
     console.print(facts, markup=False, highlight=False)
     for warning in figures.get("warnings", ()):
         warn(warning)

@@ -1,5 +1,6 @@
 """The command line: `repcon COMMAND [--recipe FILE] [--json FILE] [flags]`; a command is imported when asked for."""
 
+import contextlib
 import dataclasses
 import difflib
 import errno
@@ -17,6 +18,7 @@ from rich.text import Text
 
 from repcon import __version__, config
 from repcon.commands import help, outcome
+from repcon.commands.usage_errors import parser_message, require_known_flags
 from repcon.runtime.console import Terminal, console
 from repcon.runtime.errors import UserError
 from repcon.runtime.memory import keep_freed_memory
@@ -172,7 +174,11 @@ def _suggestion(name: str) -> str:
 
 
 def _settings(name: str, kind: type, words: list[str], recipe: str | None) -> Any:
-    """The recipe's values under the flags' values; a required field may come from either."""
+    """The recipe's values under the flags' values; a required field may come from either.
+
+    Raises UserError for what the flags are wrong in, SystemExit after `--help`.
+    """
+    require_known_flags(name, kind, words)
     words, default = _gathered(kind, words), None
     words, sources = _sources(kind, words)
     teachers = _teachers(kind, words)
@@ -184,12 +190,16 @@ def _settings(name: str, kind: type, words: list[str], recipe: str | None) -> An
         blank: dict[str, Any] = {field: [] if field == "paths" else "" for field in absent}
         checked = config.parse(kind, values | blank, recipe or "--teachers")
         default = dataclasses.replace(checked, **dict.fromkeys(absent, tyro.MISSING))
+    shown = io.StringIO()  # what the parser says of a mistake
     try:
         given = {} if default is None else {"default": default}
-        settings = tyro.cli(kind, prog=f"repcon {name}", args=words, **given)
+        with contextlib.redirect_stderr(shown):
+            settings = tyro.cli(kind, prog=f"repcon {name}", args=words, **given)
         return dataclasses.replace(settings, source=sources) if len(sources) > 1 else settings
     except SystemExit as stop:
-        raise SystemExit(1 if stop.code else 0) from None
+        if stop.code:
+            raise UserError(parser_message(name, shown.getvalue())) from None
+        raise SystemExit(0) from None
     except BrokenPipeError as error:  # of the help, whose reader (`| head`) has seen enough
         console.discard_output(sys.stdout, error)
         raise SystemExit(0) from None

@@ -1,6 +1,7 @@
 import dataclasses
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -10,7 +11,7 @@ import pytest
 
 import repcon
 from repcon import cli
-from repcon.commands import help, outcome, pack
+from repcon.commands import help, outcome, pack, usage_errors
 from repcon.runtime.console import console
 
 
@@ -83,11 +84,43 @@ def test_an_unknown_command_is_one_line(capsys):
     assert "no command 'trian'" in capsys.readouterr().err
 
 
-def test_a_misspelt_flag_is_the_users_mistake(capsys):
-    with pytest.raises(SystemExit) as stop:
-        cli.main(["train", "--pack", "p", "--store", "s", "--out", "o", "--epchs", "3"])
-    assert stop.value.code == 1
-    assert "--epchs" in capsys.readouterr().err
+def test_a_misspelt_flag_is_the_users_mistake(tmp_path, capsys):
+    figures = tmp_path / "figures.json"
+    words = ["train", "--pack", "p", "--store", "s", "--out", "o", "--epchs", "3", "--json", str(figures)]
+    assert cli.main(words) == 1
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith("error --epchs: repcon train has no such flag; did you mean --epochs? ")
+    assert json.loads(figures.read_text())["error"] == line.removeprefix("error ")
+
+
+@pytest.mark.parametrize(
+    "words, wanted",
+    [
+        (["train", "--pack", "p", "--store", "s"], ["--out", "Folder for the run"]),
+        (["train", "--pack", "p", "--store", "s", "--out", "o", "--epochs", "many"], ["--epochs", "'many'"]),
+        (["train", "--pack", "p", "--store", "s", "--out", "o", "--loader", "x"], ["'x'", "--loader", "'dali'"]),
+        (["train", "--optim.lrr=3"], ["--optim.lrr", "did you mean --optim.lr?"]),
+        (["pack", "images"], ["OUT", "Folder that the pack is written to"]),
+        (["pack", "a", "b", "--jpeg_qualty", "3"], ["--jpeg-qualty", "did you mean --jpeg-quality?"]),
+    ],
+)
+def test_a_wrong_flag_is_one_line(words, wanted, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "60")
+    assert cli.main(words) == 1
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith("error ") and f"`repcon {words[0]} --help" in line and "│" not in line
+    assert [text for text in wanted if text not in line] == []
+
+
+def test_every_flag_of_the_parser_is_known(capsys):
+    """`--help-all` lists what the parser takes; what no flag of it is, is refused before."""
+    for command, (kind, _) in cli.COMMANDS.items():
+        with pytest.raises(SystemExit):
+            cli.main([command, "--help-all"])
+        flags = re.findall(r"(?<![\w-])--[a-z][\w.-]*", re.sub(r"`[^`]*`", "", capsys.readouterr().out))
+        assert flags
+        usage_errors.require_known_flags(command, kind, flags)
+    usage_errors.require_known_flags("train", cli.COMMANDS["train"][0], ["--heads.0.weight", "--init_weights.birds=1"])
 
 
 def test_a_recipe_with_a_typo_names_file_and_key(tmp_path, capsys):
@@ -110,9 +143,7 @@ def test_flags_go_over_the_recipe_and_fill_what_it_leaves_open(tmp_path):
 def test_a_recipe_that_leaves_a_required_field_open_is_asked_for(tmp_path, capsys):
     recipe = tmp_path / "r.toml"
     recipe.write_text('store = "s"\n')
-    with pytest.raises(SystemExit) as stop:
-        cli.main(["train", "--recipe", str(recipe), "--out", "o"])
-    assert stop.value.code == 1
+    assert cli.main(["train", "--recipe", str(recipe), "--out", "o"]) == 1
     assert "--pack" in capsys.readouterr().err
 
 

@@ -100,7 +100,7 @@ def test_a_misspelt_flag_is_the_users_mistake(tmp_path, capsys):
         (["train", "--pack", "p", "--store", "s", "--out", "o", "--epochs", "many"], ["--epochs", "'many'"]),
         (["train", "--pack", "p", "--store", "s", "--out", "o", "--loader", "x"], ["'x'", "--loader", "'dali'"]),
         (["train", "--optim.lrr=3"], ["--optim.lrr", "did you mean --optim.lr?"]),
-        (["pack", "images"], ["OUT", "Folder that the pack is written to"]),
+        (["pack"], ["OUT", "Folder that the pack is written to"]),
         (["pack", "a", "b", "--jpeg_qualty", "3"], ["--jpeg-qualty", "did you mean --jpeg-quality?"]),
     ],
 )

@@ -14,12 +14,12 @@ from repcon.labels.manifest import manifest_of
 from repcon.labels.store import Unit
 from repcon.precompute import launch_local, launch_ray
 from repcon.precompute.batching import find_batch_size
-from repcon.precompute.consistency import check_teacher_consistency
 from repcon.precompute.context import PrecomputeContext, absolute, check, load, resolve, set_up
 from repcon.precompute.engine import run_worker, work
 from repcon.precompute.estimate import estimate
 from repcon.precompute.output_store import crops_of, run_folder, spec_of, unlabelled_crops
 from repcon.precompute.progress import Display, show
+from repcon.precompute.recompute import check_teacher_consistency
 from repcon.runtime.console import console, print_plain
 from repcon.runtime.device import choose
 from repcon.runtime.errors import UserError

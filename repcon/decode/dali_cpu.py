@@ -16,9 +16,8 @@ import numpy as np
 from nvidia.dali import fn, types
 from nvidia.dali.pipeline import Pipeline
 
-from repcon.decode.base import CropBatch, CropRequest
+from repcon.decode.base import CropBatch, CropRequest, check_boxes, decode_error
 from repcon.decode.buffer_pool import BufferPool
-from repcon.decode.checks import check_boxes, decode_error
 from repcon.decode.reference import decode
 from repcon.decode.resize import CropResizer, Scratch, compile_resize
 from repcon.decode.worker_pool import WorkerPool

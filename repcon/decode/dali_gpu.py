@@ -12,8 +12,7 @@ import torch
 from nvidia.dali.pipeline import Pipeline
 from repcon_kernels import cut_crops
 
-from repcon.decode.base import CropBatch, CropRequest
-from repcon.decode.checks import check_boxes, check_image_size
+from repcon.decode.base import CropBatch, CropRequest, check_boxes, check_image_size
 from repcon.decode.dali_cpu import build_pipeline, run_pipeline
 from repcon.decode.worker_pool import WorkerPool
 from repcon.images.pack import ImagePack

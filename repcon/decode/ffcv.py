@@ -17,9 +17,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from repcon.decode.base import CropBatch, CropRequest
+from repcon.decode.base import CropBatch, CropRequest, check_boxes, decode_error
 from repcon.decode.buffer_pool import BufferPool
-from repcon.decode.checks import check_boxes, decode_error
 from repcon.decode.libraries import require_installed
 from repcon.decode.resize import CropResizer
 from repcon.decode.worker_pool import WorkerPool

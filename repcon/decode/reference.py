@@ -8,9 +8,8 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from repcon.decode.base import CropBatch, CropRequest
+from repcon.decode.base import CropBatch, CropRequest, check_boxes, check_image_size, decode_error
 from repcon.decode.buffer_pool import BufferPool
-from repcon.decode.checks import check_boxes, check_image_size, decode_error
 from repcon.images.pack import ImagePack
 
 

@@ -19,8 +19,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic, models, register_model
 
-from repcon.decode.base import CropBatch, CropRequest
-from repcon.decode.checks import check_image_size
+from repcon.decode.base import CropBatch, CropRequest, check_image_size
 from repcon.images.pack import ImagePack
 
 COMPILE_LOCK = threading.Lock()

@@ -12,9 +12,8 @@ from itertools import repeat
 import numpy as np
 import simplejpeg
 
-from repcon.decode.base import CropBatch, CropRequest
+from repcon.decode.base import CropBatch, CropRequest, check_boxes, decode_error
 from repcon.decode.buffer_pool import BufferPool, image_buffer
-from repcon.decode.checks import check_boxes, decode_error
 from repcon.decode.resize import CropResizer, Scratch, compile_resize
 from repcon.decode.worker_pool import WorkerPool
 from repcon.images.pack import ImagePack

@@ -5,25 +5,29 @@
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from functools import partial
 
+import numpy as np
 import torch
 
-from repcon.config import PrecomputeConfig
+from repcon.config import CropConfig, PrecomputeConfig
+from repcon.crops.plan import plan_crops
+from repcon.decode.base import CropRequest
 from repcon.decode.factory import decode_threads, open_loader
-from repcon.labels.store import LostClaimError, Unit
+from repcon.images.pack import ImagePack
+from repcon.labels.store import LabelStore, LostClaimError, Unit, UnitClaim
 from repcon.precompute.context import PrecomputeContext, set_up
-from repcon.precompute.decoding import Decoding, Step
+from repcon.precompute.decoding import Decoded, Decoding
 from repcon.precompute.ensemble import Answers, TeacherEnsemble
 from repcon.precompute.launch_local import WorkerSlot
 from repcon.precompute.output_store import crops_of, lease_folder
 from repcon.precompute.progress import Event
 from repcon.precompute.stall_detector import StallDetector
 from repcon.precompute.work_queue import Leases
-from repcon.precompute.work_unit import WorkUnit
 from repcon.runtime.device import choose
+from repcon.runtime.errors import UserError
 from repcon.runtime.memory import keep_freed_memory
 from repcon.runtime.prefetch import BackgroundWriter, Prefetcher
 
@@ -73,6 +77,67 @@ def _claimed(context: PrecomputeContext, units: list[Unit], leases: Leases) -> I
             yield unit
 
 
+class WorkUnit:
+    """A unit's boxes and its labels so far; m crops by r images."""
+
+    def __init__(self, unit: Unit, store: LabelStore, pack: ImagePack, recipe: CropConfig) -> None:
+        self.unit, self._store, self._pack = unit, store, pack
+        rows = slice(unit.rows.start, unit.rows.stop)
+        if unit.writes_boxes:
+            planned = plan_crops(recipe, pack.hashes[rows], pack.sizes[rows], list(unit.crops))
+            self.boxes, self.flips = planned.boxes, planned.flips
+        else:
+            self.boxes, self.flips = store.reader.boxes(unit.crops, unit.rows)
+        shape = (len(unit.crops), len(unit.rows))
+        self.missing: dict[int, str] = {}
+        """Rows of the pack whose image could not be decoded, with the reason."""
+        self._labels = {}
+        for name in unit.heads:
+            head = store.heads[name]
+            ids = np.zeros((*shape, head.k), np.int32)
+            self._labels[name] = ids, np.full((*shape, head.k + len(head.temperatures)), np.nan, np.float16)
+
+    def requests(self, images_per_batch: int) -> Iterator[CropRequest]:
+        """All images of the unit, each once with all its crops."""
+        rows = np.arange(self.unit.rows.start, self.unit.rows.stop)
+        return CropRequest.of_images(rows, self.unit.crops, self.boxes, self.flips).split(images_per_batch)
+
+    def add_labels(self, images: np.ndarray, labels: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> None:
+        """Adds the labels of some images: per head ids (n * m, k) and logp (n * m, k + T), image by image.
+
+        Raises UserError naming teacher, image and crop where an answer is not a number.
+        """
+        columns, crops = images - self.unit.rows.start, len(self.unit.crops)
+        for name, (ids, logp) in labels.items():
+            self._require_finite(name, images, logp)
+            held_ids, held_logp = self._labels[name]
+            held_ids[:, columns] = ids.reshape(len(columns), crops, -1).swapaxes(0, 1)
+            held_logp[:, columns] = logp.reshape(len(columns), crops, -1).swapaxes(0, 1)
+
+    def _require_finite(self, name: str, images: np.ndarray, logp: np.ndarray) -> None:
+        top = self._store.heads[name].k
+        wrong = np.isnan(logp).any(1) | np.isinf(logp[:, :top]).any(1)  # a masked class has topk.MIN_LOGP
+        if wrong.any():
+            place, crop = divmod(int(wrong.argmax()), len(self.unit.crops))
+            where = f"image {self._pack.keys[int(images[place])]}, crop {self.unit.crops[crop]}"
+            remedy = "try precision fp32, or look at its weights"
+            raise UserError(f"teacher {name}: its answer is not a number (NaN or infinite) for {where}; {remedy}")
+
+    def write(self, claim: UnitClaim) -> int:
+        """Writes the finished unit into the store; returns its bytes. Raises LostClaimError, as `LabelWriter.write`."""
+        return self._store.writer.write(self.unit, self.boxes, self.flips, self._labels, self.missing, claim)
+
+
+@dataclass(frozen=True, slots=True)
+class _Step:
+    """Some decoded images of a unit."""
+
+    work: WorkUnit
+    decoded: Decoded
+    is_last: bool
+    """Whether these are the unit's last images."""
+
+
 class UnitLabeller:
     """Labels units on one device: three stages that overlap, with bounded queues between them."""
 
@@ -108,22 +173,37 @@ class UnitLabeller:
         """The main path. Returns the number of units; each one's claim is released when it is in the store."""
         context, count = self._context, 0
         works = (WorkUnit(unit, context.store, context.pack, context.config.crop) for unit in units)
-        decoding = Decoding(self._loader, context.pack, context.config.batch_size)
-        in_flight: deque[tuple[Step, Answers]] = deque()
-        with Prefetcher(decoding.steps(works), PREFETCHED_BATCHES) as steps, BackgroundWriter(PENDING_UNITS) as writer:
+        in_flight: deque[tuple[_Step, Answers]] = deque()
+        with Prefetcher(self._steps(works), PREFETCHED_BATCHES) as steps, BackgroundWriter(PENDING_UNITS) as writer:
             meter = _Meter(self._on_event, steps, writer)
             for step in steps:  # images > crops: decoded and cut in the loader's threads
-                if len(step.images):
-                    in_flight.append((step, self._ensemble(step.pixels, step.work.unit.heads)))  # > teachers > top-k
+                if len(step.decoded.images):
+                    answers = self._ensemble(step.decoded.pixels, step.work.unit.heads)  # > teachers > top-k
+                    in_flight.append((step, answers))
                 while in_flight and (step.is_last or len(in_flight) > 1):
                     earlier, answers = in_flight.popleft()
-                    earlier.work.add_labels(earlier.images, answers.wait())
+                    earlier.work.add_labels(earlier.decoded.images, answers.wait())
                 if step.is_last:
                     writer.put(partial(self._write, step.work))  # > store: encoded in a thread
                     count += 1
                 meter.record(step)
         self._ensemble.finish()
         return count
+
+    def _steps(self, works: Iterator[WorkUnit]) -> Iterator[_Step]:
+        """The units' images in order, decoded."""
+        sent: deque[tuple[WorkUnit, bool]] = deque()
+
+        def requests() -> Iterator[CropRequest]:
+            for work in works:
+                for request in work.requests(max(1, self._context.config.batch_size // len(work.unit.crops))):
+                    sent.append((work, int(request.images[-1]) == work.unit.rows[-1]))
+                    yield request
+
+        for decoded in Decoding(self._loader, self._context.pack).run(requests()):
+            work, is_last = sent.popleft()
+            work.missing |= decoded.missing
+            yield _Step(work, decoded, is_last)
 
     def _write(self, work: WorkUnit) -> None:
         unit, keys = work.unit, self._context.pack.keys
@@ -145,16 +225,17 @@ class UnitLabeller:
 class _Meter:
     """Reports crops, time and the teachers' waiting time since the last step."""
 
-    def __init__(self, on_event: OnEvent, steps: Prefetcher[Step], writer: BackgroundWriter) -> None:
+    def __init__(self, on_event: OnEvent, steps: Prefetcher[_Step], writer: BackgroundWriter) -> None:
         self._on_event, self._steps, self._writer = on_event, steps, writer
         self._time, self._waited = time.perf_counter(), 0.0
 
-    def record(self, step: Step) -> None:
+    def record(self, step: _Step) -> None:
+        images = len(step.decoded.images)
         now, waited = time.perf_counter(), self._steps.waited_seconds + self._writer.waited_seconds
         self._on_event(
             Event(
-                images=len(step.images),
-                crops=len(step.images) * len(step.work.unit.crops),
+                images=images,
+                crops=images * len(step.work.unit.crops),
                 seconds=now - self._time,
                 waited_seconds=waited - self._waited,
             )

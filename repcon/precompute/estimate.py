@@ -10,6 +10,7 @@ import torch
 
 from repcon.config import Codec, PrecomputeConfig, Values
 from repcon.crops.plan import CropPlan, plan_crops
+from repcon.decode.base import CropRequest
 from repcon.decode.factory import open_loader
 from repcon.images.pack import ImagePack
 from repcon.labels.layout import BOX, FLIP
@@ -20,7 +21,6 @@ from repcon.labels.zarr_encoding import compressed_bytes
 from repcon.models.output_checks import check_not_probabilities
 from repcon.models.teacher import Teacher
 from repcon.precompute.batching import AdaptiveBatcher, Pixels
-from repcon.precompute.work_unit import by_image
 from repcon.runtime.console import console, narrow_table, progress
 from repcon.runtime.errors import UserError
 from repcon.runtime.prefetch import Prefetcher
@@ -110,7 +110,7 @@ def _sample(
     parts: dict[str, list[torch.Tensor]] = {teacher.name: [] for teacher in teachers}
     started, first_crops, waited = time.perf_counter(), 0, 0.0
     depth = len(planned.boxes)
-    whole = by_image(rows, range(depth), planned.boxes, planned.flips)
+    whole = CropRequest.of_images(rows, range(depth), planned.boxes, planned.flips)
     requests = list(whole.split(max(1, config.batch_size // depth)))
     try:
         with progress() as bars, Prefetcher(iter(loader.batches(requests)), 2) as batches:

@@ -1,6 +1,7 @@
-"""Labels a sample of a store's crops again, through any loader, and compares with the stored labels."""
+"""Labels some of a store's crops again and compares with the stored labels: for `verify`, and before a run resumes."""
 
 from collections.abc import Mapping
+from contextlib import closing, suppress
 from dataclasses import replace
 
 import numpy as np
@@ -8,15 +9,17 @@ import torch
 from rich.markup import escape
 
 from repcon.config import VerifyConfig, parse_named_values
-from repcon.decode.base import CropRequest
+from repcon.decode.base import CropRequest, Loader
 from repcon.decode.factory import open_loader
 from repcon.decode.libraries import LIBRARIES
 from repcon.images.pack import ImagePack
 from repcon.labels import topk
 from repcon.labels.layout import HeadInfo
-from repcon.labels.store import CropLabels, LabelStore, TeacherMetadata
+from repcon.labels.store import CropLabels, LabelStore, TeacherMetadata, Unit
 from repcon.labels.truncation import bucket_kl
 from repcon.models import teacher as teachers
+from repcon.models.teacher import Teacher
+from repcon.precompute.context import PrecomputeContext
 from repcon.precompute.teacher_paths import locate
 from repcon.runtime.console import console, progress
 from repcon.runtime.device import choose
@@ -25,6 +28,10 @@ from repcon.runtime.errors import UserError
 _BATCH = 32
 _NEAR_TIE = 0.01
 """Classes this close in stored probability may change places and still agree."""
+CHECKED_CROPS = 8
+"""Crops of a finished unit that are labelled again."""
+MAX_KL = {"fp32": 0.01, "bf16": 0.05, "fp16": 0.05}
+"""Limit of their mean KL in nat by precision; other devices and decoders stay far below."""
 
 
 def rerun(store: LabelStore, pack: ImagePack, config: VerifyConfig) -> dict[str, dict[str, dict[str, float]]]:
@@ -42,7 +49,7 @@ def rerun(store: LabelStore, pack: ImagePack, config: VerifyConfig) -> dict[str,
     request, stored = draw_sample(store, config.sample, config.seed)
     sizes = sorted(set(sides.values()))
     pixels = {}
-    for kind in _kinds(config):
+    for kind in LIBRARIES if "auto" in config.loaders else dict.fromkeys(config.loaders):
         if decoded := _decode(kind, pack, sizes, request, config, device):
             pixels[kind] = decoded
     found: dict[str, dict[str, dict[str, float]]] = {}
@@ -97,11 +104,6 @@ def draw_sample(store: LabelStore, count: int, seed: int) -> tuple[CropRequest, 
     return request, CropLabels(crop=-1, boxes=boxes[:, 0], flips=flips[:, 0], labels=labels)
 
 
-def _kinds(config: VerifyConfig) -> list[str]:
-    kinds = LIBRARIES if "auto" in config.loaders else config.loaders
-    return list(dict.fromkeys(kinds))
-
-
 def _decode(
     kind: str, pack: ImagePack, sizes: list[int], request: CropRequest, config: VerifyConfig, device: torch.device
 ) -> Mapping[int, torch.Tensor] | None:
@@ -139,3 +141,55 @@ def _agreement(ids: np.ndarray, logp: np.ndarray, exact: np.ndarray) -> float:
     stored = np.exp(logp[:, : ids.shape[1]].astype(np.float64))
     held = np.where(ids == first[:, None], stored, 0.0).max(1)
     return float((held >= stored[:, 0] - _NEAR_TIE).mean())
+
+
+def check_teacher_consistency(context: PrecomputeContext, todo: list[Unit]) -> None:
+    """Raises UserError where a teacher with units in `todo` labels its finished units differently now.
+
+    Architecture, weights, preprocessing and classes are compared before; they do not show a network's other settings,
+    what a function of the user's does, or what a library has changed.
+    """
+    left = {unit.name for unit in todo}
+    needed = {name for unit in todo for name in unit.heads}
+    finished = [unit for unit in context.store.units() if unit.name not in left]
+    for teacher in (teacher for teacher in context.teachers if teacher.name in needed):
+        unit = next((unit for unit in finished if teacher.name in unit.heads), None)
+        if unit is not None:
+            _check_teacher(context, teacher, unit)
+
+
+def _check_teacher(context: PrecomputeContext, teacher: Teacher, unit: Unit) -> None:
+    rows, crop = unit.rows[:CHECKED_CROPS], unit.crops.start
+    stored = context.store.reader.read_rows(crop, rows, [teacher.name])
+    ids, logp = stored.labels[teacher.name]
+    with closing(open_loader("reference", context.pack, [teacher.preprocessing.size])) as loader:
+        pixels = {
+            place: found for place in range(len(rows)) if (found := _pixels(loader, stored, rows, place)) is not None
+        }
+    places = [place for place in pixels if not np.isnan(logp[place]).any()]
+    if not places:
+        return
+    images = torch.cat([pixels[place] for place in places]).to(context.device)
+    with torch.compiler.set_stance("force_eager"):  # else it would be compiled for this batch size as well
+        logits = teacher(images).cpu()
+    found = compare(context.store.heads[teacher.name], ids[places], logp[places], logits)
+    if found["kl"] > MAX_KL[teacher.metadata.precision]:
+        what = "it answers otherwise than when the store's labels were made"
+        much = f"KL {found['kl']:.2g} nat on {len(places)} crops"
+        hint = "bring back the network, function and library versions of that run, or name another OUT"
+        raise UserError(f"teacher {teacher.name}: {what} ({much}); {hint}")
+
+
+def _pixels(loader: Loader, stored: CropLabels, rows: range, place: int) -> torch.Tensor | None:
+    """(1, 3, S, S) uint8 of one row's crop; None where its image is damaged now: these labels are made."""
+    request = CropRequest(
+        images=np.array([rows[place]]),
+        crops=np.array([[0]]),
+        boxes=stored.boxes[place][None, None],
+        flips=stored.flips[place][None, None],
+    )
+    with suppress(UserError):
+        (batch,) = loader.batches([request])
+        (found,) = batch.pixels.values()
+        return found
+    return None

@@ -148,8 +148,6 @@ def _describe(error: BaseException, kind: type | None) -> str:
     import cattrs
     from cattrs.v import format_exception
 
-    """One problem of a recipe, for a message."""
-    """One problem of a recipe, for a message."""
     if isinstance(error, cattrs.ForbiddenExtraKeysError):
         keys = ", ".join(sorted(error.extra_fields))
         known = ", ".join(sorted(error.cl.__dataclass_fields__)) if is_dataclass(error.cl) else ""

@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 
 from repcon.images.file_names import LABEL_SUFFIX, SUFFIXES, is_hidden, rejection_reason
 from repcon.images.tar_samples import SECONDARY, Label, TarMember, TarSamples
-from repcon.runtime.errors import UserError
+from repcon.runtime.errors import UserError, first_line
 from repcon.runtime.local_files import error_reason, is_transient, open_regular
 
 MAX_LABEL_BYTES = 4096
@@ -103,7 +103,12 @@ def add_tar(path: Path, name: str, scan: SourceScan) -> None:
         raise unreadable_error(str(path), error) from error
     members: list[TarMember] = []
     with file:
-        damage = _read_error(lambda: _list_members(file, name, status.st_size, members, scan), path)
+        try:
+            damage = read_or_damage(lambda: _list_members(file, name, status.st_size, members, scan), path)
+        except MemoryError as error:
+            raise UserError(
+                f"{path}: not enough memory to list it; free some and run the same command again"
+            ) from error
     if damage:
         images = sum(not member.rejection and member.text is None for member in members)
         what = f"a truncated or damaged tar ({damage}); images in it that can be read: {images:,}"
@@ -114,19 +119,18 @@ def add_tar(path: Path, name: str, scan: SourceScan) -> None:
         scan.identify(f"{name}\0{status.st_size}\0{status.st_mtime_ns}")
 
 
-def _read_error(read: Callable[[], None], path: Path) -> str:
-    """Why `read` failed on a damaged tar; empty where it did not. Raises UserError for errors that are no damage."""
+def read_or_damage(read: Callable[[], Any], path: Path) -> Any:
+    """The result of `read`, or a description of the damage. Raises UserError for transient errors, and MemoryError."""
     try:
-        read()
-    except MemoryError as error:
-        raise UserError(f"{path}: not enough memory to list it; free some and run the same command again") from error
+        return read()
+    except (UserError, MemoryError):
+        raise
     except OSError as error:
         if is_transient(error):
             raise unreadable_error(str(path), error) from error
-        return str(error)
-    except Exception as error:  # tarfile raises many kinds on damaged headers
-        return str(error) or type(error).__name__
-    return ""
+        return error_reason(error).splitlines()[0]
+    except Exception as error:  # tarfile and pyarrow raise many kinds on damaged files
+        return first_line(error)
 
 
 class _BoundedReader:
@@ -147,6 +151,7 @@ def _list_members(file: BinaryIO, name: str, size: int, members: list[TarMember]
     bounded: Any = _BoundedReader(file)
     with tarfile.open(fileobj=bounded, mode="r:", encoding="utf-8", errors="surrogateescape") as tar:
         for member in _members(tar):
+            vars(tar)["members"] = []  # which tarfile keeps in memory, and a tar may have millions of
             reason = _unsafe(member, size)
             if reason:
                 scan.left_out.append((f"{name}: {member.name}", reason))
@@ -167,7 +172,6 @@ def _members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
         if member.offset <= last or member.size < 0:
             raise tarfile.ReadError("offsets do not increase")
         last = member.offset
-        _drop_members(tar)
         yield member
 
 
@@ -184,11 +188,6 @@ def _check_end(tar: tarfile.TarFile) -> None:
     while piece := file.read(_PIECE_BYTES):
         if piece.strip(b"\0"):
             raise tarfile.ReadError(f"more follows the end mark at byte {tar.offset:,}; unpack tars that were joined")
-
-
-def _drop_members(tar: tarfile.TarFile) -> None:
-    """Drops the headers that tarfile keeps in memory, of which a tar may have millions."""
-    vars(tar)["members"] = []
 
 
 def _unsafe(member: tarfile.TarInfo, tar_bytes: int) -> str:

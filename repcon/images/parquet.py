@@ -7,18 +7,17 @@ An image is a struct {bytes, path} or plain binary. A row is named `FILE/ROW`, w
 import json
 import stat
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-from repcon.images.archives import MAX_LABEL_BYTES, FoundImage, SourceScan, leave_out, unreadable_error
+from repcon.images.archives import MAX_LABEL_BYTES, FoundImage, SourceScan, leave_out, read_or_damage
 from repcon.images.file_names import MAX_FILE_BYTES
 from repcon.images.jpeg import InvalidImageError
 from repcon.images.tar_samples import Label
-from repcon.runtime.errors import UserError, first_line
+from repcon.runtime.errors import UserError
 from repcon.runtime.extras import require_extra
-from repcon.runtime.local_files import error_reason, is_transient
 
 SUFFIX = ".parquet"
 LABEL_COLUMNS = ("label", "labels", "cls", "class")
@@ -43,7 +42,7 @@ def add_parquet(path: Path, name: str, scan: SourceScan) -> None:
     if not stat.S_ISREG(status.st_mode):
         scan.left_out.append((name, "not a plain file"))
         return
-    file = _try(lambda: _open(path), path)
+    file = read_or_damage(lambda: _open(path), path)
     if isinstance(file, str):
         scan.left_out.append((name, f"a damaged Parquet file: {file}"))
         return
@@ -83,7 +82,7 @@ class RowReader:
         """
         if self._of != (path, column):
             self._of, self._group, self._damage = None, -1, ""
-            file = _try(lambda: _open(Path(path)), Path(path))
+            file = read_or_damage(lambda: _open(Path(path)), Path(path))
             if isinstance(file, str):
                 raise InvalidImageError(f"a damaged Parquet file: {file}")
             counts = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
@@ -93,7 +92,7 @@ class RowReader:
             self._start(group, column)
         while not self._damage and row >= self._first + len(self._held):
             self._first += len(self._held)
-            held = _try(self._next, Path(path))
+            held = read_or_damage(self._next, Path(path))
             self._held, self._damage = (self._held, held) if isinstance(held, str) else (held, "")
         if self._damage:
             raise InvalidImageError(f"a damaged row group: {self._damage}")
@@ -120,20 +119,6 @@ def _open(path: Path) -> Any:
     from pyarrow.parquet import ParquetFile
 
     return ParquetFile(path, buffer_size=1 << 20, pre_buffer=False, page_checksum_verification=True)
-
-
-def _try(read: Callable[[], Any], path: Path) -> Any:
-    """The result of `read`, or a description of the damage. Raises UserError for transient errors, and MemoryError."""
-    try:
-        return read()
-    except (UserError, MemoryError):
-        raise
-    except OSError as error:
-        if is_transient(error):
-            raise unreadable_error(str(path), error) from error
-        return error_reason(error).splitlines()[0]
-    except Exception as error:  # pyarrow raises many kinds on damaged files
-        return first_line(error)
 
 
 def _features(schema: Any) -> dict[str, dict]:
@@ -245,7 +230,9 @@ def _labels(file: Any, path: Path, column: str, names: list[str]) -> Iterator[tu
         if not column:
             yield from [None] * rows
             continue
-        values = _try(lambda group=group: _values(file.read_row_group(group, [column], use_threads=False)), path)
+        values = read_or_damage(
+            lambda group=group: _values(file.read_row_group(group, [column], use_threads=False)), path
+        )
         if isinstance(values, str) or len(values) != rows:
             damage = values if isinstance(values, str) else "fewer rows than it claims"
             yield from [f"a damaged row group: {damage}"] * rows

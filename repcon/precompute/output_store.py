@@ -36,7 +36,8 @@ def lease_folder(out: str) -> str:
 
 def with_store_settings(config: PrecomputeConfig) -> PrecomputeConfig:
     """The recipe with the settings that it leaves open taken from the store at `out`, or those of a new store."""
-    _require_folder(config.out)
+    if "://" not in config.out and Path(config.out).is_file():
+        raise UserError(f"{config.out} is a file; name a folder for the store")
     settings = NEW_STORE
     files = open_filesystem(config.out)
     if files.size(MANIFEST) is not None:
@@ -47,11 +48,6 @@ def with_store_settings(config: PrecomputeConfig) -> PrecomputeConfig:
             config = dataclasses.replace(config, crop=recipe)
     is_open = [name for name in NEW_STORE if getattr(config, name) in (0, (), "auto")]
     return dataclasses.replace(config, **{name: settings[name] for name in is_open})
-
-
-def _require_folder(out: str) -> None:
-    if "://" not in out and Path(out).is_file():
-        raise UserError(f"{out} is a file; name a folder for the store")
 
 
 def open_or_create_store(

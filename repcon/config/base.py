@@ -19,7 +19,8 @@ _HOME = re.compile(r"(^|=|local-dir:|\+ )(~[^/]*)(?=/|$)")
 MAXIMA = {
     "seed": 2**64 - 1, "size": 16_384, "max_side": 65_535, "epochs": 100_000, "teacher_epochs": 100_000,
     "batch_size": 2**20, "crops": 65_535, "num_workers": 1024, "processes": 1024, "projection": 2**16,
-    "fewshot_trials": 100_000, "max_kl": math.inf, "checkpoint_minutes": math.inf,
+    "fewshot_trials": 100_000, "jpeg_quality": 100, "shard_megabytes": 2**20, "max_kl": math.inf,
+    "checkpoint_minutes": math.inf,
 }  # fmt: skip
 """Largest value by field; of other fields `MAX_INT` for whole numbers and `MAX_FLOAT` for others."""
 MAX_INT, MAX_FLOAT = 2**31 - 1, 1e100

@@ -21,7 +21,7 @@ from typing import Any, TextIO
 
 from rich.markup import escape
 
-from repcon.config import PackConfig
+from repcon.config import PackConfig, check_minimum
 from repcon.images import format as pack_format
 from repcon.images.archives import ParquetColumns
 from repcon.images.encode import Encoded
@@ -90,16 +90,7 @@ def write(plan: PackPlan) -> Manifest:
 
 
 def _check(config: PackConfig) -> None:
-    bounds = {
-        "limit": (0, 1 << 31),
-        "max_side": (0, 1 << 30),
-        "num_workers": (0, 1024),
-        "shard_megabytes": (1, 1 << 20),
-        "jpeg_quality": (1, 100),
-    }
-    for name, (low, high) in bounds.items():
-        if not low <= getattr(config, name) <= high:
-            raise UserError(f"{name} = {getattr(config, name)}: must lie between {low} and {high:,}")
+    check_minimum(config, limit=0, max_side=0, num_workers=0, shard_megabytes=1, jpeg_quality=1)
     out = Path(config.out).resolve()
     for name in source_paths(config.source):
         source = Path(name).resolve()

@@ -1,7 +1,7 @@
 """Batch sizes that fit the memory: an estimate, and halving when memory runs out."""
 
 import gc
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
 import torch
@@ -68,18 +68,14 @@ def find_batch_size(teachers: Sequence[Teacher], device: torch.device) -> int:
     It depends on the models and the machine's total memory only, not on timing or on free memory: batch sizes affect
     the last bits of the answers, and a resumed run has to repeat them.
     """
-    budget = MEMORY_SHARE[device.type] * _memory_bytes(device)
+    on_gpu = device.type == "cuda"
+    memory = torch.cuda.get_device_properties(device).total_memory if on_gpu else memory_total()
+    budget = MEMORY_SHARE[device.type] * memory
     per_crop = max(_bytes_per_crop(teacher, device) for teacher in teachers)
     size = MAX_BATCH[device.type]
     while size > 1 and size * per_crop > budget:
         size //= 2
     return size
-
-
-def _memory_bytes(device: torch.device) -> int:
-    if device.type == "cuda":
-        return torch.cuda.get_device_properties(device).total_memory
-    return memory_total()
 
 
 @torch.inference_mode()
@@ -89,7 +85,7 @@ def _bytes_per_crop(teacher: Teacher, device: torch.device) -> float:
 
     def note(module: nn.Module, inputs: tuple, output: object) -> None:
         nonlocal widest
-        widest = max(widest, sum(_tensor_bytes([*inputs, output])))
+        widest = max(widest, sum(value.nbytes for value in [*inputs, output] if isinstance(value, torch.Tensor)))
 
     leaves = [module for module in teacher.module.modules() if not any(module.children())]
     hooks = [leaf.register_forward_hook(note) for leaf in leaves]
@@ -105,7 +101,3 @@ def _bytes_per_crop(teacher: Teacher, device: torch.device) -> float:
         for hook in hooks:
             hook.remove()
     return 2 * widest + 5 * 3 * side * side
-
-
-def _tensor_bytes(values: Sequence[object]) -> Iterator[int]:
-    return (value.numel() * value.element_size() for value in values if isinstance(value, torch.Tensor))

@@ -243,6 +243,7 @@ def _finish(plan: PackPlan, records: list[ShardRecord], rest: list[tuple[str, st
     index = pack_format.dump_index(columns)
     write_atomic(out / pack_format.INDEX, index)
     changes = sum((record.changes for record in records), Counter())
+    kinds = Counter(reason.split(":")[0] for _, reason in left_out)  # the reasons without their details
     manifest = Manifest(
         images=len(columns["shard"]),
         classes=plan.listing.classes,
@@ -250,11 +251,6 @@ def _finish(plan: PackPlan, records: list[ShardRecord], rest: list[tuple[str, st
         index_sha256=sha256(index).hexdigest(),
         fingerprint=pack_format.fingerprint(columns["hash"], columns["size"]),
         settings=plan.settings,
-        summary={"re_encoded": dict(sorted(changes.items())), "left_out": _by_reason(left_out)},
+        summary={"re_encoded": dict(sorted(changes.items())), "left_out": dict(sorted(kinds.items()))},
     )
     write_atomic(out / pack_format.MANIFEST, manifest.dump().encode())
-
-
-def _by_reason(left_out: list[tuple[str, str]]) -> dict[str, int]:
-    """Number of images left out by kind of reason, without the details."""
-    return dict(sorted(Counter(reason.split(":")[0] for _, reason in left_out).items()))

@@ -35,10 +35,8 @@ def figures(store: LabelStore, sample_rows: int = SAMPLE_ROWS) -> dict[str, Any]
     """The figures of `repcon inspect`, as JSON values; of an unfinished store those of its finished units."""
     done = store.completion.finished()
     sizes, reasons = store.completion.shard_bytes(done), store.completion.missing_reasons(done)
-    crops = {
-        head: sum(len(unit.crops) * len(unit.rows) for unit in done if writes(unit, head))
-        for head in (None, *store.heads)
-    }
+    crops = {head: sum(len(unit.crops) * len(unit.rows) for unit in done if head in unit.heads) for head in store.heads}
+    box_crops = sum(len(unit.crops) * len(unit.rows) for unit in done if unit.writes_boxes)
     parts = list(sample(store, done, sample_rows, np.array(list(reasons), np.int64)))
     heads = {
         name: _sizes(head, sizes, crops[name]) | _labels(store, head, [part.labels[name] for part in parts])
@@ -46,7 +44,7 @@ def figures(store: LabelStore, sample_rows: int = SAMPLE_ROWS) -> dict[str, Any]
     }
     manifest = store.manifest
     boxes = sum(size for path, size in sizes.items() if path.startswith("crops/"))
-    held = [heads[name]["bytes_per_crop"] for name in store.heads] + [boxes / max(crops[None], 1)]
+    held = [heads[name]["bytes_per_crop"] for name in store.heads] + [boxes / max(box_crops, 1)]
     return {
         "images": store.images,
         "crops": store.crops,
@@ -108,11 +106,6 @@ def warn_uninformative(teacher: str, reason: str) -> None:
     warn(f"teacher {teacher} tells little about these images: {reason}")
 
 
-def writes(unit: Unit, head: str | None) -> bool:
-    """Whether the unit writes this head; the boxes where head is None."""
-    return unit.writes_boxes if head is None else head in unit.heads
-
-
 def sample(store: LabelStore, done: list[Unit], rows: int, missing: np.ndarray) -> Iterator[CropLabels]:
     """Evenly spread parts of crops that are finished for boxes and all heads, about `rows` rows; without `missing`."""
     writer_count = len(store.manifest.teachers) + 1
@@ -123,24 +116,14 @@ def sample(store: LabelStore, done: list[Unit], rows: int, missing: np.ndarray) 
             counts[place] = counts.get(place, 0) + len(unit.heads) + unit.writes_boxes
     complete = sorted(place for place, count in counts.items() if count == writer_count)
     wanted = max(1, -(-rows // store.manifest.rows_per_shard))
-    chosen = (
-        [complete[place] for place in sorted({int(at) for at in np.linspace(0, len(complete) - 1, wanted)})]
-        if complete
-        else []
-    )
+    places = np.unique(np.linspace(0, len(complete) - 1, wanted).astype(np.int64)) if complete else []
+    chosen = [complete[place] for place in places]
     share = -(-rows // max(len(chosen), 1))
     for crop, start in chosen:
         stop = min(start + min(share, store.manifest.rows_per_shard), store.images)
-        crop_labels = store.reader.read_rows(crop, range(start, stop))
-        yield _without_missing(crop_labels, np.isin(np.arange(start, stop), missing))
-
-
-def _without_missing(crop_labels: CropLabels, missing: np.ndarray) -> CropLabels:
-    kept = ~missing
-    labels = {name: (ids[kept], logp[kept]) for name, (ids, logp) in crop_labels.labels.items()}
-    return CropLabels(
-        crop=crop_labels.crop, boxes=crop_labels.boxes[kept], flips=crop_labels.flips[kept], labels=labels
-    )
+        read, kept = store.reader.read_rows(crop, range(start, stop)), ~np.isin(np.arange(start, stop), missing)
+        labels = {name: (ids[kept], logp[kept]) for name, (ids, logp) in read.labels.items()}
+        yield CropLabels(crop=crop, boxes=read.boxes[kept], flips=read.flips[kept], labels=labels)
 
 
 def _sizes(head: HeadInfo, sizes: dict[str, int], crops: int) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any, get_args
 import numpy as np
 import torch
 
-from repcon.config import Codec, PrecomputeConfig, Values
+from repcon.config import PrecomputeConfig, Values
 from repcon.crops.plan import CropPlan, plan_crops
 from repcon.decode.base import CropRequest
 from repcon.decode.factory import open_loader
@@ -50,7 +50,8 @@ def estimate(
     planned = plan_crops(config.crop, pack.hashes[rows], pack.sizes[rows], range(depth))
     logits, crops_per_second, waited_share = _sample(config, pack, teachers, device, rows, planned)
     total = len(pack) * spec.crops
-    box_bytes = _box_bytes(spec.codec, planned)
+    boxes = compressed_bytes(spec.codec, BOX, planned.boxes[0])
+    box_bytes = (boxes + compressed_bytes(spec.codec, FLIP, planned.flips[0])) / planned.flips.shape[1]
     found: dict[str, Any] = {
         "sampled_crops": len(next(iter(logits.values()))),
         "total_crops": total,
@@ -140,12 +141,6 @@ def _sample(
 
 def _logits(teacher: Teacher, device: torch.device, pixels: Pixels) -> torch.Tensor:
     return teacher(pixels[teacher.preprocessing.size].to(device)).cpu()
-
-
-def _box_bytes(codec: Codec, planned: CropPlan) -> float:
-    """Bytes per crop of boxes and flips, compressed as the store would."""
-    boxes = compressed_bytes(codec, BOX, planned.boxes[0])
-    return (boxes + compressed_bytes(codec, FLIP, planned.flips[0])) / planned.flips.shape[1]
 
 
 def _show(spec: StoreSpec, found: dict[str, Any]) -> None:

@@ -7,7 +7,6 @@ One split's files are downloaded into the cache of huggingface_hub, and found th
 import glob
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +14,6 @@ from repcon.runtime.errors import UserError, first_line
 
 PREFIX = "hf://datasets/"
 BRANCH = "refs/convert/parquet"
-
-
-@dataclass(frozen=True, slots=True)
-class HubSplit:
-    """One split's Parquet files."""
-
-    folder: Path
-    identity: str
-    """Hash of the dataset's name, commit, config and split."""
 
 
 def is_dataset(source: str) -> bool:
@@ -36,10 +26,11 @@ def short_name(source: str) -> str:
     return "-".join(source.removeprefix(PREFIX).replace(":", "/").split("/")[1:]) or source
 
 
-def download(source: str) -> HubSplit:
-    """Downloads one split's files that are not in the cache.
+def download(source: str) -> tuple[Path, str]:
+    """Downloads one split's files that are not in the cache; gives their folder and the split's identity.
 
-    Raises UserError where the dataset, config or split cannot be downloaded.
+    The identity is a hash of the dataset's name, commit, config and split. Raises UserError where the dataset, config
+    or split cannot be downloaded.
     """
     path, _, split = source.removeprefix(PREFIX).partition(":")
     owner, name, config, *more = [*path.split("/"), "", ""]
@@ -50,7 +41,7 @@ def download(source: str) -> HubSplit:
     split = _choose(source, "split", split, {parts[1] for parts in files if parts[0] == config}, "train")
     root = _snapshot(source, f"{owner}/{name}", allow_patterns=f"{glob.escape(f'{config}/{split}')}/*.parquet")
     words = f"{owner}/{name}@{root.name}/{config}/{split}"
-    return HubSplit(root / config / split, hashlib.sha256(words.encode()).hexdigest())
+    return root / config / split, hashlib.sha256(words.encode()).hexdigest()
 
 
 def _files(source: str, repo: str) -> list[str]:

@@ -62,8 +62,8 @@ def list_source(source: str, columns: ParquetColumns = ParquetColumns()) -> Sour
     columns: of Parquet files. Raises UserError where there is nothing to pack.
     """
     if hub.is_dataset(source):
-        held = hub.download(source)
-        return replace(list_source(str(held.folder), columns), identity=_identity(held.identity, columns))
+        folder, identity = hub.download(source)
+        return replace(list_source(str(folder), columns), identity=_identity(identity, columns))
     path = Path(source)
     if "://" in source:
         raise UserError(

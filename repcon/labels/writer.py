@@ -1,4 +1,4 @@
-"""Writes units so that a process that has lost its claim on one cannot change the result.
+"""Write units: check and encode their arrays, and let no process that has lost its claim change the result.
 
 A process that is suspended (a paused virtual machine, a stalled network disk) for longer than its claim lives continues
 as if nothing had happened, after another process has finished its unit. So the claim is checked before every file and
@@ -23,7 +23,7 @@ from repcon.runtime.errors import UserError
 from repcon.runtime.filesystem import FileSystem
 
 _MAX_ATTEMPTS = 3
-Block = tuple[Layout, np.ndarray]
+_Block = tuple[Layout, np.ndarray]
 """An array of a unit, as it is stored."""
 
 
@@ -95,7 +95,7 @@ class LabelWriter:
                     raise UserError(f"{self._files.root}: {what}")
 
 
-def _box_blocks(unit: Unit, boxes: np.ndarray, flips: np.ndarray) -> list[Block]:
+def _box_blocks(unit: Unit, boxes: np.ndarray, flips: np.ndarray) -> list[_Block]:
     """A unit's boxes (m, r, 4) and flips (m, r) as they are stored, after checks."""
     shape = (len(unit.crops), len(unit.rows))
     _check_shapes(f"unit {unit.name}", {"boxes": (boxes, (*shape, 4)), "flips": (flips, shape)})
@@ -111,7 +111,7 @@ def _box_blocks(unit: Unit, boxes: np.ndarray, flips: np.ndarray) -> list[Block]
 
 def _label_blocks(
     manifest: Manifest, unit: Unit, head: HeadInfo, ids: np.ndarray, logp: np.ndarray, is_missing: np.ndarray
-) -> list[Block]:
+) -> list[_Block]:
     """One head's ids and values as they are stored, after checks; missing rows (r,) become fill values."""
     shape, place = (len(unit.crops), len(unit.rows)), f"unit {unit.name}, head {head.name}"
     columns = head.k + len(head.temperatures)
@@ -149,11 +149,11 @@ def _check_labels(place: str, head: HeadInfo, ids: np.ndarray, logp: np.ndarray)
 class _UnitWriter:
     """Writes the files of one unit."""
 
-    _files: FileSystem
-    _manifest: Manifest
-    _completion: CompletionIndex
-    _unit: Unit
-    _claim: UnitClaim | None
+    files: FileSystem
+    manifest: Manifest
+    completion: CompletionIndex
+    unit: Unit
+    claim: UnitClaim | None
     """None: no other process writes this unit."""
 
     def write(
@@ -163,56 +163,56 @@ class _UnitWriter:
 
         `before_record` is called in between, and may raise. Raises LostClaimError, UserError.
         """
-        depth = self._manifest.crops_per_shard
+        depth = self.manifest.crops_per_shard
         written = {name: shard_file(data, chunk_crcs(data, depth)) for name, data in shards}
         for _ in range(_MAX_ATTEMPTS):
             # An earlier record must not vouch for a mixture of its shards and these.
-            self._guarded("", lambda: self._completion.remove(self._unit))
+            self._guarded("", lambda: self.completion.remove(self.unit))
             for name, data in shards:
-                self._guarded(name, lambda name=name, data=data: self._files.write(name, data), written[name])
+                self._guarded(name, lambda name=name, data=data: self.files.write(name, data), written[name])
             before_record()
-            self._guarded(record_name(self._unit), lambda: self._completion.put(self._unit, missing, written))
+            self._guarded(record_name(self.unit), lambda: self.completion.put(self.unit, missing, written))
             if self._is_complete(written):
                 return sum(shard.bytes for shard in written.values())
-        what = f"unit {self._unit.name}: its files change while they are written"
-        raise UserError(f"{self._files.root}: {what}; end other processes that write to this store, and run it again")
+        what = f"unit {self.unit.name}: its files change while they are written"
+        raise UserError(f"{self.files.root}: {what}; end other processes that write to this store, and run it again")
 
     def _is_complete(self, written: Mapping[str, ShardFile]) -> bool:
         """Whether all files are as written; their content is read back where the former owner may have written too."""
-        if self._claim is None or not self._claim.inherited:
-            return all(self._files.size(name) == shard.bytes for name, shard in written.items())
+        if self.claim is None or not self.claim.inherited:
+            return all(self.files.size(name) == shard.bytes for name, shard in written.items())
         return all(self._is_intact(name, shard) for name, shard in written.items())
 
     def _guarded(self, name: str, put: Callable[[], object], shard: ShardFile | None = None) -> None:
         """Calls `put` between two checks of the claim."""
-        if self._claim is None:
+        if self.claim is None:
             put()
             return
-        if not self._claim.is_held():
-            raise LostClaimError(self._unit.name)
+        if not self.claim.is_held():
+            raise LostClaimError(self.unit.name)
         put()
-        if not self._claim.is_held():
+        if not self.claim.is_held():
             self._roll_back(name, shard)
-            raise LostClaimError(self._unit.name)
+            raise LostClaimError(self.unit.name)
 
     def _roll_back(self, name: str, shard: ShardFile | None) -> None:
         """Deletes what was written after the loss unless a record lists it: it may have replaced the owner's file."""
         try:
-            record = self._completion.reload(self._unit)
+            record = self.completion.reload(self.unit)
         except UserError:
             record = None
         if shard is not None:
             vouched = record is not None and record.files.get(name) == shard
             if not vouched and self._is_intact(name, shard):
-                self._files.delete(name)
+                self.files.delete(name)
         elif record is not None and not all(self._is_intact(*pair) for pair in record.files.items()):
-            self._completion.remove(self._unit)
+            self.completion.remove(self.unit)
 
     def _is_intact(self, name: str, shard: ShardFile) -> bool:
         """Whether the file has the content that was written."""
-        if self._files.size(name) != shard.bytes:
+        if self.files.size(name) != shard.bytes:
             return False
         try:
-            return shard_file(self._files.read(name), ()).sha256 == shard.sha256
+            return shard_file(self.files.read(name), ()).sha256 == shard.sha256
         except OSError:
             return False

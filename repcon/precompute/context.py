@@ -41,10 +41,6 @@ class PrecomputeContext:
             raise UserError(f"{self.store.url}: {what}; name all of them in the recipe")
         return units
 
-    def unfinished(self, units: list[Unit]) -> list[Unit]:
-        """Those of the units that no process has finished; checks only these."""
-        return [unit for unit in units if not self.store.completion.is_done(unit)]
-
     @property
     def names(self) -> set[str]:
         """The recipe's teachers."""

@@ -51,7 +51,7 @@ def work(context: PrecomputeContext, on_event: OnEvent) -> None:
             labelled = labeller.label(_claimed(context, remaining, leases))
             if not labelled:
                 time.sleep(WAIT_SECONDS)  # Other processes have claimed all that is left.
-            remaining = context.unfinished(remaining)
+            remaining = [unit for unit in remaining if not context.store.completion.is_done(unit)]
             stall_detector.update(labelled > 0, remaining)
             on_event(Event(remaining_crops=sum(map(crops_of, remaining))))
 

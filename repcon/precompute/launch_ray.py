@@ -8,6 +8,7 @@ import logging
 import socket
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from repcon.precompute.launch_local import WorkerSlot
@@ -65,95 +66,91 @@ def _connect(address: str) -> Any:
     return ray
 
 
+@dataclass
 class _Driver:
     """Keeps an actor on every slot of the cluster until one of them finds that nothing is left to do."""
 
-    def __init__(
-        self,
-        ray: Any,
-        worker: Worker,
-        arguments: Sequence[Any],
-        units: int,
-        device: str,
-        per_node: int,
-        on_event: Callable[[Event], None],
-    ) -> None:
-        self._ray, self._worker, self._arguments, self._on_event = ray, worker, arguments, on_event
-        self._units, self._device, self._per_node = units, device, per_node
-        self._runs: dict[Any, Any] = {}
-        """The actor of each running task."""
-        self._polls: dict[Any, Any] = {}
-        """The actor of each pending request for events."""
-        self._grown = float("-inf")
-        self._slots = 1
-        self._deaths = 0
+    ray: Any
+    worker: Worker
+    arguments: Sequence[Any]
+    units: int
+    device: str
+    per_node: int
+    on_event: Callable[[Event], None]
+    runs: dict[Any, Any] = field(default_factory=dict)
+    """The actor of each running task."""
+    polls: dict[Any, Any] = field(default_factory=dict)
+    """The actor of each pending request for events."""
+    grown: float = float("-inf")
+    slots: int = 1
+    deaths: int = 0
 
     def run(self) -> None:
         finished = False
         while not finished:
             self._start_actors()
-            pending = [*self._runs, *self._polls]
-            ready, _ = self._ray.wait(pending, num_returns=len(pending), timeout=_POLL_SECONDS)
+            pending = [*self.runs, *self.polls]
+            ready, _ = self.ray.wait(pending, num_returns=len(pending), timeout=_POLL_SECONDS)
             for ref in ready:
                 finished = self._collect(ref) or finished
         # All units are in the store. The task of a lost node will never end.
         deadline = time.monotonic() + _DRAIN_SECONDS
-        while (pending := [*self._runs, *self._polls]) and time.monotonic() < deadline:
-            ready, _ = self._ray.wait(pending, timeout=_POLL_SECONDS)
+        while (pending := [*self.runs, *self.polls]) and time.monotonic() < deadline:
+            ready, _ = self.ray.wait(pending, timeout=_POLL_SECONDS)
             for ref in ready:
                 self._collect(ref)
 
     def _start_actors(self) -> None:
         """Starts an actor on every free slot of the cluster; nodes may join at any time."""
-        if time.monotonic() - self._grown < _GROW_SECONDS:
+        if time.monotonic() - self.grown < _GROW_SECONDS:
             return
-        self._grown = time.monotonic()
-        nodes = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
-        gpus = [int(node.get("GPU", 0)) for node in nodes] if self._device != "cpu" else [0]
+        self.grown = time.monotonic()
+        nodes = [node["Resources"] for node in self.ray.nodes() if node["Alive"]]
+        gpus = [int(node.get("GPU", 0)) for node in nodes] if self.device != "cpu" else [0]
         cores = int(min((node["CPU"] for node in nodes if node.get("CPU")), default=1))
-        threads = max(1, cores // (max(gpus, default=0) or self._per_node))
-        slots = sum(gpus) or self._per_node * sum(1 for node in nodes if node.get("CPU"))
-        self._slots = min(max(slots, 1), self._units)
+        threads = max(1, cores // (max(gpus, default=0) or self.per_node))
+        slots = sum(gpus) or self.per_node * sum(1 for node in nodes if node.get("CPU"))
+        self.slots = min(max(slots, 1), self.units)
         # Not restarted by Ray, which would repeat a unit that kills its process for ever.
         needs = {"num_gpus": 1, "num_cpus": 1} if any(gpus) else {"num_cpus": threads}
-        kind = self._ray.remote(_Actor).options(**needs, max_concurrency=2, max_restarts=0, max_task_retries=0)
+        kind = self.ray.remote(_Actor).options(**needs, max_concurrency=2, max_restarts=0, max_task_retries=0)
         slot = WorkerSlot(gpu=0 if any(gpus) else None, threads=threads)
-        for _ in range(len(self._runs), self._slots):
+        for _ in range(len(self.runs), self.slots):
             actor = kind.remote()
-            self._runs[actor.run.remote(self._worker, self._arguments, slot)] = actor
-            self._polls[actor.poll.remote()] = actor
+            self.runs[actor.run.remote(self.worker, self.arguments, slot)] = actor
+            self.polls[actor.poll.remote()] = actor
 
     def _collect(self, ref: Any) -> bool:
         """Passes on what the task gave; True where it is a worker that has found nothing left to do."""
-        is_poll = ref in self._polls
-        actor = self._polls.pop(ref) if is_poll else self._runs.pop(ref)
+        is_poll = ref in self.polls
+        actor = self.polls.pop(ref) if is_poll else self.runs.pop(ref)
         try:
-            events = self._ray.get(ref)
-        except self._ray.exceptions.RayTaskError as error:
+            events = self.ray.get(ref)
+        except self.ray.exceptions.RayTaskError as error:
             if isinstance(error.cause, UserError):
                 raise UserError(str(error.cause)) from error
             raise
-        except self._ray.exceptions.RayError as error:
+        except self.ray.exceptions.RayError as error:
             if not is_poll:  # the actor's run reports its death
                 self._count_death(error)
             return False
         for event in events:
-            self._deaths = 0 if event.unit else self._deaths
-            self._on_event(event)
-        if is_poll and actor in self._runs.values():
-            self._polls[actor.poll.remote()] = actor
+            self.deaths = 0 if event.unit else self.deaths
+            self.on_event(event)
+        if is_poll and actor in self.runs.values():
+            self.polls[actor.poll.remote()] = actor
         return not is_poll
 
     def _count_death(self, error: Exception) -> None:
         """Lets another actor be started. Raises UserError where nothing else happens any more."""
-        self._deaths += 1
-        if self._deaths > REPLACEMENTS * self._slots:
+        self.deaths += 1
+        if self.deaths > REPLACEMENTS * self.slots:
             reason = " ".join(str(error).split())
             hint = "what was finished is kept; mend that, or start fewer per node (processes)"
             raise UserError(
-                f"ray: {self._deaths} workers died one after the other, the last: {reason}; {hint}"
+                f"ray: {self.deaths} workers died one after the other, the last: {reason}; {hint}"
             ) from error
-        self._grown = float("-inf")
+        self.grown = float("-inf")
 
 
 class _Actor:

@@ -45,7 +45,9 @@ class TarSamples:
 
     def __init__(self, members: Sequence[TarMember]) -> None:
         self._members = members
-        self._runs = [run for run, (_, held) in enumerate(groupby(members, _key_of)) for _ in held]
+        self._runs = [
+            run for run, (_, held) in enumerate(groupby(key_of(member.name) for member in members)) for _ in held
+        ]
         self._images: dict[str, tuple[int, ...]] = {}
         """Stem of an image -> the runs of consecutive members with such an image."""
         self._keys: set[str] = set()
@@ -68,7 +70,7 @@ class TarSamples:
             if member.rejection:
                 continue
             stem = stem_of(member.name)
-            self._keys.add(_key_of(member))
+            self._keys.add(key_of(member.name))
             held = self._images.get(stem, ())
             if run not in held:
                 self._images[stem] = (*held, run)
@@ -151,10 +153,6 @@ def key_of(name: str) -> str:
     """A member's WebDataset key: its path up to the file name's first dot."""
     folder, slash, file = name.rpartition("/")
     return folder + slash + file.split(".", 1)[0]
-
-
-def _key_of(member: TarMember) -> str:
-    return key_of(member.name)
 
 
 def _is_jpeg(name: str) -> bool:

@@ -1,7 +1,7 @@
 """Read and encode the images of a source in threads, in order."""
 
 import errno
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing
 from functools import partial
 
@@ -26,7 +26,8 @@ def encode_items(items: list[SourceItem], config: PackConfig) -> Iterator[tuple[
     num_workers = config.num_workers or cores()
     rows = RowReader()
     batches = (
-        [(item, _reader(item, rows)) for item in items[start : start + BATCH]] for start in range(0, len(items), BATCH)
+        [(item, _read_row(item, rows)) for item in items[start : start + BATCH]]
+        for start in range(0, len(items), BATCH)
     )
     encode_batch = partial(_encode_batch, config=config)
     with closing(map_ahead(encode_batch, batches, num_workers=num_workers, depth=2 * num_workers)) as results:
@@ -34,30 +35,26 @@ def encode_items(items: list[SourceItem], config: PackConfig) -> Iterator[tuple[
             yield from batch
 
 
-def _reader(item: SourceItem, rows: RowReader) -> Callable[[], bytes]:
-    """A function that reads the item in any thread; rows of Parquet files are read here, in order."""
+def _read_row(item: SourceItem, rows: RowReader) -> bytes | str | None:
+    """A Parquet row's image, or the reason why there is none; None for other items, which any thread may read."""
     if not item.column:
-        return partial(sources.read_item, item)
+        return None
     try:
-        data = rows.read(item.container, item.column, item.offset)
+        return rows.read(item.container, item.column, item.offset)
     except InvalidImageError as error:
-        return partial(_reject, str(error))
+        return str(error)
     except MemoryError as error:
         raise _unrelated_error(item, "memory is too short to read it") from error
-    return lambda: data
-
-
-def _reject(reason: str) -> bytes:
-    raise InvalidImageError(reason)
 
 
 def _encode_batch(
-    batch: list[tuple[SourceItem, Callable[[], bytes]]], config: PackConfig
+    batch: list[tuple[SourceItem, bytes | str | None]], config: PackConfig
 ) -> list[tuple[SourceItem, Encoded | str]]:
     results: list[tuple[SourceItem, Encoded | str]] = []
-    for item, read in batch:
+    for item, row in batch:
         try:
-            result = encode(read(), config.max_side, config.jpeg_quality)
+            data = sources.read_item(item) if row is None else row
+            result = data if isinstance(data, str) else encode(data, config.max_side, config.jpeg_quality)
         except InvalidImageError as error:
             result = str(error)
         except OSError as error:

@@ -93,7 +93,7 @@ def _distribute(
             config.ray, run_worker, (absolute(config),), units=len(todo), device=config.device,
             per_node=config.processes or 1, on_event=display.on_event,
         )  # fmt: skip
-        if left := context.unfinished(todo):
+        if left := context.store.completion.unfinished(todo):
             what = f"{len(left)} units were labelled, but not into this store"
             raise UserError(f"{config.out}: {what}; every node has to see the same folder under this name")
     elif len(slots) > 1 and todo:

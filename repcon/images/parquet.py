@@ -7,7 +7,7 @@ An image is a struct {bytes, path} or plain binary. A row is named `FILE/ROW`, w
 import json
 import stat
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import accumulate
 from pathlib import Path
 from typing import Any

@@ -9,6 +9,8 @@ from typing import Any
 RECORDS = Path(__file__).parent / "records"
 
 TRANSFER = "2026-11-30-consolidation-cpu-2-cores-2"
+TRANSFER_DOMAINS = "2026-11-30-consolidation-cpu-2-cores-3"
+"""With unlabelled images of the domains in the proxy."""
 TRANSFER_COLUMNS = {
     "birds, linear probe": "birds, probe",
     "birds, 5-shot": "birds, 5-shot",
@@ -17,13 +19,16 @@ TRANSFER_COLUMNS = {
 }
 TRANSFER_ROWS = {
     "generalist": "generalist",
-    "task teacher": "task teacher of the domain",
-    "mean of both models' weights, no training": "mean of the two models' weights, no training",
+    "task teacher": "task teacher",
+    "mean of both models' weights, no training": "mean of the two models' weights",
     "student: task + generalist": "**student: task + generalist**",
     "student: all tasks + generalist": "**ONE student: both tasks + generalist**",
     "task teacher and generalist side by side": "teacher and generalist side by side (two backbones)",
 }
 """As the record calls them: as the README does."""
+
+MARGIN_ROWS = {"finding_2": "student", "finding_3": "ONE student"}
+"""The records' margins: as the README calls the students."""
 
 TRAINING_GPU = "2026-11-27-training-nvidia-h200"
 TRAINING_CPU = "2026-11-27-training-cpu-2-cores-3"
@@ -39,6 +44,18 @@ def transfer() -> list[str]:
     places = [lines[0].index(name) for name in TRANSFER_COLUMNS]
     rows = {line[0]: [line[place] for place in places] for line in lines[2:]}
     return _table(["", *TRANSFER_COLUMNS.values()], [[told, *rows[name]] for name, told in TRANSFER_ROWS.items()])
+
+
+def margins() -> list[str]:
+    """The lines of the table of margins over the better of teacher and generalist."""
+    proxies = {"other things": _figures(TRANSFER), "and the domains": _figures(TRANSFER_DOMAINS)}
+    metrics = {"": "probe", "_shot_5": "5-shot"}
+    titles = [f"{proxy}: {metric}" for proxy in proxies for metric in metrics.values()]
+    rows = [
+        [told, *(_margin(figures, name + metric) for figures in proxies.values() for metric in metrics)]
+        for name, told in MARGIN_ROWS.items()
+    ]
+    return _table(["", *titles], rows)
 
 
 def speed() -> list[str]:
@@ -78,11 +95,15 @@ def speed() -> list[str]:
     return _table(["", "figure", "measured on"], rows)
 
 
-TABLES: dict[str, Callable[[], list[str]]] = {"TRANSFER": transfer, "SPEED": speed}
+TABLES: dict[str, Callable[[], list[str]]] = {"TRANSFER": transfer, "MARGINS": margins, "SPEED": speed}
 
 
 def _figures(record: str) -> dict[str, Any]:
     return json.loads((RECORDS / record / "results.json").read_text())
+
+
+def _margin(figures: dict[str, Any], name: str) -> str:
+    return f"{figures[name]:+.1f} ± {figures[name] - figures[f'{name}_low']:.1f}"
 
 
 def _over_compile(record: str) -> tuple[float, float]:

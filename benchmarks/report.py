@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from benchmarks.experiments.consolidation.section import consolidation_section, domains_of
 from benchmarks.harness import script
 from benchmarks.harness.record_sections import record_section
-from repcon.commands import report
+from repcon.commands import outcome, report
 from repcon.config import ReportConfig
 from repcon.reports.sections.records import KINDS
 from repcon.reports.sources import Source
@@ -19,8 +19,9 @@ from repcon.reports.tables import Section
 
 
 def write(paths: Sequence[str], out: str, title: str = "Benchmarks") -> None:
-    """Write report.html and report.md into the folder `out`."""
-    report.run(ReportConfig(paths=tuple(paths), out=out, title=title), sections)
+    """Write report.html and report.md into the folder `out`, and print where."""
+    config = ReportConfig(paths=tuple(paths), out=out, title=title)
+    outcome.show("report", config, report.run(config, sections))
 
 
 def sections(sources: Sequence[Source]) -> list[Section]:

@@ -143,7 +143,7 @@ def _json_path(words: list[str]) -> str | None:
 
 
 def _failed(message: str, json_path: str | None, figures: dict[str, Any]) -> int:
-    """One line on the standard error, and beside the figures; of several processes, each says which it is."""
+    """One line on the standard error, and among the figures; of several processes, each says which it is."""
     _written(json_path, {**figures, "error": message})
     alone = os.environ.get("WORLD_SIZE", "") in ("", "0", "1")
     rank = "" if alone else f" (process {os.environ.get('RANK', '?')})"

@@ -43,7 +43,7 @@ from repcon.runtime.memory import keep_freed_memory
 
 PICTURE = (400, 300)
 CROPS, OTHER_CROPS = 4, (1, 16)
-PANELS = {"light": ("light",), "heavy": ("heavy",), "two": ("light", "heavy")}
+ENSEMBLES = {"light": ("light",), "heavy": ("heavy",), "two": ("light", "heavy")}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,7 +58,7 @@ class Setting:
     growth: precompute_growth.Setting
     precision: Precision = "fp32"
     swept: tuple[str, ...] = ("light",)
-    """Panels that also run with 1 and 16 crops per image."""
+    """Ensembles that also run with 1 and 16 crops per image."""
     peers: bool = True
     """Whether FKD and compiled teachers take part."""
 
@@ -104,9 +104,9 @@ def measure(setting: Setting, device: torch.device, data: str, folder: Path) -> 
         packs = Packs(generated(DIFFERENT, PICTURE), folder)
     figures: dict[str, Any] = {"light_size": setting.light_size, "heavy_size": setting.heavy_size}
     with progress() as bars:
-        task = bars.add_task("precompute", total=len(PANELS) * (setting.rounds + 1) + 2, unit="rounds", note="")
+        task = bars.add_task("precompute", total=len(ENSEMBLES) * (setting.rounds + 1) + 2, unit="rounds", note="")
         race = Race(setting, device, packs, folder, lambda note: bars.update(task, advance=1, note=note))
-        for name in PANELS:
+        for name in ENSEMBLES:
             race.run(name, figures)
         race.step("processes")
         if torch.cuda.device_count() != 1:
@@ -118,7 +118,7 @@ def measure(setting: Setting, device: torch.device, data: str, folder: Path) -> 
 
 @dataclass(frozen=True, slots=True)
 class Race:
-    """A panel of teachers at a time: all contenders in turns, round by round."""
+    """A ensemble of teachers at a time: all contenders in turns, round by round."""
 
     setting: Setting
     device: torch.device
@@ -127,9 +127,9 @@ class Race:
     step: Callable[[str], None]
 
     def run(self, name: str, figures: dict[str, Any]) -> None:
-        """Adds the figures of the panel `name`. Its jobs have the same number of crops, so that seconds compare."""
+        """Adds the figures of the ensemble `name`. Its jobs have the same number of crops, so that seconds compare."""
         every = {"light": self.setting.light_size, "heavy": self.setting.heavy_size}
-        sizes = {member: every[member] for member in PANELS[name]}
+        sizes = {member: every[member] for member in ENSEMBLES[name]}
         teachers = load(sizes, self.setting.precision, self.device)
         batch_size = find_batch_size(teachers, self.device)
         self.step(name)

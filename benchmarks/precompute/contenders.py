@@ -152,7 +152,7 @@ class _FkdImages(Dataset):
         from torchvision.transforms import (
             RandomResizedCrop,
             functional,
-        )  # after repcon.models.timm_import has mended it
+        )  # after repcon.models.timm_import has completed it
 
         # torchvision's annotations know tensors only.
         image: Any = Image.open(self._paths[number]).convert("RGB")

@@ -2,14 +2,14 @@
 
     python -m benchmarks.precompute.gpu [--packs FOLDER [--prepare]] [--budget 150] [--dry] [--json FILE] [--record]
 
-For each PANEL (teachers that label in one pass), LOADER and number of crops:
+For each ENSEMBLE (teachers that label in one pass), LOADER and number of crops:
 
-PANEL_LOADER_CROPS_over_teachers   crops per second of the whole path (pack, decode, cut, teachers, top-k, store) over
-                  those of the teachers' forward passes alone on tensors in memory, same batch size and precision
-PANEL_LOADER_CROPS_steady_over_teachers   likewise, of the crops between a quarter of the job and all of it, so that
+ENSEMBLE_LOADER_CROPS_over_teachers   crops per second of the whole path (pack, decode, cut, teachers, top-k, store)
+                  over those of the teachers' forward passes alone on tensors in memory, same batch size and precision
+ENSEMBLE_LOADER_CROPS_steady_over_teachers   likewise, of the crops between a quarter of the job and all of it, so that
                   opening the loader, its first batch and finishing the store drop out
-PANEL_LOADER_CROPS_crops_per_second, _steady_crops_per_second, _waited_share   as in precompute.py
-PANEL_teachers_crops_per_second, PANEL_batch_size   of the teachers alone
+ENSEMBLE_LOADER_CROPS_crops_per_second, _steady_crops_per_second, _waited_share   as in precompute.py
+ENSEMBLE_teachers_crops_per_second, ENSEMBLE_batch_size   of the teachers alone
 
 Everything is in bf16 at 224 pixels. All teachers have random weights: speed does not know the difference. Images are
 generated JPEGs of 500 x 375 pixels. Every line is printed as soon as it is known; nothing new is
@@ -39,7 +39,7 @@ from repcon.runtime.console import console
 from repcon.runtime.memory import keep_freed_memory
 
 PICTURE = (500, 375)
-PANELS = {
+ENSEMBLES = {
     "resnet50": ("resnet50",),
     "four": ("resnet50", "tf_efficientnet_lite0", "resnet18", "mobilenetv3_large_100"),
     "lite0": ("tf_efficientnet_lite0",),
@@ -54,7 +54,7 @@ class Setting:
     images: dict[int, int]
     """Of a job, by crops per image; the smaller job has a quarter."""
     shares: dict[str, int]
-    """By panel: its jobs have one of so many parts of these images. In order."""
+    """By ensemble: its jobs have one of so many parts of these images. In order."""
     precision: Precision = "bf16"
     size: int = 224
     loaders: tuple[LoaderKind, ...] = ("dali", "torch")
@@ -82,7 +82,7 @@ resnet50, tf_efficientnet_lite0, resnet18, mobilenetv3_large_100 = (partial(_mod
 
 
 def load(names: tuple[str, ...], setting: Setting, device: torch.device) -> tuple[Teacher, ...]:
-    """The teachers of a panel, with the setting's precision and input size."""
+    """The teachers of a ensemble, with the setting's precision and input size."""
     loaded = []
     for name in names:
         config = TeacherConfig(name=name, model=f"precompute_gpu:{name}", precision=setting.precision)
@@ -119,7 +119,7 @@ def main() -> None:
 
 
 class Race:
-    """Adds the figures of one panel after another."""
+    """Adds the figures of one ensemble after another."""
 
     def __init__(
         self,
@@ -134,14 +134,14 @@ class Race:
         self._stop, self._figures = stop, figures
 
     def run(self, name: str) -> None:
-        """All loaders and numbers of crops with the panel `name`. One that fails is shown and left out."""
+        """All loaders and numbers of crops with the ensemble `name`. One that fails is shown and left out."""
         if self._late():
             return
-        panel = load(PANELS[name], self._setting, self._device)
-        batch_size = self._setting.batch_size or find_batch_size(panel, self._device)
+        ensemble = load(ENSEMBLES[name], self._setting, self._device)
+        batch_size = self._setting.batch_size or find_batch_size(ensemble, self._device)
         part = self._setting.shares[name]
         depths = {depth: images // part for depth, images in self._setting.images.items()}
-        limit = self._job(panel, batch_size, 1, depths[1])
+        limit = self._job(ensemble, batch_size, 1, depths[1])
         alone(replace(limit, crops=1, pack=self._packs.of(depths[1] // 4)[0]))
         rate = max(limit.total / alone(limit).seconds for _ in range(2))
         self._figures |= {f"{name}_teachers_crops_per_second": round(rate, 1), f"{name}_batch_size": batch_size}
@@ -150,7 +150,7 @@ class Race:
             for depth, images in depths.items():
                 if self._late():
                     return
-                small, large = (self._job(panel, batch_size, depth, count) for count in (images // 4, images))
+                small, large = (self._job(ensemble, batch_size, depth, count) for count in (images // 4, images))
                 self._guarded(f"{name}_{loader}_{depth}", partial(ours, loader=loader), small, large, rate)
 
     def _guarded(self, key: str, path: Callable, small: Job, large: Job, rate: float) -> None:
@@ -181,10 +181,10 @@ class Race:
     def _late(self) -> bool:
         return time.perf_counter() > self._stop
 
-    def _job(self, panel: tuple[Teacher, ...], batch_size: int, crops: int, images: int) -> Job:
+    def _job(self, ensemble: tuple[Teacher, ...], batch_size: int, crops: int, images: int) -> Job:
         pack, pictures = self._packs.of(images)
         return Job(
-            teachers=panel,
+            teachers=ensemble,
             pack=pack,
             pictures=pictures,
             crops=crops,

@@ -185,23 +185,23 @@ def _check_sets(config: ConsolidateConfig, proxy: ImagePack, packs: Mapping[str,
 def _evaluate(
     config: ConsolidateConfig, teacher_metadata: Sequence[TeacherMetadata], packs: Mapping[str, ImagePack]
 ) -> dict:
-    """The student beside every teacher; {} where no labelled images are given."""
+    """The student compared with every teacher; {} where no labelled images are given."""
     named = plan.sources(config)
     if not named.evaluated:
         return {}
-    _step("evaluate: the student beside its teachers")
+    _step("evaluate: the student and its teachers")
     models = {
         metadata.name: resolve_model(metadata.model)
         for metadata in teacher_metadata
         if not is_module_function(metadata.model)
     }
     if left := [metadata.name for metadata in teacher_metadata if is_module_function(metadata.model)]:
-        what = f"{', '.join(left)}: a function's features are not known, so the student is not measured beside it"
+        what = f"{', '.join(left)}: a function's features are not known, so the student is not compared with it"
         warn(what, "note")
     models |= {f"{name} teacher": plan.teacher_folder(config, name) for name in named.taught}
     measured = {packs[source].fingerprint for source in named.evaluated.values()}
     held_out = [name for name, source in named.taught.items() if packs[source].fingerprint in measured]
-    held_out = held_out if config.teaching.validation else []
+    held_out = held_out if config.teaching.val_fraction else []
     sets = {name: packs[source].url for name, source in named.evaluated.items()}
     return run_step("evaluate", evaluate.run, plan.evaluation(config, sets, models, held_out))
 

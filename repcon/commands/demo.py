@@ -42,7 +42,7 @@ FROZEN_BLOCKS = 5
 FOLDS = 2
 """Every drawing of the tested halves is tested once: there are few."""
 PROXY = ("objects", "activities")
-"""The categories whose drawings, beside those of the teachers' halves, serve as unlabelled images."""
+"""The categories whose drawings, with those of the teachers' halves, serve as unlabelled images."""
 OTHERS = "others"
 """What the pack of those is called."""
 OWN = "domain"

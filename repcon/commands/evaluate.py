@@ -41,7 +41,7 @@ from repcon.runtime.run_dir import RunDir, write_text
 
 SHOTS = (1, 5, 10)
 FINETUNE = TeachConfig(
-    data="", out="", epochs=10, optim=OptimConfig(lr=5e-4, weight_decay=0.02), validation=0.0, precision="fp32"
+    data="", out="", epochs=10, optim=OptimConfig(lr=5e-4, weight_decay=0.02), val_fraction=0.0, precision="fp32"
 )
 """Fine-tuning: all weights, the same settings for every backbone, float32 on every device. The last epoch counts, so
 that nothing is chosen on the test part."""

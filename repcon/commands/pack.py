@@ -1,4 +1,4 @@
-"""`repcon pack`: a pack from a folder or from WebDataset tars, and FFCV's file of the same JPEGs beside it."""
+"""`repcon pack`: a pack from a folder or from WebDataset tars, and FFCV's file of the same JPEGs next to it."""
 
 from pathlib import Path
 from typing import Any
@@ -45,4 +45,4 @@ def _write_beton(out: Path) -> None:
                 write_beton(ImagePack.open(out), path)
     except OSError as error:
         why = error.strerror or error
-        raise UserError(f"{path}: cannot be written ({why}); mend that and run the same command again") from error
+        raise UserError(f"{path}: cannot be written ({why}); fix that and run the same command again") from error

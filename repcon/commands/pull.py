@@ -19,7 +19,7 @@ PARTIAL = ".pulling"
 
 
 def run(config: PullConfig) -> dict[str, Any]:
-    """Downloads beside `out`, checks, and only then puts it at `out`; gives kind, commit and fingerprint."""
+    """Downloads next to `out`, checks, and only then puts it at `out`; gives kind, commit and fingerprint."""
     address, out = parse_address(config.repository), Path(config.out)
     if os.path.lexists(out):
         raise UserError(f"out: {out} is there already; name another, or remove it")

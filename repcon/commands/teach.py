@@ -69,7 +69,7 @@ def _teach(
     learnt = _fingerprints(pack, rows, labels, names)
     if state is not None:
         _require_same(config, state, learnt, "was begun on")
-    fitted, held = split_classes(labels, config.validation, config.seed)
+    fitted, held = split_classes(labels, config.val_fraction, config.seed)
     torch.manual_seed(config.seed)  # the new classifier's start
     made_of = {
         "start": config.model,
@@ -152,8 +152,8 @@ def _finished(config: TeachConfig) -> bool:
 
 def check(config: TeachConfig) -> None:
     """Raises UserError for settings that make no sense, before anything is opened."""
-    if not 0 <= config.validation < 1:
-        raise UserError(f"validation: {config.validation} is no share of the images; 0.15 is usual, 0 keeps none")
+    if not 0 <= config.val_fraction < 1:
+        raise UserError(f"val_fraction: {config.val_fraction} is no share of the images; 0.15 is usual, 0 keeps none")
     if not 0 <= config.label_smoothing < 1:
         raise UserError(f"label_smoothing: {config.label_smoothing} makes no sense; 0.1 is usual, 0 leaves labels hard")
     check_optim_config(config.optim)

@@ -85,7 +85,7 @@ def split_name(entry: str) -> tuple[str, str]:
 def _check_range(field: str, value: float) -> None:
     maximum = MAXIMA.get(field, MAX_INT if isinstance(value, int) else MAX_FLOAT)
     if isinstance(value, float) and (math.isnan(value) or math.isinf(value) > math.isinf(maximum)):
-        raise UserError(f"{field}: {value} is no number to reckon with; give a finite one")
+        raise UserError(f"{field}: {value} is not a finite number; give one")
     if abs(value) > maximum:
         shown = value if abs(value) < 2**128 else "so large a number"
         raise UserError(f"{field}: {shown} makes no sense; it must be {maximum} or less")

@@ -38,7 +38,7 @@ class EvaluateConfig(BaseConfig):
     student: str = ""
     """The backbone that the verdict is about; empty takes the student with the most heads, or the best backbone."""
     heads: bool = False
-    """Also measure the students' heads beside the classifiers of their teachers, on labelled images of the teachers'
+    """Also compare the students' heads with the classifiers of their teachers, on labelled images of the teachers'
     classes; with `metrics` empty nothing else is measured."""
     teachers: tuple[str, ...] = ()
     """For `heads`: NAME=MODEL, where NAME is a head's; empty takes the backbones that are called like a head."""
@@ -59,7 +59,7 @@ class EvaluateConfig(BaseConfig):
     """Few-shot draws per number of shots."""
     batch_size: int = 64
     cache: str = ""
-    """Folder for extracted features; empty keeps them beside the results."""
+    """Folder for extracted features; empty keeps them with the results."""
     loader: LoaderKind = "auto"
     num_workers: int = 0
     """Decoding threads; 0 starts one per core, for a GPU three for four cores, for DALI on it one for two."""

@@ -69,7 +69,7 @@ class PrecomputeConfig(BaseConfig):
     processes: int = 0
     """Processes on this machine, each taking whole units; 0 starts one per GPU, or one where there is none."""
     records: str = ""
-    """Folder for this command's own records (metrics, environment); empty puts them beside the store. Each of several
+    """Folder for this command's own records (metrics, environment); empty puts them next to the store. Each of several
     commands that label one store at the same time needs its own."""
     ray: str = ""
     """Address of a Ray cluster (`auto` for the running one); empty for none."""

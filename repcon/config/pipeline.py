@@ -32,7 +32,7 @@ class ConsolidateConfig(BaseConfig):
     teach: Annotated[tuple[str, ...], arg(metavar="NAME=LABELLED ...")] = ()
     """Further teachers, fine-tuned here on a labelled folder, tar or pack each."""
     evaluate: Annotated[tuple[str, ...], arg(metavar="NAME=LABELLED ...")] = ()
-    """Labelled images on which the student is measured beside its teachers."""
+    """Labelled images on which student and teachers are measured."""
     backbone: str = ""
     """What the student is and starts from; empty takes the teacher called `generalist`, else the one of most
     classes."""
@@ -68,7 +68,7 @@ class DemoConfig(BaseConfig):
     data: str = ""
     """A labelled image folder or tar of your own instead of the demo's drawings."""
     proxy: str = ""
-    """Unlabelled images to distil on, beside `--data`; empty uses the teacher's half of them."""
+    """Unlabelled images to distil on; empty uses the teacher's half of them."""
     domains: tuple[Literal["animals", "foods"], ...] = ("animals", "foods")
     """Of the drawings: a task teacher is made for each, and ONE student of all."""
     size: int = 128

@@ -24,7 +24,7 @@ class ExportConfig(BaseConfig):
     normalize: bool = False
     """Take (B, 3, S, S) uint8 pixels and normalise them inside; otherwise float32 that is normalised."""
     heads: bool = False
-    """Also give the logits of each head, as `logits/NAME`, beside the pooled features."""
+    """Also give the logits of each head, as `logits/NAME`, with the pooled features."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -72,7 +72,7 @@ class TrainConfig(BaseConfig):
     """Updates that heads with random weights take on the features of the pretrained backbone, before it moves; 0 for
     none."""
     projection: int = 0
-    """Width of a per-head hidden projection before the head; 0 for none."""
+    """Width of a hidden layer before each head, which makes it an MLP; 0 keeps heads linear."""
     size: int = 0
     """Input side in pixels; 0 takes that of the teachers."""
     epochs: int = 10
@@ -114,7 +114,7 @@ class TrainConfig(BaseConfig):
     keep_checkpoints: int = 2
     checkpoint_minutes: float = 15.0
     trackers: tuple[TrackerKind, ...] = ()
-    """Where the run's figures go beside its own metrics.jsonl: `tensorboard`, `wandb`, `mlflow`, `trackio`."""
+    """Where the run's figures go besides its own metrics.jsonl: `tensorboard`, `wandb`, `mlflow`, `trackio`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,7 +139,7 @@ class TeachConfig(BaseConfig):
     freeze_blocks: int = 0
     """Keep the stem and so many of the first blocks as they are."""
     freeze_norm: bool = False
-    validation: float = 0.15
+    val_fraction: float = 0.15
     """Share of each class kept to choose the best epoch."""
     license: str = ""
     """Of the start's weights and the images together; kept with the teacher and in every store that it labels."""

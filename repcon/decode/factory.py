@@ -37,7 +37,7 @@ def open_loader(
 
 def decode_threads(cores: int, device: str) -> int:
     """The number of decoding threads on this many cores, for batches that are used on `device`."""
-    # What launches a GPU's work needs cores too: a ResNet-50 on an H200 beside 16 cores took 4,584 images/s from 12
+    # What launches a GPU's work needs cores too: a ResNet-50 on an H200 with 16 cores took 4,584 images/s from 12
     # threads; earlier, 4,425 from 12 and 3,527 from 16.
     return max(1, 3 * cores // 4) if device.startswith("cuda") else cores
 
@@ -56,6 +56,7 @@ def _open(kind: str, pack: ImagePack, sides: tuple[int, ...], num_workers: int, 
         from repcon.decode.ffcv import FfcvLoader
 
         return FfcvLoader(pack, sides, num_workers=num_workers, device=device)
+    assert kind == "dali", kind
     if device.startswith("cuda"):
         from repcon.decode.dali_gpu import DaliGpuLoader
 

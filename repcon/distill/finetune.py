@@ -149,7 +149,7 @@ class _Finetuner:
             labels = self.classes[batch.images].to(self.device)
             loss, logits = self._step(batch.pixels[self.preprocessing.size], labels)
             if not np.isfinite(loss):
-                raise UserError(f"optim.lr {self.config.optim.lr}: the loss is no number any more; lower the rate")
+                raise UserError(f"optim.lr {self.config.optim.lr}: the loss is NaN or infinite; lower the rate")
             losses += loss * len(labels)
             hits += int((logits.argmax(1) == labels).sum())
             seen += len(labels)

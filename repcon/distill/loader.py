@@ -23,7 +23,7 @@ from repcon.runtime.prefetch import Prefetcher
 Labels = CachedLabels | WindowedLabelCache
 
 PREFETCH_BATCHES = 2
-"""Batches that wait for the training step, beside the one that is being prepared."""
+"""Batches that wait for the training step, besides the one that is being prepared."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

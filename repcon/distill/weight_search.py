@@ -31,7 +31,7 @@ GRID_STEPS = 10
 MOVES = (0.2, 0.1)
 """Three or more models are searched greedily: the share that one model gives to another in a move, in turn."""
 MAX_CANDIDATES = 40
-"""Of the greedy search, beside the single models."""
+"""Of the greedy search, besides the single models."""
 MAX_ROWS = 12
 """Candidates that are printed."""
 

@@ -78,6 +78,8 @@ class WindowedLabelCache:
         """
         with self._lock:
             pending = list(self._pending)
+        if not pending:
+            raise RuntimeError(f"{len(images)} crops of a batch have no labels: call crop_boxes for them first")
         rows, crop_index = images.numpy(), crop_indices(crops.numpy(), self._crops)
         out = [np.empty((len(rows), *array.shape[2:]), array.dtype) for array in pending[0].arrays]
         found = 0

@@ -48,7 +48,7 @@ def parse_data_sets(config: EvaluateConfig) -> dict[str, EvaluateConfig]:
     Raises UserError for no data set, two of one name, or a name that is no file name.
     """
     if config.datasets and config.data:
-        raise UserError("data: given beside `datasets`; name every data set in one of the two")
+        raise UserError("data: given together with `datasets`; name every data set in one of the two")
     entries = config.data if isinstance(config.data, tuple) else (config.data,) if config.data else ()
     data_sets = config.datasets or tuple(
         DatasetConfig(name=name, data=data, classes=config.classes) for name, data in map(split_name, entries)

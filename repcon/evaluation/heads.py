@@ -1,4 +1,4 @@
-"""Accuracy of a student's heads beside the classifiers of their teachers, on labelled images of the teachers' classes.
+"""Accuracy of a student's heads and of their teachers' classifiers, on labelled images of the teachers' classes.
 
 Images are matched to the teacher's classes by name. Where `repcon teach` made the teacher from the same pack, only the
 images that it held out are taken, since the teacher was trained on the others.
@@ -133,7 +133,7 @@ def _held_out(model: str, pack: ImagePack) -> np.ndarray | None:
     except UserError:  # written by another version
         return None
     rows, labels, _ = select_classes(pack, recipe.classes)
-    held = split_classes(labels, recipe.validation, recipe.seed)[1]
+    held = split_classes(labels, recipe.val_fraction, recipe.seed)[1]
     return rows[held] if len(held) else None
 
 

@@ -11,7 +11,7 @@ from repcon.evaluation.results import COLUMN_TITLES, VERDICT_METRICS
 from repcon.runtime.console import console, narrow_table, warn
 
 NAME_COLUMNS, WIDE_COLUMNS = 26, 13
-"""Of the terminal: a backbone's name, and a column whose interval stands beside its mean."""
+"""Of the terminal: a backbone's name, and a column with each interval next to its mean."""
 
 
 def show(total: Mapping[str, Any], results: Mapping[str, Mapping[str, Any]]) -> None:

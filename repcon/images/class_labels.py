@@ -66,7 +66,7 @@ def _refuse_ambiguous(ambiguous: Sequence[tuple[str, list[str]]]) -> None:
         several = ", ".join(PurePosixPath(display_name(name)).name for name in images[:3])
         raise UserError(
             f"{display_name(sample)}: one label for several images ({several}); pack a tar in which the image to be "
-            f"packed is named as the label is, KEY.jpg beside KEY.cls ({len(ambiguous):,} such samples)"
+            f"packed is named as the label is, KEY.jpg with KEY.cls ({len(ambiguous):,} such samples)"
         )
 
 

@@ -28,7 +28,7 @@ MANIFEST = "pack.json"
 INDEX = "index.npz"
 LEFT_OUT = "left_out.jsonl"
 BETON = "images.beton"
-"""FFCV's file beside the pack's index; `repcon pack --ffcv` writes it."""
+"""FFCV's file next to the pack's index; `repcon pack --ffcv` writes it."""
 MAX_JPEG_BYTES = 1 << 30
 MAX_MANIFEST_BYTES = 1 << 26
 MAX_SHARD_BYTES = 1 << 50

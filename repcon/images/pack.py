@@ -227,7 +227,7 @@ def _class_slice(pack: ImagePack, subset: ClassSubset, present: np.ndarray) -> n
 def _named_classes(pack: ImagePack, subset: ClassSubset, present: np.ndarray) -> np.ndarray:
     """The labels of the named classes, rising. What is a class's name counts as that, also where it is a number."""
     if (subset.start, subset.stop) != (0.0, 1.0):
-        raise UserError("classes: some are named beside start or stop; name classes, or take a slice of all")
+        raise UserError("classes: some are named together with start or stop; name classes, or take a slice of all")
     known = {pack.classes[label]: int(label) for label in present}
     by_number = {str(label): int(label) for label in present}
     labels = [known.get(name, by_number.get(name)) for name in subset.names]

@@ -101,7 +101,7 @@ def _output_of(folder: Path) -> str:
 
 
 def _print_summary(config: PackConfig, figures: dict[str, Any], names: tuple[str, ...]) -> None:
-    """What became of the source's files, where not all are in the pack as they were, and the pack's facts."""
+    """Packing summary, where not all files were kept unchanged, and the pack's facts."""
     table = Table()
     table.add_column("packing summary")
     table.add_column("images", justify="right")

@@ -108,7 +108,7 @@ def _read(files: FileSystem, name: str) -> bytes:
         raise
     except OSError as error:
         reason = error.strerror or error
-        raise UserError(f"{files.root}/{name}: cannot be read ({reason}); mend that and try again") from error
+        raise UserError(f"{files.root}/{name}: cannot be read ({reason}); fix that and try again") from error
 
 
 def check_metadata(files: FileSystem, manifest: Manifest) -> None:
@@ -123,7 +123,7 @@ def check_metadata(files: FileSystem, manifest: Manifest) -> None:
         except FileNotFoundError:
             return f"{files.root}/{name}: missing; restore it from a copy"
         except OSError as error:
-            return f"{files.root}/{name}: cannot be read ({error.strerror or error}); mend that and try again"
+            return f"{files.root}/{name}: cannot be read ({error.strerror or error}); fix that and try again"
         if digest in [hashes.get(name) for hashes in accepted]:
             return None
         return f"{files.root}/{name}: damaged (its sha256 is not the manifest's); restore it from a copy"

@@ -39,7 +39,7 @@ def require_possible(config: Mapping[str, Any], tensors: Tensors | None, model: 
     for place, value in _numbers(deciding, "", 0):
         left -= 1
         if left < 0 or value is None:
-            raise UserError(f"model {model}: its {CONFIG}: {place}: nested too deeply, or too many values; mend it")
+            raise UserError(f"model {model}: its {CONFIG}: {place}: nested too deeply, or too many values; correct it")
         if abs(value) > most:
             hint = f"no part of its weights is longer than {most:,}; take the config that belongs to them"
             shown = f"{value:,}" if abs(value) < 10**30 else "so large a number"

@@ -91,7 +91,7 @@ def export(
                 raise _export_error(student, path, error) from error
             run = _load_onnx(written) if to == "onnx" else _load_torch(written)
             difference = _compare(model, run, inputs.size, path)
-        for made in Path(folder).iterdir():  # above 2 GB, ONNX keeps weights in a file beside the model's
+        for made in Path(folder).iterdir():  # above 2 GB, ONNX keeps weights in a file next to the model's
             os.replace(made, path.parent / made.name)
     return difference
 

@@ -67,12 +67,12 @@ def parse_class_names(names: Any, count: int, where: str) -> tuple[str, ...]:
         by_id = _by_id(inverse) if values_are_ids else None
         by_id = by_id or _by_id(names) or _by_id(inverse)
         if by_id is None or len(by_id) != len(names) or not all(0 <= number < count for number in by_id):
-            raise UserError(f"{where}: must map the ids 0 to {count - 1} to names, each id once; mend it")
+            raise UserError(f"{where}: must map the ids 0 to {count - 1} to names, each id once; correct it")
         if missing := count - len(by_id):
             warn(f"{where}: {missing} of {count} classes have no name; they are called by their number")
         return _warn_of_duplicates(tuple(str(by_id.get(number, number)) for number in range(count)), where)
     if isinstance(names, str) or not isinstance(names, Iterable):
-        raise UserError(f"{where}: must be a list of {count} names, not {str(names)[:40]!r}; mend it")
+        raise UserError(f"{where}: must be a list of {count} names, not {str(names)[:40]!r}; correct it")
     listed = tuple(str(name) for name in names)
     if len(listed) != count:
         remedy = "name each class once, in order of the ids, or leave the names out"

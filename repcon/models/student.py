@@ -189,7 +189,7 @@ def save_student(
 def check_student_writable(
     student: Student, folder: Path, *, preprocessing: Preprocessing, card: Mapping[str, Any]
 ) -> None:
-    """Write the student to a temporary folder beside `folder`, to find out before training whether it can be written.
+    """Write the student to a temporary folder next to `folder`, to find out before training whether it can be written.
 
     Raises UserError where it cannot.
     """

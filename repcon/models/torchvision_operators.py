@@ -1,6 +1,6 @@
 """Import torchvision although its compiled operators do not load, as where it was built for another torch.
 
-The wheel of PyPI, which is for CUDA, cannot load its library beside a torch for the CPU, and `import torchvision` fails
+The wheel of PyPI, which is for CUDA, cannot load its library with a torch for the CPU, and `import torchvision` fails
 at the first operator that it describes; `import timm` with it. Nothing that timm or repcon call is compiled there.
 
 `tools/complete-torchvision` copies this file into an environment, for scripts that import timm before repcon; so it

@@ -146,7 +146,7 @@ class _Driver:
         self.deaths += 1
         if self.deaths > REPLACEMENTS * self.slots:
             reason = " ".join(str(error).split())
-            hint = "what was finished is kept; mend that, or start fewer per node (processes)"
+            hint = "what was finished is kept; fix that, or start fewer per node (processes)"
             raise UserError(
                 f"ray: {self.deaths} workers died one after the other, the last: {reason}; {hint}"
             ) from error

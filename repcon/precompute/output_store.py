@@ -24,13 +24,13 @@ SMALLEST_SHARE = 3
 
 
 def run_folder(out: str) -> Path:
-    """Folder of the command's own records: `labels.zarr.run` beside the store; in the working folder for a URL."""
+    """Folder of the command's own records: `labels.zarr.run` next to the store; in the working folder for a URL."""
     plain = out.rstrip("/")
     return Path(plain.rsplit("/", 1)[-1] + ".run" if "://" in plain else plain + ".run")
 
 
 def lease_folder(out: str) -> str:
-    """Folder of the claims on the store's units: beside the store, so that every machine that writes it sees them."""
+    """Folder of the claims on the store's units: next to the store, so that every machine that writes it sees them."""
     return out.rstrip("/") + ".leases"
 
 

@@ -87,7 +87,7 @@ class Display:
             # Processes that were started by another command have answered the rest.
             self._others_crops = max(self._others_crops, finished - self.crops)
         rates = self._rates()
-        # Short: the line has to fit 80 columns beside crops, crops/s and the time left.
+        # Short: the line has to fit 80 columns with crops, crops/s and the time left.
         note = f"{rates['images_per_second']:,.1f} images/s, {100 * rates['waited_share']:.0f} % waiting"
         note += f", {self.written_bytes / 1e6:,.1f} MB"
         done, total = self.crops + self._others_crops, self._total - self._missing_crops

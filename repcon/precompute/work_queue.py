@@ -78,7 +78,7 @@ class Leases:
                 taken = inherited = self._take_over(name, data)
         except OSError as error:
             what = f"the claim cannot be written ({error.strerror or error})"
-            hint = "mend that; what was finished is kept, the same command goes on from there"
+            hint = "fix that; what was finished is kept, the same command goes on from there"
             raise UserError(f"{self.folder}/{name}: {what}; {hint}") from error
         if taken:
             with self._lock:
@@ -145,10 +145,10 @@ class Leases:
     @contextlib.contextmanager
     def hold(self, name: str) -> "Iterator[Claim]":
         """Waits for the claim on `name` and holds it for the block."""
-        started, told = time.monotonic(), self._on_wait is None
+        started, warned = time.monotonic(), self._on_wait is None
         while not self.claim(name):
-            if not told and time.monotonic() - started > _QUIET_SECONDS:
-                told = True
+            if not warned and time.monotonic() - started > _QUIET_SECONDS:
+                warned = True
                 assert self._on_wait is not None
                 self._on_wait(f"waiting for {self.folder}/{name}, which is held by {self.holder(name)}")
             time.sleep(_POLL_SECONDS)

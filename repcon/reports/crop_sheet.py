@@ -1,4 +1,4 @@
-"""A sheet of stored crops beside their labels, on which a mix-up of crops and labels would be seen."""
+"""A sheet of stored crops with their labels, on which a mix-up of crops and labels would be seen."""
 
 import base64
 import io

@@ -107,7 +107,7 @@ def label_of(name: str) -> str:
 
 
 def _with_intervals(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Each figure that has bounds beside it as one interval; the bounds are left out."""
+    """Each figure that has bounds as one interval; the bounds are left out."""
     found, taken = dict(values), set[str]()
     for name, value in values.items():
         stem, _, unit = name.rpartition("_")

@@ -145,7 +145,7 @@ def html(report: Report) -> str:
 
 
 def markdown(report: Report) -> str:
-    """The same tables as Markdown, the plots as links to files beside it."""
+    """The same tables as Markdown, the plots as links to files next to it."""
     text = _templates(escaped=False).get_template("report.md.j2").render(report=report)
     return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
 

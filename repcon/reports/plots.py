@@ -15,7 +15,7 @@ from repcon.reports.plot_style import INK, MUTED, SERIES, SeriesStyles, styled, 
 from repcon.runtime.text import printable
 
 WIDTH, WIDE = 4.4, 9.2
-"""Inches: a plot beside another one, and one that takes the page's width."""
+"""Inches: one of two plots in a row, and one that takes the page's width."""
 BINS = 160
 """Points of a line: means of equal parts of what was logged, with their range shaded behind."""
 LEAST = 1e-9

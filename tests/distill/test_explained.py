@@ -1,4 +1,4 @@
-"""Faults of torch that a user can mend, in one line."""
+"""Errors of torch that a user can fix are reported in one line."""
 
 import pytest
 import torch

@@ -380,12 +380,12 @@ def test_processes_of_a_machine_share_one_copy(
         "num_workers": 1,
         "world_size": 2,
     }
-    feeds = [DistillLoader(pack, store, rank=rank, **parts) for rank in range(2)]  # pyright: ignore[reportArgumentType]
-    first, second = (next(loader.batches(0)) for loader in feeds)
+    loaders = [DistillLoader(pack, store, rank=rank, **parts) for rank in range(2)]  # pyright: ignore[reportArgumentType]
+    first, second = (next(loader.batches(0)) for loader in loaders)
     assert len(list(tmp_path.iterdir())) == 1
     first.labels["tones"][0][0] = 2
     assert second.labels["tones"][0][0].tolist() == [2, 2, 2]
-    for loader in feeds:
+    for loader in loaders:
         loader.close()
 
     monkeypatch.setattr(store_shared, "FOLDER", tmp_path / "none")

@@ -96,10 +96,10 @@ def test_rows_choose_among_the_labels() -> None:
         (
             [{"name": "birds", "temperature": float("inf")}],
             "renormalise",
-            "temperature: inf is no number to reckon with",
+            "temperature: inf is not a finite number",
         ),
         ([{"name": "birds", "weight": -1.0}], "bucket", "weight must be a number of at least 0, not -1.0"),
-        ([{"name": "birds", "weight": float("nan")}], "bucket", "weight: nan is no number to reckon with"),
+        ([{"name": "birds", "weight": float("nan")}], "bucket", "weight: nan is not a finite number"),
     ],
 )
 def test_mistakes_name_the_head(heads: list[dict[str, Any]], tail: Tail, message: str) -> None:

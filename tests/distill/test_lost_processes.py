@@ -1,4 +1,4 @@
-"""A team of processes that is not whole: one line, from whoever is left."""
+"""A distributed run that lost a process: one line, from every process that is left."""
 
 import os
 import socket
@@ -16,12 +16,12 @@ import os, sys, torch
 from repcon.distill.distributed import init_distributed
 from repcon.runtime.errors import UserError
 try:
-    with init_distributed("cpu") as team:
-        team.barrier()
-        if team.rank == 1:
+    with init_distributed("cpu") as distributed:
+        distributed.barrier()
+        if distributed.rank == 1:
             os._exit(9)
         for _ in range(100):
-            team.all_sum(torch.ones(3))
+            distributed.all_sum(torch.ones(3))
 except UserError as error:
     print(error)
 """

@@ -254,7 +254,7 @@ def test_classes_are_chosen_by_name_or_number(picture_folder: Path, tmp_path: Pa
         (ClassSubset(names=("apple", "elm", "9")), r"classes: elm, 9: no class of .* it has apple, birch, cedar"),
         (ClassSubset(names=("apple", "0", "birch")), "apple is named twice"),
         (ClassSubset(names=("apple",)), "at least two are needed"),
-        (ClassSubset(names=("apple", "birch"), start=0.5), "named beside start or stop"),
+        (ClassSubset(names=("apple", "birch"), start=0.5), "named together with start or stop"),
     ):
         with pytest.raises(UserError, match=words):
             select_classes(pack, subset)

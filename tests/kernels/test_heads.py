@@ -92,7 +92,7 @@ def test_values_are_checked_on_request() -> None:
     wrong = replace(CASE, ids=(ids, CASE.ids[1]))
     with pytest.raises(ValueError, match="head 0: class ids reach from -2"):
         call(wrong, check=True)
-    with pytest.raises(ValueError, match="rows 0 to 11 were asked for; the slab has 11"):
+    with pytest.raises(ValueError, match="rows 0 to 11 were asked for; the labels have 11"):
         call(CASE, rows=torch.tensor([0, 3, 11, 2]), check=True)
     call(CASE, check=True)
 

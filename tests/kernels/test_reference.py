@@ -95,7 +95,7 @@ def test_values_out_of_range_are_always_found() -> None:
     wrong[2, 1] = 6
     with pytest.raises(ValueError, match=r"class ids reach from \d to 6; it has 6 classes"):
         reference.multi_head_kl(torch.zeros(4, 6), [head], [wrong], [logp], weights=torch.ones(1))
-    with pytest.raises(ValueError, match="rows 0 to 4 were asked for; the slab has 4"):
+    with pytest.raises(ValueError, match="rows 0 to 4 were asked for; the labels have 4"):
         reference.multi_head_kl(
             torch.zeros(2, 6), [head], [ids], [logp], rows=torch.tensor([0, 4]), weights=torch.ones(1)
         )

@@ -203,7 +203,7 @@ def test_two_changes_at_once_do_not_lose_one(store):
 
 
 @pytest.mark.parametrize("values", ["float16", "quantized8"])
-def test_missing_rows_are_poison_listed_and_allowed(tmp_path, values):
+def test_missing_rows_hold_fill_values_are_listed_and_allowed(tmp_path, values):
     store = LabelStore.create(str(tmp_path / "s"), spec(values=values))
     for unit in store.units():
         write(store, unit, [row for row in (3, 77) if row in unit.rows])

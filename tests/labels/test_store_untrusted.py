@@ -70,7 +70,7 @@ def test_a_chunk_that_claims_another_size_is_refused_before_it_is_decoded(store)
             LabelStore.open(store.url).reader.crop_labels(0)
 
 
-def test_poison_in_a_finished_unit_is_not_served(store):
+def test_fill_values_in_a_finished_unit_are_not_served(store):
     """A whole unit of fill values with right checksums, as a tool other than repcon might leave it."""
     unit = store.units()[1]
     write(store, unit, list(unit.rows))

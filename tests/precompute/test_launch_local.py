@@ -30,7 +30,7 @@ POST = launch_local.WorkerSlot(gpu=None, threads=1)
 
 @pytest.fixture(autouse=True)
 def importable(monkeypatch):
-    """The crew's processes find this folder's modules."""
+    """Worker processes find this folder's modules."""
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(FIXTURES), os.environ.get("PYTHONPATH", "")]))
 
 
@@ -57,7 +57,7 @@ def test_what_ends_after_it_was_asked_to_can_still_report(tmp_path):
 
 
 def test_a_user_error_ends_all_and_is_told():
-    with pytest.raises(UserError, match="field x: wrong; mend it"):
+    with pytest.raises(UserError, match="field x: wrong; correct it"):
         launch_local.run(refuse, (), [POST, POST], print)
 
 
@@ -68,7 +68,7 @@ def test_one_that_dies_is_replaced(job, tmp_path, capsys):
     assert seen == ["alive"] and "killed by signal 9" in capsys.readouterr().out
 
 
-def test_a_crew_that_keeps_dying_gives_up(monkeypatch):
+def test_worker_processes_that_keep_dying_end_the_run(monkeypatch):
     monkeypatch.setattr(launch_local, "REPLACEMENTS", 1)
     with pytest.raises(UserError, match="too many died, the last ended with code 3"):
         launch_local.run(die, (), [POST], print)

@@ -138,7 +138,7 @@ def _validate_labels(number: int, head: HeadSpec, ids: Tensor, logp: Tensor, bat
     if ids.shape[0] != logp.shape[0] or ids.shape[0] == 0 or (batch is not None and ids.shape[0] != batch):
         raise ValueError(
             f"head {number}: {ids.shape[0]} rows of ids and {logp.shape[0]} of log-probabilities"
-            + ("" if batch is None else f" for {batch} rows of logits (give `rows` to gather from a slab)")
+            + ("" if batch is None else f" for {batch} rows of logits (give `rows` to gather from more labels)")
         )
 
 
@@ -149,7 +149,7 @@ def check_values(heads: Sequence[HeadSpec], ids: Sequence[Tensor], rows: Tensor 
             low, high = int(rows.min()), int(rows.max())
             if low < 0 or high >= head_ids.shape[0]:
                 raise ValueError(
-                    f"head {number}: rows {low} to {high} were asked for; the slab has {head_ids.shape[0]}"
+                    f"head {number}: rows {low} to {high} were asked for; the labels have {head_ids.shape[0]}"
                 )
         used = gather_ids(head_ids, rows)
         low, high = int(used.min()), int(used.max())

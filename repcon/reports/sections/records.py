@@ -46,7 +46,7 @@ def targets_of(source: Source) -> Targets:
 
 
 def figure_table(source: Source) -> Table:
-    """Every figure of a record, and beside those that have a target whether they reach it."""
+    """Every figure of a record, and for those that have a target, whether they reach it."""
     targets = targets_of(source)
     columns = ("figure", "value", "target") if targets else ("figure", "value")
     rows: list[list[str | Cell]] = []

@@ -204,7 +204,7 @@ def _head_rows(source: Source) -> list[Mapping[str, Any]]:
 
 
 def _heads(rows: Sequence[Mapping[str, Any]]) -> Section:
-    """Students' heads beside the classifiers of their teachers."""
+    """Students' heads compared with the classifiers of their teachers."""
     cells: list[list[str | Cell]] = []
     for row in rows:
         teacher, head, difference = (as_interval(row[key]) for key in _HEAD_COLUMNS)

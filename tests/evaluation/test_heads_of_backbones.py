@@ -41,7 +41,8 @@ def teacher(pack: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     teach.run(
         TeachConfig(
             data=str(pack), out=str(root / "teacher"), model=str(root / "start"), classes=ClassSubset(stop=0.75),
-            size=32, epochs=2, batch_size=8, optim=OptimConfig(lr=1e-3), validation=0.25, device="cpu", loader="torch",
+            size=32, epochs=2, batch_size=8, optim=OptimConfig(lr=1e-3), val_fraction=0.25, device="cpu",
+            loader="torch",
         )
     )  # fmt: skip
     return root / "teacher"

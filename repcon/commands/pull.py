@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from repcon.commands import verify
-from repcon.commands.outcome import run_step
 from repcon.config import PullConfig, VerifyConfig
 from repcon.runtime.errors import UserError
 from repcon.sharing.address import Address, parse_address
@@ -53,7 +52,7 @@ def _require_sound(address: Address, kind: Kind, folder: Path, fingerprint: str)
     """A store's structure, checksums and labels; all of a model's weights; and the fingerprint of either."""
     try:
         if kind == "store":
-            run_step("verify", verify.run, VerifyConfig(store=str(folder), sample=0))
+            verify.run(VerifyConfig(store=str(folder), sample=0))
         found = fingerprint_of(kind, folder)
     except UserError as error:
         raise _UnsoundError(str(error)) from error

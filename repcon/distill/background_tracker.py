@@ -6,13 +6,17 @@ from collections import deque
 from collections.abc import Iterable, Mapping
 from typing import Protocol
 
-from repcon.runtime.console import warn
+from repcon.runtime.console import console, warn
 from repcon.runtime.errors import first_line
 
 MAX_PENDING = 1000
 """Calls of `log` that wait for a slow tracker; the oldest are left out above that."""
 FINISH_SECONDS = 60.0
 """How long the end of a run waits for its trackers, all together."""
+
+
+QUIET_SECONDS = 1.0
+"""After which the wait is announced."""
 
 
 class Tracker(Protocol):
@@ -38,12 +42,13 @@ class BackgroundTracker:
     """Calls a tracker from a thread, in order. Its methods do not raise; each fault is one warning."""
 
     def __init__(self, kind: str, tracker: Tracker) -> None:
-        self._kind, self._tracker = kind, tracker
+        self.kind, self._tracker = kind, tracker
         self._pending: deque[tuple[dict[str, float], int]] = deque()
         self._changed = threading.Condition()
         self._logged = self._sent = 0
         self._overflowed = False
         self._failed = False
+        self._abandoned = False
         self._completed: bool | None = None  # as `finish` was told
         # A daemon, since a server that does not answer must not keep the process.
         self._thread = threading.Thread(target=self._run, name=f"tracker {kind}", daemon=True)
@@ -62,13 +67,18 @@ class BackgroundTracker:
             self._changed.notify()
             is_news, self._overflowed = is_full and not self._overflowed, self._overflowed or is_full
         if is_news:
-            warn(f"{self._kind} is slower than training; some of the run's figures are left out there")
+            warn(f"{self.kind} is slower than training; some of the run's figures are left out there")
 
     def finish(self, completed: bool) -> None:
         """Ask for the run's end, after what is queued; `join` waits for it."""
         with self._changed:
             self._completed = completed
             self._changed.notify()
+
+    def is_slow(self, seconds: float) -> bool:
+        """Whether the run's end takes longer than that."""
+        self._thread.join(seconds)
+        return self._thread.is_alive()
 
     def join(self, seconds: float) -> None:
         """Wait for the run's end, no longer than that; warn of what was not sent."""
@@ -77,25 +87,28 @@ class BackgroundTracker:
             unsent = self._logged - self._sent
             if self._failed:
                 return
-            self._failed = True  # nothing more is said or sent
+            # The thread may be inside a call; after it nothing more is sent, since a resumed run may be open by then.
+            self._abandoned = self._failed = True
+            self._pending.clear()
         if self._thread.is_alive():
             rest = f"{unsent:,} of the run's lines are not there" if unsent else "the run's end may not be there"
-            warn(f"{self._kind} did not answer in time; {rest}, and metrics.jsonl has all")
+            warn(f"{self.kind} did not answer in time; {rest}, and metrics.jsonl has all")
         elif unsent:
-            warn(f"{self._kind} was too slow; {unsent:,} of the run's lines are not there, and metrics.jsonl has all")
+            warn(f"{self.kind} was too slow; {unsent:,} of the run's lines are not there, and metrics.jsonl has all")
 
     def _run(self) -> None:
         try:
             while (line := self._next()) is not None:
                 self._tracker.log(*line)
                 self._sent += 1
-            self._tracker.finish(bool(self._completed))
-        except Exception as error:  # of the tracker's own libraries
+            if not self._abandoned:
+                self._tracker.finish(bool(self._completed))
+        except BaseException as error:  # of the tracker's own libraries, which may also call sys.exit
             with self._changed:
                 is_news, self._failed = not self._failed, True
                 self._pending.clear()
             if is_news:
-                warn(f"{self._kind} failed ({first_line(error)[:200]}); training goes on without it")
+                warn(f"{self.kind} failed ({first_line(error)[:200]}); training goes on without it")
 
     def _next(self) -> tuple[dict[str, float], int] | None:
         """The oldest line; None once there is none left and the run has ended."""
@@ -108,4 +121,9 @@ def join_all(trackers: Iterable[BackgroundTracker]) -> None:
     """Wait for the ends of several runs, FINISH_SECONDS all together."""
     deadline = time.monotonic() + FINISH_SECONDS
     for tracker in trackers:
+        if tracker.is_slow(QUIET_SECONDS):
+            note = (
+                f"{tracker.kind} has figures left to send; waiting up to {FINISH_SECONDS:.0f} s (Ctrl-C twice: leave)"
+            )
+            console.print(note, highlight=False, markup=False, soft_wrap=True)
         tracker.join(max(deadline - time.monotonic(), 0.0))

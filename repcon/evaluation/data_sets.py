@@ -73,8 +73,8 @@ def split_images(pack: ImagePack, config: EvaluateConfig) -> Split:
     """
     if not 0 < config.test < 1:
         raise UserError(f"test: {config.test} is no share of the images between 0 and 1; 0.5 is usual")
-    if config.folds == 1:
-        raise UserError("folds: 1 leaves nothing to train on; give 2 or more, or 0 for one split by `test`")
+    if config.folds < 0 or config.folds == 1:
+        raise UserError(f"folds: {config.folds} makes no sense; give 2 or more, or 0 for one split by `test`")
     rows, labels, names = select_classes(pack, config.classes)
     counts = np.bincount(labels, minlength=len(names))
     kept = np.flatnonzero(counts >= 2)

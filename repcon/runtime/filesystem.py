@@ -63,10 +63,11 @@ class FileSystem(ABC):
     def list_unsafe_names(self, folder: str) -> list[str]:
         """Names in the folder that are not `is_safe_name`, and those in folders of such names: `a b/zarr.json`.
 
-        Files that are being written are left out.
+        Files that are being written are left out; a folder that does not exist has none. Raises OSError where the
+        folder cannot be listed.
         """
         found: list[str] = []
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
             for name in sorted(self._list(folder)):
                 if not is_safe_name(name) and not local_files.is_temporary(name):
                     found.append(name)

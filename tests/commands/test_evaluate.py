@@ -145,7 +145,7 @@ def test_folds_test_every_image_once_by_probes_of_the_others(recipe: EvaluateCon
 
 
 def test_one_fold_is_refused(recipe: EvaluateConfig, tmp_path: Path):
-    with pytest.raises(UserError, match="folds: 1 leaves nothing to train on"):
+    with pytest.raises(UserError, match="folds: 1 makes no sense; give 2 or more"):
         evaluate.run(replace(recipe, folds=1, out=str(tmp_path / "out")))
 
 

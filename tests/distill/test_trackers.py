@@ -158,6 +158,21 @@ def test_a_server_that_does_not_answer_delays_the_end_by_a_limit(
             one.log({"loss": 1.0}, step)
     out = capsys.readouterr().out
     assert "mlflow did not answer in time; 5 of the run's lines are not there" in out and out.count("warning") == 1
+    assert "mlflow has figures left to send; waiting up to 0 s" in out
+    slow.answers.set()
+    for thread in threading.enumerate():
+        if thread.name == "tracker mlflow":
+            thread.join(60)
+    assert slow.steps == [1] and slow.completed is None  # the call that was running, and nothing after it
+
+
+def test_a_tracker_that_ends_the_interpreter_is_left_out_too(
+    slow: Slow, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr(slow, "log", lambda metrics, step: sys.exit("no licence"))
+    with Trackers(("mlflow",), tmp_path) as one:
+        one.log({"loss": 1.0}, 1)
+    assert "mlflow failed (no licence); training goes on without it" in capsys.readouterr().out
 
 
 def test_a_tracker_that_cannot_be_started_is_refused_and_a_resumed_run_goes_on_without_it(

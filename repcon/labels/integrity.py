@@ -35,7 +35,12 @@ def hierarchy_problems(store: LabelStore) -> list[str]:
             if path not in known and store.files.size(f"{path}/zarr.json") is not None:
                 found.append(f"{store.url}/{path}: an array or group that the manifest does not know; remove it")
     for folder in ("", *(name.removesuffix("zarr.json").rstrip("/") for name in store.manifest.metadata)):
-        for name in store.files.list_unsafe_names(folder):
+        try:
+            unsafe = store.files.list_unsafe_names(folder)
+        except OSError as error:
+            found.append(f"{store.url}/{folder}: cannot be listed ({error.strerror or error})")
+            continue
+        for name in unsafe:
             if name.rpartition("/")[2] in _METADATA_NAMES:
                 what = "metadata of another version of zarr, or of an array that the manifest does not know"
                 found.append(f"{store.url}/{f'{folder}/{name}'.lstrip('/')}: {what}; remove it")

@@ -2,16 +2,24 @@
 
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 from precompute_case import pack_path, teacher_folders  # noqa: F401  (fixtures)
 
 import repcon
+from repcon.commands import results
 from repcon.config import OptimConfig
 from repcon.runtime.errors import UserError
 
 pytest_plugins = ("training_fixtures",)
+
+
+def assert_keys(found: Mapping[str, Any], kind: Any) -> None:
+    """The result has the keys of its type, those that may be missing aside."""
+    assert kind.__required_keys__ <= set(found) <= kind.__required_keys__ | kind.__optional_keys__
 
 
 @pytest.mark.usefixtures("one_thread")
@@ -22,7 +30,8 @@ def test_each_command_is_a_function(
     tmp_path: Path,
 ) -> None:
     how = {"num_workers": 1, "device": "cpu", "loader": "torch"}
-    assert repcon.pack(picture_folder, tmp_path / "pack", limit=8, num_workers=1)["images"] == 8
+    packed = repcon.pack(picture_folder, tmp_path / "pack", limit=8, num_workers=1)
+    assert packed["images"] == 8
     figures = repcon.precompute(
         pack=pack_path, out=tmp_path / "labels.zarr", teachers={"five": teacher_folders["five"]}, crops=1, k=2, **how
     )
@@ -36,7 +45,13 @@ def test_each_command_is_a_function(
         data=pack_path, backbones={"student": tmp_path / "student"}, out=tmp_path / "transfer", metrics=["knn"], **how
     )
     assert "student" in measured["backbones"]
-    assert Path(repcon.report(tmp_path / "student", out=tmp_path / "report")["html"]).is_file()
+    reported = repcon.report(tmp_path / "student", out=tmp_path / "report")
+    assert Path(reported["html"]).is_file()
+    for found, kind in (
+        (packed, results.PackResult), (figures, results.PrecomputeResult), (trained, results.TrainResult),
+        (measured, results.EvaluateResult), (reported, results.ReportResult),
+    ):  # fmt: skip
+        assert_keys(found, kind)
     with pytest.raises(UserError, match=r"repcon.teach\(\): .*epocs"):
         repcon.teach(data=pack_path, out=tmp_path / "teacher", epocs=3)
 

@@ -5,6 +5,7 @@ print. matplotlib is imported only when a plot is drawn.
 """
 
 import io
+import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 from xml.etree import ElementTree
@@ -79,7 +80,9 @@ def styled(name: str) -> Any:
 def svg(figure: "Figure", description: str) -> str:
     """The figure as an SVG element for an HTML page: no fixed size, text as text, colours as CSS variables."""
     buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Type": None, "Format": None})
+    with warnings.catch_warnings():  # text stays text, so the viewer's fonts matter and not matplotlib's
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Type": None, "Format": None})
     root = ElementTree.fromstring(buffer.getvalue())
     for part in (*root.findall(f"{{{_SVG}}}metadata"), *root.findall(f"{{{_SVG}}}defs")[:1]):
         root.remove(part)  # the first definitions hold a style for every element of the page

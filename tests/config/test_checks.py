@@ -20,7 +20,7 @@ KINDS = [kind for _, kind in inspect.getmembers(config, dataclasses.is_dataclass
 NO_PATHS = {
     "name", "license", "schedule", "ray", "baseline", "student", "title", "temperatures", "loaders", "metrics",
     "datasets", "domains", "heads", "scale", "ratio", "init_weights", "repository",
-    "revision", "trackers", "names",
+    "revision", "trackers", "names", "image_column", "label_column",
 }  # fmt: skip
 
 

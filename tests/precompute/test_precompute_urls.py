@@ -71,7 +71,7 @@ def test_pack_and_store_in_a_bucket_give_the_bytes_of_a_disk(there, recipe, pack
     assert command(there) == 0
     figures = json.loads(Path("figures.json").read_text())
     assert figures["crops"] == figures["total_crops"] == 8 * 32 and figures["written_bytes"] > 0
-    assert "crops labelled" in capsys.readouterr().out
+    assert "labels of 256 crops: s3://" in capsys.readouterr().out
     precompute.run(replace(recipe, loader="torch"))
     assert downloaded(there.out) == contents(recipe.out)
     assert not fsspec.filesystem("s3").exists(lease_folder(there.out))  # No claim is left behind.

@@ -39,6 +39,8 @@ from repcon.models.torchvision_operators import complete_on_import
 complete_on_import()
 
 Batch = dict[str, torch.Tensor]
+FORK = "fork"
+"""Start method of the peers' workers, Python's own on Linux: what they are given cannot be pickled."""
 LITDATA, STREAMING, WEBDATASET = "litdata", "streaming", "webdataset"
 SHARDS_PER_WORKER = 4
 
@@ -156,7 +158,9 @@ def streaming_loader(case: Case, threads: int, *, shuffle: bool = False) -> Any:
             return cut(super().__getitem__(at))
 
     data = Crops(local=f"{case.pack}-{STREAMING}", batch_size=BATCH_IMAGES, shuffle=shuffle)
-    return StreamingDataLoader(data, batch_size=BATCH_IMAGES, num_workers=threads, persistent_workers=True)
+    return StreamingDataLoader(
+        data, batch_size=BATCH_IMAGES, num_workers=threads, persistent_workers=True, multiprocessing_context=FORK
+    )
 
 
 def _write_webdataset(pack: str, threads: int) -> None:
@@ -181,7 +185,9 @@ def _webdataset(case: Case, threads: int) -> Ready:
 
     shards = sorted(str(path) for path in Path(f"{case.pack}-{WEBDATASET}").iterdir())
     data = webdataset.WebDataset(shards, shardshuffle=False).map(cut_tuple).batched(BATCH_IMAGES)
-    loader = webdataset.WebLoader(data, batch_size=None, num_workers=threads, persistent_workers=True)
+    loader = webdataset.WebLoader(
+        data, batch_size=None, num_workers=threads, persistent_workers=True, multiprocessing_context=FORK
+    )
 
     def epoch() -> Iterator[Batch]:
         for rows, crops in loader:

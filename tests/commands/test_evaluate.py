@@ -291,7 +291,7 @@ def test_data_sets_are_named(tmp_path: Path):
         parse_data_sets(replace(config, data=("packs/food", "food=other")))
     with pytest.raises(UserError, match="data: none given"):
         parse_data_sets(EvaluateConfig(out=""))
-    with pytest.raises(UserError, match="beside `datasets`"):
+    with pytest.raises(UserError, match="together with `datasets`"):
         parse_data_sets(replace(config, datasets=(DatasetConfig(name="a", data="b"),)))
 
 

@@ -252,12 +252,12 @@ class DistillLoader:
         """
         stream = self._copy_stream
 
-        def copied() -> Iterator[tuple[Batch, torch.cuda.Event | None]]:
+        def copied() -> Iterator[tuple[Batch, torch.cuda.Event | torch.Event | None]]:
             with stream_context(stream):
                 for batch in prepared:
                     yield batch, None if stream is None else stream.record_event()
 
-        def handed_over(items: Iterable[tuple[Batch, torch.cuda.Event | None]]) -> Iterator[Batch]:
+        def handed_over(items: Iterable[tuple[Batch, torch.cuda.Event | torch.Event | None]]) -> Iterator[Batch]:
             for batch, event in items:
                 if event is not None:
                     current = torch.cuda.current_stream(self._device)

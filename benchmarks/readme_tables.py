@@ -6,6 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from benchmarks.experiments.consolidation.summary import cell
+
 RECORDS = Path(__file__).parent / "records"
 
 TRANSFER = "2026-11-30-consolidation-cpu-2-cores-2"
@@ -52,7 +54,7 @@ def margins() -> list[str]:
     metrics = {"": "probe", "_shot_5": "5-shot"}
     titles = [f"{proxy}: {metric}" for proxy in proxies for metric in metrics.values()]
     rows = [
-        [told, *(_margin(figures, name + metric) for figures in proxies.values() for metric in metrics)]
+        [told, *(cell(figures, name + metric, signed=True) for figures in proxies.values() for metric in metrics)]
         for name, told in MARGIN_ROWS.items()
     ]
     return _table(["", *titles], rows)
@@ -100,10 +102,6 @@ TABLES: dict[str, Callable[[], list[str]]] = {"TRANSFER": transfer, "MARGINS": m
 
 def _figures(record: str) -> dict[str, Any]:
     return json.loads((RECORDS / record / "results.json").read_text())
-
-
-def _margin(figures: dict[str, Any], name: str) -> str:
-    return f"{figures[name]:+.1f} ± {figures[name] - figures[f'{name}_low']:.1f}"
 
 
 def _over_compile(record: str) -> tuple[float, float]:

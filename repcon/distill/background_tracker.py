@@ -48,7 +48,6 @@ class BackgroundTracker:
         self._logged = self._sent = 0
         self._overflowed = False
         self._failed = False
-        self._abandoned = False
         self._completed: bool | None = None  # as `finish` was told
         # A daemon, since a server that does not answer must not keep the process.
         self._thread = threading.Thread(target=self._run, name=f"tracker {kind}", daemon=True)
@@ -88,7 +87,7 @@ class BackgroundTracker:
             if self._failed:
                 return
             # The thread may be inside a call; after it nothing more is sent, since a resumed run may be open by then.
-            self._abandoned = self._failed = True
+            self._failed = True
             self._pending.clear()
         if self._thread.is_alive():
             rest = f"{unsent:,} of the run's lines are not there" if unsent else "the run's end may not be there"
@@ -101,7 +100,7 @@ class BackgroundTracker:
             while (line := self._next()) is not None:
                 self._tracker.log(*line)
                 self._sent += 1
-            if not self._abandoned:
+            if not self._failed:
                 self._tracker.finish(bool(self._completed))
         except BaseException as error:  # of the tracker's own libraries, which may also call sys.exit
             with self._changed:

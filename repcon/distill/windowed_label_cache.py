@@ -78,20 +78,16 @@ class WindowedLabelCache:
         """
         with self._lock:
             pending = list(self._pending)
-        if not pending:
-            raise RuntimeError(f"{len(images)} crops of a batch have no labels: call crop_boxes for them first")
         rows, crop_index = images.numpy(), crop_indices(crops.numpy(), self._crops)
+        places = [np.flatnonzero(np.isin(rows, part.images)) for part in pending]
+        if missing := len(rows) - sum(map(len, places)):
+            raise RuntimeError(f"{missing} crops of a batch have no labels: call crop_boxes for them first")
         out = [np.empty((len(rows), *array.shape[2:]), array.dtype) for array in pending[0].arrays]
-        found = 0
-        for part in pending:
-            here = np.flatnonzero(np.isin(rows, part.images))
+        for part, here in zip(pending, places, strict=True):
             image_index = np.searchsorted(part.images, rows[here])
             for target, array in zip(out, part.arrays, strict=True):
                 target[here] = array[crop_index[here], image_index]
             part.remaining -= len(here)
-            found += len(here)
-        if found != len(rows):
-            raise RuntimeError(f"{len(rows) - found} crops of a batch have no labels: call crop_boxes for them first")
         with self._lock:
             self._pending = [part for part in self._pending if part.remaining]
         tensors = [to_device(torch.from_numpy(array), device) for array in out]

@@ -29,7 +29,6 @@ def multi_head_kl(
     weights: Tensor,
     tail: str = "uniform",
     implementation: str = "torch",
-    inplace_gradient: bool = False,
     check: bool = False,
 ) -> Tensor:
     """KL losses (H,) of all heads: weights[h] x temperature_h^2 x mean over rows of head h's KL. Minimise their sum.
@@ -42,7 +41,6 @@ def multi_head_kl(
     weights: (H,) float32.
     tail: how classes that are not stored count: "bucket", "renormalise" or "uniform", see `kl_div.reference`.
     implementation: "torch", "triton" (one launch for all heads) or "reference" (slow, dense).
-    inplace_gradient: write the gradient over the logits, which must not be used afterwards.
     check: also check the values of ids and rows, which waits for the device. Without it, a value out of range gives a
         NaN loss with "triton", and an error of torch's with "torch".
 
@@ -60,11 +58,6 @@ def multi_head_kl(
         return reference.multi_head_kl(wide, heads, ids, logp, rows=rows, weights=weights, tail=tail)
     labels = operator_labels(heads, ids, logp, rows, weights, tail, implementation)
     with_gradient = logits.requires_grad and torch.is_grad_enabled()
-    if inplace_gradient and with_gradient:
-        base = logits._base
-        if logits.is_leaf or (base is not None and base.is_leaf and base.requires_grad):
-            raise ValueError("inplace_gradient would overwrite logits that are a leaf: nothing computed them")
-        return torch.ops.repcon_kernels.multi_head_kl_(logits, *labels)
     return torch.ops.repcon_kernels.multi_head_kl(logits, *labels, with_gradient)[0]
 
 
@@ -97,7 +90,6 @@ LABELS = (
 
 library = torch.library.Library("repcon_kernels", "DEF")
 library.define(f"multi_head_kl(Tensor logits, {LABELS}, bool with_gradient) -> (Tensor, Tensor)")
-library.define(f"multi_head_kl_(Tensor(a!) logits, {LABELS}) -> Tensor")
 library.define(
     "scale_heads_(Tensor(a!) gradient, Tensor factors, float factor_scale, int[] starts, str implementation) -> ()"
 )
@@ -154,10 +146,6 @@ def _kl(logits: Tensor, *labels_and_flag: Any) -> tuple[Tensor, Tensor]:
     return losses, logits.new_empty(0) if gradient is None else gradient
 
 
-def _kl_in_place(logits: Tensor, *labels: Any) -> Tensor:
-    return run_implementation(logits, logits, len(logits), *labels)
-
-
 def empty_losses(logits: Tensor, weights: Tensor) -> Tensor:
     """(H,) uninitialised losses, at least float32."""
     return weights.new_empty(weights.shape, dtype=torch.promote_types(logits.dtype, torch.float32))
@@ -186,12 +174,6 @@ def backward_gradient(ctx: Any, gradient: Tensor, factors: Tensor) -> Tensor:
     return result
 
 
-def _save_for_backward(ctx: Any, gradient: Tensor, labels: Sequence[Any]) -> None:
-    ctx.save_for_backward(gradient)
-    ctx.factor_scale = 1 / stored_scale(gradient.dtype, gradient.shape[0])
-    ctx.starts, ctx.implementation = labels[4], labels[9]
-
-
 class _MultiHeadKl(torch.autograd.Function):
     """Autograd of `multi_head_kl`."""
 
@@ -201,7 +183,9 @@ class _MultiHeadKl(torch.autograd.Function):
             losses, gradient = torch.ops.repcon_kernels.multi_head_kl(logits, *labels_and_flag)
         ctx.mark_non_differentiable(gradient)
         ctx.set_materialize_grads(False)
-        _save_for_backward(ctx, gradient, labels_and_flag)
+        ctx.save_for_backward(gradient)
+        ctx.factor_scale = 1 / stored_scale(gradient.dtype, gradient.shape[0])
+        ctx.starts, ctx.implementation = labels_and_flag[4], labels_and_flag[9]
         return losses, gradient
 
     @staticmethod
@@ -212,24 +196,6 @@ class _MultiHeadKl(torch.autograd.Function):
         return backward_gradient(ctx, gradient, upstream[0]), *[None] * 11
 
 
-class _MultiHeadKlInPlace(torch.autograd.Function):
-    """Autograd of `multi_head_kl_`: after the forward pass the logits' memory holds their gradient."""
-
-    @staticmethod
-    def forward(ctx: Any, logits: Tensor, *labels: Any) -> Tensor:
-        with torch._C._AutoDispatchBelowAutograd():
-            losses = torch.ops.repcon_kernels.multi_head_kl_(logits, *labels)
-        # Other operators that have saved the logits for their backward pass then raise.
-        torch.autograd.graph.increment_version(logits)
-        _save_for_backward(ctx, logits, labels)
-        return losses
-
-    @staticmethod
-    def backward(ctx: Any, *upstream: Any) -> tuple[Tensor | None, ...]:
-        (gradient,) = ctx.saved_tensors
-        return backward_gradient(ctx, gradient.detach(), upstream[0]), *[None] * 10
-
-
 def register(name: str, run: Callable, fake: Callable) -> None:
     """Register one implementation for all devices, and a fake one for tensors without data."""
     library.impl(name, run, "CompositeExplicitAutograd")
@@ -237,7 +203,5 @@ def register(name: str, run: Callable, fake: Callable) -> None:
 
 
 register("multi_head_kl", _kl, _fake_kl)
-register("multi_head_kl_", _kl_in_place, lambda logits, ids, logp, rows, weights, *_: empty_losses(logits, weights))
 register("scale_heads_", _scale, lambda *_: None)
 library.impl("multi_head_kl", _MultiHeadKl.apply, "Autograd")
-library.impl("multi_head_kl_", _MultiHeadKlInPlace.apply, "Autograd")

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from repcon_kernels import HeadSpec, multi_head_kl
+from repcon_kernels import HeadSpec, functional, multi_head_kl
 from repcon_kernels.kl_div import reference
 from torch import Tensor
 
@@ -90,7 +90,17 @@ def specification(case: Case, tail: str, dtype: torch.dtype = torch.float64) -> 
 
 
 def compute(case: Case, tail: str, implementation: str, *, in_place: bool = False) -> tuple[Tensor, Tensor]:
-    """The same from `multi_head_kl`, on the CPU."""
+    """The same from `multi_head_kl`, on the CPU; in_place: the gradient lies over the logits, as in `linear_kl`."""
+    if in_place:
+        logits = case.logits.clone()
+        labels = functional.operator_labels(
+            case.heads, case.ids, case.logp, case.rows, case.weights, tail, implementation
+        )
+        losses = functional.run_implementation(logits, logits, len(logits), *labels)
+        scale = 1 / functional.stored_scale(logits.dtype, len(logits))
+        starts = [head.start for head in case.heads]
+        torch.ops.repcon_kernels.scale_heads_(logits, case.upstream, scale, starts, implementation)
+        return losses.cpu(), logits.cpu()
     leaf = case.logits.clone().requires_grad_()
     losses = multi_head_kl(
         leaf * 1,
@@ -101,7 +111,6 @@ def compute(case: Case, tail: str, implementation: str, *, in_place: bool = Fals
         weights=case.weights,
         tail=tail,
         implementation=implementation,
-        inplace_gradient=in_place,
     )
     (losses * case.upstream).sum().backward()
     assert leaf.grad is not None

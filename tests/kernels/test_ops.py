@@ -11,7 +11,7 @@ from torch import Tensor
 BOTH = pytest.mark.parametrize("implementation", ["torch", "triton"])
 
 
-def losses_of(case: Case, logits: Tensor, implementation: str = "torch", in_place: bool = False) -> Tensor:
+def losses_of(case: Case, logits: Tensor, implementation: str = "torch") -> Tensor:
     return multi_head_kl(
         logits,
         case.heads,
@@ -20,16 +20,14 @@ def losses_of(case: Case, logits: Tensor, implementation: str = "torch", in_plac
         rows=case.rows,
         weights=case.weights,
         implementation=implementation,
-        inplace_gradient=in_place,
     )
 
 
 @BOTH
-@pytest.mark.parametrize("in_place", [False, True])
-def test_a_retained_graph_takes_other_upstream_gradients(implementation: str, in_place: bool, device: str) -> None:
+def test_a_retained_graph_takes_other_upstream_gradients(implementation: str, device: str) -> None:
     case = make(4, [(30, 5), (20, 20)], gap=2).to(device)
     leaf = case.logits.clone().requires_grad_()
-    losses = losses_of(case, leaf * 1, implementation, in_place)
+    losses = losses_of(case, leaf * 1, implementation)
     parts = [torch.autograd.grad(loss, leaf, retain_graph=True)[0].cpu() for loss in losses.unbind()]
     upstream = case.upstream.cpu()
     assert_meets(case, "uniform", losses.detach().cpu(), parts[0] * upstream[0] + parts[1] * upstream[1])
@@ -38,34 +36,12 @@ def test_a_retained_graph_takes_other_upstream_gradients(implementation: str, in
 
 
 @BOTH
-@pytest.mark.parametrize("in_place", [False, True])
-def test_a_second_derivative_is_refused(implementation: str, in_place: bool, device: str) -> None:
+def test_a_second_derivative_is_refused(implementation: str, device: str) -> None:
     case = make(3, [(30, 5)]).to(device)
     leaf = case.logits.clone().requires_grad_()
-    losses = losses_of(case, leaf * 1, implementation, in_place)
+    losses = losses_of(case, leaf * 1, implementation)
     with pytest.raises(RuntimeError, match="no second derivative"):
         torch.autograd.grad(losses.sum(), leaf, create_graph=True)
-
-
-@BOTH
-def test_in_place_takes_no_memory_and_says_so(implementation: str, device: str) -> None:
-    case = make(3, [(30, 5)]).to(device)
-    leaf = case.logits.clone().requires_grad_()
-    logits = leaf * 1
-    place = logits.data_ptr()
-    losses = losses_of(case, logits, implementation, in_place=True)
-    seen: list[Tensor] = []
-    logits.register_hook(seen.append)
-    losses.sum().backward()
-    assert [gradient.data_ptr() for gradient in seen] == [place]
-
-    exponentials = leaf.exp()  # saves its own result for its own backward pass
-    losses = losses_of(case, exponentials, implementation, in_place=True)
-    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
-        losses.sum().backward()
-    for overwritten in (leaf, leaf[:3]):  # a view lies over the leaf itself
-        with pytest.raises(ValueError, match="leaf"):
-            losses_of(case, overwritten, implementation, in_place=True)
 
 
 @BOTH
@@ -75,7 +51,7 @@ def test_without_autograd_nothing_is_overwritten_nor_kept(implementation: str, d
     wanted, _ = specification(case, "uniform")
     for inputs in (logits, logits.requires_grad_()):
         with torch.no_grad():
-            losses = losses_of(case, inputs, implementation, in_place=True)
+            losses = losses_of(case, inputs, implementation)
         assert not losses.requires_grad
         torch.testing.assert_close(losses.cpu().double(), wanted, rtol=1e-5, atol=1e-6)
     assert torch.equal(logits, case.logits)
@@ -94,9 +70,8 @@ def test_half_precision_with_a_loss_scale(implementation: str, device: str) -> N
     assert not untouched.any()
 
 
-@pytest.mark.parametrize("in_place", [False, True])
 @BOTH
-def test_the_operators_hold_what_they_promise(implementation: str, in_place: bool, device: str) -> None:
+def test_the_operators_hold_what_they_promise(implementation: str, device: str) -> None:
     """torch's own checks. Tracing of both passes is below: here the operator's second result, the gradient that the
     backward pass scales where it lies, would come out too."""
     case = make(3, [(30, 5), (6, 6)], gathered=True).to(device)
@@ -104,24 +79,19 @@ def test_the_operators_hold_what_they_promise(implementation: str, in_place: boo
         case.heads, case.ids, case.logp, case.rows, case.weights, "bucket", implementation
     )
     logits = case.logits.clone().requires_grad_()
-    operators = torch.ops.repcon_kernels
-    if in_place:
-        operator, arguments = operators.multi_head_kl_.default, (logits * 1, *labels)
-    else:
-        operator, arguments = operators.multi_head_kl.default, (logits, *labels, True)
+    operator = torch.ops.repcon_kernels.multi_head_kl.default
     utilities = ("test_schema", "test_autograd_registration", "test_faketensor")
-    torch.library.opcheck(operator, arguments, test_utils=utilities)
+    torch.library.opcheck(operator, (logits, *labels, True), test_utils=utilities)
 
 
-@pytest.mark.parametrize("in_place", [False, True])
 @BOTH
-def test_one_operator_in_a_compiled_graph(implementation: str, in_place: bool, device: str) -> None:
+def test_one_operator_in_a_compiled_graph(implementation: str, device: str) -> None:
     """No graph break, the same results, also when the compiled graph is walked a second time."""
     case = make(5, [(30, 5), (20, 20)]).to(device)
     features, weight = torch.randn(5, 8, device=device), torch.randn(50, 8, device=device)
 
     def total(weight: Tensor) -> Tensor:
-        return (losses_of(case, features @ weight.T, implementation, in_place) * case.upstream).sum()
+        return (losses_of(case, features @ weight.T, implementation) * case.upstream).sum()
 
     results = []
     for function in (total, torch.compile(total, fullgraph=True, backend="aot_eager")):

@@ -39,24 +39,16 @@ def multi_head_kl(
 ) -> Tensor:
     """As `sparse.multi_head_kl`, for float32, bfloat16 and float16 logits: one launch."""
     batch, columns = logits.shape
-    layout = tiling.plan(
-        tuple(heads),
-        columns,
-        tuple(head_logp.shape[1] for head_logp in logp),
-        tuple((head_ids.dtype, head_logp.dtype) for head_ids, head_logp in zip(ids, logp, strict=True)),
-        tiling.WIDE_ROWS,
-        _vector(logits, gradient),
-    )
+    widths = tuple(head_logp.shape[1] for head_logp in logp)
+    types = tuple((head_ids.dtype, head_logp.dtype) for head_ids, head_logp in zip(ids, logp, strict=True))
+    layout = tiling.plan(tuple(heads), columns, widths, types, tiling.WIDE_ROWS, _vector(logits, gradient))
     in_place = gradient is not None and gradient.data_ptr() == logits.data_ptr()
     target = torch.empty_like(logits) if in_place and layout.chunked else gradient
     losses = torch.empty(len(heads), dtype=torch.float32, device=logits.device)
-    items = layout.items(batch)
-    persistent = layout.programs_per_processor > 0
-    programs = min(items, layout.programs_per_processor * _processors(logits.device)) if persistent else items
-    partials = torch.empty(items, dtype=torch.float32, device=logits.device)
-    order = [number for number, *_ in layout.heads]
+    partials = torch.empty(layout.items(batch), dtype=torch.float32, device=logits.device)
+    per_head = (ids, logp, [float(head.temperature) for head in heads])
     with _current_device(logits.device):
-        _kernel(triton_kernel.multi_head_kl, programs)(
+        _kernel(triton_kernel.multi_head_kl, _programs(layout, batch, logits.device))(
             logits,
             logits if target is None else target,
             losses,
@@ -64,24 +56,17 @@ def multi_head_kl(
             arrival_counters(logits.device, len(heads)),
             weights if rows is None else rows,
             weights,
-            tuple(ids[number] for number in order),
-            tuple(logp[number] for number in order),
-            tuple(float(heads[number].temperature) for number in order),
+            *(tuple(values[number] for number, *_ in layout.heads) for values in per_head),
             batch,
             ids[0].shape[0],
             loss_scale,
             gradient_scale,
-            HEADS=layout.heads,
-            GROUPS=layout.groups,
             COLUMNS=columns,
             HAS_ROWS=rows is not None,
             TAIL=TAILS.index(tail),
             GRADIENT=gradient is not None,
             IN_PLACE=in_place,
-            PERSISTENT=persistent,
-            PREFETCH=layout.prefetch and not interpreted(),
-            num_warps=layout.warps,
-            **({"maxnreg": layout.registers} if torch.version.cuda else {}),
+            **_planned_constants(layout),
         )
     if gradient is not None and target is not None:
         if target is not gradient:
@@ -89,6 +74,24 @@ def multi_head_kl(
         if heads[0].start > 0:
             gradient[:, : heads[0].start] = 0
     return losses
+
+
+def _programs(layout: tiling.Plan, batch: int, device: torch.device) -> int:
+    """Programs of one launch of the loss kernel."""
+    items, per_processor = layout.items(batch), layout.programs_per_processor
+    return min(items, per_processor * _processors(device)) if per_processor else items
+
+
+def _planned_constants(layout: tiling.Plan) -> dict[str, Any]:
+    """Compile-time arguments of the loss kernel that the plan decides."""
+    return {
+        "HEADS": layout.heads,
+        "GROUPS": layout.groups,
+        "PERSISTENT": layout.programs_per_processor > 0,
+        "PREFETCH": layout.prefetch and not interpreted(),
+        "num_warps": layout.warps,
+        **({"maxnreg": layout.registers} if torch.version.cuda else {}),
+    }
 
 
 def scale_heads(gradient: Tensor, factors: Tensor, factor_scale: float, starts: Sequence[int]) -> None:

@@ -57,11 +57,7 @@ def _head_kl(
     log_p = _teacher(logp, head, tail)
     scaled = logits.gather(1, ids).to(logp.dtype) / head.temperature
     if head.k == head.classes:
-        log_q, log_p = scaled.log_softmax(dim=1), log_p[:, : head.k]
-        if gradient is not None:
-            gradient.scatter_(1, ids, ((log_q.exp() - log_p.exp()) * scale).to(gradient.dtype))
-        return _divergence(log_p, log_q, log_p.exp())
-
+        return _whole_kl(scaled, log_p[:, : head.k], gradient, ids, scale)
     if gradient is not None and gradient.dtype == logp.dtype:
         buffer = gradient
     else:
@@ -92,6 +88,14 @@ def _head_kl(
         if buffer is not gradient:
             gradient.copy_(buffer)
     return _divergence(log_p, log_q, p)
+
+
+def _whole_kl(scaled: Tensor, log_p: Tensor, gradient: Tensor | None, ids: Tensor, scale: Tensor) -> Tensor:
+    """`_head_kl` of a head whose classes are all stored: logits z/t and log_p (B, C) in the order of `ids`."""
+    log_q = scaled.log_softmax(dim=1)
+    if gradient is not None:
+        gradient.scatter_(1, ids, ((log_q.exp() - log_p.exp()) * scale).to(gradient.dtype))
+    return _divergence(log_p, log_q, log_p.exp())
 
 
 class _Rest(NamedTuple):

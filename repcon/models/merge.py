@@ -11,9 +11,9 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import nn
-from torch.nn import functional
 
 from repcon.models.identity import architecture_of
 from repcon.models.preprocessing import Preprocessing, preprocessing_of
@@ -36,6 +36,7 @@ class SplitModel:
     preprocessing: Preprocessing
 
 
+@torch.no_grad()
 def split_classifier(model: nn.Module, size: int = 0) -> SplitModel:
     """Take a timm classifier apart (the model itself is changed). `size`: input side in pixels, 0 for its own.
 
@@ -46,40 +47,36 @@ def split_classifier(model: nn.Module, size: int = 0) -> SplitModel:
     found = getattr(model, "get_classifier", lambda: None)()
     side = preprocessing.size
     noise = torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        logits = model(noise)
-        model.reset_classifier(0)  # pyright: ignore[reportCallIssue]
-        features = model(noise)
+    logits = model(noise)
+    model.reset_classifier(0)  # pyright: ignore[reportCallIssue]
+    features = model(noise)
     linear = found if isinstance(found, nn.Linear) and _is_linear(found, features, logits) else None
     return SplitModel(backbone=model, classifier=linear, preprocessing=preprocessing)
 
 
-@torch.no_grad()
 def _is_linear(classifier: nn.Linear, features: torch.Tensor, logits: torch.Tensor) -> bool:
     if features.ndim != 2 or features.shape[1] != classifier.in_features:
         return False
-    bias = classifier.bias if classifier.bias is not None else torch.zeros(classifier.out_features)
-    difference = (functional.linear(features, classifier.weight, bias) - logits).abs().max()
+    difference = (nn.functional.linear(features, classifier.weight, classifier.bias) - logits).abs().max()
     return bool(difference <= LINEAR_TOLERANCE * logits.abs().max() + 1e-6)
 
 
-def check_shares(shares: Mapping[str, float], names: Iterable[str], field: str = "init_weights") -> dict[str, float]:
+def check_shares(shares: Mapping[str, float], names: Iterable[str]) -> dict[str, float]:
     """The share of every name, 0 where none is given, divided by their sum.
 
-    Raises UserError naming `field` for an unknown name, a share that is negative or not finite, or a sum other than 1.
+    Raises UserError for an unknown name, a share that is negative or not finite, or a sum other than 1.
     """
     known = list(names)
     unknown = [name for name in shares if name not in known]
     if unknown:
-        raise UserError(
-            f"{field}: no weights of {', '.join(unknown)} to average; there are {', '.join(known) or 'none'}"
-        )
+        there = ", ".join(known) or "none"
+        raise UserError(f"init_weights: no weights of {', '.join(unknown)} to average; there are {there}")
     for name, share in shares.items():
         if not (math.isfinite(share) and share >= 0):
-            raise UserError(f"{field}: {name} = {share}: a share must be a number of 0 or more")
+            raise UserError(f"init_weights: {name} = {share}: a share must be a number of 0 or more")
     total = sum(shares.values())
     if abs(total - 1) > SUM_TOLERANCE:
-        raise UserError(f"{field}: the shares sum to {total:g}, not to 1; divide each of them by {total:g}")
+        raise UserError(f"init_weights: the shares sum to {total:g}, not to 1; divide each of them by {total:g}")
     return {name: shares.get(name, 0.0) / total for name in known}
 
 
@@ -103,28 +100,13 @@ def check_mergeable(
             shapes = f"{odd} is {_shape(state, odd)} and {_shape(held, odd)}"
             raise UserError(f"{where}: {shapes}, a tensor of another shape; {remedy}")
         given = member.preprocessing
-        if not _close(given.mean, pixels.mean) or not _close(given.std, pixels.std):
+        if not np.allclose([given.mean, given.std], [pixels.mean, pixels.std], rtol=0, atol=1e-4):
             what = f"their inputs are normalised by mean {given.mean}, std {given.std} and {pixels.mean}, {pixels.std}"
             raise UserError(f"{where}: {what}; {remedy}")
 
 
 def _shape(state: Mapping[str, torch.Tensor], key: str) -> str:
     return " x ".join(map(str, state[key].shape)) or "a number" if key in state else "not there"
-
-
-def _close(first: Iterable[float], second: Iterable[float]) -> bool:
-    return all(math.isclose(a, b, abs_tol=1e-4) for a, b in zip(first, second, strict=True))
-
-
-def require_finite(name: str, model: nn.Module) -> None:
-    """Raises UserError naming the first parameter that is not finite, or buffer that holds NaN."""
-    parameters = dict(model.named_parameters())
-    for key, tensor in model.state_dict().items():
-        wrong = tensor.isfinite().logical_not() if key in parameters else tensor.isnan()
-        if bool(wrong.any()):
-            raise UserError(
-                f"init: the weights of {name} hold NaN or infinity ({key}); leave it out, or train it again"
-            )
 
 
 def average(members: Mapping[str, SplitModel], shares: Mapping[str, float]) -> dict[str, torch.Tensor]:

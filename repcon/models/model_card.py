@@ -32,7 +32,7 @@ def model_card(
         _start(card),
         _metrics(card),
         _use(preprocessing, folder),
-        _recipe(card),
+        f"## Recipe\n\n```toml\n{card['recipe'].strip()}\n```" if card.get("recipe") else "",
     ]
     return "\n\n".join(section for section in sections if section) + "\n"
 
@@ -139,22 +139,13 @@ def escape_markdown(text: str) -> str:
 
 def _use(preprocessing: Preprocessing, folder: str | Path) -> str:
     mean, std = ([round(value, 6) for value in values] for values in (preprocessing.mean, preprocessing.std))
-    return "\n".join(
-        [
-            "## Use",
-            "",
-            "```python",
-            "import timm",
-            "",
-            f"backbone = timm.create_model({json.dumps(f'local-dir:{folder}')}, pretrained=True)",
-            "```",
-            "",
-            f"Inputs: RGB / 255, {preprocessing.size} x {preprocessing.size}, mean {mean}, std {std}. "
-            "The heads are in `heads.safetensors`; `repcon.models.student.load` opens both.",
-        ]
-    )
+    return f"""## Use
 
+```python
+import timm
 
-def _recipe(card: Mapping[str, Any]) -> str:
-    recipe = card.get("recipe", "")
-    return f"## Recipe\n\n```toml\n{recipe.strip()}\n```" if recipe else ""
+backbone = timm.create_model({json.dumps(f"local-dir:{folder}")}, pretrained=True)
+```
+
+Inputs: RGB / 255, {preprocessing.size} x {preprocessing.size}, mean {mean}, std {std}. \
+The heads are in `heads.safetensors`; `repcon.load_student` opens both."""

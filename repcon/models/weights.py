@@ -4,8 +4,9 @@ import argparse
 import os
 import pickle
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from repcon.models.timm_import import timm
+from repcon.runtime.console import warn
 from repcon.runtime.errors import UserError, first_line
 
 Tensors = dict[str, torch.Tensor]
@@ -27,21 +29,21 @@ SUFFIXES = (".safetensors", ".pth", ".pth.tar", ".pt", ".bin")
 WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model")
 """Entries of a training checkpoint that hold the weights; averaged weights first, as in timm."""
 PARALLEL_PREFIXES = ("_orig_mod.", "module.", "_orig_mod.")
+NOT_THE_BACKBONES = ("heads.safetensors",)
+"""Weight files in a student's folder that are not the backbone's."""
 _MAX_NAMES = 4
 _lock = threading.Lock()
 
 
-def find_weights(folder: Path, model: str, on_warning: Callable[[str], None], *, ignore: tuple[str, ...] = ()) -> Path:
-    """The weight file in a model's folder. ignore: names of files that are something else.
-
-    Raises UserError where there is none, or more than one.
-    """
+def find_weights(folder: Path, model: str) -> Path:
+    """The weight file in a model's folder. Raises UserError where there is none, or more than one."""
     known = [name for name in KNOWN_NAMES if os.path.lexists(folder / name)]
     if len(known) > 1:
-        on_warning(f"model {model}: of its weight files {_join_names(known)} the first is taken, as timm does")
+        warn(f"model {model}: of its weight files {_join_names(known)} the first is taken, as timm does")
     if known:
         return folder / known[0]
-    found = sorted(path for path in folder.iterdir() if path.name.endswith(SUFFIXES) and path.name not in ignore)
+    files = (path for path in folder.iterdir() if path.name not in NOT_THE_BACKBONES)
+    found = sorted(path for path in files if path.name.endswith(SUFFIXES))
     if not found:
         raise UserError(f"model {model}: no weight file ({KNOWN_NAMES[0]}) beside its config.json; copy it there")
     if len(found) > 1:
@@ -51,7 +53,7 @@ def find_weights(folder: Path, model: str, on_warning: Callable[[str], None], *,
     return found[0]
 
 
-def read_weights(path: Path, model: str, on_warning: Callable[[str], None]) -> Tensors:
+def read_weights(path: Path, model: str) -> Tensors:
     """Read a weight file's tensors by name, without the prefixes of DistributedDataParallel and torch.compile.
 
     No code in the file is executed. Raises UserError for pointers, damaged files, objects other than tensors, and
@@ -61,7 +63,7 @@ def read_weights(path: Path, model: str, on_warning: Callable[[str], None]) -> T
     content: Any = load_safetensors(path, model) if path.suffix == ".safetensors" else _load_pickle(path, model)
     wrapper = next((name for name in WRAPPERS if isinstance(content, dict) and isinstance(content.get(name), dict)), "")
     if wrapper in WRAPPERS[:2]:
-        on_warning(f"model {model}: {path.name} is a training checkpoint; its averaged weights ({wrapper}) are taken")
+        warn(f"model {model}: {path.name} is a training checkpoint; its averaged weights ({wrapper}) are taken")
     tensors = content[wrapper] if wrapper else content
     others = [] if isinstance(tensors, dict) else [type(tensors).__name__]
     others = others or [str(name) for name, value in tensors.items() if not isinstance(value, torch.Tensor)]
@@ -132,8 +134,7 @@ def _load_pickle(path: Path, model: str) -> Any:
 
 
 def _damage(error: BaseException) -> str:
-    reason = first_line(error)
-    return f"cannot be read as weights ({reason[:160]}); copy the file again"
+    return f"cannot be read as weights ({first_line(error)[:160]}); copy the file again"
 
 
 def _strip_wrapper_prefixes(name: str) -> str:
@@ -163,22 +164,7 @@ def checked_loading(model: str, tensors: Tensors | None, *, registered: bool) ->
         config = dict(pretrained_cfg or {})
         if tensors is not None:
             config |= {"source": "", "state_dict": dict(tensors), "custom_load": False}
-
-        def load_state_dict(state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-            own, state = network.state_dict(), state_dict
-            integers = any(
-                name in own and _is_integer(value) and not _is_integer(own[name]) for name, value in state.items()
-            )
-            try:
-                found = type(network).load_state_dict(network, state, strict=False, assign=assign)
-            except RuntimeError as error:  # of other shapes
-                raise _mismatch_error(model, state, own, tensors, [*state], registered) from error
-            missing = [name for name in found.missing_keys if not name.endswith("num_batches_tracked")]
-            if missing or integers or (found.unexpected_keys and not registered):
-                raise _mismatch_error(model, state, own, tensors, found.unexpected_keys, registered)
-            return found
-
-        network.load_state_dict = load_state_dict
+        network.load_state_dict = partial(_load_strictly, network, model, tensors or {}, registered)
         try:
             plain(network, pretrained_cfg=config, **options)
         finally:
@@ -194,17 +180,34 @@ def checked_loading(model: str, tensors: Tensors | None, *, registered: bool) ->
         raise UserError(f"model {model}: its architecture loads no weights; name another, or set pretrained = false")
 
 
+def _load_strictly(
+    network: nn.Module, model: str, tensors: Tensors, registered: bool,
+    state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False,
+) -> Any:  # fmt: skip
+    """The `load_state_dict` of a network that is created within `checked_loading`."""
+    own = network.state_dict()
+    integers = any(
+        name in own and _is_integer(value) and not _is_integer(own[name]) for name, value in state_dict.items()
+    )
+    try:
+        found = type(network).load_state_dict(network, state_dict, strict=False, assign=assign)
+    except RuntimeError as error:  # of other shapes
+        raise _mismatch_error(model, state_dict, own, tensors, [*state_dict], registered) from error
+    missing = [name for name in found.missing_keys if not name.endswith("num_batches_tracked")]
+    if missing or integers or (found.unexpected_keys and not registered):
+        raise _mismatch_error(model, state_dict, own, tensors, found.unexpected_keys, registered)
+    return found
+
+
 def _mismatch_error(
-    model: str, state: Mapping[str, Any], own: Tensors, tensors: Tensors | None, left: list[str], registered: bool
+    model: str, state: Mapping[str, Any], own: Tensors, tensors: Tensors, left: list[str], registered: bool
 ) -> UserError:
     """The error for a state that differs from the model's `own` in names or shapes. left: names the model lacks."""
     missing = [name for name in own if name not in state and not name.endswith("num_batches_tracked")]
     unexpected = [] if registered else [name for name in left if name not in own]
     wrong = [name for name in own if name in state and _shape(own[name]) != _shape(state[name])]
-    given = {**(tensors or {}), **state}
-    for name in [name for name in missing if name in (tensors or {})]:  # a classifier that timm has dropped
-        given[name] = (tensors or {})[name]
-        wrong.append(name)
+    given = {**tensors, **state}
+    wrong += [name for name in missing if name in tensors]  # a classifier that timm has dropped
     absent = [name for name in missing if name not in given]
     parts = []
     if wrong and all(_shape(own[name]) == _shape(given[name]) for name in wrong):

@@ -8,16 +8,10 @@ import torch
 from torch import nn
 
 from repcon.models.factory import create_model
-from repcon.models.merge import (
-    SplitModel,
-    average,
-    check_mergeable,
-    check_shares,
-    require_finite,
-    split_classifier,
-)
+from repcon.models.merge import SplitModel, average, check_mergeable, check_shares, split_classifier
 from repcon.models.preprocessing import preprocessing_of
 from repcon.models.timm_import import timm
+from repcon.models.weights import require_finite
 from repcon.runtime.errors import UserError
 
 SIZE = 32
@@ -130,8 +124,8 @@ def test_models_that_do_not_fit_are_named(other: Callable[[], nn.Module], says: 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_weights_that_are_no_numbers_are_refused(value: float) -> None:
     broken = model(0)
-    require_finite("birds", broken)
+    require_finite(broken.state_dict(), "init: the weights of birds")
     with torch.no_grad():
         broken.conv_stem.weight[0, 0, 0, 0] = value  # pyright: ignore
-    with pytest.raises(UserError, match=r"the weights of birds hold NaN or infinity \(conv_stem.weight\)"):
-        require_finite("birds", broken)
+    with pytest.raises(UserError, match=r"the weights of birds: conv_stem.weight has values that are not finite"):
+        require_finite(broken.state_dict(), "init: the weights of birds")

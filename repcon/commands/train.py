@@ -16,7 +16,7 @@ from repcon.distill.checkpoint import CheckpointManager, settings_identity
 from repcon.distill.distributed import DistributedContext, GracefulShutdown, init_distributed
 from repcon.distill.initialization import check_init_settings
 from repcon.distill.loader import DistillLoader
-from repcon.distill.metrics import RunTotals, TrainingLog, trim_metrics
+from repcon.distill.metrics import TrainingLog, trim_metrics
 from repcon.distill.optim import resolve_precision
 from repcon.distill.trackers import Trackers, require_trackers
 from repcon.distill.trainer import Trainer, TrainingLoop
@@ -67,8 +67,7 @@ def run(settings: TrainConfig) -> dict[str, Any]:
             images = sum(len(loader.train_rows) * len(group.crops) for group in loader.epoch_groups)
             heads = tuple(head.name for head in settings.heads)
             with _trackers(settings, state, distributed) as trackers:
-                totals = RunTotals(steps=loader.steps, images=images, heads=heads)
-                log = TrainingLog(folder, totals, distributed, trackers)
+                log = TrainingLog(folder, distributed, trackers, steps=loader.steps, images=images, heads=heads)
                 trainer = Trainer(settings, store, loader, distributed, resumed=state is not None)
                 if distributed.is_main:
                     card, student = _card(settings, pack, store, trainer), trainer.averaged_student

@@ -6,15 +6,13 @@ from collections import deque
 from collections.abc import Iterable, Mapping
 from typing import Protocol
 
-from repcon.runtime.console import console, warn
+from repcon.runtime.console import print_plain, warn
 from repcon.runtime.errors import first_line
 
 MAX_PENDING = 1000
 """Calls of `log` that wait for a slow tracker; the oldest are left out above that."""
 FINISH_SECONDS = 60.0
 """How long the end of a run waits for its trackers, all together."""
-
-
 QUIET_SECONDS = 1.0
 """After which the wait is announced."""
 
@@ -74,14 +72,13 @@ class BackgroundTracker:
             self._completed = completed
             self._changed.notify()
 
-    def is_slow(self, seconds: float) -> bool:
-        """Whether the run's end takes longer than that."""
-        self._thread.join(seconds)
-        return self._thread.is_alive()
-
-    def join(self, seconds: float) -> None:
-        """Wait for the run's end, no longer than that; warn of what was not sent."""
-        self._thread.join(seconds)
+    def join(self, deadline: float) -> None:
+        """Wait for the run's end, until `time.monotonic()` is at the deadline; warn of what was not sent."""
+        self._thread.join(QUIET_SECONDS)
+        if self._thread.is_alive():
+            limit = f"waiting up to {FINISH_SECONDS:.0f} s (Ctrl-C twice: leave)"
+            print_plain(f"{self.kind} has figures left to send; {limit}")
+            self._thread.join(max(deadline - time.monotonic(), 0.0))
         with self._changed:
             unsent = self._logged - self._sent
             if self._failed:
@@ -120,9 +117,4 @@ def join_all(trackers: Iterable[BackgroundTracker]) -> None:
     """Wait for the ends of several runs, FINISH_SECONDS all together."""
     deadline = time.monotonic() + FINISH_SECONDS
     for tracker in trackers:
-        if tracker.is_slow(QUIET_SECONDS):
-            note = (
-                f"{tracker.kind} has figures left to send; waiting up to {FINISH_SECONDS:.0f} s (Ctrl-C twice: leave)"
-            )
-            console.print(note, highlight=False, markup=False, soft_wrap=True)
-        tracker.join(max(deadline - time.monotonic(), 0.0))
+        tracker.join(deadline)

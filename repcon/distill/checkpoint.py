@@ -55,16 +55,18 @@ class CheckpointManager:
             raise UserError(f"{paths[-1]}: unreadable ({error}); delete it to go on from the one before") from error
         if not isinstance(state, dict) or not isinstance(state.get("identity"), dict):
             raise UserError(f"{paths[-1]}: not a checkpoint of repcon's; delete it to go on from the one before")
-        self._check_identity(state["identity"])
+        saved, own = state["identity"], self.identity
+        if names := [name for name in sorted({*saved, *own}) if saved.get(name) != own.get(name)]:
+            pairs = ", ".join(f"{n} was {saved.get(n)!r} and is {own.get(n)!r}" for n in names)
+            raise UserError(f"{self.folder}: belongs to another run: {pairs}; set it back or name another `out`")
         return state
 
     def save(self, state: Mapping[str, Any], step: int, *, best: bool) -> None:
         """Write the state of `step`; with `best` also as `best.pt`."""
         self.folder.mkdir(parents=True, exist_ok=True)
         # The best first: if only this one is written, a resume repeats what led to it.
-        names = ([BEST] if best else []) + [f"step-{step:09d}.pt"]
         remove_abandoned(self.folder)
-        for name in names:
+        for name in (*([BEST] if best else []), f"step-{step:09d}.pt"):
             self._write(dict(state) | {"identity": self.identity}, self.folder / name)
         for old in self._paths()[: -self.keep]:
             old.unlink()
@@ -80,9 +82,3 @@ class CheckpointManager:
         except (OSError, RuntimeError) as error:  # torch makes a RuntimeError of a disk that is full
             hint = "make room: the checkpoint before is kept, the same command goes on from there"
             raise UserError(f"{path}: cannot be written ({str(error).splitlines()[0]}); {hint}") from error
-
-    def _check_identity(self, saved: Mapping[str, Any]) -> None:
-        names = [name for name in sorted({*saved, *self.identity}) if saved.get(name) != self.identity.get(name)]
-        if names:
-            pairs = ", ".join(f"{n} was {saved.get(n)!r} and is {self.identity.get(n)!r}" for n in names)
-            raise UserError(f"{self.folder}: belongs to another run: {pairs}; set it back or name another `out`")

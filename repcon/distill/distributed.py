@@ -81,11 +81,10 @@ def init_distributed(device: Device) -> Iterator[DistributedContext]:
     processes do not find each other, or another process is lost within the block.
     """
     rank, world_size = _environment_int("RANK", 0), _environment_int("WORLD_SIZE", 1)
-    if world_size > 1:
-        for name in ("RANK", "MASTER_ADDR", "MASTER_PORT"):
-            if not os.environ.get(name):
-                how = "start several processes with torchrun, or unset it for one"
-                raise UserError(f"WORLD_SIZE is set and {name} is not: {how}")
+    for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if world_size > 1 else ():
+        if not os.environ.get(name):
+            how = "start several processes with torchrun, or unset it for one"
+            raise UserError(f"WORLD_SIZE is set and {name} is not: {how}")
     rank_device = _rank_device(device)
     if world_size == 1:
         yield DistributedContext(rank=0, world_size=1, device=rank_device, cpu_group=None)
@@ -103,7 +102,7 @@ def init_distributed(device: Device) -> Iterator[DistributedContext]:
     try:
         yield DistributedContext(rank=rank, world_size=world_size, device=rank_device, cpu_group=cpu_group)
     except RuntimeError as error:
-        if not _is_lost_process(error):
+        if not (isinstance(error, dist.DistError) or any(text in str(error) for text in LOST_PROCESS_ERRORS)):
             raise
         raise UserError(
             f"another process of this run has ended or does not answer ({first_line(error)}); see its own message, "
@@ -121,11 +120,6 @@ def _environment_int(name: str, default: int) -> int:
     if value and not value.isdecimal():
         raise UserError(f"{name}: {value!r} is no number of a process; start with torchrun, or unset it")
     return int(value) if value else default
-
-
-def _is_lost_process(error: RuntimeError) -> bool:
-    """Whether gloo or NCCL reports a lost connection to another rank."""
-    return isinstance(error, dist.DistError) or any(text in str(error) for text in LOST_PROCESS_ERRORS)
 
 
 def _rank_device(device: Device) -> torch.device:

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,58 +67,40 @@ def finetune(
     best model so far, then `save` with the state to resume from (as `state`). `config`: its data, classes and
     validation fraction are not read here.
     """
-    preprocessing = preprocessing_of(model, config.size)
-    model = model.to(device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-    loader = open_loader(config.loader, pack, (preprocessing.size,), num_workers=config.num_workers, device=str(device))
-    finetuner = _Finetuner(model, pack, train, config, preprocessing, device, loader)
-    best: tuple[float, float] | None = None
-    best_model = model
-    first = 0
-    if state is not None:
-        first, best = state["epochs"], tuple(state["best"])
-        finetuner.load_state_dict(state)
-        best_model = copy.deepcopy(finetuner.updates.averaged)
-        best_model.load_state_dict(state["kept"])
-    task = bars.add_task("fine-tune", total=config.epochs * finetuner.steps, unit="batches", note="")
-    bars.update(task, completed=first * finetuner.steps)
-    try:
-        for number in range(first, config.epochs):
-            torch.manual_seed(step_seed(config.seed, number))  # for dropout
-            loss, accuracy = finetuner.train_epoch(number, lambda: bars.advance(task))
-            held_accuracy, held_loss = finetuner.validate(validation, config.batch_size)
-            score = (held_accuracy, -held_loss)
-            is_best = best is None or len(validation.rows) == 0 or score > best
-            if is_best:
-                best, best_model = score, copy.deepcopy(finetuner.updates.averaged)
-            checked = f", held out {held_accuracy:.1f} %" if len(validation.rows) else ""
-            bars.update(task, note=f"epoch {number + 1}: loss {loss:.3f}{checked}")
-            result = EpochResult(
-                epoch=number + 1, loss=loss, accuracy=accuracy, held_loss=held_loss, held_accuracy=held_accuracy,
-                best=is_best,
-            )  # fmt: skip
-            on_epoch(result, best_model)
-            progress = {"epochs": number + 1, "best": list(best or score), "kept": best_model.state_dict()}
-            save(finetuner.state_dict() | progress)
-    finally:
-        loader.close()
-    return best_model.eval()
+    size = preprocessing_of(model, config.size).size
+    with closing(
+        open_loader(config.loader, pack, (size,), num_workers=config.num_workers, device=str(device))
+    ) as loader:
+        finetuner = _Finetuner(model, pack, train, validation, config, device, loader)
+        if state is not None:
+            finetuner.load_state_dict(state)
+        task = bars.add_task("fine-tune", total=config.epochs * finetuner.steps, unit="batches", note="")
+        bars.update(task, completed=finetuner.epochs * finetuner.steps)
+        while finetuner.epochs < config.epochs:
+            result = finetuner.run_epoch(lambda: bars.advance(task))
+            checked = f", held out {result.held_accuracy:.1f} %" if len(validation.rows) else ""
+            bars.update(task, note=f"epoch {result.epoch}: loss {result.loss:.3f}{checked}")
+            on_epoch(result, finetuner.best_model)
+            save(finetuner.state_dict())
+    return finetuner.best_model.eval()
 
 
 class _Finetuner:
-    """Trains and validates one model, epoch by epoch."""
+    """Trains and validates one model, epoch by epoch, and keeps the best."""
 
     def __init__(
         self,
         model: nn.Module,
         pack: ImagePack,
         train: LabelledRows,
+        validation: LabelledRows,
         config: TeachConfig,
-        preprocessing: Preprocessing,
         device: torch.device,
         loader: Loader,
     ) -> None:
-        self.model, self.pack, self.train, self.config = model, pack, train, config
-        self.preprocessing, self.device, self.loader = preprocessing, device, loader
+        self.model = model.to(device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        self.pack, self.train, self.validation, self.config = pack, train, validation, config
+        self.preprocessing, self.device, self.loader = preprocessing_of(model, config.size), device, loader
         freeze(model, config.freeze_blocks, config.freeze_norm)
         self.steps = self._sampler(0).steps
         self.updates = OptimizerUpdates(
@@ -130,14 +113,36 @@ class _Finetuner:
         )
         self.classes = torch.full((len(pack),), -1, dtype=torch.int64)
         self.classes[torch.from_numpy(train.rows)] = torch.from_numpy(train.labels.astype(np.int64))
+        self.epochs = 0
+        self.best_model = model
+        self._best: tuple[float, float] | None = None
 
     def state_dict(self) -> dict[str, Any]:
-        """The model's weights, and the state of its updates."""
-        return {"model": self.model.state_dict(), "updates": self.updates.state_dict()}
+        """The model's weights, the state of its updates, and the best model so far."""
+        progress = {"epochs": self.epochs, "best": list(self._best or ()), "kept": self.best_model.state_dict()}
+        return {"model": self.model.state_dict(), "updates": self.updates.state_dict()} | progress
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.model.load_state_dict(state["model"])
         self.updates.load_state_dict(state["updates"])
+        self.epochs, self._best = state["epochs"], tuple(state["best"])
+        self.best_model = copy.deepcopy(self.updates.averaged)
+        self.best_model.load_state_dict(state["kept"])
+
+    def run_epoch(self, advance: Callable[[], None]) -> EpochResult:
+        """Train and validate the next epoch; keep its model if it is the best."""
+        torch.manual_seed(step_seed(self.config.seed, self.epochs))  # for dropout
+        loss, accuracy = self.train_epoch(self.epochs, advance)
+        held_accuracy, held_loss = self.validate()
+        score = (held_accuracy, -held_loss)
+        is_best = self._best is None or len(self.validation.rows) == 0 or score > self._best
+        if is_best:
+            self._best, self.best_model = score, copy.deepcopy(self.updates.averaged)
+        self.epochs += 1
+        return EpochResult(
+            epoch=self.epochs, loss=loss, accuracy=accuracy, held_loss=held_loss, held_accuracy=held_accuracy,
+            best=is_best,
+        )  # fmt: skip
 
     def train_epoch(self, number: int, advance: Callable[[], None]) -> tuple[float, float]:
         """Train on crop `number` of every image; gives mean loss and accuracy in per cent."""
@@ -164,12 +169,13 @@ class _Finetuner:
         self.updates.step(loss)
         return float(loss.detach()), logits.detach()
 
-    def validate(self, validation: LabelledRows, batch_size: int) -> tuple[float, float]:
+    def validate(self) -> tuple[float, float]:
         """Accuracy in per cent and mean cross-entropy on whole images; NaN where there are none."""
-        if len(validation.rows) == 0:
+        rows, model, batch_size = self.validation.rows, self.updates.averaged, self.config.batch_size
+        if len(rows) == 0:
             return float("nan"), float("nan")
-        logits = predict(self.updates.averaged, self.pack, validation.rows, self.preprocessing, batch_size, self.loader)
-        labels = torch.from_numpy(validation.labels.astype(np.int64))
+        logits = predict(model, self.pack, rows, self.preprocessing, batch_size, self.loader)
+        labels = torch.from_numpy(self.validation.labels.astype(np.int64))
         loss = functional.cross_entropy(logits, labels)
         return 100 * float((logits.argmax(1) == labels).float().mean()), float(loss)
 

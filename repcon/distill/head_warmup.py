@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from repcon.config import HeadConfig, Tail
-from repcon.distill.labelled_sample import LabelledSample, load_sample, sample_training
+from repcon.distill.labelled_sample import LabelledSample, draw_images, load_sample
 from repcon.distill.loader import DistillLoader
 from repcon.distill.loss import MultiHeadKLLoss
 from repcon.labels.store import LabelStore
@@ -58,7 +58,7 @@ def warm_up_heads(
         with autocast():
             return student.features(normalise(pixels, preprocessing, torch.float32)).float()
 
-    sample = load_sample(loader, sample_training(loader, MAX_IMAGES), device, features)
+    sample = load_sample(loader, draw_images(loader, MAX_IMAGES), device, features)
     loss = MultiHeadKLLoss(store.heads, cold, tail=tail, implementation="torch", device=device, announce=False)
     fitted = _fit(sample, loss, {head.name: student.heads[head.name] for head in cold}, student.projection, steps)
     _copy_heads(fitted, student)

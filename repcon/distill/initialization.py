@@ -11,7 +11,7 @@ import torch
 from repcon.config import HeadConfig, TrainConfig, parse_named_values
 from repcon.distill.distributed import DistributedContext
 from repcon.distill.head_warmup import warm_up_heads
-from repcon.distill.labelled_sample import load_sample, sample_validation_first
+from repcon.distill.labelled_sample import draw_images, load_sample
 from repcon.distill.loader import DistillLoader
 from repcon.distill.loss import MultiHeadKLLoss
 from repcon.distill.optim import autocast
@@ -47,7 +47,7 @@ class Initialization:
     def to_json(self) -> dict[str, Any]:
         """As plain values."""
         plain = {"init": self.init, "shares": self.shares, "weights": self.weights, "warm_heads": list(self.warm)}
-        search = {} if self.search is None or not self.search.candidates else {"search": self.search.to_json()}
+        search = {} if self.search is None else {"search": self.search.to_json()}
         return plain | {"warmed_up_heads": list(self.warmed_up)} | search
 
 
@@ -204,7 +204,7 @@ def _choose_shares(
     loss = MultiHeadKLLoss(
         store.heads, heads, tail=settings.tail, implementation="torch", device=distributed.device, announce=False
     )
-    images = sample_validation_first(loader, CROPS)
+    images = draw_images(loader, CROPS, validation_first=True)
     sample = load_sample(loader, images, distributed.device, torch.clone)
     precision = partial(autocast, distributed.device, settings.precision)
     result = search_shares(members, loss, sample, autocast=precision)

@@ -45,7 +45,7 @@ class CachedLabels:
         if all(ids.device == device for ids, _ in self.heads.values()):
             return to_device(torch.from_numpy(rows), device), self.heads
         gathered = {
-            name: (_take_rows(ids, rows, device), _take_rows(values, rows, device))
+            name: (take_rows(ids, rows, device), take_rows(values, rows, device))
             for name, (ids, values) in self.heads.items()
         }
         return torch.arange(len(rows), device=device), gathered
@@ -59,7 +59,7 @@ class CachedLabels:
         assert len(self.crops) == 1
         rows = np.searchsorted(self.images, images)
         heads = {
-            name: (_take_rows(ids, rows, ids.device), _take_rows(values, rows, values.device))
+            name: (take_rows(ids, rows, ids.device), take_rows(values, rows, values.device))
             for name, (ids, values) in self.heads.items()
         }
         boxes, flips = [self.boxes[0].copy()], [self.flips[0].copy()]
@@ -158,5 +158,6 @@ def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     return (tensor if tensor.is_pinned() else tensor.pin_memory()).to(device, non_blocking=True)
 
 
-def _take_rows(table: torch.Tensor, rows: np.ndarray, device: torch.device) -> torch.Tensor:
+def take_rows(table: torch.Tensor, rows: np.ndarray, device: torch.device) -> torch.Tensor:
+    """A copy of some rows on the device; torch itself does not index tensors of all unsigned dtypes."""
     return to_device(torch.from_numpy(table.cpu().numpy()[rows]), device)

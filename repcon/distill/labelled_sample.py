@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from repcon.distill.label_cache import LabelPair
+from repcon.distill.label_cache import LabelPair, take_rows
 from repcon.distill.loader import DistillLoader
 
 
@@ -23,20 +23,14 @@ class LabelledSample:
     """n."""
 
 
-def sample_validation_first(loader: DistillLoader, limit: int) -> np.ndarray:
-    """Up to `limit` ascending rows of the pack: validation rows, then training rows, drawn by the run's seed."""
-    rows = _draw(loader.validation_rows, limit, loader.seed)
-    return np.sort(np.concatenate([rows, _draw(loader.train_rows, limit - len(rows), loader.seed)]))
-
-
-def sample_training(loader: DistillLoader, limit: int) -> np.ndarray:
-    """Up to `limit` ascending training rows of the pack, drawn by the run's seed."""
-    return np.sort(_draw(loader.train_rows, limit, loader.seed))
-
-
-def _draw(rows: np.ndarray, count: int, seed: int) -> np.ndarray:
-    words = np.random.Philox(key=[seed, 1 << 62]).random_raw(len(rows))
-    return rows[np.argsort(words, kind="stable")[:count]]
+def draw_images(loader: DistillLoader, limit: int, *, validation_first: bool = False) -> np.ndarray:
+    """Up to `limit` ascending training rows of the pack, drawn by the run's seed; optionally validation rows first."""
+    drawn = np.arange(0)
+    for rows in [loader.validation_rows, loader.train_rows] if validation_first else [loader.train_rows]:
+        words = np.random.Philox(key=[loader.seed, 1 << 62]).random_raw(len(rows))
+        order = np.argsort(words, kind="stable")
+        drawn = np.append(drawn, rows[order[: limit - len(drawn)]])
+    return np.sort(drawn)
 
 
 def load_sample(
@@ -47,20 +41,16 @@ def load_sample(
     transform: maps each batch's pixels (b, 3, S, S) uint8 to what is kept of them.
     """
     batches: list[torch.Tensor] = []
-    labels: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
+    labels: dict[str, list[LabelPair]] = {}
+    cpu = torch.device("cpu")
     with closing(loader.first_crops(images)) as loaded:
         for batch in loaded:
             batches.append(transform(batch.pixels))
             for name, (ids, values) in batch.labels.items():
-                labels.setdefault(name, []).append((_take_rows(ids, batch.rows), _take_rows(values, batch.rows)))
-    joined = {name: _concatenate(parts, device) for name, parts in labels.items()}
+                rows = batch.rows.cpu().numpy()
+                labels.setdefault(name, []).append((take_rows(ids, rows, cpu), take_rows(values, rows, cpu)))
+    joined: dict[str, LabelPair] = {}
+    for name, parts in labels.items():
+        ids, values = (torch.cat(column).to(device) for column in zip(*parts, strict=True))
+        joined[name] = (ids, values)
     return LabelledSample(batches=batches, labels=joined, count=len(images))
-
-
-def _take_rows(table: torch.Tensor, rows: torch.Tensor) -> np.ndarray:
-    return table.cpu().numpy()[rows.cpu().numpy()]  # torch does not index tensors of all unsigned dtypes
-
-
-def _concatenate(parts: list[tuple[np.ndarray, np.ndarray]], device: torch.device) -> LabelPair:
-    ids, values = (torch.from_numpy(np.concatenate(column)).to(device) for column in zip(*parts, strict=True))
-    return ids, values

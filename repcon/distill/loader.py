@@ -20,8 +20,8 @@ from repcon.runtime.device import indexed, stream_context
 from repcon.runtime.errors import UserError
 from repcon.runtime.prefetch import Prefetcher
 
-Labels = CachedLabels | WindowedLabelCache
-
+LabelSource = CachedLabels | WindowedLabelCache
+"""Where crops' boxes and labels come from: all of them in memory, or windows that are read in turn."""
 PREFETCH_BATCHES = 2
 """Batches that wait for the training step, besides the one that is being prepared."""
 
@@ -92,9 +92,7 @@ class DistillLoader:
         missing = store.completion.missing_rows(heads)
         self.train_rows = np.setdiff1d(train, missing)
         self.validation_rows = np.setdiff1d(validation, missing)
-        by_length = {len(group.crops): group for group in self.epoch_groups}
-        steps = {length: self._sampler(group).steps for length, group in by_length.items()}
-        self.group_steps = [steps[len(group.crops)] for group in self.epoch_groups]
+        self.group_steps = self._count_steps()
         """Batches of each epoch group."""
         self._store, self._heads, self._label_bytes = store, heads, int(label_cache_gib * 2**30)
         self._label_cache = LabelCache(store, heads, self._device, shared=world_size > 1)
@@ -126,8 +124,7 @@ class DistillLoader:
             last = group
             while last + 1 < stop and self._prefetches_into_next(last):
                 last += 1
-            prepared = self._prepare_groups(group, last + 1, start)
-            with self._prefetch(prepared) as batches:
+            with self._prefetch(self._prepare_groups(group, last + 1, start)) as batches:
                 for number in range(group, last + 1):
                     of_group = islice(batches, self.group_steps[number] - start)
                     yield number, self._with_label_prefetch(number, of_group)
@@ -156,7 +153,7 @@ class DistillLoader:
                 yield from self._prepare_group(self._sampler(epoch_group), labels, start)
             start = 0
 
-    def _prepare_group(self, sampler: CropBatchSampler, labels: Labels, start: int) -> Iterator[Batch]:
+    def _prepare_group(self, sampler: CropBatchSampler, labels: LabelSource, start: int) -> Iterator[Batch]:
         totals = (sampler.size(step) for step in range(start, sampler.steps))
         decoded = self._loader.batches(sampler.requests(labels.crop_boxes, start))
         return self._add_labels(sampler.batches(decoded, start), labels, totals)
@@ -188,13 +185,17 @@ class DistillLoader:
             windows=windows, rank=self._rank, world_size=self._world_size,
         )  # fmt: skip
 
+    def _count_steps(self) -> list[int]:
+        """Batches of each epoch group, which depend on its number of crops alone."""
+        by_length = {len(group.crops): group for group in self.epoch_groups}
+        steps = {length: self._sampler(group).steps for length, group in by_length.items()}
+        return [steps[len(group.crops)] for group in self.epoch_groups]
+
     def validation_batches(self) -> Generator[Batch]:
         """This rank's part of the validation images, crop 0 of each; the prefetching thread ends with the loop."""
-        if not len(self.validation_rows):
-            return
-        prepared = self._prepare_validation()
-        with self._prefetch(prepared) as batches:
-            yield from batches
+        if len(self.validation_rows):
+            with self._prefetch(self._prepare_validation()) as batches:
+                yield from batches
 
     def _prepare_validation(self) -> Iterator[Batch]:
         if not self._uses_windows((0,)) and self._validation_labels is None:
@@ -204,8 +205,7 @@ class DistillLoader:
 
     def first_crops(self, images: np.ndarray) -> Generator[Batch]:
         """Crop 0 of these ascending rows of the pack, all for this rank; the prefetching thread ends with the loop."""
-        prepared = self._prepare_first_crops(images, None, rank=0, world_size=1)
-        with self._prefetch(prepared) as batches:
+        with self._prefetch(self._prepare_first_crops(images, None, rank=0, world_size=1)) as batches:
             yield from batches
 
     def _prepare_first_crops(
@@ -220,7 +220,7 @@ class DistillLoader:
             labels = labels or self._label_cache.read((0,)).subset(images)
             yield from self._prepare_in_order(labels, images[rank::world_size], world_size)
 
-    def _prepare_in_order(self, labels: Labels, images: np.ndarray, world_size: int) -> Iterator[Batch]:
+    def _prepare_in_order(self, labels: LabelSource, images: np.ndarray, world_size: int) -> Iterator[Batch]:
         size = max(1, self._batch_size // world_size)
         chunks = [images[first : first + size] for first in range(0, len(images), size)]
 
@@ -231,7 +231,7 @@ class DistillLoader:
 
         return self._add_labels(self._loader.batches(requests()), labels, map(len, chunks))
 
-    def _add_labels(self, batches: Iterator[CropBatch], labels: Labels, totals: Iterable[int]) -> Iterator[Batch]:
+    def _add_labels(self, batches: Iterator[CropBatch], labels: LabelSource, totals: Iterable[int]) -> Iterator[Batch]:
         for batch, total in zip(batches, totals, strict=True):
             rows, stored = labels.gather(batch.images, batch.crops, self._device)
             yield Batch(

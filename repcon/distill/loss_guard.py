@@ -63,16 +63,8 @@ class LossGuard:
     def check(self) -> None:
         """Check the latest step, once. Raises UserError naming step, head and the file that holds the batch."""
         watched, self._watched = self._watched, None
-        if watched is not None:
-            self._check(watched)
-
-    def check_logits(self, step: int, logits: torch.Tensor) -> None:
-        """Raises UserError where logits after the update of `step` are not finite, before any loss shows it."""
-        if self._distributed.any_rank(not torch.isfinite(logits).all()):
-            what = "since its update the student's answers are not finite, so nothing was saved"
-            raise UserError(f"step {step}: {what}. {REMEDY}")
-
-    def _check(self, watched: _WatchedStep) -> None:
+        if watched is None:
+            return
         if watched.copied is not None:
             watched.copied.synchronize()
         losses = zip(self._names, watched.losses.tolist(), strict=True)
@@ -84,6 +76,12 @@ class LossGuard:
         raise UserError(
             f"step {watched.step}: the loss of head {named} is not finite; the batch is in {where}. {REMEDY}"
         )
+
+    def check_logits(self, step: int, logits: torch.Tensor) -> None:
+        """Raises UserError where logits after the update of `step` are not finite, before any loss shows it."""
+        if self._distributed.any_rank(not torch.isfinite(logits).all()):
+            what = "since its update the student's answers are not finite, so nothing was saved"
+            raise UserError(f"step {step}: {what}. {REMEDY}")
 
     def _save(self, watched: _WatchedStep) -> Path:
         """Write the step's pixels, labels, logits and losses, for `torch.load`."""

@@ -6,7 +6,6 @@ import resource
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
@@ -70,34 +69,29 @@ class StepTimer:
         return self._since - before
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RunTotals:
-    """The length of a run, for the progress display and the spacing of log lines."""
-
-    steps: int
-    images: int
-    heads: tuple[str, ...]
-
-
 class TrainingLog:
     """Logs a run. Losses stay on the device until a line is due, so that logging never stalls a step.
 
     run: the folder of metrics.jsonl; None logs nothing, on ranks that write no files.
+    steps, images, heads: the length of the whole run, in batches and crops over all ranks, and its heads' names.
     """
 
     def __init__(
         self,
         run: RunDir | None,
-        totals: RunTotals,
         distributed: DistributedContext,
         trackers: Trackers | None = None,
+        *,
+        steps: int,
+        images: int,
+        heads: tuple[str, ...],
     ) -> None:
-        self._run, self._totals, self._distributed = run, totals, distributed
+        self._run, self._distributed, self._trackers = run, distributed, trackers or Trackers()
+        self._run_steps, self._run_images, self._heads = steps, images, heads
         # A line waits for the losses, which on a GPU should happen rarely.
-        self._every = max(-(-totals.steps // MAX_STEP_LINES), 10 if distributed.device.type == "cuda" else 1)
-        self._trackers = trackers or Trackers()
+        self._every = max(-(-steps // MAX_STEP_LINES), 10 if distributed.device.type == "cuda" else 1)
         self._bars = progress()
-        self._task = self._bars.add_task("train", total=totals.images, unit="images", note="")
+        self._task = self._bars.add_task("train", total=images, unit="images", note="")
         # Since the last line:
         self._loss_sums: torch.Tensor | None = None
         self._steps = self._images = 0
@@ -157,7 +151,7 @@ class TrainingLog:
         self._data_seconds, self._step_seconds = self._data_seconds + data, self._step_seconds + compute
         self._steps += 1
         self._images += images
-        if step % self._every == 0 or step == self._totals.steps:
+        if step % self._every == 0 or step == self._run_steps:
             self._write_line(step, lr)
         self._bars.advance(self._task, images)
 
@@ -189,8 +183,8 @@ class TrainingLog:
             "loss": self._last.get("loss", {}),
             "validation": self.validation,
             "validation_start": self.validation_start,
-            "steps": self._totals.steps,
-            "images": self._totals.images,
+            "steps": self._run_steps,
+            "images": self._run_images,
             "images_per_second": self._total_images / seconds if seconds else 0.0,
             "data_share": data / seconds if seconds else 0.0,
             "seconds": self._seconds(),
@@ -212,7 +206,7 @@ class TrainingLog:
         seconds = max(data + compute, 1e-9)
         self._total_seconds = [self._total_seconds[0] + data, self._total_seconds[1] + compute]
         self._total_images += self._images
-        loss = dict(zip(self._totals.heads, means, strict=True))
+        loss = dict(zip(self._heads, means, strict=True))
         self._last = {"loss": loss}
         rate, waiting = self._images / seconds, data / seconds
         self._event(

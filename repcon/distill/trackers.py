@@ -9,12 +9,10 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from rich.markup import escape
-
 from repcon.config import TrackerKind
 from repcon.distill.background_tracker import BackgroundTracker, Tracker, join_all
 from repcon.distill.checkpoint import flatten
-from repcon.runtime.console import console, warn
+from repcon.runtime.console import print_plain, warn
 from repcon.runtime.errors import UserError, first_line
 from repcon.runtime.extras import require_extra
 from repcon.runtime.run_dir import write_json
@@ -24,13 +22,6 @@ DEFAULT_PROJECT = "repcon"
 """The project if the tracker's environment variable names none."""
 IDS_FILE = "trackers.json"
 """In the output folder: the run's name and its id in each tracker, with which a resumed run continues them."""
-MODULES: dict[TrackerKind, tuple[str, ...]] = {
-    "tensorboard": ("tensorboard",),
-    "wandb": ("wandb",),
-    "mlflow": ("mlflow",),
-    "trackio": ("trackio",),
-}
-"""The modules that each tracker needs; its extra has the same name."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,8 +131,8 @@ TRACKERS: dict[TrackerKind, Callable[[TrackedRun], Tracker]] = {
 
 def require_trackers(kinds: Sequence[TrackerKind]) -> None:
     """Raises UserError with the pip command where a tracker is not installed."""
-    for kind in kinds:
-        require_extra(kind, MODULES[kind], f"trackers: {kind}")
+    for kind in kinds:  # also the name of its module and of the extra
+        require_extra(kind, (kind,), f"trackers: {kind}")
 
 
 class Trackers:
@@ -167,7 +158,7 @@ class Trackers:
             if tracker := self._start(kind, run):
                 ids[kind] = tracker.id
                 self._trackers[kind] = BackgroundTracker(kind, tracker)
-                console.print(f"tracked by {kind}: {escape(tracker.place)}", highlight=False, soft_wrap=True)
+                print_plain(f"tracked by {kind}: {tracker.place}")
         write_json(folder / IDS_FILE, ids)
 
     def __enter__(self) -> "Trackers":

@@ -80,7 +80,10 @@ class TeacherAgreement:
             logits = forward(batch.pixels).float()
             rows = len(logits)
             kl = self._loss(logits, batch.labels, batch.rows).cpu() * rows
-            hits = [self._count_hits(student, logits, batch, head.name) for head in self._heads]
+            hits = []
+            for head in self._heads:
+                top = batch.labels[head.name][0][:, 0].to(torch.int64)[batch.rows]
+                hits.append((logits[:, student.head_slices[head.name]].argmax(1) == top).sum())
             sums += torch.cat([kl, torch.stack(hits).cpu().float(), torch.tensor([float(rows)])])
         sums = self._distributed.all_sum(sums)
         rows = float(sums[-1])
@@ -93,11 +96,6 @@ class TeacherAgreement:
             }
             for h, head in enumerate(self._heads)
         }
-
-    def _count_hits(self, student: Student, logits: torch.Tensor, batch: Batch, name: str) -> torch.Tensor:
-        """The number of rows whose top class is the teacher's."""
-        top = batch.labels[name][0][:, 0].to(torch.int64)[batch.rows]
-        return (logits[:, student.head_slices[name]].argmax(1) == top).sum()
 
 
 class KnnAccuracy:

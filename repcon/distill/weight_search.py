@@ -16,7 +16,6 @@ import torch
 from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
-from torch import nn
 
 from repcon.distill.labelled_sample import LabelledSample
 from repcon.distill.loss import MultiHeadKLLoss
@@ -79,11 +78,8 @@ def balanced_score(candidate: Candidate, single_models: Sequence[Candidate]) -> 
 
 
 def balanced_weights(result: SearchResult) -> dict[str, float]:
-    """Loss weights per head in inverse proportion to `largest_kl`, the largest being 1; empty without a search."""
-    single_models = [candidate for candidate in result.candidates if _is_single_model(candidate)]
-    if not single_models:
-        return {}
-    largest = largest_kl(single_models)
+    """Loss weights per head in inverse proportion to `largest_kl`, the largest being 1."""
+    largest = largest_kl([candidate for candidate in result.candidates if _is_single_model(candidate)])
     return {head: min(largest.values()) / kl for head, kl in largest.items()}
 
 
@@ -94,17 +90,15 @@ def search_shares(
     *,
     autocast: Callable[[], AbstractContextManager[object]],
 ) -> SearchResult:
-    """The shares of the candidate with the lowest score; equal shares where no member has a linear classifier.
+    """The shares of the candidate with the lowest score.
 
-    loss: unweighted, of the members that have one, in their order. sample: uint8 pixels, on the loss's device.
+    members: two or more. loss: unweighted, of those with a linear classifier, in their order. sample: uint8 pixels, on
+    the loss's device.
     """
     started = time.monotonic()
     names = list(members)
-    uniform = dict.fromkeys(names, 1 / len(names))
-    if all(member.classifier is None for member in members.values()) or len(names) == 1:
-        return SearchResult(shares=uniform, candidates=(), crops=0, seconds=0.0)
     measure = _KlMeasurement(members, loss, sample, autocast)
-    single_models = {_key(shares): measure(shares) for shares in (_single_model(names, name) for name in names)}
+    single_models = {_key(shares): measure(shares) for shares in _single_models(names)}
 
     def scored(shares: Shares) -> Candidate:
         candidate = single_models.get(_key(shares)) or measure(shares)
@@ -116,8 +110,8 @@ def search_shares(
     return SearchResult(shares=ordered[0].shares, candidates=ordered, crops=sample.count, seconds=seconds)
 
 
-def _single_model(names: Sequence[str], name: str) -> Shares:
-    return {other: float(other == name) for other in names}
+def _single_models(names: Sequence[str]) -> list[Shares]:
+    return [{other: float(other == name) for other in names} for name in names]
 
 
 def _is_single_model(candidate: Candidate) -> bool:
@@ -132,7 +126,7 @@ def _grid_search(names: Sequence[str], scored: Callable[[Shares], Candidate]) ->
 
 def _greedy_search(names: Sequence[str], scored: Callable[[Shares], Candidate]) -> list[Candidate]:
     """From equal shares, repeat the best move of a share from one model to another until none helps."""
-    candidates = {_key(shares): scored(shares) for shares in (_single_model(names, name) for name in names)}
+    candidates = {_key(shares): scored(shares) for shares in _single_models(names)}
     limit = len(candidates) + MAX_CANDIDATES
 
     def get(shares: Shares) -> Candidate:
@@ -179,11 +173,10 @@ class _KlMeasurement:
         first = next(iter(members.values()))
         self._preprocessing = first.preprocessing
         device = sample.batches[0].device
-        self._backbone = _frozen_copy(first.backbone).to(device)
-        self._classifiers = [
-            _frozen_copy(members[name].classifier).to(device)
-            for name in loss.names  # pyright: ignore[reportArgumentType]
-        ]
+        classifiers = [member.classifier for name in loss.names if (member := members[name]).classifier is not None]
+        self._backbone, *self._classifiers = (
+            deepcopy(module).to(device).requires_grad_(False) for module in (first.backbone, *classifiers)
+        )
 
     @torch.no_grad()
     def __call__(self, shares: Shares) -> Candidate:
@@ -203,15 +196,8 @@ class _KlMeasurement:
         return Candidate(shares=shares, kl=kl)
 
 
-def _frozen_copy(module: nn.Module | None) -> nn.Module:
-    assert module is not None
-    return deepcopy(module).eval().requires_grad_(False)
-
-
 def print_candidates(result: SearchResult) -> None:
     """Print the best candidates and the single models."""
-    if not result.candidates:
-        return
     title = f"Start: mean of the teachers' weights, KL in nat on {result.crops:,} crops ({result.seconds:.0f} s)"
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     shares, heads = result.candidates[0].shares, result.candidates[0].kl

@@ -9,7 +9,7 @@ import torch
 from repcon.distill import metrics as logs
 from repcon.distill.distributed import init_distributed
 from repcon.distill.epoch_table import EpochTable
-from repcon.distill.metrics import RunTotals, StepTimer, TrainingLog
+from repcon.distill.metrics import StepTimer, TrainingLog
 from repcon.runtime.console import console
 
 
@@ -20,7 +20,7 @@ def figures(birds: float, generalist: float) -> dict[str, Any]:
 
 def test_epochs_are_rows_of_one_table_and_heads_its_columns() -> None:
     with init_distributed("cpu") as distributed, console.capture() as capture:
-        log = TrainingLog(None, RunTotals(steps=1, images=8, heads=("birds",)), distributed)
+        log = TrainingLog(None, distributed, steps=1, images=8, heads=("birds",))
         log.log_validation(0, 0, figures(2.5694, 0.5))
         log.log_validation(1, 1, figures(1.2, 0.75))
         log.log_validation(2, 2, {"images": 0, "heads": {}})
@@ -47,8 +47,8 @@ def test_many_heads_are_total_images_in_blocks(monkeypatch: pytest.MonkeyPatch) 
 def test_heads_that_end_worse_than_they_began_are_named(tmp_path: Path) -> None:
     """Also after a resume; those that moved by next to nothing are not."""
     with init_distributed("cpu") as distributed, console.capture() as capture:
-        totals = RunTotals(steps=1, images=8, heads=("birds",))
-        first, second = (TrainingLog(None, totals, distributed) for _ in range(2))
+        totals = {"steps": 1, "images": 8, "heads": ("birds",)}
+        first, second = (TrainingLog(None, distributed, **totals) for _ in range(2))
         first.log_validation(0, 0, figures(0.3, 0.5))
         second.resume(1, 8, first.state_dict())
         second.log_validation(1, 1, figures(0.5, 0.505))
@@ -69,8 +69,8 @@ def test_a_line_of_several_steps_is_the_same_after_a_resume(monkeypatch) -> None
             log.log_step(step, losses[step - 1], 4, 0.1, StepTimer())
 
     with init_distributed("cpu") as distributed:
-        totals = RunTotals(steps=9, images=36, heads=("birds",))
-        whole, first, second = (TrainingLog(None, totals, distributed) for _ in range(3))
+        totals = {"steps": 9, "images": 36, "heads": ("birds",)}
+        whole, first, second = (TrainingLog(None, distributed, **totals) for _ in range(3))
         loader(whole, range(1, 10))
         loader(first, range(1, 9))
         second.resume(8, 32, first.state_dict())

@@ -26,7 +26,7 @@ from repcon.evaluation.backbones import JOIN, parse_backbones, warn_of_seen_imag
 from repcon.evaluation.data_sets import Fold, Split, parse_data_sets, split_images
 from repcon.evaluation.features import ExtractConfig, extract
 from repcon.evaluation.heads import HeadCheck, measure_heads, plan_heads
-from repcon.evaluation.results import combine, flatten_answers, single_backbones, subject_of, summarise, verdict
+from repcon.evaluation.results import Correctness, combine, per_image, single_backbones, subject_of, summarise, verdict
 from repcon.images.pack import ImagePack
 from repcon.images.packing import open_or_pack
 from repcon.models.factory import create_model
@@ -47,8 +47,6 @@ FINETUNE = TeachConfig(
 that nothing is chosen on the test part."""
 
 
-Answers = dict[str, dict[str, np.ndarray]]
-"""{backbone: {metric: (m,) right or wrong per test image, for few-shot (trials, m)}} of one data set."""
 Facts = dict[str, dict[str, Any]]
 """{backbone: its model, weight_hash, input_size, heads, ...}."""
 
@@ -69,21 +67,21 @@ def run(config: EvaluateConfig) -> dict[str, Any]:
     packs = {name: open_or_pack(str(one.data), output.path / "pack") for name, one in sets.items()}
     splits = {name: split_images(packs[name], one) for name, one in sets.items() if config.metrics}
     checks = plan_heads(config, backbones, packs)
-    answers, facts, heads = _measure_all(config, backbones, sets, packs, splits, checks, output)
-    results = {name: _results(answers[name], facts[name], splits[name], sets[name]) for name in answers}
+    correctness, facts, heads = _measure_all(config, backbones, sets, packs, splits, checks, output)
+    results = {name: _results(correctness[name], facts[name], splits[name], sets[name]) for name in correctness}
     folders = {name: output.path / name if len(sets) > 1 else output.path for name in results}
     for name, folder in folders.items():
-        _write_answers(answers[name], splits[name], folder)
+        _write_answers(correctness[name], splits[name], folder)
     total = dict(next(iter(results.values()), {}))
     if len(results) > 1:
         total = combine(results, total["baseline"]) | {"size": config.size}
     if heads:
         total["heads"] = heads
-    if answers:
-        first, sets_answers = next(iter(facts.values())), list(answers.values())
+    if correctness:
+        first = next(iter(facts.values()))
         single = single_backbones(first)
-        subject = config.student or subject_of(first, sets_answers)
-        total["verdict"] = verdict(answers, subject, [name for name in single if name != subject])
+        subject = config.student or subject_of(first, list(correctness.values()))
+        total["verdict"] = verdict(correctness, subject, [name for name in single if name != subject])
     total = output.finish(total)  # before anything is drawn or shown, which may fail
     for name, folder in folders.items():
         for file, plot in (("transfer", accuracy_plot), ("differences", difference_plot)):
@@ -97,34 +95,35 @@ def run(config: EvaluateConfig) -> dict[str, Any]:
 def _measure_all(
     config: EvaluateConfig, backbones: Mapping[str, str], sets: Mapping[str, EvaluateConfig],
     packs: Mapping[str, ImagePack], splits: Mapping[str, Split], checks: Sequence[HeadCheck], output: RunDir,
-) -> tuple[dict[str, Answers], dict[str, Facts], list[dict[str, Any]]]:  # fmt: skip
-    """Answers and facts by data set, and the rows of `measure_heads`, under one progress bar."""
-    answers: dict[str, Answers] = {}
+) -> tuple[dict[str, Correctness], dict[str, Facts], list[dict[str, Any]]]:  # fmt: skip
+    """Correctness and facts by data set, and the rows of `measure_heads`, under one progress bar."""
+    correctness: dict[str, Correctness] = {}
     facts: dict[str, Facts] = {}
     with progress() as bars:
         task = bars.add_task("backbones", total=len(backbones) * len(splits), unit="backbones", note="")
         for name, split in splits.items():
             warn_of_seen_images(backbones, packs[name], split)
-            answers[name], facts[name] = {}, {}
+            correct, facts[name] = {}, {}
             for backbone, model in backbones.items():
                 bars.update(task, note=backbone if len(sets) == 1 else f"{backbone}, {name}")
-                answers[name][backbone], facts[name][backbone] = measure(model, packs[name], split, sets[name], bars)
+                correct[backbone], facts[name][backbone] = measure(model, packs[name], split, sets[name], bars)
                 output.log("backbone", name=backbone, dataset=name, **facts[name][backbone])
                 bars.update(task, advance=1, note="")
-        return answers, facts, measure_heads(checks, config, bars)
+            correctness[name] = correct
+        return correctness, facts, measure_heads(checks, config, bars)
 
 
-def _results(answers: Answers, facts: Facts, split: Split, config: EvaluateConfig) -> dict[str, Any]:
+def _results(correctness: Correctness, facts: Facts, split: Split, config: EvaluateConfig) -> dict[str, Any]:
     """The results of one data set."""
     left_out = [shots for shots in SHOTS if shots > split.smallest_class[1]]
-    found = summarise(answers, facts, split, config.baseline or next(iter(answers)))
+    found = summarise(correctness, facts, split, config.baseline or next(iter(correctness)))
     return found | {"data": config.data, "size": config.size, "shots_left_out": left_out}
 
 
-def _write_answers(answers: Answers, split: Split, folder: Path) -> None:
+def _write_answers(correctness: Correctness, split: Split, folder: Path) -> None:
     """`answers.npz` of one data set."""
     folder.mkdir(parents=True, exist_ok=True)
-    arrays = flatten_answers(answers) | {
+    arrays = per_image(correctness) | {
         "test_rows": split.rows[split.tested], "test_labels": split.labels[split.tested]
     }  # fmt: skip
     np.savez(folder / "answers.npz", **arrays)  # pyright: ignore[reportArgumentType]
@@ -133,7 +132,7 @@ def _write_answers(answers: Answers, split: Split, folder: Path) -> None:
 def measure(
     model: str, pack: ImagePack, split: Split, config: EvaluateConfig, bars: Progress
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """One backbone's answers and facts (`Answers`, `Facts`) on one data set."""
+    """One backbone's part of `Correctness` and of `Facts`, on one data set."""
     reading = ExtractConfig(
         size=config.size,
         batch_size=config.batch_size,
@@ -167,7 +166,7 @@ def measure(
 def _probe(
     metric: str, values: np.ndarray, split: Split, fold: Fold, config: EvaluateConfig, fitted: list[probes.Probe]
 ) -> dict[str, np.ndarray]:
-    """Answers of the frozen features to one fold's test images; linear probes are appended to `fitted`."""
+    """Correctness of the frozen features on one fold's test images; linear probes are appended to `fitted`."""
     places, tested = fold
     train, train_labels, test, test_labels = values[places], split.labels[places], values[tested], split.labels[tested]
     if metric == "knn":
@@ -194,7 +193,7 @@ def concatenate(parts: Sequence[tuple[np.ndarray, str]]) -> tuple[np.ndarray, st
 def _finetune(
     model: str, pack: ImagePack, split: Split, fold: Fold, config: EvaluateConfig, bars: Progress
 ) -> np.ndarray:
-    """(m,) bool answers to one fold's test images after fine-tuning on its training images."""
+    """(m,) bool correctness on one fold's test images after fine-tuning on its training images."""
     places, tested = fold
     device = choose(config.device)
     torch.manual_seed(config.seed)

@@ -25,11 +25,13 @@ VERDICT_METRICS = {
     "knn_20": "kNN 20 accuracy",
 }  # fmt: skip
 """A verdict is given by the first of these that was measured on every data set, and what it is called."""
-Answers = Mapping[str, Mapping[str, np.ndarray]]
-"""{model: {metric: (m,) values from 0 to 1 per test image, or (draws, m)}}."""
+Correctness = Mapping[str, Mapping[str, np.ndarray]]
+"""{model: {metric: (m,) whether each test image was classified correctly, for few-shot (draws, m)}}."""
 
 
-def summarise(measured: Answers, about: Mapping[str, Mapping[str, Any]], split: Split, baseline: str) -> dict[str, Any]:
+def summarise(
+    measured: Correctness, about: Mapping[str, Mapping[str, Any]], split: Split, baseline: str
+) -> dict[str, Any]:
     """Means, intervals and paired differences to the baseline, in per cent and points; JSON-able."""
     backbones = {
         name: {**about[name], "metrics": {metric: intervals.accuracy(values) for metric, values in answers.items()}}
@@ -80,7 +82,7 @@ def _mean(parts: list[Mapping[str, Mapping[str, float]]]) -> dict[str, dict[str,
     return {metric: intervals.mean_over_sets([part[metric] for part in parts]) for metric in metrics}
 
 
-def flatten_answers(measured: Answers) -> dict[str, np.ndarray]:
+def per_image(measured: Correctness) -> dict[str, np.ndarray]:
     """One (m,) array per backbone and metric, named `backbone/metric`, so that others can pair and pool the answers; of
     few-shot the share of draws."""
     return {
@@ -90,7 +92,7 @@ def flatten_answers(measured: Answers) -> dict[str, np.ndarray]:
     }
 
 
-def headline(measured: Sequence[Answers]) -> str:
+def headline(measured: Sequence[Correctness]) -> str:
     """The metric that a verdict is given by; empty where the data sets have none in common."""
     common = [set(answers) for models in measured for answers in models.values()]
     return next((metric for metric in VERDICT_METRICS if common and all(metric in held for held in common)), "")
@@ -102,7 +104,7 @@ def single_backbones(facts: Mapping[str, Mapping[str, Any]]) -> list[str]:
     return [name for name, held in facts.items() if JOIN not in held["model"]] or list(facts)
 
 
-def subject_of(facts: Mapping[str, Mapping[str, Any]], measured: Sequence[Answers]) -> str:
+def subject_of(facts: Mapping[str, Mapping[str, Any]], measured: Sequence[Correctness]) -> str:
     """The backbone that a verdict is about: the student with the most heads (the last of equals), else the best.
 
     facts: {backbone: its `model` and `heads`}; measured: answers of each data set.
@@ -115,13 +117,13 @@ def subject_of(facts: Mapping[str, Mapping[str, Any]], measured: Sequence[Answer
     return max(single, key=lambda name: sum(models[name][metric].mean() for models in measured) if metric else 0)
 
 
-def difference(measured: Sequence[Answers], model: str, rival: str, metric: str) -> dict[str, float]:
+def difference(measured: Sequence[Correctness], model: str, rival: str, metric: str) -> dict[str, float]:
     """`model` less `rival` in points, with its 95 % interval: the mean over the data sets of paired differences."""
     pairs = [(models[model][metric], models[rival][metric]) for models in measured]
     return intervals.mean_over_sets([intervals.difference(first, second) for first, second in pairs])
 
 
-def verdict(measured: Mapping[str, Answers], subject: str, rivals: Sequence[str]) -> dict[str, Any]:
+def verdict(measured: Mapping[str, Correctness], subject: str, rivals: Sequence[str]) -> dict[str, Any]:
     """The comparison of `subject` with its rivals, as one sentence and as figures; {} where no metric is common.
 
     measured: answers by data set. `outcome` is `better` where the subject is above every rival beyond the noise,
@@ -153,7 +155,7 @@ def verdict(measured: Mapping[str, Answers], subject: str, rivals: Sequence[str]
     return found | {"sentence": _sentence(found, several=len(sets) > 1)}
 
 
-def _against_best(models: Answers, metric: str, subject: str, rivals: Sequence[str]) -> dict[str, Any]:
+def _against_best(models: Correctness, metric: str, subject: str, rivals: Sequence[str]) -> dict[str, Any]:
     """The best rival of one data set, and the difference to it."""
     best = max(rivals, key=lambda rival: float(models[rival][metric].mean()))
     return {"rival": best, "difference": difference([models], subject, best, metric)}

@@ -15,6 +15,7 @@ from repcon.runtime.errors import UserError
 from repcon.runtime.filesystem import FileSystem
 from repcon.runtime.memory import memory_total
 from repcon.runtime.prefetch import map_ahead
+from repcon.runtime.text import format_bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,7 +152,7 @@ def _arrays_of(heads: Sequence[HeadInfo], rows: int) -> list[tuple[tuple[int, ..
     Raises UserError where they take more than the machine's memory.
     """
     if (needed := _table_bytes(heads, rows)) > memory_total():
-        size = f"{needed / 2**30:.1f} GiB of labels, more than this machine's memory"
+        size = f"{format_bytes(needed)} of labels, more than this machine's memory"
         raise UserError(
             f"the store was asked for {size}; read fewer crops at a time, or windows (train: label_cache_gib)"
         )

@@ -26,6 +26,7 @@ import numpy as np
 
 from repcon.runtime.errors import UserError
 from repcon.runtime.local_files import try_lock
+from repcon.runtime.text import format_bytes
 
 FOLDER = Path("/dev/shm")
 WAIT_SECONDS, _POLL_SECONDS = 600.0, 0.05
@@ -180,7 +181,7 @@ def _map(descriptor: int, size: int) -> mmap.mmap:
             os.ftruncate(descriptor, 0)
             os.posix_fallocate(descriptor, 0, size)
         except OSError as error:
-            room = f"{FOLDER} has no room for {size / 2**30:.2f} GiB of labels ({error.strerror})"
+            room = f"{FOLDER} has no room for {format_bytes(size)} of labels ({error.strerror})"
             raise UserError(f"{room}; enlarge it, or read fewer crops at a time") from error
     return mmap.mmap(descriptor, size)
 

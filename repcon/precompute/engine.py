@@ -20,7 +20,7 @@ from repcon.images.pack import ImagePack
 from repcon.labels.store import LabelStore, LostClaimError, Unit, UnitClaim
 from repcon.precompute.context import PrecomputeContext, set_up
 from repcon.precompute.decoding import Decoded, Decoding
-from repcon.precompute.ensemble import Answers, TeacherEnsemble
+from repcon.precompute.ensemble import LabelsInFlight, TeacherEnsemble
 from repcon.precompute.launch_local import WorkerSlot
 from repcon.precompute.output_store import crops_of, lease_folder
 from repcon.precompute.progress import Event
@@ -173,16 +173,16 @@ class UnitLabeller:
         """The main path. Returns the number of units; each one's claim is released when it is in the store."""
         context, count = self._context, 0
         works = (WorkUnit(unit, context.store, context.pack, context.config.crop) for unit in units)
-        in_flight: deque[tuple[_Step, Answers]] = deque()
+        in_flight: deque[tuple[_Step, LabelsInFlight]] = deque()
         with Prefetcher(self._steps(works), PREFETCHED_BATCHES) as steps, BackgroundWriter(PENDING_UNITS) as writer:
             meter = _Meter(self._on_event, steps, writer)
             for step in steps:  # images > crops: decoded and cut in the loader's threads
                 if len(step.decoded.images):
-                    answers = self._ensemble(step.decoded.pixels, step.work.unit.heads)  # > teachers > top-k
-                    in_flight.append((step, answers))
+                    labels = self._ensemble(step.decoded.pixels, step.work.unit.heads)  # > teachers > top-k
+                    in_flight.append((step, labels))
                 while in_flight and (step.is_last or len(in_flight) > 1):
-                    earlier, answers = in_flight.popleft()
-                    earlier.work.add_labels(earlier.decoded.images, answers.wait())
+                    earlier, labels = in_flight.popleft()
+                    earlier.work.add_labels(earlier.decoded.images, labels.wait())
                 if step.is_last:
                     writer.put(partial(self._write, step.work))  # > store: encoded in a thread
                     count += 1

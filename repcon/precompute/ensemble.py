@@ -22,15 +22,15 @@ SAMPLE, MIN_SAMPLE = 64, 4
 """Crops in the sample that shows whether a teacher's answers depend on the image, and the least number for it."""
 MIN_INFORMATION = 1e-3
 """Mutual information of answer and image in nat below which a warning is given."""
-Labels = dict[str, tuple[torch.Tensor, torch.Tensor]]
+HeadLabels = dict[str, tuple[torch.Tensor, torch.Tensor]]
 """Per head: ids (B, k) int32 and logp (B, k + T) float16."""
 
 
 @dataclass(frozen=True, slots=True)
-class Answers:
+class LabelsInFlight:
     """One batch's labels, being copied to the host."""
 
-    heads: Labels
+    heads: HeadLabels
     copied: "torch.cuda.Event | None"
 
     def wait(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
@@ -62,15 +62,15 @@ class TeacherEnsemble:
         self._checked: set[str] = set()
         self._samples = {teacher.name: torch.empty(0, teacher.metadata.num_classes) for teacher in teachers}
 
-    def __call__(self, pixels: Pixels, heads: Sequence[str]) -> Answers:
+    def __call__(self, pixels: Pixels, heads: Sequence[str]) -> LabelsInFlight:
         """Pixels (B, 3, S, S) uint8 for each side S to the labels of the teachers that `heads` names."""
         return self._to_host(self._batcher.run(pixels, lambda part: self._answer(part, heads)))
 
     @torch.inference_mode()
-    def _answer(self, pixels: Pixels, heads: Sequence[str]) -> Labels:
+    def _answer(self, pixels: Pixels, heads: Sequence[str]) -> HeadLabels:
         on_device = {side: images.to(self._device, non_blocking=True) for side, images in pixels.items()}
         inputs: dict[object, torch.Tensor] = {}
-        answers: Labels = {}
+        labels: HeadLabels = {}
         teachers = [teacher for teacher in self._teachers if teacher.name in heads]
         keys = [(teacher.preprocessing, teacher.dtype) for teacher in teachers]
         for teacher, key in zip(teachers, keys, strict=True):
@@ -87,8 +87,8 @@ class TeacherEnsemble:
             if teacher.name in self._samples:
                 self._sample(teacher.name, logits)
             ids, logp = topk.encode(logits, self._k, self._temperatures)
-            answers[teacher.name] = (ids.to(torch.int32), logp.to(torch.float16))
-        return answers
+            labels[teacher.name] = (ids.to(torch.int32), logp.to(torch.float16))
+        return labels
 
     def _check(self, teacher: Teacher, inputs: torch.Tensor, logits: torch.Tensor) -> None:
         """Checks a teacher's first batch: finite, repeatable logits."""
@@ -118,17 +118,17 @@ class TeacherEnsemble:
             hint = "check its mean and std, its weights, and whether these are images that it knows"
             self._on_warning(f"warning: teacher {name}: its answers hardly differ between images ({much}); {hint}")
 
-    def _to_host(self, parts: list[Labels]) -> Answers:
+    def _to_host(self, parts: list[HeadLabels]) -> LabelsInFlight:
         heads = {
             name: (torch.cat([part[name][0] for part in parts]), torch.cat([part[name][1] for part in parts]))
             for name in parts[0]
         }
         if self._device.type != "cuda":
-            return Answers(heads, None)
+            return LabelsInFlight(heads, None)
         heads = {name: (_pinned(ids), _pinned(logp)) for name, (ids, logp) in heads.items()}
         copied = torch.cuda.Event()
         copied.record(torch.cuda.current_stream(self._device))
-        return Answers(heads, copied)
+        return LabelsInFlight(heads, copied)
 
 
 def _pinned(tensor: torch.Tensor) -> torch.Tensor:

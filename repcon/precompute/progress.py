@@ -10,6 +10,7 @@ from rich.table import Table
 
 from repcon.runtime.console import console, progress
 from repcon.runtime.run_dir import RunDir
+from repcon.runtime.text import format_bytes
 
 _LOG_SECONDS = 5.0
 _SHOWN_MISSING = 10
@@ -89,7 +90,7 @@ class Display:
         rates = self._rates()
         # Short: the line has to fit 80 columns with crops, crops/s and the time left.
         note = f"{rates['images_per_second']:,.1f} images/s, {100 * rates['waited_share']:.0f} % waiting"
-        note += f", {self.written_bytes / 1e6:,.1f} MB"
+        note += f", {format_bytes(self.written_bytes)}"
         done, total = self.crops + self._others_crops, self._total - self._missing_crops
         self._bars.update(self._task, completed=done, total=total, note=note)
         if time.monotonic() - self._logged > _LOG_SECONDS:
@@ -135,7 +136,7 @@ def show(figures: dict[str, Any]) -> None:
         ("crops/s", f"{figures['crops_per_second']:,.1f}"),
         ("images/s", f"{figures['images_per_second']:,.1f}"),
         ("teachers waited", f"{100 * figures['waited_share']:.1f} %"),
-        ("written", f"{figures['written_bytes'] / 1e6:,.2f} MB"),
+        ("written", format_bytes(figures["written_bytes"])),
         ("images missing", f"{figures['missing']:,}"),
     ]
     for name, value in rows:

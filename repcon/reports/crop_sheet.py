@@ -2,7 +2,6 @@
 
 import base64
 import io
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,15 +16,6 @@ IMAGES, SIDE, TOP = 6, 160, 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CropAnswer:
-    """The labels of one teacher for a crop."""
-
-    teacher: str
-    labels: tuple[tuple[str, float], ...]
-    """The three most probable classes with their probabilities at temperature 1."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Crop:
     """One stored crop, cut by the reference loader."""
 
@@ -36,7 +26,8 @@ class Crop:
     """left, top, width, height of the box in per cent of the image."""
     picture: str
     """A `data:` URI."""
-    answers: tuple[CropAnswer, ...]
+    labels: dict[str, list[tuple[str, float]]]
+    """By teacher, the three most probable classes with their probabilities at temperature 1."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,21 +71,18 @@ def _crop(pack: ImagePack, store: LabelStore, number: int, row: int) -> Crop:
         flipped=flipped,
         place=(100 * x / width, 100 * y / height, 100 * w / width, 100 * h / height),
         picture=_uri(pixels),
-        answers=tuple(
-            _answer(head, *(array[0] for array in crop_labels.labels[name])) for name, head in store.heads.items()
-        ),
+        labels={
+            name: _top_classes(head, *(array[0] for array in crop_labels.labels[name]))
+            for name, head in store.heads.items()
+        },
     )
 
 
-def _answer(head: HeadInfo, ids: np.ndarray, logp: np.ndarray) -> CropAnswer:
-    count = min(TOP, head.k)
-    names = [_name(head.metadata.classes, int(label)) for label in ids[:count]]
-    chances = [float(chance) for chance in np.exp(logp[:count].astype(np.float64))]
-    return CropAnswer(teacher=head.name, labels=tuple(zip(names, chances, strict=True)))
-
-
-def _name(classes: Sequence[str], label: int) -> str:
-    return classes[label] if label < len(classes) else f"class {label}"
+def _top_classes(head: HeadInfo, ids: np.ndarray, logp: np.ndarray) -> list[tuple[str, float]]:
+    """(name, probability) of the most probable classes of one row."""
+    count, classes = min(TOP, head.k), head.metadata.classes
+    names = [classes[label] if label < len(classes) else f"class {label}" for label in ids[:count].tolist()]
+    return list(zip(names, np.exp(logp[:count].astype(np.float64)).tolist(), strict=True))
 
 
 def _sheet_image(pack: ImagePack, row: int, crops: list[Crop]) -> SheetImage:

@@ -129,7 +129,7 @@ def test_the_sheet_shows_the_stored_labels_of_the_crop(world: Path) -> None:
             boxes, flips = store.reader.boxes(range(crop.number, crop.number + 1), range(image.row, image.row + 1))
             assert crop.box == tuple(boxes[0, 0])
             assert crop.flipped == bool(flips[0, 0])
-            name, chance = crop.answers[0].labels[0]
+            name, chance = next(iter(crop.labels.values()))[0]
             assert name == CLASSES[(image.row + crop.number) % len(CLASSES)]
             assert chance == pytest.approx(np.e**3 / (np.e**3 + 4), rel=2e-3)
 

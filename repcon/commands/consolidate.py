@@ -17,7 +17,7 @@ from rich.table import Table
 from repcon.commands import consolidation_plan as plan
 from repcon.commands import evaluate, inspect, precompute, teach, train
 from repcon.commands import report as reporting
-from repcon.commands.outcome import run_step
+from repcon.commands.outcome import print_step, run_step
 from repcon.config import ConsolidateConfig, InspectConfig, check_minimum, dump
 from repcon.distill.checkpoint import flatten
 from repcon.evaluation import tables
@@ -72,22 +72,22 @@ def carry_out(
     """Every step in turn; what is finished is left as it is. `extra` is added to the results before the report."""
     named = plan.sources(config)
     if plan.packs_to_write(config):
-        _step("pack")
+        print_step("pack")
     proxy = _pack_proxy(config)
     labelled = dict.fromkeys([*named.taught.values(), *named.evaluated.values()])
     packs = {source: open_or_pack(source, Path(config.out, "packs")) for source in labelled}  # each source once
     _check_sets(config, proxy, {name: packs[source] for name, source in named.evaluated.items()})
     for name, source in named.taught.items():
-        _step(f"teach {name}")
+        print_step(f"teach {name}")
         run_step("teach", teach.run, plan.teaching(config, name, packs[source].url))
     made = {name: plan.teacher_folder(config, name) for name in named.taught}
-    _step(f"precompute: {', '.join([*named.teachers, *made])} answer once about every crop")
+    print_step(f"precompute: {', '.join([*named.teachers, *made])} answer once about every crop")
     run_step("precompute", precompute.run, plan.labelling(config, made))
     inspect.run(InspectConfig(store=plan.store(config)))
-    _step("train: ONE student of all of them")
+    print_step("train: ONE student of all of them")
     trained = run_step("train", train.run, plan.training(config, backbone))
     figures = _evaluate(config, teacher_metadata, packs)
-    _step("report")
+    print_step("report")
     results = {
         "sentence": _sentence(trained, backbone, [*named.teachers, *made], proxy),
         "student": trained["student"],
@@ -189,7 +189,7 @@ def _evaluate(
     named = plan.sources(config)
     if not named.evaluated:
         return {}
-    _step("evaluate: the student and its teachers")
+    print_step("evaluate: the student and its teachers")
     models = {
         metadata.name: resolve_model(metadata.model)
         for metadata in teacher_metadata
@@ -250,7 +250,3 @@ def _sentence(trained: Mapping[str, Any], backbone: str, names: Sequence[str], p
     heads = trained.get("validation", {}).get("heads", {})
     shares = ", ".join(f"{name} {100 * held['agreement']:.0f} %" for name, held in heads.items())
     return f"{made}; the same class as its teacher on held-out images: {shares}" if shares else made
-
-
-def _step(title: str) -> None:
-    console.rule(f"[bold]{escape(title)}", align="left")

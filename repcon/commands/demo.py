@@ -16,7 +16,7 @@ import numpy as np
 
 from repcon.commands import consolidate
 from repcon.commands import pack as packing
-from repcon.commands.outcome import run_step
+from repcon.commands.outcome import print_step, run_step
 from repcon.config import (
     ClassSubset,
     ConsolidateConfig,
@@ -32,7 +32,6 @@ from repcon.config import (
 from repcon.evaluation import tables
 from repcon.images.icon_drawings import render
 from repcon.images.pack import ImagePack, count_shared_images, select_classes
-from repcon.runtime.console import console
 from repcon.runtime.errors import UserError
 from repcon.runtime.run_dir import RunDir
 
@@ -104,7 +103,7 @@ def _pictures(config: DemoConfig, folder: Path) -> tuple[dict[str, Path], Path, 
     if config.data:
         own, proxy = _own_pictures(config, folder)
         return {OWN: own}, proxy, []
-    _step("pictures: drawings from packages, rendered and packed")
+    print_step("pictures: drawings from packages, rendered and packed")
     drawings, packs = folder / "drawings", folder / "packs"
     drawn = [render([name], drawings / name, config.size) for name in config.domains]
     render(PROXY, drawings / OTHERS, config.size)
@@ -131,7 +130,7 @@ def _pack_proxy(config: DemoConfig, folder: Path, domains: Mapping[str, Path]) -
 
 def _own_pictures(config: DemoConfig, folder: Path) -> tuple[Path, Path]:
     """Packs the user's images; without a proxy of hers, the teacher's half serves, its labels left behind."""
-    _step("pictures: yours, packed")
+    print_step("pictures: yours, packed")
     if config.proxy and Path(config.data).resolve() == Path(config.proxy).resolve():
         raise UserError(f"--proxy {config.proxy}: the proxy must not be the labelled data, whose half is tested on")
     domain = folder / "packs" / OWN
@@ -167,7 +166,3 @@ def _write_unlabelled(folder: Path, prefix: str, pack: ImagePack, rows: Iterable
 
 def _half(config: DemoConfig, *, first: bool) -> ClassSubset:
     return ClassSubset(seed=config.seed, start=0.0 if first else 0.5, stop=0.5 if first else 1.0)
-
-
-def _step(title: str) -> None:
-    console.rule(f"[bold]{title}", align="left")

@@ -25,7 +25,8 @@ def consolidate(
 ) -> results.ConsolidateResult:  # fmt: skip
     """From images and teachers to one backbone and a report, as `repcon consolidate`."""
     named = {"teachers": _named(teachers), "teach": _named(teach), "evaluate": _named(evaluate)}
-    return _run("consolidate", config.ConsolidateConfig, {"proxy": _listed(proxy), "out": out, **named, **settings})
+    sources = [proxy] if isinstance(proxy, str | PathLike) else list(proxy)
+    return _run("consolidate", config.ConsolidateConfig, {"proxy": sources, "out": out, **named, **settings})
 
 
 def pack(source: Path | Sequence[Path], out: Path, **settings: Any) -> results.PackResult:
@@ -94,10 +95,6 @@ def _named(values: Named) -> list[str]:
     if isinstance(values, Mapping):
         return [f"{name}={fspath(value)}" for name, value in values.items()]
     return [values] if isinstance(values, str) else list(values)
-
-
-def _listed(values: Path | Sequence[Path]) -> list[Path]:
-    return [values] if isinstance(values, str | PathLike) else list(values)
 
 
 def _plain(value: Any) -> Any:

@@ -1,11 +1,13 @@
 """The last line of a command: what it made, where, and what usually follows."""
 
 import os
-import shlex
 from collections.abc import Callable, Mapping
+from shlex import quote
 from typing import Any
 
-from repcon.runtime.console import print_outcome
+from rich.markup import escape
+
+from repcon.runtime.console import console, print_outcome
 
 Outcome = tuple[str, str, str]
 """What was made, where it lies, and what follows."""
@@ -36,66 +38,28 @@ def run_step(command: str, run: Callable[[Any], dict[str, Any]], settings: Any) 
     return figures
 
 
-def _pack(settings: Any, figures: Mapping[str, Any]) -> Outcome:
-    following = f"repcon precompute --pack {shlex.quote(settings.out)} --teachers NAME=MODEL ... --out labels.zarr"
-    return f"pack of {figures['images']:,} images", settings.out, following
-
-
-def _teach(settings: Any, figures: Mapping[str, Any]) -> Outcome:
-    teacher = shlex.quote(settings.out)
-    return "teacher", settings.out, f"repcon precompute --pack PACK --teachers NAME={teacher} ... --out labels.zarr"
-
-
-def _precompute(settings: Any, figures: Mapping[str, Any]) -> Outcome:
-    pack, out = shlex.quote(settings.pack), shlex.quote(settings.out)
-    following = f"repcon train --pack {pack} --store {out} --out student"
-    return f"labels of {figures['total_crops']:,} crops", settings.out, following
-
-
-def _inspect(settings: Any, figures: Mapping[str, Any]) -> Outcome:
-    following = f"repcon verify {shlex.quote(settings.store)} --pack PACK"
-    return "page" if settings.html else "", settings.html, following
+def print_step(title: str) -> None:
+    """Print a rule with the title of a step of a command."""
+    console.rule(f"[bold]{escape(title)}", align="left")
 
 
 def _verify(settings: Any, figures: Mapping[str, Any]) -> Outcome:
-    pack, store = shlex.quote(settings.pack or "PACK"), shlex.quote(settings.store)
+    pack, store = quote(settings.pack or "PACK"), quote(settings.store)
     asked = figures["crops_asked_again"]
     again = f", {asked:,} of them asked again" if asked else ""
     made = f"sound store of {figures['rows_checked']:,} crops{again}"
     return made, settings.store, f"repcon train --pack {pack} --store {store} --out student"
 
 
-def _train(settings: Any, figures: Mapping[str, Any]) -> Outcome:
-    following = f"repcon evaluate --data LABELLED --backbones student={shlex.quote(settings.out)} --out transfer"
-    return "student", f"{settings.out}/student", following
-
-
-def _evaluate(settings: Any, figures: Mapping[str, Any]) -> Outcome:
-    return "results", settings.out, f"repcon report {shlex.quote(settings.out)}"
-
-
-def _report(settings: Any, figures: Mapping[str, Any]) -> Outcome:
-    return "report", os.path.realpath(figures["html"]), "open it in a browser"
-
-
-def _export(settings: Any, figures: Mapping[str, Any]) -> Outcome:
-    return "exported", figures["file"], LOAD[settings.to].format(repr(figures["file"]))
-
-
 def _push(settings: Any, figures: Mapping[str, Any]) -> Outcome:
-    revision = f" --revision {shlex.quote(settings.revision)}" if settings.revision else ""
+    revision = f" --revision {quote(settings.revision)}" if settings.revision else ""
     where = f"{figures['address']} at {figures['commit'][:12]}"
     return f"pushed {figures['kind']}", where, f"repcon pull {figures['address']}{revision} --out DIR"
 
 
-def _pull(settings: Any, figures: Mapping[str, Any]) -> Outcome:
-    following = PULLED[figures["kind"]].format(shlex.quote(settings.out))
-    return f"pulled {figures['kind']}", f"{settings.out} at {figures['commit'][:12]}", following
-
-
 def _consolidate(settings: Any, figures: Mapping[str, Any]) -> Outcome:
     student = figures["student"]
-    backbone, out = shlex.quote(student), shlex.quote(f"{settings.out}-transfer")
+    backbone, out = quote(student), quote(f"{settings.out}-transfer")
     following = f"repcon evaluate --data LABELLED --backbones student={backbone} --out {out}"
     if figures["transfer"]:
         following = f'timm.create_model("local-dir:{student}", pretrained=True)'
@@ -103,18 +67,46 @@ def _consolidate(settings: Any, figures: Mapping[str, Any]) -> Outcome:
 
 
 OUTCOMES: dict[str, Callable[[Any, Mapping[str, Any]], Outcome]] = {
-    "pack": _pack,
-    "teach": _teach,
-    "precompute": _precompute,
-    "inspect": _inspect,
+    "pack": lambda settings, figures: (
+        f"pack of {figures['images']:,} images",
+        settings.out,
+        f"repcon precompute --pack {quote(settings.out)} --teachers NAME=MODEL ... --out labels.zarr",
+    ),
+    "teach": lambda settings, figures: (
+        "teacher",
+        settings.out,
+        f"repcon precompute --pack PACK --teachers NAME={quote(settings.out)} ... --out labels.zarr",
+    ),
+    "precompute": lambda settings, figures: (
+        f"labels of {figures['total_crops']:,} crops",
+        settings.out,
+        f"repcon train --pack {quote(settings.pack)} --store {quote(settings.out)} --out student",
+    ),
+    "inspect": lambda settings, figures: (
+        "page" if settings.html else "",
+        settings.html,
+        f"repcon verify {quote(settings.store)} --pack PACK",
+    ),
     "verify": _verify,
-    "train": _train,
-    "evaluate": _evaluate,
-    "report": _report,
-    "export": _export,
+    "train": lambda settings, figures: (
+        "student",
+        f"{settings.out}/student",
+        f"repcon evaluate --data LABELLED --backbones student={quote(settings.out)} --out transfer",
+    ),
+    "evaluate": lambda settings, figures: ("results", settings.out, f"repcon report {quote(settings.out)}"),
+    "report": lambda settings, figures: ("report", os.path.realpath(figures["html"]), "open it in a browser"),
+    "export": lambda settings, figures: (
+        "exported",
+        figures["file"],
+        LOAD[settings.to].format(repr(figures["file"])),
+    ),
     "push": _push,
-    "pull": _pull,
+    "pull": lambda settings, figures: (
+        f"pulled {figures['kind']}",
+        f"{settings.out} at {figures['commit'][:12]}",
+        PULLED[figures["kind"]].format(quote(settings.out)),
+    ),
     "consolidate": _consolidate,
     "demo": _consolidate,
 }
-"""By command: (settings, figures) to what was made, where, and what follows."""
+"""By command."""

@@ -22,15 +22,11 @@ def run(config: PackConfig) -> dict[str, Any]:
         and (Path(config.out) / MANIFEST).is_file()
         and [Path(source).resolve() for source in source_paths(config.source)] == [Path(config.out).resolve()]
     ):
-        return _only_beton(Path(config.out))
+        # The pack's source may be gone; the pack and its record stay as they are.
+        _write_beton(Path(config.out))
+        pack = ImagePack.open(config.out)
+        return {"images": len(pack), "fingerprint": pack.fingerprint}
     return write_pack(config, _write_beton if config.ffcv else None)
-
-
-def _only_beton(out: Path) -> dict[str, Any]:
-    """The pack's source may be gone; the pack and its record stay as they are."""
-    _write_beton(out)
-    pack = ImagePack.open(out)
-    return {"images": len(pack), "fingerprint": pack.fingerprint}
 
 
 def _write_beton(out: Path) -> None:

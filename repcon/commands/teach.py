@@ -5,8 +5,8 @@ import json
 import math
 import shutil
 import tomllib
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -45,15 +45,17 @@ def run(config: TeachConfig) -> dict[str, Any]:
     device = choose(config.device)
     config = replace(config, precision=resolve_precision(config.precision, device))
     if _finished(config):
-        return _kept(config)
+        results = read_results(config.out)
+        _open_images(config, results, "holds a teacher of")
+        console.print("this teacher is finished already")
+        return results
     checkpoints = CheckpointManager(Path(config.out) / CHECKPOINTS, settings_identity(config, FREE), keep=1)
     state = checkpoints.load_latest()
     trim = None if state is None else partial(trim_metrics, epoch=state["epochs"])
     output = RunDir(config.out, "teach", dump(config), overwrite=state is None, exclusive=True, trim=trim)
-    results = _teach(config, device, output, checkpoints, state)
-    finished = output.finish(results)
+    results = output.finish(_teach(config, device, output, checkpoints, state))
     shutil.rmtree(checkpoints.folder, ignore_errors=True)
-    return finished
+    return results
 
 
 def _teach(
@@ -64,22 +66,17 @@ def _teach(
     state: dict[str, Any] | None,
 ) -> dict[str, Any]:
     """The epochs that are left, and the figures of all of them."""
-    pack = open_or_pack(config.data, output.path / "pack")
-    rows, labels, names = select_classes(pack, config.classes)
-    learnt = _fingerprints(pack, rows, labels, names)
-    if state is not None:
-        _require_same(config, state, learnt, "was begun on")
-    fitted, held = split_classes(labels, config.val_fraction, config.seed)
+    images = _open_images(config, state, "was begun on")
     torch.manual_seed(config.seed)  # the new classifier's start
     made_of = {
         "start": config.model,
         "start_weight_hash": weight_hash(create_model(config.model)),
-        **learnt,
-        "train_images": len(fitted),
-        "validation_images": len(held),
+        **images.fingerprints,
+        "train_images": len(images.train.rows),
+        "validation_images": len(images.validation.rows),
         "license": config.license,
     }
-    model = create_model(config.model, num_classes=len(names), size=config.size)
+    model = create_model(config.model, num_classes=len(images.classes), size=config.size)
     preprocessing = preprocessing_of(model, config.size)
     epochs = [] if state is None else [EpochResult(**epoch) for epoch in state["reported"]]
     if epochs:
@@ -91,48 +88,52 @@ def _teach(
         if epoch.best:
             about = {"epoch": epoch.epoch, "validation_accuracy": finite(epoch.held_accuracy)}
             extra = made_of | {"recipe": tomllib.loads(dump(config))} | about
-            save_model(best, output.path, classes=names, preprocessing=preprocessing, extra=extra)
+            save_model(best, output.path, classes=images.classes, preprocessing=preprocessing, extra=extra)
 
     def save(state: dict[str, Any]) -> None:
         reported = [asdict(epoch) for epoch in epochs]
-        checkpoints.save(state | {"reported": reported} | learnt, len(epochs), best=False)
+        checkpoints.save(state | {"reported": reported} | images.fingerprints, len(epochs), best=False)
 
     with progress() as bars:
         finetune(
-            model, pack, LabelledRows(rows=rows[fitted], labels=labels[fitted]),
-            LabelledRows(rows=rows[held], labels=labels[held]), config, device=device, bars=bars,
-            on_epoch=on_epoch, save=save, state=state,
+            model, images.pack, images.train, images.validation, config, device=device, bars=bars, on_epoch=on_epoch,
+            save=save, state=state,
         )  # fmt: skip
     best = next(epoch for epoch in reversed(epochs) if epoch.best)
-    _show(epochs, best, len(names))
-    results = {"classes": len(names), "class_names": list(names), "best_epoch": best.epoch}
+    _show(epochs, best, len(images.classes))
+    results = {"classes": len(images.classes), "class_names": list(images.classes), "best_epoch": best.epoch}
     figures = {"validation_accuracy": best.held_accuracy, "validation_loss": best.held_loss, "train_loss": best.loss}
     return results | figures | made_of
 
 
-def _kept(config: TeachConfig) -> dict[str, Any]:
-    """The figures of the finished teacher. Raises UserError where it learnt from other images or labels."""
-    earlier = read_results(config.out)
-    pack = open_or_pack(config.data, Path(config.out) / "pack")
-    learnt = _fingerprints(pack, *select_classes(pack, config.classes))
-    _require_same(config, earlier, learnt, "holds a teacher of")
-    console.print("this teacher is finished already")
-    return earlier
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Images:
+    """What a teacher learns from."""
 
-
-def _require_same(config: TeachConfig, held: Mapping[str, Any], asked: Mapping[str, str], what: str) -> None:
-    """Raises UserError where an earlier run's images or labels, as it recorded them, are not those of this one."""
-    for field, name in (("data_fingerprint", "other images"), ("labels_fingerprint", "other labels of these images")):
-        if held.get(field) != asked[field]:
-            raise UserError(f"{config.out}: {what} {name}; name another folder, or remove it")
-
-
-def _fingerprints(pack: ImagePack, rows: np.ndarray, labels: np.ndarray, names: Sequence[str]) -> dict[str, str]:
+    pack: ImagePack
+    classes: tuple[str, ...]
+    train: LabelledRows
+    validation: LabelledRows
+    fingerprints: dict[str, str]
     """The pack's, which is of its images alone, and a sha256 (hex) of which image has which label."""
-    digest = hashlib.sha256(json.dumps(list(names)).encode())
+
+
+def _open_images(config: TeachConfig, earlier: Mapping[str, Any] | None, what: str) -> _Images:
+    """Raises UserError where an earlier run recorded other images or labels; `what` the message says of it."""
+    pack = open_or_pack(config.data, Path(config.out) / "pack")
+    rows, labels, classes = select_classes(pack, config.classes)
+    digest = hashlib.sha256(json.dumps(list(classes)).encode())
     for numbers in (rows, labels):
         digest.update(np.ascontiguousarray(numbers, "<i8").tobytes())
-    return {"data_fingerprint": pack.fingerprint, "labels_fingerprint": digest.hexdigest()}
+    fingerprints = {"data_fingerprint": pack.fingerprint, "labels_fingerprint": digest.hexdigest()}
+    for field, name in (("data_fingerprint", "other images"), ("labels_fingerprint", "other labels of these images")):
+        if earlier is not None and earlier.get(field) != fingerprints[field]:
+            raise UserError(f"{config.out}: {what} {name}; name another folder, or remove it")
+    train, validation = (
+        LabelledRows(rows=rows[part], labels=labels[part])
+        for part in split_classes(labels, config.val_fraction, config.seed)
+    )
+    return _Images(pack=pack, classes=classes, train=train, validation=validation, fingerprints=fingerprints)
 
 
 def _finished(config: TeachConfig) -> bool:

@@ -3,7 +3,7 @@
 Everything is looked at before the verdict: one damaged shard does not hide another.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -41,30 +41,18 @@ def run(config: VerifyConfig) -> dict[str, Any]:
     if pack is not None:
         store.require_pack(pack.fingerprint, len(pack))
     if pack is not None and config.sample:
-        _warn_of_missing_teachers(store, config)
+        try:  # before the files are checked, which may take long
+            find_teachers(store, parse_named_values("models", config.models, "NAME=MODEL", store.heads))
+        except UserError as error:
+            warn(str(error))
     problems = hierarchy_problems(store)
     units, marked = store.units(), store.completion.recorded_units()
     if unmarked := [unit for unit in units if unit.name not in marked]:
         hint = "run `repcon precompute` again to complete the store"
         problems.append(f"{store.url}: {len(unmarked):,} units were never finished, {unmarked[0].name} first; {hint}")
-    begun = [unit for unit in units if unit.name in marked]
-    missing = store.completion.recorded_missing_rows(begun)
-    figures: dict[str, Any] = {"units": len(units), "rows_checked": 0, "missing": len(missing)}
-    with progress() as bar:
-        task = bar.add_task("verify", total=len(units), completed=len(unmarked), unit="units", note="")
-        for unit in begun:
-            found = unit_problems(store, unit)
-            if not found:
-                figures["rows_checked"] += len(unit.crops) * len(unit.rows)
-                found = list(label_problems(store, unit, pack, missing))
-                if pack is not None and not found:
-                    found = list(plan_problems(store, unit, pack))
-            problems += found
-            bar.advance(task)
-            if len(problems) > _MOST_PROBLEMS:
-                problems.append(f"{store.url}: after so many problems no further units were looked at")
-                break
-    figures |= {"problems": problems, "reruns": {}}
+    finished = [unit for unit in units if unit.name in marked]
+    figures: dict[str, Any] = {"units": len(units), "reruns": {}} | _check_units(store, pack, finished, len(unmarked))
+    problems = figures["problems"] = problems + figures["problems"]
     if pack is not None and config.sample and not problems:
         try:
             figures["reruns"] = rerun(store, pack, config)
@@ -80,17 +68,31 @@ def run(config: VerifyConfig) -> dict[str, Any]:
         more = f", the first {_SHOWN} are above" if len(problems) > _SHOWN else ""
         count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
         raise UserError(f"{store.url}: {count}{more}; the first: {problems[0]}", figures=figures)
-    figures["crops_asked_again"] = min(config.sample, store.images - len(missing)) if figures["reruns"] else 0
+    present = store.images - figures["missing"]
+    figures["crops_asked_again"] = min(config.sample, present) if figures["reruns"] else 0
     return figures
 
 
-def _warn_of_missing_teachers(store: LabelStore, config: VerifyConfig) -> None:
-    """Names teachers that cannot be loaded before the files are checked, which may take long."""
-    models = parse_named_values("models", config.models, "NAME=MODEL", store.heads)
-    try:
-        find_teachers(store, models)
-    except UserError as error:
-        warn(str(error))
+def _check_units(store: LabelStore, pack: ImagePack | None, units: Sequence[Unit], unmarked: int) -> dict[str, Any]:
+    """The problems of these finished units, and how many rows of them are sound. unmarked: units that are none."""
+    missing = store.completion.recorded_missing_rows(units)
+    problems: list[str] = []
+    checked = 0
+    with progress() as bar:
+        task = bar.add_task("verify", total=unmarked + len(units), completed=unmarked, unit="units", note="")
+        for unit in units:
+            found = unit_problems(store, unit)
+            if not found:
+                checked += len(unit.crops) * len(unit.rows)
+                found = list(label_problems(store, unit, pack, missing))
+                if pack is not None and not found:
+                    found = list(plan_problems(store, unit, pack))
+            problems += found
+            bar.advance(task)
+            if len(problems) > _MOST_PROBLEMS:
+                problems.append(f"{store.url}: after so many problems no further units were looked at")
+                break
+    return {"rows_checked": checked, "missing": len(missing), "problems": problems}
 
 
 def label_problems(store: LabelStore, unit: Unit, pack: ImagePack | None, missing: np.ndarray) -> Iterator[str]:

@@ -154,7 +154,9 @@ def _failed(message: str, json_path: str | None, figures: dict[str, Any]) -> int
 def _command(name: str, words: list[str]) -> dict[str, Any]:
     """Gives the command's figures."""
     if name not in COMMANDS:
-        raise UserError(f"no command {name!r}; {_suggestion(name)}there are {', '.join(COMMANDS)}")
+        close = difflib.get_close_matches(name.lower(), COMMANDS, n=1)
+        meant = f"did you mean {close[0]}? " if close else ""
+        raise UserError(f"no command {name!r}; {meant}there are {', '.join(COMMANDS)}")
     kind, module = COMMANDS[name]
     if words and words[-1] in ("-h", "--help"):
         help.show(name, kind)
@@ -165,12 +167,6 @@ def _command(name: str, words: list[str]) -> dict[str, Any]:
     figures = importlib.import_module(module).run(settings)
     outcome.show(name, settings, figures)
     return figures
-
-
-def _suggestion(name: str) -> str:
-    """The command that a misspelt one resembles most; empty where it resembles none."""
-    close = difflib.get_close_matches(name.lower(), COMMANDS, n=1)
-    return f"did you mean {close[0]}? " if close else ""
 
 
 def _settings(name: str, kind: type, words: list[str], recipe: str | None) -> Any:

@@ -225,7 +225,7 @@ def _show_plan(config: ConsolidateConfig, backbone: str) -> dict[str, Any]:
     labels, training = with_store_settings(plan.labelling(config, made)), plan.training(config, backbone)
     sets = ", ".join(f"{name} ({source})" for name, source in sources.evaluated.items())
     rows = [
-        ("pack", ", ".join(sources.proxy), plan.proxy_pack(config)),
+        ("pack", ", ".join(config.proxy), plan.proxy_pack(config)),
         *(
             ("teach", f"{name}: {config.teaching.model} on {source}", made[name])
             for name, source in sources.taught.items()

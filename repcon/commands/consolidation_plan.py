@@ -30,9 +30,8 @@ STUDENT = "student"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sources:
-    """What the command was given, by name."""
+    """Teachers and labelled images that the command was given, by name."""
 
-    proxy: tuple[str, ...]
     teachers: dict[str, str]
     """{name: model} of the teachers that are there."""
     taught: dict[str, str]
@@ -54,7 +53,7 @@ def sources(config: ConsolidateConfig) -> Sources:
         raise UserError("teachers: none named; give NAME=MODEL for each, or --teach NAME=LABELLED")
     if STUDENT in teachers.keys() | taught.keys():
         raise UserError(f"teachers: {STUDENT!r} is what the result is called; give the teacher another name")
-    return Sources(proxy=config.proxy, teachers=teachers, taught=taught, evaluated=evaluated)
+    return Sources(teachers=teachers, taught=taught, evaluated=evaluated)
 
 
 def _with_name(entry: str) -> str:

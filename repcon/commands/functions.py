@@ -5,7 +5,6 @@ Settings are those of the command's recipe, by the same names: plain values, dic
 command would end with one line.
 """
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from importlib import import_module
 from os import PathLike, fspath
@@ -85,7 +84,7 @@ def pull(repository: str, *, out: Path, **settings: Any) -> results.PullResult:
 
 
 def _run(command: str, kind: type, values: Mapping[str, Any]) -> Any:
-    settings = config.parse(kind, _plain(values), f"repcon.{command}()")
+    settings = config.parse(kind, config.to_plain(values), f"repcon.{command}()")
     figures = import_module(f"repcon.commands.{command}").run(settings)
     outcome.show(command, settings, figures)
     return figures
@@ -95,14 +94,3 @@ def _named(values: Named) -> list[str]:
     if isinstance(values, Mapping):
         return [f"{name}={fspath(value)}" for name, value in values.items()]
     return [values] if isinstance(values, str) else list(values)
-
-
-def _plain(value: Any) -> Any:
-    """As a recipe has it: paths as text, dataclasses as tables."""
-    if isinstance(value, PathLike):
-        return fspath(value)
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return _plain({field.name: getattr(value, field.name) for field in dataclasses.fields(value)})
-    if isinstance(value, Mapping):
-        return {str(name): _plain(held) for name, held in value.items()}
-    return [_plain(held) for held in value] if isinstance(value, list | tuple) else value

@@ -10,7 +10,8 @@ from rich.table import Table
 from repcon.config import InspectConfig
 from repcon.labels.statistics import MUTUAL_INFORMATION, UNCOMPRESSED, figures, known, warn_uninformative, why_no_labels
 from repcon.labels.store import LabelStore
-from repcon.reports.figures import format_loss, format_value
+from repcon.reports.figures import format_value
+from repcon.reports.sections.store import encoding_rows, store_sections
 from repcon.runtime.console import console, narrow_table
 from repcon.runtime.run_dir import write_text
 from repcon.runtime.text import format_bytes
@@ -43,7 +44,11 @@ def show(store: LabelStore, found: dict[str, Any]) -> None:
         facts.add_row("compression", f"{found['compression']:.2f} x smaller than {UNCOMPRESSED}")
     facts.add_row("temperatures", ", ".join(f"{value:g}" for value in found["temperatures"]))
     console.print(facts)
-    _missing(found["missing_rows"])
+    reasons = found["missing_rows"]
+    for row, reason in list(reasons.items())[:_SHOWN_MISSING]:
+        console.print(f"[yellow]missing[/] row {row}: {escape(reason)}", soft_wrap=True, highlight=False)
+    if len(reasons) > _SHOWN_MISSING:
+        console.print(f"and {len(reasons) - _SHOWN_MISSING:,} more, all in --json FILE")
     console.print(_heads(found))
     if found["sampled_crops"]:
         console.print(_losses(found))
@@ -56,14 +61,6 @@ def show(store: LabelStore, found: dict[str, Any]) -> None:
         console.print(f"no labels to look at: {reason}")
     else:
         console.print(f"[dim]crops looked at: {found['sampled_crops']:,}; KL in nat at temperature 1[/]")
-
-
-def _missing(reasons: dict[str, str]) -> None:
-    """A line for each of the first rows without labels; `--json` has them all."""
-    for row, reason in list(reasons.items())[:_SHOWN_MISSING]:
-        console.print(f"[yellow]missing[/] row {row}: {escape(reason)}", soft_wrap=True, highlight=False)
-    if len(reasons) > _SHOWN_MISSING:
-        console.print(f"and {len(reasons) - _SHOWN_MISSING:,} more, all in --json FILE")
 
 
 def _agreement(pairs: dict[str, dict[str, float]]) -> None:
@@ -111,20 +108,15 @@ def _encodings(found: dict[str, Any]) -> Table:
     """Size and loss of both encodings of the values, whichever the store has."""
     columns = ["values", "B/crop", "mean KL", "worst KL", "saturated"]
     table = narrow_table("Encodings of these rows", "teacher", columns)
-    for name, head in found["heads"].items():
-        for values, held in head.get("encodings", {}).items():
-            mark = " (here)" if values == found["values"] else ""
-            lost = [format_loss(held[key]) for key in ("kl", "kl_worst")]
-            cells = (values + mark, f"{held['bytes_per_crop']:.1f}", *lost, f"{100 * held['saturated']:.1f} %")
-            table.add_row(escape(name), *cells)
+    for row in encoding_rows(found):
+        table.add_row(*map(escape, row))
     return table
 
 
 def _write_page(path: Path, title: str, found: dict[str, Any]) -> None:
-    # Imported here: matplotlib and the templates are for pages only.
+    # Imported here: for pages only.
     from repcon.reports import page as report
     from repcon.reports.plot_style import SeriesStyles
-    from repcon.reports.sections.store import store_sections
     from repcon.reports.sources import Source
 
     made = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())

@@ -9,7 +9,7 @@ from typing import Any
 from repcon.commands import verify
 from repcon.config import PullConfig, VerifyConfig
 from repcon.runtime.errors import UserError
-from repcon.sharing.address import Address, parse_address
+from repcon.sharing.address import parse_address
 from repcon.sharing.bundle import ABOUT, FILES, Kind, fingerprint_of, read_about, require_place
 from repcon.sharing.hub import download, find_commit
 
@@ -29,14 +29,12 @@ def run(config: PullConfig) -> dict[str, Any]:
     if not about.is_file():
         shutil.rmtree(partial)
         raise UserError(f"{address}: holds no {ABOUT}, so `repcon push` did not put it there; check the path")
-    try:
-        kind, fingerprint = read_about(about, address)
-        require_place(kind, address)
-        folder = download(address, commit, partial, (ABOUT, *FILES[kind]))
-        _require_sound(address, kind, folder, fingerprint)
-    except _UnsoundError as error:
+    kind, fingerprint = read_about(about, address)
+    require_place(kind, address)
+    folder = download(address, commit, partial, (ABOUT, *FILES[kind]))
+    if fault := _find_fault(kind, folder, fingerprint):
         shutil.rmtree(partial)
-        raise UserError(f"{address}: {error}; nothing was kept") from error
+        raise UserError(f"{address}: {fault}; nothing was kept")
     shutil.rmtree(partial / ".cache", ignore_errors=True)
     os.rename(folder, out)
     for old in out.parent.glob(f".{glob.escape(out.name)}.*{PARTIAL}"):  # of other commits too
@@ -44,17 +42,12 @@ def run(config: PullConfig) -> dict[str, Any]:
     return {"out": str(out), "kind": kind, "commit": commit, "fingerprint": fingerprint}
 
 
-class _UnsoundError(Exception):
-    """What was downloaded is not what was pushed."""
-
-
-def _require_sound(address: Address, kind: Kind, folder: Path, fingerprint: str) -> None:
-    """A store's structure, checksums and labels; all of a model's weights; and the fingerprint of either."""
+def _find_fault(kind: Kind, folder: Path, fingerprint: str) -> str:
+    """In a store's structure, checksums and labels, a model's weights, or the fingerprint; empty where all is sound."""
     try:
         if kind == "store":
             verify.run(VerifyConfig(store=str(folder), sample=0))
         found = fingerprint_of(kind, folder)
     except UserError as error:
-        raise _UnsoundError(str(error)) from error
-    if found != fingerprint:
-        raise _UnsoundError(f"its fingerprint is {found[:16]}, not {fingerprint[:16]} as it was pushed")
+        return str(error)
+    return "" if found == fingerprint else f"its fingerprint is {found[:16]}, not {fingerprint[:16]} as it was pushed"

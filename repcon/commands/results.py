@@ -34,8 +34,6 @@ class PackResult(TypedDict):
 
 
 class TeachResult(TypedDict):
-    """Of `repcon.teach`."""
-
     classes: int
     class_names: list[str]
     best_epoch: int
@@ -76,8 +74,6 @@ class PrecomputeResult(TypedDict):
 
 
 class TrainResult(TypedDict):
-    """Of `repcon.train`."""
-
     student: str
     """The folder of the student, which timm opens too."""
     loss: dict[str, float]
@@ -133,8 +129,6 @@ class EvaluateResult(TypedDict):
 
 
 class ReportResult(TypedDict):
-    """Of `repcon.report`."""
-
     html: str
     markdown: str
     sources: int
@@ -144,8 +138,6 @@ class ReportResult(TypedDict):
 
 
 class ExportResult(TypedDict):
-    """Of `repcon.export`."""
-
     file: str
     bytes: int
     difference: float
@@ -155,8 +147,6 @@ class ExportResult(TypedDict):
 
 
 class PushResult(TypedDict):
-    """Of `repcon.push`."""
-
     address: str
     commit: str
     kind: str
@@ -164,8 +154,6 @@ class PushResult(TypedDict):
 
 
 class PullResult(TypedDict):
-    """Of `repcon.pull`."""
-
     out: str
     kind: str
     commit: str
@@ -173,8 +161,6 @@ class PullResult(TypedDict):
 
 
 class ConsolidateResult(TypedDict):
-    """Of `repcon.consolidate`."""
-
     sentence: str
     """What was made, of what."""
     student: str

@@ -14,6 +14,7 @@ from repcon.config import TrainConfig
 from repcon.distill.auto_settings import resolve_auto_settings
 from repcon.distill.checkpoint import CheckpointManager, settings_identity
 from repcon.distill.distributed import DistributedContext, GracefulShutdown, init_distributed
+from repcon.distill.epoch_table import warn_about_worse_heads
 from repcon.distill.initialization import check_init_settings
 from repcon.distill.loader import DistillLoader
 from repcon.distill.metrics import TrainingLog, trim_metrics
@@ -66,7 +67,9 @@ def run(settings: TrainConfig) -> dict[str, Any]:
             folder = _run_folder(settings, state, distributed)
             images = sum(len(loader.train_rows) * len(group.crops) for group in loader.epoch_groups)
             heads = tuple(head.name for head in settings.heads)
-            with _trackers(settings, state, distributed) as trackers:
+            kinds = settings.trackers if distributed.is_main else ()
+            step = 0 if state is None else state["step"]
+            with Trackers(kinds, settings.out, dataclasses.asdict(settings), step) as trackers:
                 log = TrainingLog(folder, distributed, trackers, steps=loader.steps, images=images, heads=heads)
                 trainer = Trainer(settings, store, loader, distributed, resumed=state is not None)
                 if distributed.is_main:
@@ -74,7 +77,7 @@ def run(settings: TrainConfig) -> dict[str, Any]:
                     check_student_writable(student, _folder(settings), preprocessing=trainer.preprocessing, card=card)
                 with log:
                     TrainingLoop(trainer=trainer, checkpoints=checkpoints, log=log, shutdown=shutdown).run(state)
-                return _finish(settings, pack, store, trainer, log)
+                return _finish(settings, pack, store, trainer, log, folder)
         finally:
             loader.close()
 
@@ -142,25 +145,19 @@ def _run_folder(settings: TrainConfig, state: dict[str, Any] | None, distributed
     return RunDir(settings.out, "train", config.dump(settings), overwrite=state is None, exclusive=True, trim=trim)
 
 
-def _trackers(settings: TrainConfig, state: dict[str, Any] | None, distributed: DistributedContext) -> Trackers:
-    """The leader's trackers, which go on with their runs of before where there is a checkpoint."""
-    if not distributed.is_main:
-        return Trackers()
-    step = 0 if state is None else state["step"]
-    return Trackers(settings.trackers, settings.out, dataclasses.asdict(settings), step)
-
-
 def _finish(
-    settings: TrainConfig, pack: ImagePack, store: LabelStore, trainer: Trainer, log: TrainingLog
+    settings: TrainConfig, pack: ImagePack, store: LabelStore, trainer: Trainer, log: TrainingLog, output: RunDir | None
 ) -> dict[str, Any]:
     """Writes the student with its card, and the results."""
-    results: dict[str, Any] = {**log.results(), "heads_worse_than_at_the_start": log.warn_about_worse_heads()}
-    folder = _folder(settings)
-    if trainer.distributed.is_main:
+    results = log.results()
+    worse = warn_about_worse_heads(results["validation_start"], results["validation"])
+    results["heads_worse_than_at_the_start"] = worse
+    if output is not None:
         card = _card(settings, pack, store, trainer) | {"metrics": results["validation"].get("heads", {})}
-        save_student(trainer.averaged_student, folder, preprocessing=trainer.preprocessing, card=card)
+        save_student(trainer.averaged_student, _folder(settings), preprocessing=trainer.preprocessing, card=card)
         made_of = {"store_fingerprint": store.fingerprint, "pack_fingerprint": pack.fingerprint}
-        results = log.finish(results | made_of | {"student": str(folder), "init": trainer.initialization})
+        made = {"student": str(_folder(settings)), "init": trainer.initialization}
+        results = output.finish(results | made_of | made)
     trainer.distributed.barrier()
     return results
 

@@ -6,7 +6,7 @@ from repcon.config.evaluation import DatasetConfig, EvaluateConfig, ReportConfig
 from repcon.config.labels import InspectConfig, PrecomputeConfig, TeacherConfig, VerifyConfig
 from repcon.config.pipeline import ConsolidateConfig, DemoConfig
 from repcon.config.sharing import ExportConfig, PullConfig, PushConfig
-from repcon.config.toml import dump, parse, read_toml
+from repcon.config.toml import dump, parse, read_toml, to_plain
 from repcon.config.training import HeadConfig, OptimConfig, TeachConfig, TrainConfig, check_optim_config
 from repcon.config.types import (
     Codec,
@@ -57,4 +57,5 @@ __all__ = [
     "parse_named_values",
     "read_toml",
     "split_name",
+    "to_plain",
 ]

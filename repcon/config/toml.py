@@ -4,6 +4,7 @@ cattrs and tomli_w are imported where they are used: `repcon --help` and a comma
 """
 
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from functools import cache
@@ -71,7 +72,12 @@ def dump(config: Any) -> str:
     """The settings as TOML, from which `parse` gives equal settings."""
     import tomli_w
 
-    return tomli_w.dumps(_converter().unstructure(config))
+    return tomli_w.dumps(to_plain(config))
+
+
+def to_plain(value: Any) -> Any:
+    """As a recipe has it: settings as tables, paths as text, at any depth."""
+    return _converter().unstructure(value)
 
 
 def _fill_defaults(values: Mapping[str, Any], kind: type) -> dict[str, Any]:
@@ -80,7 +86,7 @@ def _fill_defaults(values: Mapping[str, Any], kind: type) -> dict[str, Any]:
     for each in fields(kind):
         given = result.get(each.name)
         if isinstance(given, Mapping) and each.default is not MISSING and is_dataclass(each.default):
-            result[each.name] = _merge(_converter().unstructure(each.default), given)
+            result[each.name] = _merge(to_plain(each.default), given)
     return result
 
 
@@ -99,6 +105,7 @@ def _converter() -> "cattrs.Converter":
     import cattrs
 
     converter = cattrs.Converter(forbid_extra_keys=True)
+    converter.register_unstructure_hook(os.PathLike, os.fspath)
     for scalar in (bool, int, float, str):
         converter.register_structure_hook(scalar, _structure_scalar)
     structure_tuple = converter._structure_tuple  # pyright: ignore[reportPrivateUsage]

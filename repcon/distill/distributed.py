@@ -85,7 +85,10 @@ def init_distributed(device: Device) -> Iterator[DistributedContext]:
         if not os.environ.get(name):
             how = "start several processes with torchrun, or unset it for one"
             raise UserError(f"WORLD_SIZE is set and {name} is not: {how}")
-    rank_device = _rank_device(device)
+    rank_device = choose(device)
+    if rank_device.type == "cuda":
+        rank_device = torch.device("cuda", _environment_int("LOCAL_RANK", 0))
+        torch.cuda.set_device(rank_device)
     if world_size == 1:
         yield DistributedContext(rank=0, world_size=1, device=rank_device, cpu_group=None)
         return
@@ -120,14 +123,6 @@ def _environment_int(name: str, default: int) -> int:
     if value and not value.isdecimal():
         raise UserError(f"{name}: {value!r} is no number of a process; start with torchrun, or unset it")
     return int(value) if value else default
-
-
-def _rank_device(device: Device) -> torch.device:
-    chosen = choose(device)
-    if chosen.type == "cuda":
-        chosen = torch.device("cuda", _environment_int("LOCAL_RANK", 0))
-        torch.cuda.set_device(chosen)
-    return chosen
 
 
 class GracefulShutdown:

@@ -192,12 +192,12 @@ def predict(
     batch_size: int,
     loader: Loader,
 ) -> torch.Tensor:
-    """(n, C) float32 logits on the CPU, of the whole images in the order of `rows`."""
+    """(n, C) float32 outputs on the CPU for the whole images, in the order of `rows`."""
     model.eval()
     device = next(model.parameters()).device
-    logits: list[torch.Tensor] = []
+    outputs: list[torch.Tensor] = []
     for batch in loader.batches(centred_squares(pack, rows, batch_size)):
         inputs = normalise(batch.pixels[preprocessing.size].to(device), preprocessing, torch.float32)
         with torch.no_grad():
-            logits.append(model(inputs).float().cpu())
-    return torch.cat(logits)
+            outputs.append(model(inputs).float().cpu())
+    return torch.cat(outputs)

@@ -41,7 +41,7 @@ def warm_up_heads(
     steps: int,
     preprocessing: Preprocessing,
     autocast: Callable[[], AbstractContextManager[object]],
-) -> tuple[str, ...]:
+) -> list[str]:
     """Fit those of the heads that `Student.init_head` has not set; gives their names. All have the same weight."""
     cold = [
         HeadConfig(name=head.name, temperature=head.temperature)
@@ -49,7 +49,7 @@ def warm_up_heads(
         if head.name not in student.warm_heads
     ]
     if not cold or not steps:
-        return ()
+        return []
     device = next(student.parameters()).device
     student.eval()
 
@@ -62,7 +62,7 @@ def warm_up_heads(
     loss = MultiHeadKLLoss(store.heads, cold, tail=tail, implementation="torch", device=device, announce=False)
     fitted = _fit(sample, loss, {head.name: student.heads[head.name] for head in cold}, student.projection, steps)
     _copy_heads(fitted, student)
-    return tuple(loss.names)
+    return list(loss.names)
 
 
 class _FeatureInput(nn.Module):

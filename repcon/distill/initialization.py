@@ -1,7 +1,7 @@
 """Initialise a student: the backbone's own weights or a mean of several models', heads from teachers' classifiers."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -39,37 +39,34 @@ class Initialization:
     search: SearchResult | None = None
     weights: dict[str, float] = field(default_factory=dict)
     """Factors of the heads' loss weights that balance them; 1 for heads that are not named."""
-    warm: tuple[str, ...] = ()
+    warm_heads: list[str] = field(default_factory=list)
     """Heads that were initialised with a classifier of their teacher, or with heads of earlier students."""
-    warmed_up: tuple[str, ...] = ()
+    warmed_up_heads: list[str] = field(default_factory=list)
     """Heads that were fitted on the initial backbone's features."""
 
     def to_json(self) -> dict[str, Any]:
-        """As plain values."""
-        plain = {"init": self.init, "shares": self.shares, "weights": self.weights, "warm_heads": list(self.warm)}
-        search = {} if self.search is None else {"search": self.search.to_json()}
-        return plain | {"warmed_up_heads": list(self.warmed_up)} | search
+        """As plain values, without a search that was not made."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
 
 
 def check_init_settings(settings: TrainConfig) -> None:
     """Raises UserError for settings of the initialisation that contradict each other."""
-    if settings.init_students:
-        _check_init_students(settings)
+    students_decide = {
+        "init": settings.init != "auto",
+        "init_weights": settings.init_weights,
+        "models": settings.models,
+    }
+    for name, given in students_decide.items():
+        if settings.init_students and given:
+            raise UserError(f"{name}: the start is that of init_students; leave one of the two out")
+    if settings.init_students and not settings.pretrained:
+        raise UserError("init_students: they start from trained weights, and pretrained is false; set one of them")
     if settings.init == "average" and not settings.pretrained:
         raise UserError("init: 'average' starts from the teachers' weights, and pretrained is false; set one of them")
     if settings.init_weights and settings.init == "backbone":
         raise UserError("init_weights: init = 'backbone' averages nothing; leave one of them out")
     if settings.init_weights:
         check_shares(settings.init_weights, [head.name for head in settings.heads] or settings.init_weights)
-
-
-def _check_init_students(settings: TrainConfig) -> None:
-    conflicts = {"init": settings.init != "auto", "init_weights": settings.init_weights, "models": settings.models}
-    for name, given in conflicts.items():
-        if given:
-            raise UserError(f"{name}: the start is that of init_students; leave one of the two out")
-    if not settings.pretrained:
-        raise UserError("init_students: they start from trained weights, and pretrained is false; set one of them")
 
 
 def init_student(
@@ -117,7 +114,7 @@ def _init_on_main(
         earlier_heads = initial_weights.mean_heads(settings.init_students, heads)
     torch.manual_seed(settings.seed)
     student = build(teachers=weights.members, shares=shares, earlier=earlier_heads).to(distributed.device)
-    warm = tuple(name for name in heads if name in student.warm_heads)
+    warm = [name for name in heads if name in student.warm_heads]
     warmed_up = warm_up_heads(
         student, store, settings.heads, loader, tail=settings.tail, steps=settings.head_warmup_steps,
         preprocessing=preprocessing_of(student.backbone, settings.size),
@@ -126,7 +123,9 @@ def _init_on_main(
     if search is not None:
         print_candidates(search)
     balance = balanced_weights(search) if search is not None and settings.balance_heads is True else {}
-    result = Initialization(init=init, shares=shares, search=search, weights=balance, warm=warm, warmed_up=warmed_up)
+    result = Initialization(
+        init=init, shares=shares, search=search, weights=balance, warm_heads=warm, warmed_up_heads=warmed_up
+    )
     _print_summary(result, reason, weights, list(heads), settings)
     return student, result
 
@@ -227,9 +226,9 @@ def _print_summary(
     teachers = {} if result.init == "students" else weights.members
     nonlinear = [name for name, member in teachers.items() if member.classifier is None]
     sources = {
-        "from the students" if result.init == "students" else "from their teachers' classifiers": result.warm,
-        "learnt on the features of the start": result.warmed_up,
-        "random": [name for name in heads if name not in result.warm and name not in result.warmed_up],
+        "from the students" if result.init == "students" else "from their teachers' classifiers": result.warm_heads,
+        "learnt on the features of the start": result.warmed_up_heads,
+        "random": [name for name in heads if name not in (*result.warm_heads, *result.warmed_up_heads)],
     }
     listed = "; ".join(f"{source}: {', '.join(names)}" for source, names in sources.items() if names)
     without = f"; not linear, so no start for a head: {', '.join(nonlinear)}" if nonlinear else ""

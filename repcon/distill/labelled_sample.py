@@ -19,8 +19,6 @@ class LabelledSample:
     """Transformed pixels, n rows in all."""
     labels: dict[str, LabelPair]
     """Per head (n, k) ids and (n, k + T) float16 log-probabilities and log-tails, in the order of the batches."""
-    count: int
-    """n."""
 
 
 def draw_images(loader: DistillLoader, limit: int, *, validation_first: bool = False) -> np.ndarray:
@@ -53,4 +51,4 @@ def load_sample(
     for name, parts in labels.items():
         ids, values = (torch.cat(column).to(device) for column in zip(*parts, strict=True))
         joined[name] = (ids, values)
-    return LabelledSample(batches=batches, labels=joined, count=len(images))
+    return LabelledSample(batches=batches, labels=joined)

@@ -12,7 +12,7 @@ from typing import Any, Self, TypeVar
 import torch
 
 from repcon.distill.distributed import DistributedContext
-from repcon.distill.epoch_table import EpochTable, warn_about_worse_heads
+from repcon.distill.epoch_table import EpochTable
 from repcon.distill.trackers import Trackers
 from repcon.runtime.console import console, progress
 from repcon.runtime.run_dir import RunDir, write_text
@@ -171,10 +171,6 @@ class TrainingLog:
         self._trackers.log(scalars, step)
         self._table.add_row(epoch, figures)
 
-    def warn_about_worse_heads(self) -> list[str]:
-        """Warn of heads that are worse than at the start; gives their names."""
-        return warn_about_worse_heads(self.validation_start, self.validation)
-
     def results(self) -> dict[str, Any]:
         """The final figures so far."""
         data, step = self._total_seconds
@@ -190,10 +186,6 @@ class TrainingLog:
             "seconds": self._seconds(),
             **peak_memory(self._distributed.device),
         }
-
-    def finish(self, results: Mapping[str, Any]) -> dict[str, Any]:
-        """Write results.json."""
-        return self._run.finish(results) if self._run is not None else dict(results)
 
     def _seconds(self) -> float:
         """Of the run so far, without the time between a stop and its resume."""

@@ -15,8 +15,7 @@ from repcon.distill.checkpoint import flatten
 from repcon.runtime.console import print_plain, warn
 from repcon.runtime.errors import UserError, first_line
 from repcon.runtime.extras import require_extra
-from repcon.runtime.run_dir import write_json
-from repcon.runtime.untrusted import UnreadableError, parse_json, read_text
+from repcon.runtime.run_dir import read_object, write_json
 
 DEFAULT_PROJECT = "repcon"
 """The project if the tracker's environment variable names none."""
@@ -149,7 +148,7 @@ class Trackers:
         if not kinds:
             return
         folder = Path(folder)
-        ids = _read_ids(folder) if step else {}
+        ids = read_object(folder / IDS_FILE) if step else {}
         ids.setdefault("name", f"{folder.resolve().name}-{uuid.uuid4().hex[:8]}")
         for kind in dict.fromkeys(kinds):
             run = TrackedRun(
@@ -189,11 +188,3 @@ class Trackers:
             self.finish(completed=False)
             hint = "see that it works alone (its login, its server), or leave it out of trackers"
             raise UserError(f"trackers: {kind} could not be started ({first_line(error)[:200]}); {hint}") from error
-
-
-def _read_ids(folder: Path) -> dict[str, str]:
-    try:
-        ids = parse_json(read_text(folder / IDS_FILE))
-    except UnreadableError:
-        return {}
-    return {str(key): str(value) for key, value in ids.items()} if isinstance(ids, dict) else {}

@@ -5,20 +5,19 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from repcon.config import ClassSubset, HeadConfig, Tail, TrainConfig
 from repcon.decode.factory import open_loader
 from repcon.distill.distributed import DistributedContext
+from repcon.distill.finetune import predict
 from repcon.distill.loader import Batch, DistillLoader
 from repcon.distill.loss import MultiHeadKLLoss
-from repcon.evaluation.features import centred_squares
 from repcon.evaluation.probes import knn, split_classes
 from repcon.images.pack import select_classes
 from repcon.images.packing import open_or_pack
 from repcon.labels.store import LabelStore
-from repcon.models.preprocessing import Preprocessing, normalise
+from repcon.models.preprocessing import Preprocessing
 from repcon.models.student import Student
 
 K = 20
@@ -108,18 +107,15 @@ class KnnAccuracy:
         self._preprocessing, self._device = preprocessing, distributed.device
         self._settings = settings
 
-    @torch.no_grad()
     def measure(self, student: Student) -> float:
         """Fraction of the test half that its K nearest neighbours in the other half classify correctly."""
-        settings, size = self._settings, self._preprocessing.size
-        loader = open_loader(
-            settings.loader, self._pack, (size,), num_workers=settings.num_workers, device=self._device.type
-        )
-        parts = []
-        with closing(loader):
-            for batch in loader.batches(centred_squares(self._pack, self._rows, settings.batch_size)):
-                pixels = normalise(batch.pixels[size].to(self._device), self._preprocessing, torch.float32)
-                parts.append(student.features(pixels).float().cpu().numpy())
-        features = np.concatenate(parts)
+        settings, inputs = self._settings, self._preprocessing
+        with closing(
+            open_loader(
+                settings.loader, self._pack, (inputs.size,), num_workers=settings.num_workers, device=self._device.type
+            )
+        ) as loader:
+            found = predict(student.backbone, self._pack, self._rows, inputs, settings.batch_size, loader)
+        features = found.numpy()
         predicted = knn(features[self._train], self._labels[self._train], features[self._test], (K,))
         return float((predicted[K] == self._labels[self._test]).mean())

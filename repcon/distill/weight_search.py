@@ -10,17 +10,18 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from copy import deepcopy
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 
 import torch
 from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
+from torch import nn
 
 from repcon.distill.labelled_sample import LabelledSample
 from repcon.distill.loss import MultiHeadKLLoss
 from repcon.models.merge import SplitModel, average
-from repcon.models.preprocessing import normalise
+from repcon.models.preprocessing import Preprocessing, normalise
 from repcon.runtime.console import console
 
 CROPS = 512
@@ -53,17 +54,9 @@ class SearchResult:
     """The chosen shares, and all candidates in the order of their scores."""
 
     shares: Shares
-    candidates: tuple[Candidate, ...]
+    candidates: list[Candidate]
     crops: int
     seconds: float
-
-    def to_json(self) -> dict[str, object]:
-        """For results and checkpoints."""
-        return {
-            "candidates": [asdict(candidate) for candidate in self.candidates],
-            "crops": self.crops,
-            "seconds": self.seconds,
-        }
 
 
 def largest_kl(single_models: Sequence[Candidate]) -> dict[str, float]:
@@ -96,8 +89,15 @@ def search_shares(
     the loss's device.
     """
     started = time.monotonic()
-    names = list(members)
-    measure = _KlMeasurement(members, loss, sample, autocast)
+    names, first = list(members), next(iter(members.values()))
+    classifiers = [member.classifier for name in loss.names if (member := members[name]).classifier is not None]
+    backbone, *classifiers = (deepcopy(module).to(loss.device) for module in (first.backbone, *classifiers))
+
+    def measure(shares: Shares) -> Candidate:
+        backbone.load_state_dict(average(members, shares))
+        kl = _measure_kl(backbone, first.preprocessing, classifiers, loss, sample, autocast)
+        return Candidate(shares=shares, kl=kl)
+
     single_models = {_key(shares): measure(shares) for shares in _single_models(names)}
 
     def scored(shares: Shares) -> Candidate:
@@ -105,9 +105,11 @@ def search_shares(
         return replace(candidate, score=balanced_score(candidate, list(single_models.values())))
 
     candidates = _grid_search(names, scored) if len(names) == 2 else _greedy_search(names, scored)
-    ordered = tuple(sorted(candidates, key=lambda candidate: candidate.score))
+    ordered = sorted(candidates, key=lambda candidate: candidate.score)
     seconds = time.monotonic() - started
-    return SearchResult(shares=ordered[0].shares, candidates=ordered, crops=sample.count, seconds=seconds)
+    return SearchResult(
+        shares=ordered[0].shares, candidates=ordered, crops=sum(map(len, sample.batches)), seconds=seconds
+    )
 
 
 def _single_models(names: Sequence[str]) -> list[Shares]:
@@ -159,41 +161,27 @@ def _moves(shares: Shares, size: float) -> Iterator[Shares]:
                 yield shares | {source: share - moved, target: shares[target] + moved}
 
 
-class _KlMeasurement:
-    """Measures the KL of a weighted mean."""
-
-    def __init__(
-        self,
-        members: Mapping[str, SplitModel],
-        loss: MultiHeadKLLoss,
-        sample: LabelledSample,
-        autocast: Callable[[], AbstractContextManager[object]],
-    ) -> None:
-        self._members, self._loss, self._sample, self._autocast = members, loss, sample, autocast
-        first = next(iter(members.values()))
-        self._preprocessing = first.preprocessing
-        device = sample.batches[0].device
-        classifiers = [member.classifier for name in loss.names if (member := members[name]).classifier is not None]
-        self._backbone, *self._classifiers = (
-            deepcopy(module).to(device).requires_grad_(False) for module in (first.backbone, *classifiers)
-        )
-
-    @torch.no_grad()
-    def __call__(self, shares: Shares) -> Candidate:
-        """The candidate with its mean KL per head over the sample, in nat; without a score."""
-        self._backbone.load_state_dict(average(self._members, shares))
-        totals, start = torch.zeros(len(self._loss.names)), 0
-        for pixels in self._sample.batches:
-            images = normalise(pixels, self._preprocessing, torch.float32)
-            with self._autocast():
-                features = self._backbone(images)
-                logits = torch.cat([classifier(features) for classifier in self._classifiers], dim=1).float()
-            rows = torch.arange(start, start + len(pixels), device=pixels.device)
-            totals += self._loss(logits, self._sample.labels, rows).cpu() * len(pixels)
-            start += len(pixels)
-        heads = zip(self._loss.names, self._loss.specs, totals.tolist(), strict=True)
-        kl = {name: total / self._sample.count / head.temperature**2 for name, head, total in heads}
-        return Candidate(shares=shares, kl=kl)
+@torch.no_grad()
+def _measure_kl(
+    backbone: nn.Module,
+    preprocessing: Preprocessing,
+    classifiers: Sequence[nn.Module],
+    loss: MultiHeadKLLoss,
+    sample: LabelledSample,
+    autocast: Callable[[], AbstractContextManager[object]],
+) -> dict[str, float]:
+    """The mean KL per head over the sample, in nat."""
+    totals, start = torch.zeros(len(loss.names)), 0
+    for pixels in sample.batches:
+        images = normalise(pixels, preprocessing, torch.float32)
+        with autocast():
+            features = backbone(images)
+            logits = torch.cat([classifier(features) for classifier in classifiers], dim=1).float()
+        rows = torch.arange(start, start + len(pixels), device=pixels.device)
+        totals += loss(logits, sample.labels, rows).cpu() * len(pixels)
+        start += len(pixels)
+    heads = zip(loss.names, loss.specs, totals.tolist(), strict=True)
+    return {name: total / start / head.temperature**2 for name, head, total in heads}
 
 
 def print_candidates(result: SearchResult) -> None:

@@ -51,17 +51,13 @@ def sheet(pack_url: str, store_url: str) -> list[SheetImage]:
     usable = np.setdiff1d(np.arange(store.images), store.completion.missing_rows())
     places = np.linspace(0, len(usable) - 1, IMAGES + 2)[1:-1].astype(int) if len(usable) else []
     numbers = sorted({0, store.crops - 1})
-    return [
-        _sheet_image(pack, row, [_crop(pack, store, number, row) for number in numbers])
-        for row in dict.fromkeys(usable[places].tolist())
-    ]
+    return [_sheet_image(pack, store, row, numbers) for row in dict.fromkeys(usable[places].tolist())]
 
 
-def _crop(pack: ImagePack, store: LabelStore, number: int, row: int) -> Crop:
+def _crop(image: np.ndarray, store: LabelStore, number: int, row: int) -> Crop:
     crop_labels = store.reader.read_rows(number, range(row, row + 1))
     box = tuple(int(value) for value in crop_labels.boxes[0])
     flipped = bool(crop_labels.flips[0])
-    image = reference.decode(pack.read(row))
     pixels = reference.crop(image, box, SIDE, flipped).permute(1, 2, 0).numpy()
     height, width = image.shape[:2]
     x, y, w, h = box
@@ -85,7 +81,7 @@ def _top_classes(head: HeadInfo, ids: np.ndarray, logp: np.ndarray) -> list[tupl
     return list(zip(names, np.exp(logp[:count].astype(np.float64)).tolist(), strict=True))
 
 
-def _sheet_image(pack: ImagePack, row: int, crops: list[Crop]) -> SheetImage:
+def _sheet_image(pack: ImagePack, store: LabelStore, row: int, numbers: list[int]) -> SheetImage:
     image = reference.decode(pack.read(row))
     small = Image.fromarray(image)
     small.thumbnail((2 * SIDE, 2 * SIDE))
@@ -94,7 +90,7 @@ def _sheet_image(pack: ImagePack, row: int, crops: list[Crop]) -> SheetImage:
         row=row,
         size=(image.shape[1], image.shape[0]),
         picture=_uri(np.asarray(small)),
-        crops=tuple(crops),
+        crops=tuple(_crop(image, store, number, row) for number in numbers),
     )
 
 

@@ -4,8 +4,7 @@ Runs and environments have the names that repcon's own commands give them (`run_
 and other JSON files, which are flat, follow a convention (`record_figures`). A name is words joined by `_`; `bytes`,
 `seconds`, `share`, `accuracy`, `kl` and `loss` among them give the unit, and so does a last word `us`, `ms`, `mb`,
 `gb`, `points` or `nat`. Ratios (`this_over_that`) and growths have no unit. The bounds of NAME are NAME_low and
-NAME_high (95 % interval) or NAME_20 and NAME_80 (quantiles of NAME_repeats measurements); older records write NAME_q20
-and NAME_q80, or STEM_spread_UNIT for both bounds of STEM_UNIT.
+NAME_high (95 % interval) or NAME_20 and NAME_80 (quantiles of NAME_repeats measurements).
 """
 
 from collections.abc import Mapping
@@ -55,7 +54,7 @@ def plain_label(name: str) -> str:
     return name.replace("_", " ") if name == name.lower() else name
 
 
-_BOUNDS = (("_low", "_high"), ("_q20", "_q80"), ("_20", "_80"))
+_BOUNDS = (("_low", "_high"), ("_20", "_80"))
 _LAST_WORDS = {
     "us": Unit.MICROSECONDS, "ms": Unit.MILLISECONDS, "mb": Unit.MEGABYTES, "gb": Unit.GIGABYTES,
     "points": Unit.POINTS, "nat": Unit.NAT,
@@ -74,8 +73,7 @@ def record_figures(values: Mapping[str, Any]) -> dict[str, Figure]:
 
 def record_figure(name: str, value: Any) -> Figure:
     """One figure of a record."""
-    unit = unit_of(name)
-    return Figure(name=name, label=label_of(name), value=value, unit=unit)
+    return Figure(name=name, label=label_of(name), value=value, unit=unit_of(name))
 
 
 def unit_of(name: str) -> Unit:
@@ -110,11 +108,6 @@ def _with_intervals(values: Mapping[str, Any]) -> dict[str, Any]:
     """Each figure that has bounds as one interval; the bounds are left out."""
     found, taken = dict(values), set[str]()
     for name, value in values.items():
-        stem, _, unit = name.rpartition("_")
-        spread = values.get(f"{stem}_spread_{unit}")
-        if isinstance(spread, list | tuple) and (interval := interval_of([value, *spread])):
-            found[name] = interval
-            taken.add(f"{stem}_spread_{unit}")
         for low, high in _BOUNDS:
             if interval := interval_of([value, values.get(name + low), values.get(name + high)]):
                 repeats = values.get(f"{name}_repeats")

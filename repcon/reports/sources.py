@@ -2,7 +2,6 @@
 
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from repcon.runtime.console import warn
 from repcon.runtime.errors import UserError
 from repcon.runtime.run_dir import MARKER, RESULTS
 from repcon.runtime.text import printable
-from repcon.runtime.untrusted import UnreadableError, parse_json, parse_toml, read_text, showable
+from repcon.runtime.untrusted import MAX_BYTES, UnreadableError, parse_json, parse_toml, read_text, showable
 
 ENVIRONMENT = "env.json"
 METRICS = "metrics.jsonl"
@@ -124,11 +123,11 @@ def _run(path: Path) -> Source:
     notes = [] if ended else ["no results yet: the run is going on, or was stopped"]
     if unread:
         notes.append(f"{unread} of {len(events) + unread} lines of {METRICS} could not be read: left out")
-    config = _parsed(path / "config.toml", parse_toml) if _is_own_file(path / "config.toml") else {}
+    config = _read(path / "config.toml", parse_toml) if _is_own_file(path / "config.toml") else {}
     return Source(
         path=path,
         name=printable(path.name),
-        kind=printable(_text(path / MARKER, 2**16).strip())[:40],
+        kind=printable(_read(path / MARKER, str.strip, 2**16))[:40],
         config=_showable(path / "config.toml", config),
         environment=_json(path / ENVIRONMENT) if _is_own_file(path / ENVIRONMENT) else {},
         events=events,
@@ -154,20 +153,17 @@ def _benchmark(path: Path, figures: Mapping[str, Any]) -> Source:
 
 
 def _json(path: Path) -> dict[str, Any]:
-    value = _parsed(path, parse_json)
+    value = _read(path, parse_json)
     if not isinstance(value, dict):
         raise UserError(f"{path}: expected one JSON object of figures")
     return _showable(path, value)
 
 
-def _text(path: Path, *most: int) -> str:
-    with _explained(path):
-        return read_text(path, *most)
-
-
-def _parsed(path: Path, parse: Callable[[str], Any]) -> Any:
-    with _explained(path):
-        return parse(read_text(path))
+def _read(path: Path, parse: Callable[[str], Any], max_bytes: int = MAX_BYTES) -> Any:
+    try:
+        return parse(read_text(path, max_bytes))
+    except UnreadableError as error:
+        raise UserError(f"{path}: cannot be read ({error})") from error
 
 
 def _showable(path: Path, value: Any) -> Any:
@@ -177,20 +173,11 @@ def _showable(path: Path, value: Any) -> Any:
         raise UserError(f"{path}: cannot be reported ({error})") from error
 
 
-@contextmanager
-def _explained(path: Path) -> Iterator[None]:
-    """Raises UserError naming the file in place of UnreadableError."""
-    try:
-        yield
-    except UnreadableError as error:
-        raise UserError(f"{path}: cannot be read ({error})") from error
-
-
 def _events(path: Path) -> tuple[list[dict[str, Any]], int]:
     """The lines that can be read, and how many cannot: a run that was killed may leave the last one torn."""
     events: list[dict[str, Any]] = []
-    lines = _text(path, MOST_METRICS_BYTES).rstrip("\n").split("\n") if _is_own_file(path) else []
-    lines = lines if lines != [""] else []
+    text = _read(path, str, MOST_METRICS_BYTES).rstrip("\n") if _is_own_file(path) else ""
+    lines = text.split("\n") if text else []
     for line in lines:
         try:
             value = showable(parse_json(line)) if len(line) <= MOST_LINE else None

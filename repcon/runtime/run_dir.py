@@ -31,8 +31,13 @@ def write_text(path: Path, text: str) -> None:
 
 def read_results(folder: str | Path) -> dict[str, Any]:
     """The results of the run that ended in this folder; {} where none has, or its file is damaged."""
+    return read_object(Path(folder, RESULTS))
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """The JSON object in a file of this process's or an earlier one; {} where there is none, or it is damaged."""
     try:
-        held = parse_json(read_text(Path(folder, RESULTS)))
+        held = parse_json(read_text(path))
     except UnreadableError:
         return {}
     return held if isinstance(held, dict) else {}

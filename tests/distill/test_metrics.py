@@ -8,7 +8,7 @@ import torch
 
 from repcon.distill import metrics as logs
 from repcon.distill.distributed import init_distributed
-from repcon.distill.epoch_table import EpochTable
+from repcon.distill.epoch_table import EpochTable, warn_about_worse_heads
 from repcon.distill.metrics import StepTimer, TrainingLog
 from repcon.runtime.console import console
 
@@ -52,10 +52,8 @@ def test_heads_that_end_worse_than_they_began_are_named(tmp_path: Path) -> None:
         first.log_validation(0, 0, figures(0.3, 0.5))
         second.resume(1, 8, first.state_dict())
         second.log_validation(1, 1, figures(0.5, 0.505))
-        assert (
-            second.warn_about_worse_heads() == ["birds"]
-            and second.results()["validation_start"]["heads"]["birds"]["kl"] == 0.3
-        )
+        start, end = second.results()["validation_start"], second.results()["validation"]
+        assert warn_about_worse_heads(start, end) == ["birds"] and start["heads"]["birds"]["kl"] == 0.3
     assert "warning: head birds ends worse than it began: KL 0.500 nat, 0.300 at the start" in capture.get()
 
 

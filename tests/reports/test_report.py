@@ -44,7 +44,7 @@ def world(picture_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
         write_train(root / name, str(root / "pack"), str(root / "labels.zarr"), ["generalist", EVIL], seed=seed)
     write_evaluate(root / "transfer", ["generalist", "teacher", f"student {EVIL}"])
     write_teach(root / "teacher")
-    ratios = {"slab_over_memmap_zstd": 0.74, "slab_over_memmap_zstd_q20": 0.7, "slab_over_memmap_zstd_q80": 0.79}
+    ratios = {"slab_over_memmap_zstd": 0.74, "slab_over_memmap_zstd_20": 0.7, "slab_over_memmap_zstd_80": 0.79}
     write_record(
         root / "records" / "2026-01-01-store", **ratios, npz_batch_over_gather=0.004, bytes_per_crop_zstd=116.0
     )
@@ -157,7 +157,7 @@ def test_several_runs_are_marked_only_beyond_the_noise() -> None:
 
 
 def test_figures_are_joined_with_their_intervals_and_flattened() -> None:
-    figures = {"a": {"b": 1, "c": {"mean": 2.0, "low": 1.0, "high": 3.0}}, "t": 4.0, "t_q20": 3.0, "t_q80": 5.0}
+    figures = {"a": {"b": 1, "c": {"mean": 2.0, "low": 1.0, "high": 3.0}}, "t": 4.0, "t_20": 3.0, "t_80": 5.0}
     assert {name: figure.value for name, figure in record_figures(figures).items()} == {
         "a / b": 1, "a / c": Interval(mean=2.0, low=1.0, high=3.0), "t": Interval(mean=4.0, low=3.0, high=5.0),
     }  # fmt: skip

@@ -1,19 +1,18 @@
 """The report's sections on labels: what a store holds, what its truncation costs, and a sheet of crops."""
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from repcon.labels.statistics import figures
 from repcon.labels.store import LabelStore
 from repcon.reports import crop_sheet
 from repcon.reports.figure_names import run_figures
-from repcon.reports.figures import is_number
 from repcon.reports.plot_style import SeriesStyles
 from repcon.reports.sections.store import store_sections
-from repcon.reports.sections.training import over_time
+from repcon.reports.sections.training import over_time, percent
 from repcon.reports.sources import Source
 from repcon.reports.tables import Section, side_by_side
 from repcon.runtime.errors import UserError
@@ -58,14 +57,7 @@ def _local_path(source: Source, key: str) -> str:
     if not value or "://" in value:
         return ""
     above = (folder / value for folder in source.path.resolve().parents)
-    return next((str(path) for path in (*above, Path(value)) if _exists(path)), "")
-
-
-def _exists(path: Path) -> bool:
-    try:
-        return path.exists()
-    except (OSError, ValueError):  # a name that no file can have
-        return False
+    return next((str(path) for path in (*above, Path(value)) if os.path.exists(path)), "")
 
 
 def _missing_inputs(source: Source) -> Iterator[str]:
@@ -128,18 +120,13 @@ def _precompute(runs: Mapping[str, Source], styles: SeriesStyles) -> Section:
         lines,
         [
             ("crops", "Throughput of precompute", "crops per second", lambda line: line.get("crops_per_second")),
-            ("teachers-waited", "Teachers waiting", "% of the time", _waited),
+            ("teachers-waited", "Teachers waiting", "% of the time", lambda line: percent(line.get("waited_share"))),
         ],
         styles,
     )
     ended = {name: run_figures(source.figures) for name, source in runs.items() if source.figures}
     tables = (side_by_side("", ended),) if ended else ()
     return Section(title="Precomputing the labels", plots=tuple(drawn), tables=tables)
-
-
-def _waited(line: Mapping[str, Any]) -> float | None:
-    share = line.get("waited_share")
-    return 100 * share if is_number(share) else None
 
 
 def _is_unchanged(location: StoreLocation) -> bool:

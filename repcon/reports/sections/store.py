@@ -83,17 +83,23 @@ def _truncation(found: Mapping[str, Any], heads: Mapping[str, Any], styles: Seri
         plots.lines(f"{prefix}-kl", "KL lost by a smaller k", lost, "k", "nat", styles=styles, points=True, log=True),
         plots.lines(f"{prefix}-mass", "Mass in the top k", mass, "k", "probability", styles=styles, points=True),
     )
-    rows = [
-        [name, values + (" (here)" if values == found["values"] else ""), f"{held['bytes_per_crop']:.1f}",
-         *(format_loss(held[key]) for key in ("kl", "kl_worst")), f"{100 * held['saturated']:.1f} %"]
-        for name, head in heads.items() for values, held in head["encodings"].items()
-    ]  # fmt: skip
     columns = ("teacher", "values", "bytes per crop", "mean KL (nat)", "worst KL (nat)", "saturated")
     lead = (
         "KL in nat at temperature 1 between stored rows and the same rows cut to a smaller k, the rest spread evenly; "
         f"crops looked at: {found['sampled_crops']:,}."
     )
-    return Section(title="Truncation", lead=lead, plots=drawn, tables=(table("Encodings", columns, rows),))
+    return Section(
+        title="Truncation", lead=lead, plots=drawn, tables=(table("Encodings", columns, encoding_rows(found)),)
+    )
+
+
+def encoding_rows(found: Mapping[str, Any]) -> list[list[str]]:
+    """Teacher, encoding of the values, bytes per crop, mean and worst KL in nat, saturated share."""
+    return [
+        [name, values + (" (here)" if values == found["values"] else ""), f"{held['bytes_per_crop']:.1f}",
+         *(format_loss(held[key]) for key in ("kl", "kl_worst")), f"{100 * held['saturated']:.1f} %"]
+        for name, head in found["heads"].items() for values, held in head.get("encodings", {}).items()
+    ]  # fmt: skip
 
 
 def _classes(found: Mapping[str, Any], heads: Mapping[str, Any], prefix: str) -> Section:

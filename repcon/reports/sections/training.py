@@ -118,10 +118,12 @@ def _validation(runs: Mapping[str, Source], styles: SeriesStyles) -> list[plots.
     for number, (name, source) in enumerate(list(runs.items())[:MOST_PLOTS]):
         validations = source.events_of("validation")
         heads = dict.fromkeys(head for line in validations for head in as_mapping(line.get("heads")))
-        agreement = {
-            head: _points([(line.get("epoch"), _agreed(line, head)) for line in validations]) for head in heads
-        }
-        neighbours[name] = _points([(line.get("epoch"), _percent(line.get("knn"))) for line in validations])
+        agreement: dict[str, plots.Line] = {}
+        for head in heads:
+            shares = [as_mapping(as_mapping(line.get("heads")).get(head)).get("agreement") for line in validations]
+            epochs = [line.get("epoch") for line in validations]
+            agreement[head] = _points(list(zip(epochs, map(percent, shares), strict=True)))
+        neighbours[name] = _points([(line.get("epoch"), percent(line.get("knn"))) for line in validations])
         if any(xs for xs, _ in agreement.values()):
             key, of = (f"agreement{number}", f": {name}") if len(runs) > 1 else ("agreement", "")
             title = f"Agreement with the teachers{of}"
@@ -132,11 +134,8 @@ def _validation(runs: Mapping[str, Source], styles: SeriesStyles) -> list[plots.
     return drawn
 
 
-def _agreed(line: Mapping[str, Any], head: str) -> float | None:
-    return _percent(as_mapping(as_mapping(line.get("heads")).get(head)).get("agreement"))
-
-
-def _percent(share: Any) -> float | None:
+def percent(share: Any) -> float | None:
+    """A fraction in per cent; None for what is no number."""
     return 100 * share if is_number(share) else None
 
 

@@ -129,7 +129,7 @@ def _transfer(source: Source, number: int, styles: SeriesStyles, *, several: boo
 def accuracy_plot(figures: Mapping[str, Any], name: str, styles: SeriesStyles | None = None) -> Plot | None:
     """The accuracies of one data set, a panel per metric; None where there are none."""
     backbones = measured(figures)
-    groups = _by_metric(backbones, _metrics(backbones))
+    groups = _by_metric(backbones)
     if not groups:
         return None
     return plots.intervals(name, "Accuracy", groups, list(backbones), "accuracy (%)", styles=styles)
@@ -141,7 +141,7 @@ def difference_plot(figures: Mapping[str, Any], name: str, styles: SeriesStyles 
     if not any(differences.values()):
         return None
     names = list(dict.fromkeys([*backbones, *differences]))
-    groups = _by_metric(differences, _metrics(differences))
+    groups = _by_metric(differences)
     title = f"Difference to {figures.get('baseline', '')}"
     return plots.intervals(name, title, groups, names, "points", styles=styles, zero=True)
 
@@ -154,11 +154,11 @@ def _metrics(values: Measured) -> list[str]:
     return list(dict.fromkeys(metric for held in values.values() for metric in held))
 
 
-def _by_metric(values: Measured, metrics: Sequence[str]) -> dict[str, dict[str, Interval]]:
+def _by_metric(values: Measured) -> dict[str, dict[str, Interval]]:
     """{metric's title: {backbone: interval}}."""
     return {
         METRICS.get(metric, metric): {name: held[metric] for name, held in values.items() if metric in held}
-        for metric in metrics
+        for metric in _metrics(values)
     }
 
 

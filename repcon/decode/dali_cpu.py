@@ -8,19 +8,17 @@ order and length, and a failure stays in its batch.
 On a GPU: `decode.dali_gpu`.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import partial
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from nvidia.dali import fn, types
 from nvidia.dali.pipeline import Pipeline
 
-from repcon.decode.base import CropBatch, CropRequest, check_boxes, decode_error
-from repcon.decode.buffer_pool import BufferPool
+from repcon.decode.base import decode_error
 from repcon.decode.reference import decode
 from repcon.decode.resize import CropResizer, Scratch, compile_resize
-from repcon.decode.worker_pool import WorkerPool
+from repcon.decode.worker_pool import CpuLoader
 from repcon.images.pack import ImagePack
 from repcon.runtime.errors import UserError
 
@@ -28,37 +26,23 @@ IMAGES_PER_RUN = 16
 """Images that a CPU pipeline decodes at once; bounds the decoded pixels held in memory."""
 
 
-class DaliCpuLoader:
+class DaliCpuLoader(CpuLoader[tuple[Pipeline, Scratch]]):
     """DALI's decoder and the compiled resize."""
 
     kind = "dali"
+    images_per_job = IMAGES_PER_RUN
 
     def __init__(self, pack: ImagePack, sides: Sequence[int], *, num_workers: int = 0) -> None:
-        self._pack, self._sides, self._buffers = pack, tuple(sides), BufferPool()
-        self._workers = WorkerPool(
-            num_workers, lambda: (build_pipeline(IMAGES_PER_RUN, threads=1), Scratch.of(pack.widest, sides))
-        )
+        def make_state() -> tuple[Pipeline, Scratch]:
+            return build_pipeline(IMAGES_PER_RUN, threads=1), Scratch.of(pack.widest, sides)
+
+        super().__init__(pack, sides, make_state, num_workers, "cpu")
         compile_resize(sides)
 
-    def batches(self, requests: Iterable[CropRequest]) -> Iterator[CropBatch]:
-        """See `Loader.batches`."""
-        return self._workers.run(requests, self._start)
-
-    def _start(self, request: CropRequest) -> tuple[CropBatch, list[Callable[[tuple[Pipeline, Scratch]], None]]]:
-        check_boxes(self._pack, request)
-        batch = self._buffers.batch(request, self._sides)
-        resizer = CropResizer(self._pack, request, batch)
-        chunks = self._workers.chunks(len(request.images), IMAGES_PER_RUN)
-        return batch, [partial(self._fill, request.images, resizer, chunk) for chunk in chunks]
-
-    def _fill(self, images: np.ndarray, resizer: CropResizer, chunk: range, state: tuple[Pipeline, Scratch]) -> None:
+    def _fill(self, resizer: CropResizer, places: range, state: tuple[Pipeline, Scratch]) -> None:
         pipeline, scratch = state
-        (decoded,) = run_pipeline(pipeline, self._pack, images[chunk.start : chunk.stop].tolist())
-        resizer.resize(chunk, (np.asarray(decoded[i]) for i in range(len(chunk))), scratch)
-
-    def close(self) -> None:
-        """See `Loader.close`."""
-        self._workers.close()
+        (decoded,) = run_pipeline(pipeline, self._pack, resizer.rows[places.start : places.stop].tolist())
+        resizer.resize(places, (np.asarray(decoded[i]) for i in range(len(places))), scratch)
 
 
 def build_pipeline(batch_size: int, *, threads: int, gpu: int | None = None) -> Pipeline:

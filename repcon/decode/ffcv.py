@@ -8,20 +8,17 @@ hangs after an error in its thread. So the threads of all CPU loaders call the c
 at a time; it releases the GIL and reports which image failed.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import numpy as np
 import torch
 
-from repcon.decode.base import CropBatch, CropRequest, check_boxes, decode_error
-from repcon.decode.buffer_pool import BufferPool
+from repcon.decode.base import decode_error
 from repcon.decode.libraries import require_installed
 from repcon.decode.resize import CropResizer
-from repcon.decode.worker_pool import WorkerPool
+from repcon.decode.worker_pool import CpuLoader
 from repcon.images.format import BETON
 from repcon.images.jpeg import content_hash
 from repcon.images.pack import ImagePack
@@ -34,7 +31,7 @@ def write_beton(pack: ImagePack, path: Path) -> None:
     _ffcv_format().write_beton(pack, path)
 
 
-class FfcvLoader:
+class FfcvLoader(CpuLoader[Any]):
     """FFCV's file, memory map and compiler; the decoder and the resize of `decode.ffcv_format`."""
 
     kind = "ffcv"
@@ -42,31 +39,19 @@ class FfcvLoader:
     def __init__(self, pack: ImagePack, sides: Sequence[int], *, num_workers: int = 0, device: str = "cpu") -> None:
         if "://" in pack.url:
             raise UserError(f"{pack.url}: FFCV reads local files only; copy the pack here or use another loader")
-        self._pack, self._sides, self._buffers = pack, tuple(sides), BufferPool(device)
         self._path = Path(pack.url, BETON)
-        self._reader = _ffcv_format().BetonReader(pack, self._path, self._sides)
-        self._workers = WorkerPool(num_workers, self._reader.make_state)
+        self._reader = _ffcv_format().BetonReader(pack, self._path, tuple(sides))
         self._unchecked = bytearray(b"\1" * len(pack) if pack.check else len(pack))
+        super().__init__(pack, sides, self._reader.make_state, num_workers, device)
 
-    def batches(self, requests: Iterable[CropRequest]) -> Iterator[CropBatch]:
-        """See `Loader.batches`."""
-        return self._workers.run(requests, self._start)
-
-    def _start(self, request: CropRequest) -> tuple[CropBatch, list[Callable[[Any], None]]]:
-        check_boxes(self._pack, request)
-        batch = self._buffers.batch(request, self._sides)
-        arrays = CropResizer(self._pack, request, batch)
-        rows = np.array(request.images, dtype=np.int64)
-        return batch, [partial(self._fill, rows, arrays, chunk) for chunk in self._workers.chunks(len(rows))]
-
-    def _fill(self, all_rows: np.ndarray, arrays: CropResizer, chunk: range, state: Any) -> None:
-        images, c = slice(chunk.start, chunk.stop), arrays.boxes.shape[1]
-        rows = all_rows[images]
+    def _fill(self, resizer: CropResizer, places: range, state: Any) -> None:
+        images, c = slice(places.start, places.stop), resizer.boxes.shape[1]
+        rows = resizer.rows[images]
         for row in rows:
             if self._unchecked[row]:
                 self._check(int(row))
-        outs = tuple(out[chunk.start * c : chunk.stop * c] for out in arrays.outs)
-        failed = self._reader.decode(rows, arrays.boxes[images], arrays.flips[images], outs, state)
+        outs = tuple(out[places.start * c : places.stop * c] for out in resizer.outs)
+        failed = self._reader.decode(rows, resizer.boxes[images], resizer.flips[images], outs, state)
         if failed >= 0:
             raise decode_error(self._pack, int(rows[failed]), state.error())
 
@@ -76,10 +61,6 @@ class FfcvLoader:
             key = self._pack.keys[row]
             raise UserError(f"{self._path}: image {key} has changed; run `repcon pack --ffcv` again to make the file")
         self._unchecked[row] = 0
-
-    def close(self) -> None:
-        """See `Loader.close`."""
-        self._workers.close()
 
 
 def _ffcv_format() -> ModuleType:

@@ -49,7 +49,9 @@ class CropResizer:
     def __init__(self, pack: ImagePack, request: CropRequest, batch: CropBatch) -> None:
         # Made once per batch: torch's views, made anew for every eight images, took 2 % of the decoding time.
         # Boxes and flips are copies, so that a read-only request needs no second compilation.
-        self._pack, self._rows = pack, request.images
+        self._pack = pack
+        self.rows = np.array(request.images, np.int64)
+        """(n,) rows of the pack."""
         self.boxes = np.array(request.boxes, np.uint16, order="C")
         """(n, c, 4)"""
         self.flips = np.array(request.flips, np.uint8, order="C")
@@ -65,7 +67,7 @@ class CropResizer:
         """
         crops = self.boxes.shape[1]
         for i, image in zip(places, images, strict=True):
-            check_image_size(self._pack, int(self._rows[i]), image.shape)
+            check_image_size(self._pack, int(self.rows[i]), image.shape)
             if crops:  # calling compiled code costs the GIL even if there is nothing to do
                 crop_resize(image.reshape(len(image), -1), self.boxes[i], self.flips[i], self.outs, i * crops, *scratch)
 

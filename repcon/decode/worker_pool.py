@@ -1,12 +1,17 @@
-"""A thread pool that fills batches in order, a few of them ahead of the consumer."""
+"""A thread pool that fills batches in order, a few ahead of the consumer, and the loaders that crop with it."""
 
 import queue
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, wait
+from functools import partial
 from typing import Generic, TypeVar
 
-from repcon.decode.base import CropBatch, CropRequest
+from repcon.decode.base import CropBatch, CropRequest, check_boxes
+from repcon.decode.buffer_pool import BufferPool
+from repcon.decode.resize import CropResizer
+from repcon.images.pack import ImagePack
 from repcon.runtime.system import own_cores
 
 State = TypeVar("State")
@@ -29,8 +34,8 @@ class WorkerPool(Generic[State]):
         self._free_states: queue.SimpleQueue[State] = queue.SimpleQueue()
         self._closed = False
 
-    def chunks(self, length: int, largest: int = 8) -> list[range]:
-        """`range(length)` in pieces: small enough to balance the threads, large enough to hide their overhead."""
+    def chunks(self, length: int, largest: int) -> list[range]:
+        """`range(length)` in pieces, small enough to balance the threads, large enough to hide their overhead."""
         step = max(1, min(largest, -(-length // (2 * self.num_workers))))
         return [range(start, min(start + step, length)) for start in range(0, length, step)]
 
@@ -81,3 +86,34 @@ class WorkerPool(Generic[State]):
         self._threads.shutdown(wait=True, cancel_futures=True)
         while not self._free_states.empty():
             self._free_states.get_nowait()
+
+
+class CpuLoader(ABC, Generic[State]):
+    """Divides a batch's images among threads; `make_state` builds what one of them decodes with."""
+
+    images_per_job = 8
+
+    def __init__(
+        self, pack: ImagePack, sides: Sequence[int], make_state: Callable[[], State], num_workers: int, device: str
+    ) -> None:
+        self._pack, self._sides, self._buffers = pack, tuple(sides), BufferPool(device)
+        self._workers = WorkerPool(num_workers, make_state)
+
+    def batches(self, requests: Iterable[CropRequest]) -> Iterator[CropBatch]:
+        """See `Loader.batches`."""
+        return self._workers.run(requests, self._start)
+
+    def _start(self, request: CropRequest) -> tuple[CropBatch, list[Callable[[State], None]]]:
+        check_boxes(self._pack, request)
+        batch = self._buffers.batch(request, self._sides)
+        resizer = CropResizer(self._pack, request, batch)
+        chunks = self._workers.chunks(len(request.images), self.images_per_job)
+        return batch, [partial(self._fill, resizer, places) for places in chunks]
+
+    @abstractmethod
+    def _fill(self, resizer: CropResizer, places: range, state: State) -> None:
+        """Decodes the request's images at `places` and fills their rows of the batch."""
+
+    def close(self) -> None:
+        """See `Loader.close`."""
+        self._workers.close()

@@ -276,7 +276,7 @@ def test_a_file_that_cannot_be_read_stops_the_run_and_marks_nothing(recipe, pack
 
 
 def test_a_loader_that_fails_on_centred_squares_stops_the_run_and_marks_nothing(recipe, monkeypatch):
-    def fails(self, request, resizer, chunk, state):
+    def fails(self, resizer, places, state):
         raise UserError("out of memory in the loader")
 
     with monkeypatch.context() as patch, pytest.raises(UserError, match="out of memory in the loader"):

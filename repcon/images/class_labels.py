@@ -9,7 +9,6 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 from repcon.images.archives import FoundImage, SourceScan
@@ -27,24 +26,19 @@ _WORDNET = re.compile(r"n\d{8}")
 """Names of ImageNet's classes and tars."""
 
 
-@dataclass(frozen=True, slots=True)
-class ClassLabels:
-    """Classes of the images of a scan."""
+def assign_classes(scan: SourceScan) -> tuple[list[int], tuple[str, ...], tuple[str, ...]]:
+    """The class number per image, -1 where it has none; the classes; and warnings about choices and probable mistakes.
 
-    numbers: list[int]
-    """Class number per image, -1 where it has none."""
-    classes: tuple[str, ...]
-    warnings: tuple[str, ...]
-    """One line each: what was chosen, and what is probably a mistake."""
-
-
-def assign_classes(scan: SourceScan) -> ClassLabels:
-    """Assigns a class to each image found; images with an ambiguous label are moved to `scan.left_out`.
-
-    Raises UserError where several members may be the label or the image of a sample, and where two classes have the
-    same name.
+    Images with an ambiguous label are moved to `scan.left_out`. Raises UserError where several members may be the label
+    or the image of a sample, and where two classes have the same name.
     """
-    _refuse_ambiguous(scan.ambiguous)
+    if scan.ambiguous:
+        sample, images = scan.ambiguous[0]
+        several = ", ".join(PurePosixPath(display_name(name)).name for name in images[:3])
+        raise UserError(
+            f"{display_name(sample)}: one label for several images ({several}); pack a tar in which the image to be "
+            f"packed is named as the label is, KEY.jpg with KEY.cls ({len(scan.ambiguous):,} such samples)"
+        )
     warnings = list(scan.warnings)
     field = _label_field(scan.found, warnings)
     if field is None:
@@ -57,17 +51,7 @@ def assign_classes(scan: SourceScan) -> ClassLabels:
         names = _by_members(scan, field, warnings)
     classes, numbers = _classes(names, list(scan.class_order))
     warnings += name_warnings(classes)
-    return ClassLabels([numbers.get(name, -1) if name else -1 for name in names], classes, tuple(warnings))
-
-
-def _refuse_ambiguous(ambiguous: Sequence[tuple[str, list[str]]]) -> None:
-    if ambiguous:
-        sample, images = ambiguous[0]
-        several = ", ".join(PurePosixPath(display_name(name)).name for name in images[:3])
-        raise UserError(
-            f"{display_name(sample)}: one label for several images ({several}); pack a tar in which the image to be "
-            f"packed is named as the label is, KEY.jpg with KEY.cls ({len(ambiguous):,} such samples)"
-        )
+    return [numbers.get(name, -1) if name else -1 for name in names], classes, tuple(warnings)
 
 
 def _label_field(found: Iterable[FoundImage], warnings: list[str]) -> str | None:

@@ -10,20 +10,21 @@ import hashlib
 import io
 import json
 import math
-import re
-import struct
 import zipfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, overload
 
 import numpy as np
 
+from repcon.config import parse
 from repcon.images.jpeg import MAX_PIXELS
-from repcon.runtime.errors import UserError
+from repcon.runtime.errors import UserError, first_line
 from repcon.runtime.memory import memory_total
 
 FORMAT = 1
+_HEAD = {"kind": "repcon pack", "format": FORMAT}
+"""The first fields of a manifest."""
 MANIFEST = "pack.json"
 INDEX = "index.npz"
 LEFT_OUT = "left_out.jsonl"
@@ -45,10 +46,6 @@ COLUMNS: Mapping[str, tuple[str, tuple[int, ...]]] = {
 """Columns per image: dtype and the shape after the first axis. A further column, `key_text`, holds all keys' UTF-8."""
 KEY_TEXT = "key_text"
 _MAX_KEY_BYTES = 1 << 16
-_HEADER = re.compile(
-    rb"\{'descr': '([^']{1,40})', 'fortran_order': (True|False), 'shape': \((-?\d{1,40}(?:, ?-?\d{1,40})*)?,?\), \} *\n"
-)
-"""A column's header as numpy writes it. numpy's own reader evaluates it and raises many kinds of errors."""
 
 Columns = dict[str, np.ndarray]
 
@@ -81,10 +78,8 @@ def load_index(data: bytes, origin: str) -> Columns:
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             columns = {name: _column(archive, name) for name in (*COLUMNS, KEY_TEXT)}
-    except (KeyError, ValueError, zipfile.BadZipFile, RuntimeError, EOFError, OSError) as error:
-        raise damaged(origin, f"{INDEX}: {error}") from error
-    except (struct.error, IndexError, OverflowError, TypeError, AttributeError) as error:  # zipfile's, on odd entries
-        raise damaged(origin, f"{INDEX}: no zip file that can be read ({error})") from error
+    except Exception as error:  # zipfile and numpy raise many kinds on damaged files
+        raise damaged(origin, f"{INDEX}: {first_line(error)}") from error
     count = len(columns["shard"])
     for name, (_, tail) in COLUMNS.items():
         if columns[name].shape != (count, *tail):
@@ -96,20 +91,13 @@ def _column(archive: zipfile.ZipFile, name: str) -> np.ndarray:
     entry = archive.getinfo(f"{name}.npy")
     if entry.compress_type != zipfile.ZIP_STORED:
         raise ValueError(f"column {name} is compressed")
-    data = archive.read(entry)
-    if data[:8] != b"\x93NUMPY\x01\x00":
-        raise ValueError(f"column {name} has an unknown header")
-    start = 10 + int.from_bytes(data[8:10], "little")
-    header = _HEADER.fullmatch(data[10:start])
-    if header is None:
-        raise ValueError(f"column {name} has a header that numpy does not write")
-    descr, fortran = header[1].decode("ascii", "replace"), header[2] == b"True"
-    shape = tuple(int(side) for side in (header[3] or b"").split(b",") if side)
-    dtype = np.dtype("|u1" if name == KEY_TEXT else COLUMNS[name][0])
-    size = math.prod(shape) * dtype.itemsize
-    if descr != dtype.str or fortran or min(shape, default=-1) < 0 or size != len(data) - start:
-        raise ValueError(f"column {name} claims {shape} of {descr}, which is not what it holds")
-    return np.frombuffer(data, dtype, offset=start).reshape(shape)
+    file = io.BytesIO(archive.read(entry))
+    np.lib.format.read_magic(file)
+    shape, fortran, found = np.lib.format.read_array_header_1_0(file)
+    dtype, data = np.dtype("|u1" if name == KEY_TEXT else COLUMNS[name][0]), file.getbuffer()[file.tell() :]
+    if found != dtype or fortran or min(shape, default=-1) < 0 or math.prod(shape) * dtype.itemsize != len(data):
+        raise ValueError(f"column {name} claims {shape} of {found}, which is not what it holds")
+    return np.frombuffer(data, dtype).reshape(shape)
 
 
 def max_index_bytes(manifest: "Manifest") -> int:
@@ -133,31 +121,25 @@ class Manifest:
     """Numbers of re-encoded and left-out images by reason."""
 
     def dump(self) -> str:
-        fields = {name: getattr(self, name) for name in self.__slots__}
-        return json.dumps({"kind": "repcon pack", "format": FORMAT, **fields}, indent=1, ensure_ascii=False) + "\n"
+        return json.dumps(_HEAD | asdict(self), indent=1, ensure_ascii=False) + "\n"
 
 
 def load_manifest(data: bytes, origin: str) -> Manifest:
-    """Raises UserError naming the field that is missing, of another type, or of another format version."""
+    """Raises UserError naming the fields that are missing, unknown or of another type, and for another version."""
     if len(data) > MAX_MANIFEST_BYTES:
         raise damaged(origin, f"{MANIFEST}: more than {MAX_MANIFEST_BYTES} bytes are too many for a manifest")
     try:
         values = json.loads(data)
     except (ValueError, RecursionError) as error:
         raise damaged(origin, f"{MANIFEST}: {error}") from error
-    if not isinstance(values, dict) or values.get("kind") != "repcon pack":
+    if not isinstance(values, dict) or values.get("kind") != _HEAD["kind"]:
         raise UserError(f"{origin}: its {MANIFEST} is not that of a pack; make one with `repcon pack`")
     if values.get("format") != FORMAT:
         raise UserError(f"{origin}: a pack of format {values.get('format')}, this version reads {FORMAT}; pack again")
-    manifest = Manifest(
-        images=_field(values, "images", int, origin),
-        classes=tuple(_field(values, "classes", list, origin, str)),
-        shard_bytes=tuple(_field(values, "shard_bytes", list, origin, int)),
-        index_sha256=_field(values, "index_sha256", str, origin),
-        fingerprint=_field(values, "fingerprint", str, origin),
-        settings=_field(values, "settings", dict, origin),
-        summary=_field(values, "summary", dict, origin),
-    )
+    try:
+        manifest = parse(Manifest, {name: value for name, value in values.items() if name not in _HEAD}, MANIFEST)
+    except UserError as error:
+        raise damaged(origin, str(error)) from error
     _check_classes(manifest.classes, origin)
     return manifest
 
@@ -170,13 +152,6 @@ def _check_classes(classes: tuple[str, ...], origin: str) -> None:
         "".join(classes).encode()
     except UnicodeEncodeError as error:
         raise damaged(origin, f"{MANIFEST}: classes holds a name that is no Unicode text") from error
-
-
-def _field(values: dict[str, Any], name: str, kind: type, origin: str, inner: type = object) -> Any:
-    value = values.get(name)
-    if type(value) is not kind or (isinstance(value, list) and not all(isinstance(entry, inner) for entry in value)):
-        raise damaged(origin, f"{MANIFEST}: {name} is missing or of another type")
-    return value
 
 
 def validate(columns: Columns, manifest: Manifest, origin: str) -> None:

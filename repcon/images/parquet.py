@@ -57,8 +57,9 @@ def add_parquet(path: Path, name: str, scan: SourceScan) -> None:
         scan.left_out.append((name, "a Parquet file without an image column (binary, or a struct of bytes and path)"))
         return
     label = _label_column(path, file.schema_arrow, features, scan.columns.label)
-    if not scan.columns.label:
-        _warn_about_label(scan, label)
+    if not scan.columns.label and label != "label":
+        text = f"labels are column {label}: there is no column label" if label else "no labels: no ClassLabel column"
+        scan.warnings[f"Parquet: {text}"] = None
     names = _class_names(path, label, features)
     scan.class_order.update(dict.fromkeys(names))
     for row, labels in enumerate(_labels(file, path, label, names)):
@@ -202,13 +203,6 @@ def _is_text(kind: Any) -> bool:
     from pyarrow import types
 
     return types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind)
-
-
-def _warn_about_label(scan: SourceScan, label: str) -> None:
-    if label == "label":
-        return
-    text = f"labels are column {label}: there is no column label" if label else "no labels: no ClassLabel column"
-    scan.warnings[f"Parquet: {text}"] = None
 
 
 def _class_names(path: Path, label: str, features: dict[str, dict]) -> list[str]:

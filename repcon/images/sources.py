@@ -64,6 +64,22 @@ def list_source(source: str, columns: ParquetColumns = ParquetColumns()) -> Sour
     if hub.is_dataset(source):
         folder, identity = hub.download(source)
         return replace(list_source(str(folder), columns), identity=_identity(identity, columns))
+    scan = _scan(source, columns)
+    if not scan.found:
+        raise _no_images(source, scan)
+    numbers, classes, warnings = assign_classes(scan)
+    keys: dict[str, int] = {}
+    items: list[SourceItem] = []
+    for entry, number in zip(scan.found, numbers, strict=True):
+        key = _key(entry.name.encode("utf-8", "surrogateescape").decode("utf-8", "replace"), keys)
+        name, place = display_name(entry.name), (entry.container, entry.offset, entry.length)
+        items.append(SourceItem(name, key, *place, number, entry.column))
+    left_out = [(display_name(name), display_name(reason)) for name, reason in scan.left_out]
+    return SourceListing(items, classes, left_out, _identity(scan.identity.hexdigest(), columns), warnings)
+
+
+def _scan(source: str, columns: ParquetColumns) -> SourceScan:
+    """The files of a local source. Raises UserError for what is none, and for a pack."""
     path = Path(source)
     if "://" in source:
         raise UserError(
@@ -90,18 +106,7 @@ def list_source(source: str, columns: ParquetColumns = ParquetColumns()) -> Sour
         add_parquet(path, utf8_name(path.name), scan)
     else:
         raise UserError(f"{source}: neither a folder nor a .tar or .parquet")
-    if not scan.found:
-        raise _no_images(source, scan)
-    labels = assign_classes(scan)
-    keys: dict[str, int] = {}
-    items: list[SourceItem] = []
-    for entry, number in zip(scan.found, labels.numbers, strict=True):
-        key = _key(entry.name.encode("utf-8", "surrogateescape").decode("utf-8", "replace"), keys)
-        name, place = display_name(entry.name), (entry.container, entry.offset, entry.length)
-        items.append(SourceItem(name, key, *place, number, entry.column))
-    left_out = [(display_name(name), display_name(reason)) for name, reason in scan.left_out]
-    identity = _identity(scan.identity.hexdigest(), columns)
-    return SourceListing(items, labels.classes, left_out, identity, labels.warnings)
+    return scan
 
 
 def _identity(files: str, columns: ParquetColumns) -> str:

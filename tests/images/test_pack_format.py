@@ -171,8 +171,8 @@ def test_compressed_missing_and_damaged_indices_are_refused() -> None:
         (b"[]", "is not that of a pack"),
         (b'{"kind": "repcon store"}', "is not that of a pack"),
         (b'{"kind": "repcon pack", "format": 2}', "a pack of format 2, this version reads 1"),
-        (b'{"kind": "repcon pack", "format": 1, "images": "3"}', "images is missing or of another type"),
-        (b'{"kind": "repcon pack", "format": 1, "images": 3, "classes": [1]}', "classes is missing or of another type"),
+        (b'{"kind": "repcon pack", "format": 1, "images": "3"}', "expected int, not '3' @ images;"),
+        (b'{"kind": "repcon pack", "format": 1, "images": 3, "classes": [1]}', r"expected str, not 1 @ classes\[0\]"),
     ],
 )
 def test_manifests_of_something_else_are_refused(data: bytes, message: str) -> None:

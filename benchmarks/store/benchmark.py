@@ -159,7 +159,7 @@ def read_batches(store: LabelStore, raw: RawFile, rounds: int, figures: dict[str
     for number in range(rounds):
         theirs = _seconds(lambda: [_epoch(raw.arrays(crop), order) for crop, order in enumerate(orders)])
         ours = _seconds(
-            lambda: [_epoch(arrays_of(s), orders[s.crop]) for s in store.reader.iter_crop_labels(range(CROPS))]
+            lambda: [_epoch(arrays_of(s), orders[s.crops[0]]) for s in store.reader.iter_crop_labels(range(CROPS))]
         )
         epochs.append(theirs / ours)
         parts = (_windows(store, crop, number, held) for crop in range(CROPS))
@@ -172,7 +172,7 @@ def read_batches(store: LabelStore, raw: RawFile, rounds: int, figures: dict[str
 def _windows(store: LabelStore, crop: int, seed: int, memory_bytes: int) -> Iterator[CropLabels]:
     """A crop in windows that fit the memory, the next one decoded while the last is in use."""
     plan = store.reader.window_plan([crop], seed=seed, memory_bytes=memory_bytes)
-    return map_ahead(lambda rows: store.reader.window([crop], rows).crop_labels(0), plan)
+    return map_ahead(lambda rows: store.reader.window([crop], rows), plan)
 
 
 def _epoch(arrays: list[np.ndarray], order: np.ndarray) -> None:

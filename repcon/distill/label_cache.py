@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from repcon.distill.sampler import box_lookup
-from repcon.labels.store import LabelStore, LabelTable
+from repcon.labels.store import CropLabels, LabelStore
 from repcon.runtime.console import print_plain
 from repcon.runtime.errors import UserError
 
@@ -34,7 +34,7 @@ class CachedLabels:
     """Per crop, for all N images, (N,) uint8."""
     heads: dict[str, LabelPair]
     """Per head (c * n, k) ids and (c * n, k + T) float16 values, on the CPU or on the device."""
-    tables: LabelTable | None
+    tables: CropLabels | None
     """The owner of the shared memory that the arrays view; kept so that other processes can attach to it."""
 
     def gather(
@@ -121,7 +121,7 @@ class LabelCache:
     def read(self, crops: Sequence[int]) -> CachedLabels:
         """Read the labels without caching them."""
         tables = self._tables(crops)
-        parts = [tables.crop_labels(index) for index in range(len(crops))]
+        parts = [tables.of_crop(index) for index in range(len(crops))]
         heads = {name: (torch.from_numpy(ids), torch.from_numpy(logp)) for name, (ids, logp) in tables.labels.items()}
         return CachedLabels(
             crops=tuple(crops),
@@ -132,7 +132,7 @@ class LabelCache:
             tables=tables if self._shared else None,
         )
 
-    def _tables(self, crops: Sequence[int]) -> LabelTable:
+    def _tables(self, crops: Sequence[int]) -> CropLabels:
         if self._shared:
             try:
                 return self._store.reader.table(crops, self._heads, shared=True)

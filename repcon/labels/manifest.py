@@ -107,23 +107,15 @@ def manifest_of(spec: StoreSpec, origin: str) -> Manifest:
     """The manifest of a new store, still without the hashes of its metadata. Raises UserError, which names `origin`."""
     depth = next(d for d in range(min(CROPS_PER_SHARD, max(spec.crops, 1)), 0, -1) if spec.crops % d == 0)
     rows = spec.rows_per_shard or _rows_per_shard(spec)
-    manifest = Manifest(
-        format=FORMAT,
-        version=VERSION,
-        pack_fingerprint=spec.pack_fingerprint,
-        images=spec.images,
-        crops=spec.crops,
-        crop_recipe=spec.crop_recipe,
-        k=spec.k,
-        temperatures=tuple(float(t) for t in spec.temperatures),
-        crops_per_shard=depth,
-        rows_per_shard=min(rows, max(spec.images, 1)),
-        codec=spec.codec,
-        values=spec.values,
-        teachers=spec.teachers,
-        parts=(Part(heads=tuple(t.name for t in spec.teachers), crops=(0, spec.crops), boxes=True),),
-        metadata={},
-    )
+    asked: dict[str, Any] = {each.name: getattr(spec, each.name) for each in dataclasses.fields(spec)}
+    derived = {
+        "temperatures": tuple(float(t) for t in spec.temperatures),
+        "crops_per_shard": depth,
+        "rows_per_shard": min(rows, max(spec.images, 1)),
+        "parts": (Part(heads=tuple(t.name for t in spec.teachers), crops=(0, spec.crops), boxes=True),),
+        "metadata": {},
+    }
+    manifest = Manifest(format=FORMAT, version=VERSION, **asked | derived)
     check(manifest, origin)
     return manifest
 

@@ -18,37 +18,27 @@ from repcon.runtime.prefetch import map_ahead
 from repcon.runtime.text import format_bytes
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CropLabels:
-    """Decoded labels of one crop of all N images, or of some of them."""
-
-    crop: int
-    boxes: np.ndarray
-    """(N, 4) uint16: x, y, width, height in the pack's pixels."""
-    flips: np.ndarray
-    """(N,) uint8."""
-    labels: dict[str, tuple[np.ndarray, np.ndarray]]
-    """Per head: ids (N, k) uint16 or uint32, log-probabilities and log-tails (N, k + T) float16."""
-
-
 @dataclass(frozen=True, slots=True, kw_only=True, weakref_slot=True)
-class LabelTable:
-    """Decoded labels of some crops of all N images: crop `crops[j]` of image i is row j * N + i of every array."""
+class CropLabels:
+    """Decoded labels of some crops of n images: crop `crops[j]` of image i is row j * n + i of every array."""
 
     crops: tuple[int, ...]
     boxes: np.ndarray
-    """(c * N, 4) uint16."""
+    """(c * n, 4) uint16: x, y, width, height in the pack's pixels."""
     flips: np.ndarray
-    """(c * N,) uint8."""
+    """(c * n,) uint8."""
     labels: dict[str, tuple[np.ndarray, np.ndarray]]
-    """Per head: ids (c * N, k), log-probabilities and log-tails (c * N, k + T) float16."""
+    """Per head: ids (c * n, k) uint16 or uint32, log-probabilities and log-tails (c * n, k + T) float16."""
 
-    def crop_labels(self, place: int) -> CropLabels:
+    def of_crop(self, place: int) -> "CropLabels":
         """A view of crop `crops[place]`."""
         images = len(self.flips) // len(self.crops)
-        rows = slice(place * images, (place + 1) * images)
+        return self.take((self.crops[place],), slice(place * images, (place + 1) * images))
+
+    def take(self, crops: tuple[int, ...], rows: slice | np.ndarray) -> "CropLabels":
+        """Some rows, which are these crops'."""
         labels = {name: (ids[rows], logp[rows]) for name, (ids, logp) in self.labels.items()}
-        return CropLabels(crop=self.crops[place], boxes=self.boxes[rows], flips=self.flips[rows], labels=labels)
+        return CropLabels(crops=crops, boxes=self.boxes[rows], flips=self.flips[rows], labels=labels)
 
 
 class LabelReader:
@@ -76,7 +66,7 @@ class LabelReader:
 
     def read_rows(self, crop: int, rows: range, heads: Iterable[str] | None = None) -> CropLabels:
         """Consecutive rows of one crop; whole shards are cheapest. Only these rows need to be finished."""
-        return self._read([crop], [rows], self.choose(heads)).crop_labels(0)
+        return self._read([crop], [rows], self.choose(heads))
 
     def crop_labels_bytes(self, heads: Iterable[str] | None = None) -> int:
         """Memory in bytes of one crop's labels for all images."""
@@ -84,18 +74,18 @@ class LabelReader:
 
     def crop_labels(self, crop: int, heads: Iterable[str] | None = None) -> CropLabels:
         """Decodes one crop of all images. A UserError names the place of any damage."""
-        return self.table([crop], heads).crop_labels(0)
+        return self.table([crop], heads)
 
     def iter_crop_labels(self, crops: Iterable[int], heads: Iterable[str] | None = None) -> Iterator[CropLabels]:
         """Labels of these crops in order; a thread decodes the next crop while the caller uses the last."""
         names = [head.name for head in self.choose(heads)]
         return map_ahead(lambda crop: self.crop_labels(crop, names), crops)
 
-    def table(self, crops: Sequence[int], heads: Iterable[str] | None = None, *, shared: bool = False) -> LabelTable:
+    def table(self, crops: Sequence[int], heads: Iterable[str] | None = None, *, shared: bool = False) -> CropLabels:
         """Several crops of all images, decoded one after the other into one array per kind.
 
         With `shared` the processes of a node that ask for the same crops and heads share one copy, in shared memory;
-        it is freed when the last of them drops its `LabelTable`.
+        it is freed when the last of them drops its `CropLabels`.
         """
         chosen, images = self._finished_heads(crops, heads), self._manifest.images
         if not shared:
@@ -119,7 +109,7 @@ class LabelReader:
         per_image = _table_bytes(self._finished_heads(crops, heads), len(crops))
         return window_plan(self._manifest.images, self._manifest.rows_per_shard, per_image, memory_bytes, seed)
 
-    def window(self, crops: Sequence[int], rows: np.ndarray, heads: Iterable[str] | None = None) -> LabelTable:
+    def window(self, crops: Sequence[int], rows: np.ndarray, heads: Iterable[str] | None = None) -> CropLabels:
         """Some rising rows of several crops: image rows[i] of crop crops[j] is row j * n + i of every array.
 
         Only these rows need to be finished.
@@ -133,15 +123,15 @@ class LabelReader:
             self._shards.require(crop, [head.name for head in chosen])
         return chosen
 
-    def _read(self, crops: Sequence[int], rows: Sequence[range], heads: Sequence[HeadInfo]) -> LabelTable:
+    def _read(self, crops: Sequence[int], rows: Sequence[range], heads: Sequence[HeadInfo]) -> CropLabels:
         """A table of these rows. Raises UserError where the memory is too small."""
         arrays = [np.empty(shape, dtype) for shape, dtype in _arrays_of(heads, sum(map(len, rows)) * len(crops))]
         return self._decode(rows, _table_of(crops, heads, arrays))
 
-    def _decode(self, rows: Sequence[range], table: LabelTable) -> LabelTable:
+    def _decode(self, rows: Sequence[range], table: CropLabels) -> CropLabels:
         """The table, with these rows of each of its crops decoded into it."""
         for place, crop in enumerate(table.crops):
-            target = table.crop_labels(place)
+            target = table.of_crop(place)
             self._shards.read(crop, rows, target.boxes, target.flips, target.labels)
         return table
 
@@ -172,11 +162,11 @@ def _id_dtype(head: HeadInfo) -> np.dtype:
     return head_layouts(head, "float16")[0].dtype  # that of every encoding
 
 
-def _table_of(crops: Sequence[int], heads: Sequence[HeadInfo], arrays: Sequence[np.ndarray]) -> LabelTable:
+def _table_of(crops: Sequence[int], heads: Sequence[HeadInfo], arrays: Sequence[np.ndarray]) -> CropLabels:
     """A table of these arrays, which come in the order of `_arrays_of`."""
     pairs = zip(arrays[2::2], arrays[3::2], strict=True)
     labels = {head.name: pair for head, pair in zip(heads, pairs, strict=True)}
-    return LabelTable(crops=tuple(crops), boxes=arrays[0], flips=arrays[1], labels=labels)
+    return CropLabels(crops=tuple(crops), boxes=arrays[0], flips=arrays[1], labels=labels)
 
 
 def window_plan(

@@ -121,9 +121,8 @@ def sample(store: LabelStore, done: list[Unit], rows: int, missing: np.ndarray) 
     share = -(-rows // max(len(chosen), 1))
     for crop, start in chosen:
         stop = min(start + min(share, store.manifest.rows_per_shard), store.images)
-        read, kept = store.reader.read_rows(crop, range(start, stop)), ~np.isin(np.arange(start, stop), missing)
-        labels = {name: (ids[kept], logp[kept]) for name, (ids, logp) in read.labels.items()}
-        yield CropLabels(crop=crop, boxes=read.boxes[kept], flips=read.flips[kept], labels=labels)
+        kept = ~np.isin(np.arange(start, stop), missing)
+        yield store.reader.read_rows(crop, range(start, stop)).take((crop,), kept)
 
 
 def _sizes(head: HeadInfo, sizes: dict[str, int], crops: int) -> dict[str, Any]:

@@ -9,17 +9,8 @@ import hashlib
 import json
 from collections.abc import Iterable, Sequence
 
-from repcon.labels.commit import (
-    IsHeld,
-    always,
-    check_metadata,
-    commit,
-    complete,
-    manifest_bytes,
-    pending_manifest,
-    require_same,
-    require_same_teacher,
-)
+from repcon.labels import commit
+from repcon.labels.commit import IsHeld, always
 from repcon.labels.completion import CompletionIndex
 from repcon.labels.layout import HeadInfo, Unit, heads_of, units_of
 from repcon.labels.manifest import (
@@ -36,25 +27,14 @@ from repcon.labels.manifest import (
     plain,
     read_manifest,
 )
-from repcon.labels.reader import CropLabels, LabelReader, LabelTable
-from repcon.labels.writer import LabelWriter, LostClaimError, UnitClaim
+from repcon.labels.reader import CropLabels, LabelReader
+from repcon.labels.writer import LabelWriter, LostClaimError
 from repcon.runtime.errors import UserError
 from repcon.runtime.filesystem import FileSystem, open_filesystem
 
+__all__ = ["CropLabels", "HeadInfo", "LabelStore", "LostClaimError", "StoreSpec", "TeacherMetadata", "Unit"]
 _OWN_NAMES = ("crops", "heads", "zarr.json", JOURNAL)
 """Files and folders of a store whose manifest is not written yet."""
-
-__all__ = [
-    "CropLabels",
-    "HeadInfo",
-    "LabelStore",
-    "LabelTable",
-    "LostClaimError",
-    "StoreSpec",
-    "TeacherMetadata",
-    "Unit",
-    "UnitClaim",
-]
 
 
 class LabelStore:
@@ -98,10 +78,10 @@ class LabelStore:
             if files.size(MANIFEST) is None:  # else another process has just created it
                 if foreign:
                     raise UserError(f"{files.root} holds other files; name an empty or new folder for the store")
-                commit(files, manifest, is_held)
-        complete(files, is_held)
+                commit.commit(files, manifest, is_held)
+        commit.complete(files, is_held)
         store = cls.open(url)
-        require_same(store.manifest, spec, store.url)
+        commit.require_same(store.manifest, spec, store.url)
         files.remove_abandoned()
         return store
 
@@ -110,12 +90,12 @@ class LabelStore:
         """Opens an existing store. Raises UserError on damage, another format version, or no store."""
         files = open_filesystem(str(url))
         while True:
-            data = manifest_bytes(files)
+            data = commit.manifest_bytes(files)
             try:
                 store = cls(files, data)
-                check_metadata(files, store.manifest)
+                commit.check_metadata(files, store.manifest)
             except UserError:
-                if manifest_bytes(files) == data:
+                if commit.manifest_bytes(files) == data:
                     raise
             else:
                 return store
@@ -125,7 +105,7 @@ class LabelStore:
         """Adds heads, to be labelled on the stored boxes. Raises UserError where a head of that name differs."""
         for metadata in teacher_metadata:
             if metadata.name in self.heads:
-                require_same_teacher(self.heads[metadata.name].metadata, metadata, self.url)
+                commit.require_same_teacher(self.heads[metadata.name].metadata, metadata, self.url)
         new = tuple(metadata for metadata in teacher_metadata if metadata.name not in self.heads)
         if new:
             part = Part(heads=tuple(metadata.name for metadata in new), crops=(0, self.crops), boxes=False)
@@ -155,10 +135,10 @@ class LabelStore:
 
     def _change(self, manifest: Manifest, is_held: IsHeld) -> None:
         check(manifest, self.url)
-        complete(self.files, is_held)
+        commit.complete(self.files, is_held)
         if self.files.read(MANIFEST) != self._manifest_bytes:
             raise UserError(f"{self.url}: another process changed the store meanwhile; run the command again")
-        self._load(commit(self.files, manifest, is_held))
+        self._load(commit.commit(self.files, manifest, is_held))
 
     def units(self) -> list[Unit]:
         """All units, finished or not, in the order in which they are best done."""
@@ -186,5 +166,5 @@ def _foreign_files(files: FileSystem) -> list[str]:
     names = files.list_names("")
     if files.size(JOURNAL) is None:
         return names
-    pending_manifest(files)
+    commit.pending_manifest(files)
     return [name for name in names if name not in _OWN_NAMES]

@@ -19,8 +19,6 @@ from repcon.labels.manifest import TeacherMetadata
 from repcon.labels.zarr_encoding import compressed_bytes
 
 KS = (4, 8, 16, 32, 64)
-
-
 NOTHING = -50.0
 """Log-probability of what is impossible."""
 

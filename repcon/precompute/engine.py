@@ -17,7 +17,8 @@ from repcon.crops.plan import plan_crops
 from repcon.decode.base import CropRequest
 from repcon.decode.factory import decode_threads, open_loader
 from repcon.images.pack import ImagePack
-from repcon.labels.store import LabelStore, LostClaimError, Unit, UnitClaim
+from repcon.labels.store import LabelStore, LostClaimError, Unit
+from repcon.labels.writer import UnitClaim
 from repcon.precompute.context import PrecomputeContext, set_up
 from repcon.precompute.decoding import Decoded, Decoding
 from repcon.precompute.ensemble import LabelsInFlight, TeacherEnsemble

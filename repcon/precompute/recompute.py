@@ -25,6 +25,8 @@ from repcon.runtime.console import console, progress
 from repcon.runtime.device import choose
 from repcon.runtime.errors import UserError
 
+Labels = dict[str, tuple[np.ndarray, np.ndarray]]
+"""Per head: ids (n, k), log-probabilities and log-tails (n, k + T) float16."""
 _BATCH = 32
 _NEAR_TIE = 0.01
 """Classes this close in stored probability may change places and still agree."""
@@ -62,7 +64,7 @@ def rerun(store: LabelStore, pack: ImagePack, config: VerifyConfig) -> dict[str,
             found[name] = {}
             for kind, decoded in pixels.items():
                 parts = [teacher(part.to(device)).cpu() for part in decoded[side].split(_BATCH)]
-                figures = compare(head, *stored.labels[name], torch.cat(parts))
+                figures = compare(head, *stored[name], torch.cat(parts))
                 if kind != "reference" and "reference" in pixels:
                     difference = decoded[side].float() - pixels["reference"][side].float()
                     figures["pixel_difference"] = float(difference.abs().mean())
@@ -81,8 +83,8 @@ def find_teachers(store: LabelStore, models: Mapping[str, str]) -> dict[str, Tea
     return {name: replace(head.metadata, model=found[name]) for name, head in store.heads.items()}
 
 
-def draw_sample(store: LabelStore, count: int, seed: int) -> tuple[CropRequest, CropLabels]:
-    """A seeded sample of the store's crops, one per image, and their labels; missing rows are left out."""
+def draw_sample(store: LabelStore, count: int, seed: int) -> tuple[CropRequest, Labels]:
+    """A seeded sample of n of the store's crops, one per image, and their labels; missing rows are left out."""
     generator = np.random.default_rng(seed)
     rows = np.setdiff1d(np.arange(store.images), store.completion.missing_rows())
     rows = np.sort(generator.choice(rows, min(count, len(rows)), replace=False))
@@ -92,16 +94,10 @@ def draw_sample(store: LabelStore, count: int, seed: int) -> tuple[CropRequest, 
     ]
     if not parts:
         raise UserError(f"{store.url}: every image of this store is missing; there is nothing to compare")
-    labels = {
-        name: (
-            np.concatenate([part.labels[name][0] for part in parts]),
-            np.concatenate([part.labels[name][1] for part in parts]),
-        )
-        for name in store.heads
-    }
+    pairs = {name: zip(*(part.labels[name] for part in parts), strict=True) for name in store.heads}
     boxes, flips = np.stack([part.boxes for part in parts]), np.stack([part.flips for part in parts])
     request = CropRequest(images=rows, crops=crops[:, None], boxes=boxes, flips=flips)
-    return request, CropLabels(crop=-1, boxes=boxes[:, 0], flips=flips[:, 0], labels=labels)
+    return request, {name: (np.concatenate(ids), np.concatenate(logp)) for name, (ids, logp) in pairs.items()}
 
 
 def _decode(

@@ -89,7 +89,7 @@ def compared(loader: DistillLoader, batches: Iterator[Batch]) -> list[tuple[int,
     for batch in batches:
         numbers = list(zip(batch.images.tolist(), batch.crops.tolist(), strict=True))
         for crop in set(batch.crops.tolist()):
-            crop_labels = read_table(loader._store.reader, [crop], None).crop_labels(0)
+            crop_labels = read_table(loader._store.reader, [crop], None)
             at = [place for place, (_, number) in enumerate(numbers) if number == crop]
             for name, tables in batch.labels.items():
                 for table, whole in zip(tables, crop_labels.labels[name], strict=True):

@@ -20,7 +20,7 @@ def check_labels(store: LabelStore, tolerance: float = 0.0) -> None:
     for crop_labels in store.reader.iter_crop_labels(range(store.crops)):
         assert set(crop_labels.labels) == set(store.heads)
         for name, (ids, logp) in crop_labels.labels.items():
-            wanted_ids, wanted_logp = expected(store, crop_labels.crop, name)
+            wanted_ids, wanted_logp = expected(store, crop_labels.crops[0], name)
             np.testing.assert_array_equal(ids, wanted_ids)
             np.testing.assert_allclose(logp, wanted_logp, atol=tolerance)
 
@@ -61,7 +61,7 @@ def test_boxes_come_back_for_any_range(store):
 
 def test_some_heads_and_their_memory(store):
     found = store.reader.crop_labels(1, ["small"])
-    assert list(found.labels) == ["small"] and found.crop == 1
+    assert list(found.labels) == ["small"] and found.crops == (1,)
     with pytest.raises(UserError, match="no head tiny; it holds wide, small"):
         store.reader.crop_labels(0, ["tiny"])
     with pytest.raises(UserError, match="crop 4 of the boxes is not in the store"):

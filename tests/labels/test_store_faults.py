@@ -35,7 +35,7 @@ def read_everything(url: str, heads: list[str] | None = None, crops: int = 4) ->
     store = LabelStore.open(url)
     for crop_labels in store.reader.iter_crop_labels(range(crops), heads):
         for name, (ids, logp) in crop_labels.labels.items():
-            wanted_ids, wanted_logp = expected(store, crop_labels.crop, name)
+            wanted_ids, wanted_logp = expected(store, crop_labels.crops[0], name)
             np.testing.assert_array_equal(ids, wanted_ids)
             np.testing.assert_array_equal(logp, wanted_logp)
 

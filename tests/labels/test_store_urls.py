@@ -37,8 +37,8 @@ def test_a_store_lives_in_a_bucket(bucket):
     assert store.completion.unfinished() == []
     for crop_labels in store.reader.iter_crop_labels(range(4)):
         for name, (ids, logp) in crop_labels.labels.items():
-            np.testing.assert_array_equal(ids, expected(store, crop_labels.crop, name)[0])
-            np.testing.assert_array_equal(logp, expected(store, crop_labels.crop, name)[1])
+            np.testing.assert_array_equal(ids, expected(store, crop_labels.crops[0], name)[0])
+            np.testing.assert_array_equal(logp, expected(store, crop_labels.crops[0], name)[1])
     group = zarr.open_group(url, mode="r", storage_options=options)
     np.testing.assert_array_equal(group["heads/wide/ids"][1], store.reader.crop_labels(1).labels["wide"][0])
 

@@ -33,7 +33,7 @@ def test_tables_are_slabs_in_one_array(store):
     tables = store.reader.table([3, 1], ["wide"])
     assert tables.crops == (3, 1) and tables.labels["wide"][0].shape == (400, 5)
     for place, crop in enumerate(tables.crops):
-        same(tables.crop_labels(place), store.reader.crop_labels(crop, ["wide"]))
+        same(tables.of_crop(place), store.reader.crop_labels(crop, ["wide"]))
 
 
 def test_the_next_is_done_while_the_last_is_used():

@@ -8,9 +8,12 @@ from repcon.decode.base import Loader
 from repcon.decode.libraries import installed, require_installed
 from repcon.images.format import BETON
 from repcon.images.pack import ImagePack
-from repcon.runtime.console import console
+from repcon.runtime.console import print_plain
 from repcon.runtime.errors import UserError
 from repcon.runtime.system import own_cores
+
+_announce = cache(print_plain)
+"""Prints a text once per process."""
 
 
 def open_loader(
@@ -75,9 +78,3 @@ def _choose(pack: ImagePack, on_gpu: bool) -> tuple[str, str]:
     if on_gpu:
         return "torch", "decodes on the CPU; DALI would decode on the GPU"
     return "torch", "the fastest on a CPU that needs no .beton"
-
-
-@cache
-def _announce(text: str) -> None:
-    """Print it once per process."""
-    console.print(text, highlight=False)

@@ -1,5 +1,6 @@
 """What a process labels with: recipe, pack, store, teachers and device; and the units that are left."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,9 +16,11 @@ from repcon.models import teacher as teachers
 from repcon.models.teacher import Teacher
 from repcon.precompute.batching import find_batch_size
 from repcon.precompute.output_store import open_or_create_store, with_store_settings
-from repcon.precompute.teacher_paths import locate
 from repcon.runtime.device import choose
 from repcon.runtime.errors import UserError
+
+_LOCAL_FOLDER = "local-dir:"
+"""timm's prefix for the model in a folder."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,6 +89,35 @@ def resolve(config: PrecomputeConfig) -> PrecomputeConfig:
     models = locate({teacher.name: teacher.model for teacher in config.teachers}, config.out, "--teachers")
     teachers = tuple(replace(teacher, model=models[teacher.name]) for teacher in config.teachers)
     return with_store_settings(replace(config, teachers=teachers))
+
+
+def locate(models: Mapping[str, str], store: str, option: str) -> dict[str, str]:
+    """{teacher: model}; a relative folder counts from the working directory, then from the store's folder.
+
+    Raises UserError naming all teachers whose folder is in neither place, and the command's `option` that names it.
+    Models that are no paths stay as they are.
+    """
+    found = {name: _locate(model, store) for name, model in models.items()}
+    if missing := [name for name, model in found.items() if model is None]:
+        listed = "; ".join(f"teacher {name}: model {models[name]}: no such folder" for name in missing)
+        hint = " ".join(f"{option} {name}=MODEL" for name in missing)
+        raise UserError(f"{listed}; neither here nor beside {store}; name where it lies: {hint}")
+    return {name: model for name, model in found.items() if model is not None}
+
+
+def _locate(model: str, store: str) -> str | None:
+    """The model, with a relative path resolved; None where it is a path that does not exist."""
+    prefix = _LOCAL_FOLDER if model.startswith(_LOCAL_FOLDER) else ""
+    name = model.removeprefix(prefix)
+    is_path = prefix or name.startswith((".", "/", "~")) or ("/" in name and ":" not in name)
+    if ":" in name or Path(name).expanduser().exists():
+        return model
+    if "://" not in store and not name.startswith(("/", "~")):
+        folder = Path(store).absolute()
+        for place in (folder, folder.parent, folder.parent.parent):
+            if (place / name).is_dir():
+                return f"{prefix}{place / name}"
+    return None if is_path else model
 
 
 def load(

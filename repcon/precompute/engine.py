@@ -6,7 +6,7 @@
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -25,7 +25,6 @@ from repcon.precompute.ensemble import LabelsInFlight, TeacherEnsemble
 from repcon.precompute.launch_local import WorkerSlot
 from repcon.precompute.output_store import crops_of, lease_folder
 from repcon.precompute.progress import Event
-from repcon.precompute.stall_detector import StallDetector
 from repcon.precompute.work_queue import Leases
 from repcon.runtime.device import choose
 from repcon.runtime.errors import UserError
@@ -35,6 +34,10 @@ from repcon.runtime.prefetch import BackgroundWriter, Prefetcher
 PREFETCHED_BATCHES, PENDING_UNITS = 2, 1
 """Decoded batches that wait for the teachers, and finished units that wait to be written: memory stays flat."""
 WAIT_SECONDS = 1.0
+REPORT_SECONDS = 3.0
+"""A wait for other processes is reported once it has taken so long, then at four times the interval."""
+STALL_SECONDS = 60.0
+"""Long enough for a run that was started at the same time to load its teachers."""
 OnEvent = Callable[[Event], None]
 
 
@@ -47,13 +50,13 @@ def work(context: PrecomputeContext, on_event: OnEvent) -> None:
         Leases(lease_folder(context.config.out)) as leases,
         UnitLabeller(context, remaining, leases, on_event) as labeller,
     ):
-        stall_detector = StallDetector(context, leases, on_event)
+        wait_monitor = WaitMonitor(context, leases, on_event)
         while remaining:
             labelled = labeller.label(_claimed(context, remaining, leases))
             if not labelled:
                 time.sleep(WAIT_SECONDS)  # Other processes have claimed all that is left.
             remaining = [unit for unit in remaining if not context.store.completion.is_done(unit)]
-            stall_detector.update(labelled > 0, remaining)
+            wait_monitor.update(labelled > 0, remaining)
             on_event(Event(remaining_crops=sum(map(crops_of, remaining))))
 
 
@@ -76,6 +79,42 @@ def _claimed(context: PrecomputeContext, units: list[Unit], leases: Leases) -> I
             leases.release(unit.name)
         else:
             yield unit
+
+
+class WaitMonitor:
+    """Reports the wait for units that other processes have claimed, and ends it where their boxes will never come."""
+
+    def __init__(self, context: PrecomputeContext, leases: Leases, on_event: OnEvent) -> None:
+        self._context, self._leases, self._on_event = context, leases, on_event
+        self._waiting_since = self._checked = time.monotonic()
+        self._report_after = REPORT_SECONDS
+
+    def update(self, progress: bool, remaining: list[Unit]) -> None:
+        """To be called after each round, with the units that are not finished.
+
+        Raises UserError where all of them need boxes that another run has to write and no process is working on. A
+        run labels one unit after the other, so most of the units that it still has to do are always unclaimed.
+        """
+        now = time.monotonic()
+        if progress or not remaining:
+            self._waiting_since = self._checked = now
+            self._report_after = REPORT_SECONDS
+            return
+        if now - self._waiting_since > self._report_after:
+            self._report_after *= 4
+            first = remaining[0].name
+            what = f"waiting for {len(remaining)} units that others have claimed"
+            self._on_event(Event(note=f"{what}; {first}: {self._leases.holder(first)}"))
+        if now - self._checked > STALL_SECONDS:
+            self._checked = now
+            self._require_owner(self._context.units_of_missing_boxes(remaining))
+
+    def _require_owner(self, units: list[Unit]) -> None:
+        if units and all(self._leases.is_free(unit.name) for unit in units):
+            teachers = ", ".join(sorted({name for unit in units for name in unit.heads}))
+            what = f"{len(units)} units that hold the boxes were never finished, and nobody is at work on them"
+            hint = f"run the recipe of {teachers} first: it goes on where it stopped"
+            raise UserError(f"{self._context.store.url}: {what}; {hint}")
 
 
 class WorkUnit:
@@ -129,14 +168,8 @@ class WorkUnit:
         return self._store.writer.write(self.unit, self.boxes, self.flips, self._labels, self.missing, claim)
 
 
-@dataclass(frozen=True, slots=True)
-class _Step:
-    """Some decoded images of a unit."""
-
-    work: WorkUnit
-    decoded: Decoded
-    is_last: bool
-    """Whether these are the unit's last images."""
+_Step = tuple[WorkUnit, Decoded, bool]
+"""Some decoded images of a unit, and whether they are its last ones."""
 
 
 class UnitLabeller:
@@ -174,20 +207,20 @@ class UnitLabeller:
         """The main path. Returns the number of units; each one's claim is released when it is in the store."""
         context, count = self._context, 0
         works = (WorkUnit(unit, context.store, context.pack, context.config.crop) for unit in units)
-        in_flight: deque[tuple[_Step, LabelsInFlight]] = deque()
+        in_flight: deque[tuple[WorkUnit, Decoded, LabelsInFlight]] = deque()
         with Prefetcher(self._steps(works), PREFETCHED_BATCHES) as steps, BackgroundWriter(PENDING_UNITS) as writer:
             meter = _Meter(self._on_event, steps, writer)
-            for step in steps:  # images > crops: decoded and cut in the loader's threads
-                if len(step.decoded.images):
-                    labels = self._ensemble(step.decoded.pixels, step.work.unit.heads)  # > teachers > top-k
-                    in_flight.append((step, labels))
-                while in_flight and (step.is_last or len(in_flight) > 1):
-                    earlier, labels = in_flight.popleft()
-                    earlier.work.add_labels(earlier.decoded.images, labels.wait())
-                if step.is_last:
-                    writer.put(partial(self._write, step.work))  # > store: encoded in a thread
+            for work, decoded, is_last in steps:  # images > crops: decoded and cut in the loader's threads
+                if len(decoded.images):
+                    labels = self._ensemble(decoded.pixels, work.unit.heads)  # > teachers > top-k
+                    in_flight.append((work, decoded, labels))
+                while in_flight and (is_last or len(in_flight) > 1):
+                    earlier, labelled, labels = in_flight.popleft()
+                    earlier.add_labels(labelled.images, labels.wait())
+                if is_last:
+                    writer.put(partial(self._write, work))  # > store: encoded in a thread
                     count += 1
-                meter.record(step)
+                meter.record(len(decoded.images), len(work.unit.crops))
         self._ensemble.finish()
         return count
 
@@ -204,7 +237,7 @@ class UnitLabeller:
         for decoded in Decoding(self._loader, self._context.pack).run(requests()):
             work, is_last = sent.popleft()
             work.missing |= decoded.missing
-            yield _Step(work, decoded, is_last)
+            yield work, decoded, is_last
 
     def _write(self, work: WorkUnit) -> None:
         unit, keys = work.unit, self._context.pack.keys
@@ -230,13 +263,12 @@ class _Meter:
         self._on_event, self._steps, self._writer = on_event, steps, writer
         self._time, self._waited = time.perf_counter(), 0.0
 
-    def record(self, step: _Step) -> None:
-        images = len(step.decoded.images)
+    def record(self, images: int, crops_per_image: int) -> None:
         now, waited = time.perf_counter(), self._steps.waited_seconds + self._writer.waited_seconds
         self._on_event(
             Event(
                 images=images,
-                crops=images * len(step.work.unit.crops),
+                crops=images * crops_per_image,
                 seconds=now - self._time,
                 waited_seconds=waited - self._waited,
             )

@@ -43,16 +43,20 @@ def estimate(
 
     unlabelled: crops that the teachers still have to answer, of those that the spec asks for.
     """
-    depth = min(spec.crops, 8)
-    count = min(len(pack), max(1, SAMPLE_CROPS // depth))
-    rows = np.unique(np.linspace(0, len(pack) - 1, count).astype(np.int64))
-    np.random.default_rng(0).shuffle(rows)  # so that the sample spans the pack where time runs out
-    planned = plan_crops(config.crop, pack.hashes[rows], pack.sizes[rows], range(depth))
+    rows, planned = _plan_sample(config, spec, pack)
     logits, crops_per_second, waited_share = _sample(config, pack, teachers, device, rows, planned)
     total = len(pack) * spec.crops
     boxes = compressed_bytes(spec.codec, BOX, planned.boxes[0])
     box_bytes = (boxes + compressed_bytes(spec.codec, FLIP, planned.flips[0])) / planned.flips.shape[1]
-    found: dict[str, Any] = {
+    for teacher in teachers:
+        _require_numbers(teacher, logits[teacher.name])
+    ks = sorted({*KS, spec.k})
+    heads = {name: truncation(answers, spec.temperatures, spec.codec, ks) for name, answers in logits.items()}
+
+    def encoded(k: int, values: Values) -> dict[str, float]:
+        return _encoding([head[k][values] for head in heads.values()], box_bytes, total)
+
+    found = {
         "sampled_crops": len(next(iter(logits.values()))),
         "total_crops": total,
         "unlabelled_crops": unlabelled,
@@ -60,26 +64,29 @@ def estimate(
         "waited_share": round(waited_share, 4),
         "seconds": round(unlabelled / crops_per_second, 1),
         "box_bytes_per_crop": round(box_bytes, 2),
-        "teachers": {},
-        "uninformative": {},
+        "teachers": heads,
+        "uninformative": {name: _uninformative(answers) for name, answers in logits.items()},
+        "bytes": {k: encoded(k, spec.values)["bytes"] for k in ks},
+        "encodings": {values: encoded(spec.k, values) for values in get_args(Values)},
     }
-    ks = sorted({*KS, spec.k})
-    for teacher in teachers:
-        name, answers = teacher.name, logits[teacher.name]
-        check_not_probabilities(answers, teacher.dtype, f"teacher {name}")
-        if answers.isnan().any():
-            remedy = "try precision fp32, or look at its weights"
-            raise UserError(f"teacher {name}: its answer is not a number (NaN); {remedy}")
-        found["teachers"][name] = truncation(answers, spec.temperatures, spec.codec, ks)
-        found["uninformative"][name] = _uninformative(answers)
-
-    def encoded(k: int, values: Values) -> dict[str, float]:
-        return _encoding([head[k][values] for head in found["teachers"].values()], box_bytes, total)
-
-    found["bytes"] = {k: encoded(k, spec.values)["bytes"] for k in ks}
-    found["encodings"] = {values: encoded(spec.k, values) for values in get_args(Values)}
     _show(spec, found)
     return found
+
+
+def _plan_sample(config: PrecomputeConfig, spec: StoreSpec, pack: ImagePack) -> tuple[np.ndarray, CropPlan]:
+    """Rows (n,) of images spread over the pack, and the first crops of each."""
+    depth = min(spec.crops, 8)
+    count = min(len(pack), max(1, SAMPLE_CROPS // depth))
+    rows = np.unique(np.linspace(0, len(pack) - 1, count).astype(np.int64))
+    np.random.default_rng(0).shuffle(rows)  # so that the sample spans the pack where time runs out
+    return rows, plan_crops(config.crop, pack.hashes[rows], pack.sizes[rows], range(depth))
+
+
+def _require_numbers(teacher: Teacher, logits: torch.Tensor) -> None:
+    check_not_probabilities(logits, teacher.dtype, f"teacher {teacher.name}")
+    if logits.isnan().any():
+        remedy = "try precision fp32, or look at its weights"
+        raise UserError(f"teacher {teacher.name}: its answer is not a number (NaN); {remedy}")
 
 
 def _uninformative(logits: torch.Tensor) -> str:

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from repcon.labels.layout import layouts_of
 from repcon.labels.manifest import MANIFEST, label_identity, manifest_of, read_manifest
 from repcon.labels.store import LabelStore, StoreSpec, TeacherMetadata, Unit
 from repcon.precompute.work_queue import Claim, Leases
-from repcon.runtime.console import console
+from repcon.runtime.console import print_plain
 from repcon.runtime.disk_space import require_disk_space
 from repcon.runtime.errors import UserError
 from repcon.runtime.filesystem import open_filesystem
@@ -57,7 +58,8 @@ def open_or_create_store(
 
     Raises UserError naming the field in which the recipe differs from what the store was made for.
     """
-    with Leases(lease_folder(config.out), on_wait=_warn) as leases, leases.hold("store") as claim:
+    on_wait = partial(print_plain, style="yellow")
+    with Leases(lease_folder(config.out), on_wait=on_wait) as leases, leases.hold("store") as claim:
         if claim.inherited:
             take_over(open_filesystem(config.out))
         if open_filesystem(config.out).size(MANIFEST) is None:
@@ -73,10 +75,6 @@ def _require_space(out: str, spec: StoreSpec) -> None:
         return
     raw = sum(layout.bytes_per_row for layout in layouts_of(manifest_of(spec, out))) * spec.images * spec.crops
     require_disk_space(out, raw / SMALLEST_SHARE, hint=", or lower k or crops")
-
-
-def _warn(message: str) -> None:
-    console.print(message, style="yellow", markup=False, highlight=False, soft_wrap=True)
 
 
 def spec_of(config: PrecomputeConfig, pack: ImagePack, teacher_metadata: Sequence[TeacherMetadata]) -> StoreSpec:

@@ -1,7 +1,7 @@
 """Labels some of a store's crops again and compares with the stored labels: for `verify`, and before a run resumes."""
 
 from collections.abc import Mapping
-from contextlib import closing, suppress
+from contextlib import closing
 from dataclasses import replace
 
 import numpy as np
@@ -9,18 +9,18 @@ import torch
 from rich.markup import escape
 
 from repcon.config import VerifyConfig, parse_named_values
-from repcon.decode.base import CropRequest, Loader
+from repcon.decode.base import CropRequest
 from repcon.decode.factory import open_loader
 from repcon.decode.libraries import LIBRARIES
 from repcon.images.pack import ImagePack
 from repcon.labels import topk
 from repcon.labels.layout import HeadInfo
-from repcon.labels.store import CropLabels, LabelStore, TeacherMetadata, Unit
+from repcon.labels.store import LabelStore, TeacherMetadata, Unit
 from repcon.labels.truncation import bucket_kl
 from repcon.models import teacher as teachers
 from repcon.models.teacher import Teacher
-from repcon.precompute.context import PrecomputeContext
-from repcon.precompute.teacher_paths import locate
+from repcon.precompute.context import PrecomputeContext, locate
+from repcon.precompute.decoding import Decoding
 from repcon.runtime.console import console, progress
 from repcon.runtime.device import choose
 from repcon.runtime.errors import UserError
@@ -112,11 +112,9 @@ def _decode(
             raise
         console.print(f"[dim]left out: {escape(str(error))}[/]", soft_wrap=True)
         return None
-    try:
+    with closing(loader):
         batches = list(loader.batches(request.split(_BATCH)))
         return {side: torch.cat([batch.pixels[side].cpu() for batch in batches]) for side in sizes}
-    finally:
-        loader.close()
 
 
 def compare(head: HeadInfo, ids: np.ndarray, logp: np.ndarray, logits: torch.Tensor) -> dict[str, float]:
@@ -155,37 +153,22 @@ def check_teacher_consistency(context: PrecomputeContext, todo: list[Unit]) -> N
 
 
 def _check_teacher(context: PrecomputeContext, teacher: Teacher, unit: Unit) -> None:
-    rows, crop = unit.rows[:CHECKED_CROPS], unit.crops.start
+    rows, crop, side = unit.rows[:CHECKED_CROPS], unit.crops.start, teacher.preprocessing.size
     stored = context.store.reader.read_rows(crop, rows, [teacher.name])
     ids, logp = stored.labels[teacher.name]
-    with closing(open_loader("reference", context.pack, [teacher.preprocessing.size])) as loader:
-        pixels = {
-            place: found for place in range(len(rows)) if (found := _pixels(loader, stored, rows, place)) is not None
-        }
-    places = [place for place in pixels if not np.isnan(logp[place]).any()]
-    if not places:
+    request = CropRequest.of_images(np.array(rows), range(crop, crop + 1), stored.boxes[None], stored.flips[None])
+    with closing(open_loader("reference", context.pack, [side])) as loader:
+        (decoded,) = Decoding(loader, context.pack).run(iter([request]))  # images that are damaged now are left out
+    places = decoded.images - rows.start
+    is_labelled = ~np.isnan(logp[places]).any(1)
+    if not is_labelled.any():
         return
-    images = torch.cat([pixels[place] for place in places]).to(context.device)
+    places, images = places[is_labelled], decoded.pixels[side][torch.from_numpy(is_labelled)]
     with torch.compiler.set_stance("force_eager"):  # else it would be compiled for this batch size as well
-        logits = teacher(images).cpu()
+        logits = teacher(images.to(context.device)).cpu()
     found = compare(context.store.heads[teacher.name], ids[places], logp[places], logits)
     if found["kl"] > MAX_KL[teacher.metadata.precision]:
         what = "it answers otherwise than when the store's labels were made"
         much = f"KL {found['kl']:.2g} nat on {len(places)} crops"
         hint = "bring back the network, function and library versions of that run, or name another OUT"
         raise UserError(f"teacher {teacher.name}: {what} ({much}); {hint}")
-
-
-def _pixels(loader: Loader, stored: CropLabels, rows: range, place: int) -> torch.Tensor | None:
-    """(1, 3, S, S) uint8 of one row's crop; None where its image is damaged now: these labels are made."""
-    request = CropRequest(
-        images=np.array([rows[place]]),
-        crops=np.array([[0]]),
-        boxes=stored.boxes[place][None, None],
-        flips=stored.flips[place][None, None],
-    )
-    with suppress(UserError):
-        (batch,) = loader.batches([request])
-        (found,) = batch.pixels.values()
-        return found
-    return None

@@ -27,7 +27,7 @@ from repcon.labels import topk
 from repcon.labels.store import LabelStore
 from repcon.models import teacher as teachers
 from repcon.models.preprocessing import normalise
-from repcon.precompute import engine, ensemble, stall_detector
+from repcon.precompute import engine, ensemble
 from repcon.precompute.context import absolute
 from repcon.precompute.output_store import lease_folder, run_folder
 from repcon.precompute.progress import Display, Event
@@ -398,7 +398,7 @@ def test_an_append_does_not_wait_for_boxes_that_nobody_draws(recipe, teacher_fol
     markers = sorted(Path(recipe.out, "done").glob("*.json"))
     for marker in markers[1:]:
         marker.unlink()
-    monkeypatch.setattr(stall_detector, "STALL_SECONDS", 0.0)
+    monkeypatch.setattr(engine, "STALL_SECONDS", 0.0)
     monkeypatch.setattr(engine, "WAIT_SECONDS", 0.01)
     with pytest.raises(UserError, match=r"3 units that hold the boxes were never finished.* recipe of five first"):
         precompute.run(with_teachers(recipe, teacher_folders, "nine"))

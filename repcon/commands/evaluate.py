@@ -154,8 +154,12 @@ def measure(
             bars.update(task, note=metric)
             if metric == "finetune":
                 right[-1]["finetune"] = _finetune(model, pack, split, fold, config, bars)
+            elif metric == "probe":
+                train, test = fold
+                fitted.append(probes.linear_probe(values[train], split.labels[train], values[test], config.seed))
+                right[-1]["probe"] = fitted[-1].predicted == split.labels[test]
             else:
-                right[-1] |= _probe(metric, values, split, fold, config, fitted)
+                right[-1] |= _nearest(metric, values, split, fold, config)
             bars.advance(task)
     bars.remove_task(task)
     if fitted:
@@ -163,17 +167,14 @@ def measure(
     return {name: np.concatenate([one[name] for one in right], axis=-1) for name in right[0]}, facts
 
 
-def _probe(
-    metric: str, values: np.ndarray, split: Split, fold: Fold, config: EvaluateConfig, fitted: list[probes.Probe]
+def _nearest(
+    metric: str, values: np.ndarray, split: Split, fold: Fold, config: EvaluateConfig
 ) -> dict[str, np.ndarray]:
-    """Correctness of the frozen features on one fold's test images; linear probes are appended to `fitted`."""
+    """Correctness on one fold's test images by the nearest training images, with `fewshot` by the nearest class mean."""
     places, tested = fold
     train, train_labels, test, test_labels = values[places], split.labels[places], values[tested], split.labels[tested]
     if metric == "knn":
         return {f"knn_{k}": found == test_labels for k, found in probes.knn(train, train_labels, test).items()}
-    if metric == "probe":
-        fitted.append(probes.linear_probe(train, train_labels, test, config.seed))
-        return {"probe": fitted[-1].predicted == test_labels}
     return {
         f"shot_{shots}": probes.few_shot(
             train, train_labels, test, test_labels, shots, config.fewshot_trials, config.seed

@@ -34,19 +34,14 @@ def parse_backbones(config: EvaluateConfig) -> dict[str, str]:
     for field, name in (("baseline", config.baseline), ("student", config.student)):
         if name and name not in backbones:
             raise UserError(f"{field}: no backbone is called {name!r}; there are {', '.join(backbones)}")
-    if "finetune" in config.metrics:
-        _require_finetunable(backbones)
-    return backbones
-
-
-def _require_finetunable(backbones: Mapping[str, str]) -> None:
-    for name, model in backbones.items():
+    for name, model in backbones.items() if "finetune" in config.metrics else ():
         if JOIN in model:
             raise UserError(
                 f"metrics: fine-tuning takes one backbone, and {name} is several; leave `finetune` or it out"
             )
         if is_module_function(model):
             raise UserError(f"metrics: fine-tuning takes models of timm, and {name} is not; leave `finetune` or it out")
+    return backbones
 
 
 def resolve_model(model: str) -> str:

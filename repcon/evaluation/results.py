@@ -63,16 +63,10 @@ def combine(results: Mapping[str, Mapping[str, Any]], baseline: str) -> dict[str
 
     The mean is of the metrics that every data set has, and counts each set alike.
     """
-    mean = {
-        part: {
-            name: wrap(_mean([unwrap(one[part][name]) for one in results.values()]))
-            for name in next(iter(results.values()))[part]
-        }
-        for part, wrap, unwrap in (
-            ("backbones", lambda metrics: {"metrics": metrics}, lambda held: held["metrics"]),
-            ("differences", lambda metrics: metrics, lambda held: held),
-        )
-    }
+    sets, names = list(results.values()), next(iter(results.values()))["backbones"]
+    backbones = {name: {"metrics": _mean([one["backbones"][name]["metrics"] for one in sets])} for name in names}
+    differences = {name: _mean([one["differences"][name] for one in sets]) for name in names if name != baseline}
+    mean = {"backbones": backbones, "differences": differences}
     return {"datasets": dict(results), "mean": mean, "baseline": baseline}
 
 

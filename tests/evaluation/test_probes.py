@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import sklearn
 from sklearn.linear_model import LogisticRegression
 
 from repcon.evaluation import intervals, probes
@@ -30,13 +31,13 @@ def test_knn_matches_a_plain_count():
             assert predicted[k][row] == tied[int(np.argmax(closeness))]
 
 
-def test_knn_in_parts_is_knn(monkeypatch: pytest.MonkeyPatch):
+def test_knn_in_parts_is_knn():
     train, labels = clusters(5, 12, 8, 2.0)
     test, _ = clusters(5, 9, 8, 2.0, seed=1)
     whole = probes.knn(train, labels, test)
-    monkeypatch.setattr(probes, "KNN_ROWS", 7)
-    for k, predicted in probes.knn(train, labels, test).items():
-        np.testing.assert_array_equal(predicted, whole[k])
+    with sklearn.config_context(working_memory=0.005):
+        for k, predicted in probes.knn(train, labels, test).items():
+            np.testing.assert_array_equal(predicted, whole[k])
 
 
 def test_knn_tells_nearly_equal_ties_apart():

@@ -179,10 +179,12 @@ class CompletionIndex:
     def put(self, unit: Unit, missing: Mapping[int, str], files: Mapping[str, ShardFile]) -> None:
         """Marks the unit as finished; its shards must be on disk already. missing: the reason by row."""
         rows = tuple(sorted(missing))
-        record = CompletionRecord(
-            unit=unit.name, missing=rows, reasons=tuple(_printable(missing[row]) for row in rows), files=dict(files),
-            source=self._source(unit),
-        )  # fmt: skip
+        # As valid Unicode, which the file names in a reason need not be.
+        reasons = tuple(
+            missing[row][:_MAX_REASON_CHARACTERS].encode("utf-8", "backslashreplace").decode() for row in rows
+        )
+        source = self._source(unit)
+        record = CompletionRecord(unit=unit.name, missing=rows, reasons=reasons, files=dict(files), source=source)
         self._files.write(record_name(unit), seal(asdict(record)))
         self._records[unit.name] = record
 
@@ -199,8 +201,3 @@ class CompletionIndex:
         if unit.heads not in self._sources:
             self._sources[unit.heads] = source_of(self._manifest, unit)
         return self._sources[unit.heads]
-
-
-def _printable(reason: str) -> str:
-    """The reason as valid Unicode: file names need not be."""
-    return reason[:_MAX_REASON_CHARACTERS].encode("utf-8", "backslashreplace").decode()

@@ -6,9 +6,9 @@ from typing import Any
 from repcon.config import PackConfig
 from repcon.images import writer
 from repcon.images.format import BETON, MANIFEST
-from repcon.images.multiple_sources import source_paths
 from repcon.images.pack import ImagePack
 from repcon.images.packing import write_pack
+from repcon.images.sources import source_paths
 from repcon.runtime.errors import UserError
 
 

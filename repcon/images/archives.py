@@ -6,6 +6,7 @@ Names are bytes, held as UTF-8 with surrogate escapes; `repcon.images.file_names
 import codecs
 import errno
 import hashlib
+import os
 import stat
 import tarfile
 from collections.abc import Callable, Iterator
@@ -73,11 +74,22 @@ class SourceScan:
         self._between = b"\n"
 
 
-def leave_out(scan: SourceScan, path: str, name: str, error: OSError) -> None:
-    """Lists a missing file as left out. Raises UserError for errors that are transient or can be fixed."""
-    if is_transient(error) or error.errno in (errno.EACCES, errno.EPERM):
-        raise unreadable_error(path, error) from error
-    scan.left_out.append((name, f"cannot be read: {error_reason(error)}"))
+def plain_file_status(path: str, name: str, scan: SourceScan) -> os.stat_result | None:
+    """The file's status; None for one that is missing or no plain file, which is left out.
+
+    Raises UserError for errors that are transient or can be fixed.
+    """
+    try:
+        status = os.stat(path)
+    except OSError as error:
+        if is_transient(error) or error.errno in (errno.EACCES, errno.EPERM):
+            raise unreadable_error(path, error) from error
+        scan.left_out.append((name, f"cannot be read: {error_reason(error)}"))
+        return None
+    if stat.S_ISREG(status.st_mode):
+        return status
+    scan.left_out.append((name, "not a plain file"))
+    return None
 
 
 def unreadable_error(path: str, error: OSError) -> UserError:

@@ -135,26 +135,21 @@ def _depths(folders: dict[str, set[Folders]]) -> dict[str, int]:
     Tars that share a first folder are shards of one set. A set whose images are all in one folder is one class, named
     by its first folder, if there are other sets.
     """
-    joined: dict[str, str] = {}  # first folder -> another first folder of the same set, or itself
+    from scipy.cluster.hierarchy import DisjointSet  # here: slow to import
 
-    def name_of(first: str) -> str:
-        while joined[first] != first:
-            joined[first] = joined[joined[first]]
-            first = joined[first]
-        return first
-
+    joined = DisjointSet()
     names: dict[str, str] = {}
     for root, paths in folders.items():
         firsts = sorted({f"{bool(root):d}/{path[0]}" for path in paths if path}) or [root]
         for first in firsts:
-            joined.setdefault(first, first)
-            joined[name_of(first)] = name_of(firsts[0])
+            joined.add(first)
+            joined.merge(firsts[0], first)
         names[root] = firsts[0]
     sets: dict[str, set[Folders]] = {}
     for root, paths in folders.items():
-        sets.setdefault(name_of(names[root]), set()).update(paths)
+        sets.setdefault(joined[names[root]], set()).update(paths)
     depths = {name: 0 if len(sets) > 1 and len(paths) == 1 else _shared_depth(paths) for name, paths in sets.items()}
-    return {root: depths[name_of(name)] for root, name in names.items()}
+    return {root: depths[joined[name]] for root, name in names.items()}
 
 
 def _shared_depth(paths: set[Folders]) -> int:

@@ -114,11 +114,7 @@ def _reason_to_reencode(header: Header, max_side: int) -> str:
         return "unusual subsampling"
     if header.orientation != 1:
         return "EXIF orientation"
-    return "larger than max_side" if _too_large(header.width, header.height, max_side) else ""
-
-
-def _too_large(width: int, height: int, max_side: int) -> bool:
-    return 0 < max_side < max(width, height)
+    return "larger than max_side" if 0 < max_side < max(header.width, header.height) else ""
 
 
 def _decode_jpeg(data: bytes, header: Header) -> tuple[np.ndarray | None, str]:
@@ -224,7 +220,7 @@ def _upright(image: Image.Image, orientation: int) -> Image.Image:
 
 
 def _shrink(image: Image.Image, max_side: int) -> Image.Image:
-    if not _too_large(image.width, image.height, max_side):
+    if not 0 < max_side < max(image.size):
         if max(image.size) > MAX_SIDE:
             raise InvalidImageError(
                 f"too long for a JPEG: {max(image.size)} pixels, which holds {MAX_SIDE}; set max_side"

@@ -117,7 +117,7 @@ class Manifest:
     fingerprint: str
     settings: dict[str, Any]
     """The source's identity, max_side, jpeg_quality, shard_megabytes."""
-    summary: dict[str, Any]
+    summary: dict[str, dict[str, int]]
     """Numbers of re-encoded and left-out images by reason."""
 
     def dump(self) -> str:

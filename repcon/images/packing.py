@@ -19,35 +19,25 @@ from repcon.runtime.local_files import OpenFile
 from repcon.runtime.run_dir import MARKER, RunDir, read_results
 from repcon.runtime.text import abbreviate
 
-_KINDS = {"images": int, "classes": int, "shards": int, "kept": int, "re_encoded": dict, "left_out": dict}
-_KINDS |= {"megabytes": float, "fingerprint": str}
-"""Fields that recorded figures must have to be shown again."""
-
 
 def write_pack(config: PackConfig, on_written: Callable[[Path], None] | None = None) -> dict[str, Any]:
     """Writes the pack, prints a summary and gives the figures; calls `on_written` before these are stored."""
     started = time.perf_counter()
     plan, out = writer.plan(config), Path(config.out)
-    # A finished pack keeps the figures of the run that made it.
-    figures = _recorded_figures(out) if (out / MANIFEST).is_file() else None
-    record = None if figures else RunDir(out, "pack", configuration.dump(config))
+    # A finished pack keeps the record of the run that made it.
+    is_recorded = (out / MANIFEST).is_file() and bool(read_results(out))
+    record = None if is_recorded else RunDir(out, "pack", configuration.dump(config))
     manifest = writer.write(plan)
     seconds = time.perf_counter() - started
     if on_written is not None:
         on_written(out)
-    figures = figures or _figures(manifest, seconds, plan.listing.warnings)
+    figures = _figures(manifest, seconds, plan.listing.warnings)
     _print_summary(config, figures, manifest.classes)
     return figures if record is None else record.finish(figures)
 
 
-def _recorded_figures(out: Path) -> dict[str, Any] | None:
-    """The figures of the run that made the pack; None where its record is missing or damaged."""
-    figures = read_results(out)
-    return figures if all(type(figures.get(name)) is kind for name, kind in _KINDS.items()) else None
-
-
 def _figures(manifest: Manifest, seconds: float, warnings: Sequence[str]) -> dict[str, Any]:
-    left_out, re_encoded = (_counts(manifest.summary.get(name)) for name in ("left_out", "re_encoded"))
+    left_out, re_encoded = (manifest.summary.get(name, {}) for name in ("left_out", "re_encoded"))
     return {
         "images": manifest.images,
         "classes": len(manifest.classes),
@@ -60,12 +50,6 @@ def _figures(manifest: Manifest, seconds: float, warnings: Sequence[str]) -> dic
         "warnings": list(warnings),
         "seconds": round(seconds, 3),
     }
-
-
-def _counts(found: object) -> dict[str, int]:
-    """Numbers of images by reason, of a summary that may be damaged."""
-    pairs = found.items() if isinstance(found, dict) else ()
-    return {reason: count for reason, count in pairs if type(count) is int}
 
 
 def is_pack(source: str) -> bool:
@@ -117,7 +101,7 @@ def _print_summary(config: PackConfig, figures: dict[str, Any], names: tuple[str
     shards = f"{figures['shards']} shard{'s' if figures['shards'] != 1 else ''}"
     facts = f"{figures['megabytes']:,.1f} MB in {shards}, fingerprint {figures['fingerprint'][:16]}"
     console.print(facts, markup=False, highlight=False)
-    for warning in figures.get("warnings", ()):
+    for warning in figures["warnings"]:
         warn(warning)
     if figures["left_out"]:
         path = escape(str(Path(config.out, LEFT_OUT)))

@@ -5,14 +5,13 @@ An image is a struct {bytes, path} or plain binary. A row is named `FILE/ROW`, w
 """
 
 import json
-import stat
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-from repcon.images.archives import MAX_LABEL_BYTES, FoundImage, SourceScan, leave_out, read_or_damage
+from repcon.images.archives import MAX_LABEL_BYTES, FoundImage, SourceScan, plain_file_status, read_or_damage
 from repcon.images.file_names import MAX_FILE_BYTES
 from repcon.images.jpeg import InvalidImageError
 from repcon.images.tar_samples import Label
@@ -34,13 +33,7 @@ def add_parquet(path: Path, name: str, scan: SourceScan) -> None:
     Raises UserError where pyarrow is missing, where several columns may be the image or the label, where the file has
     no such column as `scan.columns` names, and where it cannot be read for a reason other than damage.
     """
-    try:
-        status = path.stat()
-    except OSError as error:
-        leave_out(scan, str(path), name, error)
-        return
-    if not stat.S_ISREG(status.st_mode):
-        scan.left_out.append((name, "not a plain file"))
+    if (status := plain_file_status(str(path), name, scan)) is None:
         return
     file = read_or_damage(lambda: _open(path), path)
     if isinstance(file, str):

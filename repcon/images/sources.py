@@ -1,18 +1,18 @@
-"""List a source: the images of a folder, of WebDataset tars or of Parquet files, in a fixed order, with labels.
+"""List sources: the images of folders, of WebDataset tars or of Parquet files, in a fixed order, with labels.
 
 Nothing is decoded here.
 """
 
 import hashlib
 import os
-import stat
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path, PurePosixPath
 
 from repcon.images import hub
-from repcon.images.archives import FoundImage, ParquetColumns, SourceScan, add_tar, leave_out, unreadable_error
-from repcon.images.class_labels import assign_classes
+from repcon.images.archives import FoundImage, ParquetColumns, SourceScan, add_tar, plain_file_status, unreadable_error
+from repcon.images.class_labels import assign_classes, name_warnings, number_warnings, sort_classes
 from repcon.images.file_names import ARCHIVE, HIDDEN, SUFFIXES, display_name, is_hidden, rejection_reason, utf8_name
 from repcon.images.format import MANIFEST
 from repcon.images.parquet import SUFFIX as PARQUET
@@ -54,6 +54,97 @@ class SourceListing:
     """Hash of the name, size and modification time of each file that is packed."""
     warnings: tuple[str, ...] = ()
     """One line each: how labels were found, and what is probably a mistake."""
+
+
+def source_paths(source: str | tuple[str, ...]) -> tuple[str, ...]:
+    """The sources of a setting that names one or several."""
+    return (source,) if isinstance(source, str) else source
+
+
+def format_sources(source: str | tuple[str, ...]) -> str:
+    """The sources as text for a message."""
+    return ", ".join(source_paths(source))
+
+
+def list_sources(
+    source: str | tuple[str, ...], limit: int = 0, columns: ParquetColumns = ParquetColumns()  # noqa: B008 (frozen)
+) -> SourceListing:  # fmt: skip
+    """Lists all sources, in the order given, as one; at most `limit` images in all unless that is 0.
+
+    Classes of the same name are one class. With several sources, each image's name starts with the last part of its
+    source's path. Raises UserError where a source has no images, or is named twice, and where columns are named and
+    there is no Parquet file.
+    """
+    names = source_paths(source)
+    if not names:
+        raise UserError("source: none given; name an image folder, a .tar, a .parquet, or a folder of such files")
+    if len({Path(name).resolve() for name in names}) < len(names):
+        raise UserError(f"source: {format_sources(source)}: one of them is named twice")
+    listings = [list_source(name, columns) for name in names]
+    if columns != ParquetColumns() and not any(item.column for listing in listings for item in listing.items):
+        flag = "image_column" if columns.image else "label_column"
+        raise UserError(f"{flag}: {format_sources(source)} has no Parquet files, whose columns it names; leave it out")
+    if len(listings) == 1 and not limit:
+        return listings[0]
+    shares = split_limit([len(listing.items) for listing in listings], limit)
+    identity = _joint_identity(listings, limit)
+    if len(listings) == 1:
+        return replace(listings[0], items=_sample_evenly(listings[0].items, shares[0]), identity=identity)
+    return _join(listings, _prefixes(names), shares, identity)
+
+
+def split_limit(sizes: Sequence[int], limit: int) -> list[int]:
+    """Number of images to take from sets of these sizes: equal numbers, at most the whole set, `limit` in all."""
+    if not limit or sum(sizes) <= limit:
+        return list(sizes)
+    shares, left = [0] * len(sizes), limit
+    order = sorted(range(len(sizes)), key=lambda place: (sizes[place], place))
+    for number, place in enumerate(order):
+        shares[place] = min(sizes[place], left // (len(order) - number))
+        left -= shares[place]
+    return shares
+
+
+def _sample_evenly(items: list[SourceItem], count: int) -> list[SourceItem]:
+    """`count` of the items at equal distances, in the order of their folders."""
+    return items if count == len(items) else [items[place * len(items) // count] for place in range(count)]
+
+
+def _join(listings: list[SourceListing], prefixes: list[str], shares: list[int], identity: str) -> SourceListing:
+    """One listing of all sources, with labels renumbered."""
+    classes = tuple(sort_classes({name for listing in listings for name in listing.classes}))
+    numbers = {name: number for number, name in enumerate(classes)}
+    items, left_out = [], []
+    for listing, prefix, share in zip(listings, prefixes, shares, strict=True):
+        for item in _sample_evenly(listing.items, share):
+            label = numbers[listing.classes[item.label]] if item.label >= 0 else -1
+            key = f"{prefix.replace('.', '_')}/{item.key}"
+            items.append(replace(item, name=f"{prefix}/{item.name}", key=key, label=label))
+        left_out += [(f"{prefix}/{name}", reason) for name, reason in listing.left_out]
+    warnings = [warning for listing in listings for warning in listing.warnings]
+    warnings += name_warnings(classes) + number_warnings(listing.classes for listing in listings)
+    return SourceListing(items, classes, left_out, identity, tuple(dict.fromkeys(warnings)))
+
+
+def _prefixes(names: Sequence[str]) -> list[str]:
+    """The last part of each path, with a number where another has the same; no two differ in dots only."""
+    found: list[str] = []
+    for name in names:
+        end = hub.short_name(name) if hub.is_dataset(name) else Path(name).resolve().name
+        end = end.encode("utf-8", "surrogateescape").decode("utf-8", "replace") or "root"
+        taken = {prefix.replace(".", "_") for prefix in found}
+        number, prefix = 1, end
+        while prefix.replace(".", "_") in taken:
+            number += 1
+            prefix = f"{end}~{number}"
+        found.append(prefix)
+    return found
+
+
+def _joint_identity(listings: list[SourceListing], limit: int) -> str:
+    """A hash of the sources' identities, their order, and the limit."""
+    words = "\n".join([f"limit {limit}", *(listing.identity for listing in listings)])
+    return hashlib.sha256(words.encode()).hexdigest()
 
 
 def list_source(source: str, columns: ParquetColumns = ParquetColumns()) -> SourceListing:  # noqa: B008 (frozen)
@@ -178,13 +269,9 @@ def _file(path: str, name: str, scan: SourceScan) -> None:
     if reason:
         scan.left_out.append((name, reason))
         return
-    try:
-        status = os.stat(path)
-    except OSError as error:
-        leave_out(scan, path, name, error)
+    if (status := plain_file_status(path, name, scan)) is None:
         return
-    reason = rejection_reason(name, status.st_size) if stat.S_ISREG(status.st_mode) else "not a plain file"
-    if reason:
+    if reason := rejection_reason(name, status.st_size):
         scan.left_out.append((name, reason))
     else:
         scan.identify(f"{name}\0{status.st_size}\0{status.st_mtime_ns}")

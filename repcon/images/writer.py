@@ -27,9 +27,8 @@ from repcon.images.archives import ParquetColumns
 from repcon.images.encode import Encoded
 from repcon.images.encode_items import encode_items
 from repcon.images.format import Manifest
-from repcon.images.multiple_sources import format_sources, list_sources, source_paths
 from repcon.images.shards import ShardRecord, ShardWriter, join_columns
-from repcon.images.sources import SourceItem, SourceListing
+from repcon.images.sources import SourceItem, SourceListing, format_sources, list_sources, source_paths
 from repcon.runtime.console import console, progress
 from repcon.runtime.errors import UserError
 from repcon.runtime.local_files import error_reason, open_regular, read_file, remove_abandoned, try_lock, write_atomic

@@ -9,8 +9,8 @@ from pictures import photograph
 from repcon import cli
 from repcon.commands import pack as packing
 from repcon.config import PackConfig
-from repcon.images.multiple_sources import list_sources, split_limit
 from repcon.images.pack import ImagePack
+from repcon.images.sources import list_sources, split_limit
 from repcon.runtime.errors import UserError
 
 

@@ -19,11 +19,9 @@ from repcon.sharing.address import Address
 Kind = Literal["student", "teacher", "store"]
 ABOUT, CARD = "repcon.json", "README.md"
 """What was pushed and its fingerprint; and the card that the hub shows."""
-_MODEL = (CONFIG, WEIGHTS)
-_HEADS = (HEADS, HEADS_INDEX)
 FILES: dict[Kind, tuple[str, ...]] = {
-    "teacher": (CARD, *_MODEL),
-    "student": (CARD, *_MODEL, *_HEADS),
+    "teacher": (CARD, CONFIG, WEIGHTS),
+    "student": (CARD, CONFIG, WEIGHTS, HEADS, HEADS_INDEX),
     "store": (CARD, MANIFEST, "zarr.json", "crops/*", "heads/*", f"{COMPLETION_RECORDS}/*"),
 }
 """Patterns of the only files that are pushed and pulled; none of them is code."""

@@ -25,15 +25,15 @@ def write_pack(config: PackConfig, on_written: Callable[[Path], None] | None = N
     started = time.perf_counter()
     plan, out = writer.plan(config), Path(config.out)
     # A finished pack keeps the record of the run that made it.
-    is_recorded = (out / MANIFEST).is_file() and bool(read_results(out))
-    record = None if is_recorded else RunDir(out, "pack", configuration.dump(config))
+    recorded = read_results(out) if (out / MANIFEST).is_file() else {}
+    record = None if "fingerprint" in recorded else RunDir(out, "pack", configuration.dump(config))
     manifest = writer.write(plan)
     seconds = time.perf_counter() - started
     if on_written is not None:
         on_written(out)
     figures = _figures(manifest, seconds, plan.listing.warnings)
     _print_summary(config, figures, manifest.classes)
-    return figures if record is None else record.finish(figures)
+    return recorded if record is None else record.finish(figures)
 
 
 def _figures(manifest: Manifest, seconds: float, warnings: Sequence[str]) -> dict[str, Any]:

@@ -170,7 +170,7 @@ def measure(
 def _nearest(
     metric: str, values: np.ndarray, split: Split, fold: Fold, config: EvaluateConfig
 ) -> dict[str, np.ndarray]:
-    """Correctness on one fold's test images by the nearest training images, with `fewshot` by the nearest class mean."""
+    """Correctness on one fold's test images by the nearest training images, or class means with `fewshot`."""
     places, tested = fold
     train, train_labels, test, test_labels = values[places], split.labels[places], values[tested], split.labels[tested]
     if metric == "knn":

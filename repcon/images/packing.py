@@ -101,7 +101,7 @@ def _print_summary(config: PackConfig, figures: dict[str, Any], names: tuple[str
     shards = f"{figures['shards']} shard{'s' if figures['shards'] != 1 else ''}"
     facts = f"{figures['megabytes']:,.1f} MB in {shards}, fingerprint {figures['fingerprint'][:16]}"
     console.print(facts, markup=False, highlight=False)
-    for warning in figures["warnings"]:
+    for warning in figures.get("warnings", ()):
         warn(warning)
     if figures["left_out"]:
         path = escape(str(Path(config.out, LEFT_OUT)))

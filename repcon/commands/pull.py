@@ -8,6 +8,7 @@ from typing import Any
 
 from repcon.commands import verify
 from repcon.config import PullConfig, VerifyConfig
+from repcon.runtime.atomic_files import move_into_place
 from repcon.runtime.errors import UserError
 from repcon.sharing.address import parse_address
 from repcon.sharing.bundle import ABOUT, FILES, Kind, fingerprint_of, read_about, require_place
@@ -36,7 +37,7 @@ def run(config: PullConfig) -> dict[str, Any]:
         shutil.rmtree(partial)
         raise UserError(f"{address}: {fault}; nothing was kept")
     shutil.rmtree(partial / ".cache", ignore_errors=True)
-    os.rename(folder, out)
+    move_into_place(folder, out)
     for old in out.parent.glob(f".{glob.escape(out.name)}.*{PARTIAL}"):  # of other commits too
         shutil.rmtree(old, ignore_errors=True)
     return {"out": str(out), "kind": kind, "commit": commit, "fingerprint": fingerprint}

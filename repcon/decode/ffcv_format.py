@@ -8,7 +8,6 @@ one field, so that a file made from another pack is refused.
 # pyright: reportMissingImports=false, reportOptionalSubscript=false, reportAttributeAccessIssue=false
 
 import ctypes
-import os
 import shlex
 import weakref
 from collections.abc import Callable, Sequence
@@ -31,6 +30,7 @@ from ffcv.writer import MIN_PAGE_SIZE, handle_sample
 from repcon.decode.buffer_pool import image_buffer
 from repcon.decode.resize import COMPILE_LOCK, Scratch, crop_resize
 from repcon.images.pack import ImagePack
+from repcon.runtime.atomic_files import move_into_place
 from repcon.runtime.console import progress
 from repcon.runtime.errors import UserError
 
@@ -97,9 +97,7 @@ def write_beton(pack: ImagePack, path: Path) -> None:
         finally:
             writer.metadata_sm.close()
             writer.metadata_sm.unlink()
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        move_into_place(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 

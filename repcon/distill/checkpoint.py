@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from repcon.config import dump
+from repcon.runtime.atomic_files import AtomicFile, remove_abandoned
 from repcon.runtime.errors import UserError
-from repcon.runtime.local_files import AtomicFile, remove_abandoned
 
 BEST = "best.pt"
 _STEP = re.compile(r"step-\d{9,}\.pt")

@@ -24,9 +24,9 @@ from repcon.models.factory import create_model
 from repcon.models.identity import architecture_of, weight_hash
 from repcon.models.output_checks import BATCH_INDEPENDENCE_ROWS, check_deterministic
 from repcon.models.preprocessing import Preprocessing, normalise, preprocessing_of
+from repcon.runtime.atomic_files import AtomicFile
 from repcon.runtime.console import warn
 from repcon.runtime.errors import UserError
-from repcon.runtime.local_files import AtomicFile
 
 FORMAT = 1
 """Version of the extraction, part of every cache key."""

@@ -4,7 +4,6 @@ import importlib.util
 import io
 import json
 import multiprocessing
-import os
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from repcon.images.icon_sets import CATEGORIES, FEWEST_DRAWINGS, PACKAGES, Drawing, fetch
+from repcon.runtime.atomic_files import move_into_place
 from repcon.runtime.console import progress
 from repcon.runtime.errors import UserError
 from repcon.runtime.run_dir import write_json
@@ -41,7 +41,7 @@ def render(names: Sequence[str], out: Path, size: int, *, cache: Path | None = N
     try:
         temporary.chmod(0o755)
         _draw(drawings, temporary, size)
-        os.replace(temporary, out)
+        move_into_place(temporary, out)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from repcon.runtime.atomic_files import move_into_place
 from repcon.runtime.console import progress
 from repcon.runtime.errors import UserError
 
@@ -218,7 +219,7 @@ def _download(npm: Sequence[str], cache: Path, artist: str) -> None:
                 f"npm could not fetch {package} ({reason}); is there a network? "
                 "`--data FOLDER` runs the demo on your own images instead"
             )
-        os.replace(archives[0], _archive(cache, artist))
+        move_into_place(archives[0], _archive(cache, artist))
 
 
 def _read(archive: Path) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import numpy as np
 from repcon.images.encode import Encoded
 from repcon.images.format import COLUMNS, KEY_TEXT, Columns, dump_index, load_index, shard_name
 from repcon.images.sources import SourceItem
-from repcon.runtime.local_files import AtomicFile, write_atomic
+from repcon.runtime.atomic_files import AtomicFile, write_atomic
 
 
 @dataclass(slots=True, kw_only=True)

@@ -6,7 +6,6 @@ Threads rather than processes: reading, decoding, encoding and hashing all relea
 """
 
 import errno
-import fcntl
 import json
 import os
 import shutil
@@ -29,9 +28,10 @@ from repcon.images.encode_items import encode_items
 from repcon.images.format import Manifest
 from repcon.images.shards import ShardRecord, ShardWriter, join_columns
 from repcon.images.sources import SourceItem, SourceListing, format_sources, list_sources, source_paths
+from repcon.runtime.atomic_files import lock, remove_abandoned, write_atomic
 from repcon.runtime.console import console, progress
 from repcon.runtime.errors import UserError
-from repcon.runtime.local_files import error_reason, open_regular, read_file, remove_abandoned, try_lock, write_atomic
+from repcon.runtime.local_files import error_reason, open_regular, read_file
 
 PARTS = "parts"
 
@@ -136,9 +136,9 @@ def exclusive_writer(out: Path) -> Iterator[None]:
     """
     parts = out / PARTS
     with _lock_file(parts) as file:
-        if try_lock(file.fileno()) is False:
+        if lock(file.fileno()) is False:
             console.print(f"waiting for another process that packs into {escape(str(parts.parent))}")
-            fcntl.flock(file, fcntl.LOCK_EX)
+            lock(file.fileno(), wait=True)
         with suppress(FileExistsError):  # the other process is deleting it: it has finished, nothing will be written
             parts.mkdir(exist_ok=True)
         yield

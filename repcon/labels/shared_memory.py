@@ -8,7 +8,6 @@ user and are closed to others, and a table's name and seal depend on a secret in
 """
 
 import contextlib
-import fcntl
 import hmac
 import math
 import mmap
@@ -24,8 +23,8 @@ from typing import TypeVar
 
 import numpy as np
 
+from repcon.runtime.atomic_files import create_exclusive, lock
 from repcon.runtime.errors import UserError
-from repcon.runtime.local_files import try_lock
 from repcon.runtime.text import format_bytes
 
 FOLDER = Path("/dev/shm")
@@ -68,7 +67,7 @@ def shared_table(
         if memory[: len(ready)] != ready:
             decode(table)
             memory[: len(ready)] = ready
-        fcntl.flock(descriptor, fcntl.LOCK_SH)
+        lock(descriptor, shared=True, wait=True)
     except BaseException:
         path.unlink(missing_ok=True)
         os.close(descriptor)
@@ -110,12 +109,7 @@ def _secret(folder: Path) -> bytes:
                 return held
             finally:
                 os.close(descriptor)
-        temporary = folder / f".{secrets.token_hex(16)}"
-        with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "wb") as file:
-            file.write(secrets.token_bytes(_SECRET_BYTES))
-        with contextlib.suppress(FileExistsError):
-            os.link(temporary, path)
-        temporary.unlink()
+        create_exclusive(path, secrets.token_bytes(_SECRET_BYTES), 0o600)
 
 
 def _is_private_file(found: os.stat_result) -> bool:
@@ -160,10 +154,10 @@ def _open_locked(path: Path, ready: bytes) -> int:
 def _lock(path: Path, descriptor: int, ready: bytes) -> bool:
     """Locks the file to use or to complete it; False if that fails. Raises UserError where it is another user's."""
     with contextlib.suppress(FileNotFoundError):
-        if try_lock(descriptor, fcntl.LOCK_SH) is False:
+        if lock(descriptor, shared=True) is False:
             return False
         # Without waiting: another process that saw it incomplete may complete it and then keep it while it trains.
-        if os.pread(descriptor, len(ready), 0) != ready and try_lock(descriptor) is False:
+        if os.pread(descriptor, len(ready), 0) != ready and lock(descriptor) is False:
             return False
         here, there = os.fstat(descriptor), path.lstat()
         if (here.st_ino, here.st_dev) != (there.st_ino, there.st_dev):
@@ -195,5 +189,5 @@ def _release(path: Path, descriptor: int, owner: int) -> None:
 
 def _delete_if_unused(path: Path, descriptor: int) -> None:
     with contextlib.suppress(OSError):
-        if try_lock(descriptor):
+        if lock(descriptor):
             path.unlink(missing_ok=True)

@@ -1,7 +1,6 @@
 """Export a student as one file that needs neither repcon nor timm: a torch.export program or an ONNX model."""
 
 import json
-import os
 import tempfile
 import warnings
 from collections.abc import Callable, Mapping
@@ -15,6 +14,7 @@ from torch import nn
 from repcon.models.identity import architecture_of
 from repcon.models.preprocessing import Preprocessing
 from repcon.models.student import Student
+from repcon.runtime.atomic_files import move_into_place
 from repcon.runtime.errors import UserError, first_line
 from repcon.runtime.extras import require_extra
 
@@ -94,7 +94,7 @@ def export(
             run = _load_onnx(written) if to == "onnx" else _load_torch(written)
             difference = _compare(model, run, inputs.size, path)
         for made in Path(folder).iterdir():  # above 2 GB, ONNX keeps weights in a file next to the model's
-            os.replace(made, path.parent / made.name)
+            move_into_place(made, path.parent / made.name)
     return difference
 
 

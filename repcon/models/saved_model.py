@@ -11,8 +11,8 @@ from torch import nn
 from repcon.models.identity import parse_class_names
 from repcon.models.preprocessing import Preprocessing
 from repcon.models.timm_import import timm
+from repcon.runtime.atomic_files import write_atomic
 from repcon.runtime.errors import UserError
-from repcon.runtime.local_files import write_atomic
 from repcon.runtime.untrusted import UnreadableError, read_json
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"

@@ -19,8 +19,8 @@ from repcon.models.model_card import model_card
 from repcon.models.preprocessing import Preprocessing
 from repcon.models.saved_model import local_folder, model_folder, save_model
 from repcon.models.weights import load_safetensors, require_finite
+from repcon.runtime.atomic_files import write_atomic
 from repcon.runtime.errors import UserError
-from repcon.runtime.local_files import write_atomic
 from repcon.runtime.run_dir import write_text
 from repcon.runtime.untrusted import UnreadableError, read_json
 

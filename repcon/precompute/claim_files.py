@@ -3,9 +3,9 @@
 import contextlib
 import errno
 import os
-import uuid
 from pathlib import Path
 
+from repcon.runtime.atomic_files import create_exclusive, temporary_path, write_atomic
 from repcon.runtime.filesystem import open_fsspec
 from repcon.runtime.local_files import read_file
 
@@ -18,31 +18,11 @@ class LocalClaims:
 
     def create(self, name: str, data: bytes) -> bool:
         """Makes the file, whole at once; False where it exists already."""
-        temporary = self._temporary(name)
         while True:
             self._folder.mkdir(parents=True, exist_ok=True)
             # Another process that ends may remove the empty folder in between: then once more.
             with contextlib.suppress(FileNotFoundError):
-                temporary.write_bytes(data)
-                try:
-                    os.link(temporary, self._folder / name)  # Fails where the name exists; the content is whole.
-                    return True
-                except FileExistsError:
-                    return False
-                except FileNotFoundError:
-                    raise
-                except OSError:  # No hard links here: then a reader may meet the file before its content.
-                    return self._create_in_place(name, data)
-                finally:
-                    temporary.unlink(missing_ok=True)
-
-    def _create_in_place(self, name: str, data: bytes) -> bool:
-        try:
-            with (self._folder / name).open("xb") as file:
-                file.write(data)
-        except FileExistsError:
-            return False
-        return True
+                return create_exclusive(self._folder / name, data)
 
     def read(self, name: str) -> bytes | None:
         """The content; None where there is no such file."""
@@ -56,28 +36,24 @@ class LocalClaims:
             return read_file(self._folder / name)  # NFS: its owner replaced it just now; the new one is there
 
     def write(self, name: str, data: bytes) -> None:
-        """Replaces the file."""
-        temporary = self._temporary(name)
-        temporary.write_bytes(data)
-        os.replace(temporary, self._folder / name)
+        """Replaces the file, without a wait for the disk, which may be busy for longer than a claim lives."""
+        write_atomic(self._folder / name, data, durable=False)
 
     def replace_dead(self, name: str, dead: bytes, data: bytes) -> bool:
         """Puts `data` in the place of the content `dead`; False where another heir was faster.
 
         It moves the dead claim aside, which only one of several heirs can do, and creates its own.
         """
-        aside = self._temporary(name)
+        aside = temporary_path(self._folder / name)
         try:
             os.rename(self._folder / name, aside)
         except FileNotFoundError:
             return False
-        if read_file(aside) != dead:  # Another heir was faster, and this is its living claim: back with it.
-            with contextlib.suppress(FileExistsError):
-                os.link(aside, self._folder / name)
-            aside.unlink()
-            return False
+        held = read_file(aside)
+        if held != dead:  # Another heir was faster, and this is its living claim: back with it.
+            create_exclusive(self._folder / name, held)
         aside.unlink()
-        return self.create(name, data)
+        return held == dead and self.create(name, data)
 
     def remove(self, name: str) -> None:
         """Removes the file if it is there."""
@@ -87,9 +63,6 @@ class LocalClaims:
         """Removes the folder if it is empty."""
         with contextlib.suppress(OSError):
             self._folder.rmdir()
-
-    def _temporary(self, name: str) -> Path:
-        return self._folder / f".{name}.{uuid.uuid4().hex}"
 
 
 class RemoteClaims:

@@ -13,9 +13,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
-from repcon.runtime import local_files
+from repcon.runtime import atomic_files
+from repcon.runtime.atomic_files import fsync_folder, write_atomic
 from repcon.runtime.errors import UserError
-from repcon.runtime.local_files import OpenFile, OpenFileCache, fsync_folder, write_atomic
+from repcon.runtime.local_files import OpenFile, OpenFileCache
 
 _BUCKETS = ("s3", "s3a", "gs", "gcs", "abfs", "abfss", "az")
 """Schemes without folders, whose first name is a bucket's."""
@@ -69,7 +70,7 @@ class FileSystem(ABC):
         found: list[str] = []
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):
             for name in sorted(self._list(folder)):
-                if not is_safe_name(name) and not local_files.is_temporary(name):
+                if not is_safe_name(name) and not atomic_files.is_temporary(name):
                     found.append(name)
                     with contextlib.suppress(OSError):  # not a folder
                         found += [f"{name}/{inner}" for inner in self._list(folder, name)]
@@ -179,10 +180,10 @@ class LocalFileSystem(FileSystem):
         self._open.forget(str(path))
 
     def cancel_writes(self, names: Collection[str]) -> None:
-        local_files.cancel_writes(self._root, names)
+        atomic_files.cancel_writes(self._root, names)
 
     def remove_abandoned(self) -> None:
-        local_files.remove_abandoned(self._root)
+        atomic_files.remove_abandoned(self._root)
 
     def _inside(self, name: str) -> Path:
         """The file's path. A name is checked once: `realpath` costs more than a read."""

@@ -9,8 +9,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
+from repcon.runtime.atomic_files import write_atomic
 from repcon.runtime.errors import UserError
-from repcon.runtime.local_files import open_regular, write_atomic
+from repcon.runtime.local_files import open_regular
 from repcon.runtime.system import environment
 from repcon.runtime.untrusted import UnreadableError, parse_json, read_text
 
@@ -149,7 +150,8 @@ class RunDir:
 def _is_locked(file: TextIO) -> bool:
     """Whether another process holds the lock; else this one takes it until `file` is closed or the process ends.
 
-    Not `try_lock`: this lock belongs to the process, so that a failed run in a notebook does not lock out the next one.
+    Not `atomic_files.lock`: this lock belongs to the process, so that a failed run in a notebook does not lock out the
+    next one.
     """
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -9,9 +9,9 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from repcon.images.pack import ImagePack
+from repcon.runtime.atomic_files import fsync_folder
 from repcon.runtime.errors import UserError
 from repcon.runtime.filesystem import open_filesystem
-from repcon.runtime.local_files import fsync_folder
 
 
 @pytest.fixture(params=["path", "file", "local", "memory"])

@@ -11,17 +11,7 @@ import pytest
 from repcon.images.pack import ImagePack
 from repcon.runtime.errors import UserError
 from repcon.runtime.filesystem import open_filesystem
-from repcon.runtime.local_files import (
-    AtomicFile,
-    OpenFile,
-    OpenFileCache,
-    WriteCancelledError,
-    cancel_writes,
-    error_reason,
-    is_transient,
-    remove_abandoned,
-    write_atomic,
-)
+from repcon.runtime.local_files import OpenFile, OpenFileCache, error_reason, is_transient
 
 
 def descriptors() -> int:
@@ -135,70 +125,3 @@ def test_which_errors_pass() -> None:
     assert (
         not is_transient(OSError("a library's own")) and error_reason(OSError("a library's own")) == "a library's own"
     )
-
-
-def test_an_atomic_file_takes_its_place_at_the_end_or_leaves_the_old_one(tmp_path: Path) -> None:
-    path = tmp_path / "file"
-    with AtomicFile(path) as file:
-        file.write(b"old")
-        assert not path.exists()
-    with pytest.raises(ZeroDivisionError), AtomicFile(path) as file:
-        file.write(b"new")
-        raise ZeroDivisionError
-    assert path.read_bytes() == b"old" and os.listdir(tmp_path) == ["file"]
-    with pytest.raises(OSError, match="No space") as caught, AtomicFile(path):
-        raise OSError(errno.ENOSPC, "No space left on device")
-    assert caught.value.filename == str(path)
-    with pytest.raises(FileNotFoundError) as caught:
-        AtomicFile(tmp_path / "missing" / "file")
-    assert caught.value.filename == str(tmp_path / "missing" / "file")
-
-
-def test_a_check_that_fails_cancels_the_write(tmp_path: Path) -> None:
-    path = tmp_path / "file"
-    write_atomic(path, b"old")
-    with pytest.raises(ZeroDivisionError):
-        write_atomic(path, b"new", lambda: 1 // 0)
-    assert path.read_bytes() == b"old" and os.listdir(tmp_path) == ["file"]
-
-
-def test_a_write_that_another_process_cancelled_is_repeated_after_another_check(tmp_path: Path) -> None:
-    path, checks = tmp_path / "file", []
-
-    def check() -> None:
-        checks.append(path.exists())
-        if len(checks) == 1:
-            cancel_writes(tmp_path, ["other"])
-            cancel_writes(tmp_path, ["file"])
-
-    write_atomic(path, b"data", check)
-    assert checks == [False, False] and path.read_bytes() == b"data" and os.listdir(tmp_path) == ["file"]
-    file = AtomicFile(path)
-    cancel_writes(tmp_path, ["file"])
-    with pytest.raises(WriteCancelledError, match="cancelled"):
-        file.commit()
-    assert path.read_bytes() == b"data"
-
-
-def test_a_living_writers_file_is_not_removed_an_abandoned_one_is(tmp_path: Path) -> None:
-    with AtomicFile(tmp_path / "file") as file:
-        remove_abandoned(tmp_path)
-        file.write(b"data")
-    abandoned = tmp_path / f".file.{'a' * 32}.repcon.tmp"
-    abandoned.write_bytes(b"half")
-    remove_abandoned(tmp_path)
-    assert os.listdir(tmp_path) == ["file"] and (tmp_path / "file").read_bytes() == b"data"
-
-
-def test_a_full_disk_is_named(tmp_path: Path) -> None:
-    """The system's error of a write does not say which file it is about."""
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
-    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    try:
-        with pytest.raises(OSError) as caught:
-            write_atomic(tmp_path / "x", b"1" * 100_000)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-        signal.signal(signal.SIGXFSZ, ignored)
-    assert caught.value.filename == str(tmp_path / "x") and not list(tmp_path.iterdir())

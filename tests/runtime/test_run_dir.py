@@ -158,7 +158,7 @@ def test_a_link_in_the_place_of_a_file_or_its_temporary_one_is_not_followed(tmp_
     path.symlink_to(precious)
     write_text(path, "ours")
     assert (path.read_text(), path.is_symlink(), precious.read_text()) == ("ours", False, "mine")
-    monkeypatch.setattr("repcon.runtime.local_files.uuid.uuid4", lambda: uuid.UUID(int=1))
+    monkeypatch.setattr("repcon.runtime.atomic_files.uuid.uuid4", lambda: uuid.UUID(int=1))
     (tmp_path / f".results.json.{1:032x}.repcon.tmp").symlink_to(precious)
     with pytest.raises(FileExistsError):
         write_text(path, "again")

@@ -13,8 +13,8 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from repcon.runtime.atomic_files import AtomicFile
 from repcon.runtime.errors import UserError
-from repcon.runtime.local_files import AtomicFile
 
 DOMAINS = ("birds", "grocery", "aerial")
 PROXY = ("objects", "imagenet")

@@ -1,6 +1,6 @@
 """Read a pack: the images of teachers and students, identified by content hashes.
 
-`repcon pack` (`repcon.commands.pack`) writes one; `ImagePack` reads it, from a path or any URL that fsspec opens.
+`repcon pack` (`repcon.commands.pack`) writes one; `ImagePack` reads it, from a path or a URL.
 Images are identified by their content, not by their position or name.
 """
 

@@ -6,8 +6,8 @@ import os
 from pathlib import Path
 
 from repcon.runtime.atomic_files import create_exclusive, temporary_path, write_atomic
-from repcon.runtime.filesystem import open_fsspec
 from repcon.runtime.local_files import read_file
+from repcon.runtime.object_store import ObjectStore
 
 
 class LocalClaims:
@@ -66,51 +66,34 @@ class LocalClaims:
 
 
 class RemoteClaims:
-    """As `LocalClaims`, objects below a URL; `create` is atomic where the store has conditional writes (S3 has)."""
+    """As `LocalClaims`, objects below a URL; atomic where the store has conditional writes (S3 has)."""
 
     def __init__(self, url: str) -> None:
         """Raises UserError."""
-        self._system, self._root = open_fsspec(url)
+        self._objects = ObjectStore(url)
 
     def create(self, name: str, data: bytes) -> bool:
-        path = self._path(name)
-        try:
-            self._system.pipe_file(path, data, mode="create")
-            return True
-        except FileExistsError:
-            return False
-        except (TypeError, ValueError, NotImplementedError):  # No conditional writes here: the rare race costs work.
-            if self.read(name) is not None:
-                return False
-            self._system.pipe_file(path, data)
-            return self.read(name) == data
+        return self._objects.create(name, data)
 
     def read(self, name: str) -> bytes | None:
         try:
-            return self._system.cat_file(self._path(name))
+            return self._objects.read(name)
         except FileNotFoundError:
             return None
 
     def write(self, name: str, data: bytes) -> None:
-        self._system.pipe_file(self._path(name), data)
+        self._objects.write(name, data)
 
     def replace_dead(self, name: str, dead: bytes, data: bytes) -> bool:
-        if self.read(name) != dead:
-            return False
-        self.remove(name)
-        return self.create(name, data)
+        return self._objects.replace(name, dead, data)
 
     def remove(self, name: str) -> None:
-        with contextlib.suppress(FileNotFoundError):
-            self._system.rm_file(self._path(name))
+        self._objects.delete(name)
 
     def remove_folder(self) -> None:
         """Object stores have no folders."""
 
-    def _path(self, name: str) -> str:
-        return f"{self._root.rstrip('/')}/{name}"
-
 
 def open_claims(folder: str) -> LocalClaims | RemoteClaims:
-    """The claims in a local folder, or below a URL of any file system that fsspec opens."""
+    """The claims in a local folder, or below a URL."""
     return RemoteClaims(folder) if "://" in folder else LocalClaims(Path(folder))

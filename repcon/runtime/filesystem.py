@@ -9,19 +9,15 @@ import os
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection
-from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from repcon.runtime import atomic_files
 from repcon.runtime.atomic_files import fsync_folder, write_atomic
 from repcon.runtime.errors import UserError
-from repcon.runtime.local_files import OpenFile, OpenFileCache
+from repcon.runtime.local_files import OpenFile, OpenFileCache, error_reason
+from repcon.runtime.object_store import ObjectStore
 
-_BUCKETS = ("s3", "s3a", "gs", "gcs", "abfs", "abfss", "az")
-"""Schemes without folders, whose first name is a bucket's."""
-SCHEMES = ("file", "local", "memory", "http", "https", *_BUCKETS)
-"""The schemes that are opened. fsspec knows others that read further URLs, or run code, that a file names."""
 _NOT_THERE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
 _SAFE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]*(/[A-Za-z0-9_][A-Za-z0-9_.\-]*)*")
 
@@ -103,7 +99,7 @@ class FileSystem(ABC):
 
 
 def open_filesystem(url: str, *, follow_links: bool = False) -> FileSystem:
-    """Opens a path, `file://`, or a URL of one of `SCHEMES`, for example `s3://bucket/folder`.
+    """Opens a path, `file://`, or a URL of one of `object_store.SCHEMES`, for example `s3://bucket/folder`.
 
     follow_links: read files of a local folder also through links that lead out of it. Raises UserError.
     """
@@ -206,92 +202,34 @@ def _make_folders(folder: Path) -> None:
 
 
 class UrlFileSystem(FileSystem):
-    """Files below a URL, by fsspec."""
+    """Objects below a URL."""
 
     def __init__(self, url: str) -> None:
         self.root = url
-        self._files, root = open_fsspec(url)
-        self._root = root.rstrip("/")
+        self._objects = ObjectStore(url)
 
     def read(self, name: str, start: int = 0, length: int | None = None) -> bytes:
-        end = None if length is None else start + length
-        return self._files.cat_file(self._path(name), start=start, end=end)
+        return self._objects.read(require_safe_name(name), start, length)
 
     def size(self, name: str) -> int | None:
-        self._files.invalidate_cache()
-        try:
-            return int(self._files.info(self._path(name))["size"])
-        except FileNotFoundError:
-            return None
+        return self._objects.size(require_safe_name(name))
 
     def list_names(self, folder: str) -> list[str]:
         try:
-            return sorted(self._list(folder))
+            return self._list(folder)
         except FileNotFoundError:
             return []
 
     def _list(self, folder: str, inner: str = "") -> list[str]:
-        self._files.invalidate_cache()
-        found = self._files.ls(f"{self._path(folder)}/{inner}" if inner else self._path(folder), detail=False)
-        return [path.rstrip("/").rsplit("/", 1)[-1] for path in found]
+        folder = require_safe_name(folder) if folder else ""
+        return self._objects.list_names(f"{folder}/{inner}" if inner else folder)
 
     def write(self, name: str, data: bytes, check: Callable[[], object] = lambda: None) -> None:
         check()
         try:
-            self._files.pipe_file(self._path(name), data)
+            self._objects.write(require_safe_name(name), data)
         except OSError as error:
-            raise UserError(f"{self.root}/{name}: cannot write ({error})") from error
+            raise UserError(f"{self.root}/{name}: cannot write ({error_reason(error)})") from error
 
     def delete(self, name: str) -> None:
-        with contextlib.suppress(FileNotFoundError):
-            self._files.rm_file(self._path(name))
-
-    def _path(self, name: str) -> str:
-        return f"{self._root}/{require_safe_name(name)}" if name else self._root
-
-
-def open_fsspec(url: str) -> tuple[Any, str]:
-    """Opens fsspec's file system of a URL; gives it and the path in it.
-
-    Raises UserError where the scheme is none of `SCHEMES`, the URL is a chain of several, or a library is missing.
-    """
-    scheme = url.partition("://")[0]
-    if "::" in url or scheme not in SCHEMES:
-        what = "chains of URLs" if "::" in url else f"{scheme} URLs"
-        raise UserError(f"{url}: {what} are not opened, only {', '.join(SCHEMES)}; copy it to a local folder")
-    import fsspec
-
-    try:
-        system, path = fsspec.url_to_fs(url)
-    except (ValueError, ImportError) as error:
-        raise UserError(f"{url}: {error}") from error
-    return _FsspecFileSystem(system, url), path
-
-
-class _FsspecFileSystem:
-    """fsspec's file system, in which the errors of network libraries become OSErrors, as on a disk."""
-
-    def __init__(self, system: Any, url: str) -> None:
-        self._system, self._url = system, url
-
-    def pipe_file(self, path: str, data: bytes, **how: Any) -> None:
-        """Writes a file, into a new folder where that is missing; a bucket that is missing is not made."""
-        try:
-            self._call("pipe_file", path, data, **how)
-        except FileNotFoundError as error:
-            if self._url.partition("://")[0] in _BUCKETS:  # its name may be misspelt
-                raise FileNotFoundError(errno.ENOENT, f"there is no such bucket ({error})", self._url) from error
-            self._call("makedirs", path.rpartition("/")[0], exist_ok=True)
-            self._call("pipe_file", path, data, **how)
-
-    def __getattr__(self, name: str) -> Any:
-        return partial(self._call, name)
-
-    def _call(self, name: str, *arguments: Any, **named: Any) -> Any:
-        method = getattr(self._system, name)
-        try:
-            return method(*arguments, **named)
-        except (OSError, TypeError, ValueError, NotImplementedError):
-            raise
-        except Exception as error:
-            raise OSError(errno.EIO, f"{type(error).__name__}: {error}", self._url) from error
+        self._objects.delete(require_safe_name(name))

@@ -9,10 +9,10 @@ import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import fsspec
 import numpy as np
 import pytest
 import simplejpeg
+from object_servers import upload
 from pictures import photograph
 
 from repcon import cli
@@ -23,6 +23,7 @@ from repcon.images.jpeg import content_hash
 from repcon.images.pack import ImagePack, select_classes
 from repcon.images.packing import open_or_pack
 from repcon.runtime.errors import UserError
+from repcon.runtime.filesystem import open_filesystem
 
 
 @pytest.fixture(scope="module")
@@ -156,18 +157,18 @@ def test_no_pack_there(tmp_path: Path) -> None:
 def test_packs_open_by_url(scheme: str, original: Path, tmp_path: Path) -> None:
     url = "memory://bucket/a pack" if scheme == "memory" else f"file://{original}"
     if scheme == "memory":
-        fsspec.filesystem("memory").put(str(original) + "/", "/bucket/a pack/", recursive=True)
+        upload(original, url)
     pack, local = ImagePack.open(url), ImagePack.open(original)
     assert pack.fingerprint == local.fingerprint and list(pack.keys) == list(local.keys)
     assert [pack.read(image) for image in range(32)] == [local.read(image) for image in range(32)]
     assert open_or_pack(url, tmp_path).fingerprint == local.fingerprint
     if scheme == "memory":
-        files = fsspec.filesystem("memory")
-        whole = files.cat_file("/bucket/a pack/shard-00000.tar")
-        files.pipe_file("/bucket/a pack/shard-00000.tar", whole[: int(pack._offset[5]) + 3])
+        files = open_filesystem(url)
+        whole = files.read("shard-00000.tar")
+        files.write("shard-00000.tar", whole[: int(pack._offset[5]) + 3])
         with pytest.raises(UserError, match="is cut off: 3 of"):
             pack.read(5)
-        files.rm("/bucket/a pack/shard-00000.tar")
+        files.delete("shard-00000.tar")
         with pytest.raises(UserError, match="cannot be read"):
             pack.read(0)
         assert pickle.loads(pickle.dumps(pack)).fingerprint == pack.fingerprint

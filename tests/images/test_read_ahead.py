@@ -3,9 +3,9 @@
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
-import fsspec
 import numpy as np
 import pytest
+from object_servers import upload
 from precompute_case import pack_path
 
 from repcon.images import pack as pack_module
@@ -73,9 +73,7 @@ def test_a_failed_request_is_told_and_tried_again():
 
 
 def test_a_pack_behind_a_url_reads_the_same_images(pack_path):
-    memory = fsspec.filesystem("memory")
-    memory.put(str(pack_path), "/nearby", recursive=True)
+    upload(pack_path, "memory://nearby")
     near, plain = ReadAheadPack.open("memory://nearby"), ImagePack.open(pack_path)
     assert near.fingerprint == plain.fingerprint
     assert all(near.read(row) == plain.read(row) for row in range(len(plain)))
-    memory.rm("/nearby", recursive=True)

@@ -1,10 +1,13 @@
-"""What the tests share: small real pictures."""
+"""What the tests share: one thread per process for NumPy and torch, and small real pictures."""
 
+import os
 from pathlib import Path
 
 import pytest
-import simplejpeg
-from pictures import photograph
+
+# Before NumPy and torch are imported, and for all processes that tests start. Models this small lose by threads, and
+# where processes share the cores, every parallel region waits for its slowest thread.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -20,6 +23,9 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.fixture(scope="session")
 def picture_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A labelled image folder: 4 classes of 8 JPEGs each, of varied sizes; colour tells the classes apart."""
+    import simplejpeg
+    from pictures import photograph
+
     root = tmp_path_factory.mktemp("pictures")
     for label, name in enumerate(["apple", "birch", "cedar", "daisy"]):
         (root / name).mkdir()

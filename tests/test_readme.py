@@ -23,7 +23,6 @@ def code(page: str) -> str:
     return re.findall(r"```python\n(.*?)```", page, re.DOTALL)[0]
 
 
-@pytest.mark.usefixtures("one_thread")
 def test_the_one_call_runs_as_printed(tmp_path: Path, picture_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With a teacher of one epoch; the proxy and the evaluation are other pictures."""
     for name in ("photos/birds", "runs"):
@@ -48,7 +47,6 @@ def test_the_readme_is_short() -> None:
     assert len(re.sub(r"<!--.*?-->", "", README).split()) <= 900
 
 
-@pytest.mark.usefixtures("one_thread")
 def test_the_loop_runs_as_printed(case: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "demo-run" / "packs").mkdir(parents=True)
     (tmp_path / "demo-run" / "packs" / "proxy").symlink_to(pack_path(case))

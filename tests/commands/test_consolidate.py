@@ -25,9 +25,6 @@ from repcon.models.student import head_names
 from repcon.models.timm_import import timm
 from repcon.runtime.errors import UserError
 
-pytest_plugins = ("training_fixtures",)
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 @pytest.fixture(scope="session")
 def proxies(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:

@@ -14,15 +14,12 @@ from repcon.commands import results
 from repcon.config import OptimConfig
 from repcon.runtime.errors import UserError
 
-pytest_plugins = ("training_fixtures",)
-
 
 def assert_keys(found: Mapping[str, Any], kind: Any) -> None:
     """The result has the keys of its type, those that may be missing aside."""
     assert kind.__required_keys__ <= set(found) <= kind.__required_keys__ | kind.__optional_keys__
 
 
-@pytest.mark.usefixtures("one_thread")
 def test_each_command_is_a_function(
     pack_path: Path,  # noqa: F811
     teacher_folders: dict[str, Path],  # noqa: F811

@@ -27,7 +27,6 @@ from repcon.models.timm_import import timm
 from repcon.runtime.errors import UserError
 
 pytest_plugins = ("training_fixtures",)
-pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def test_the_loss_falls_and_everything_is_written(case: Path, tmp_path: Path) -> None:

@@ -17,9 +17,6 @@ from repcon.distill.auto_settings import batch_size_for, learning_rate_for, reso
 from repcon.distill.loss import default_temperature
 from repcon.labels.store import LabelStore
 
-pytest_plugins = ("training_fixtures",)
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 @pytest.mark.parametrize(
     ("images", "size"),

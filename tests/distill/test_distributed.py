@@ -16,7 +16,6 @@ from repcon.commands import train
 from repcon.config import OptimConfig, TrainConfig
 
 pytest_plugins = ("training_fixtures",)
-pytestmark = pytest.mark.usefixtures("one_thread")
 
 WORKER = Path(__file__).parents[1] / "fixtures" / "training_worker.py"
 

@@ -27,8 +27,6 @@ from repcon.models.student import load_student
 from repcon.runtime.console import console
 from repcon.runtime.errors import UserError
 
-pytest_plugins = ("training_fixtures",)
-pytestmark = pytest.mark.usefixtures("one_thread")
 STILL = OptimConfig(lr=1e-60, weight_decay=0.0)
 
 

@@ -23,7 +23,6 @@ from repcon.labels.store import LabelStore
 from repcon.runtime.errors import UserError
 
 pytest_plugins = ("training_fixtures",)
-pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.mark.parametrize("window", [0, 4])

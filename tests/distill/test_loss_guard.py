@@ -11,7 +11,6 @@ from repcon.config import OptimConfig
 from repcon.runtime.errors import UserError
 
 pytest_plugins = ("training_fixtures",)
-pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def test_a_loss_that_is_no_number_stops_with_step_head_and_dump(case: Path, tmp_path: Path) -> None:

@@ -19,7 +19,6 @@ from repcon.runtime import extras
 from repcon.runtime.errors import UserError
 
 pytest_plugins = ("training_fixtures",)
-pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 class Recorded:

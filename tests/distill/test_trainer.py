@@ -24,7 +24,6 @@ from repcon.models.student import load_student
 from repcon.runtime.errors import UserError
 
 pytest_plugins = ("training_fixtures",)
-pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,6 @@ from repcon.models.preprocessing import normalise, preprocessing_of
 from repcon.models.student import load_student
 
 pytest_plugins = ("training_fixtures",)
-pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def test_validation_agrees_with_a_dense_computation(case: Path, tmp_path: Path) -> None:

@@ -9,7 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
 from precompute_case import contents, pack_path, recipe, teacher_folders, with_teachers
 from store_builder import create_and_fill
@@ -22,8 +21,6 @@ from repcon.precompute import engine, ensemble
 
 __all__ = ["pack_path", "recipe", "teacher_folders"]
 
-pytest_plugins = ("training_fixtures",)
-pytestmark = pytest.mark.usefixtures("one_thread")
 
 # One server imports everything once; each run is a fork of it, so that kills land in the work.
 CONTEXT = multiprocessing.get_context("forkserver")

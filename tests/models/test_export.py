@@ -18,8 +18,6 @@ from repcon.models.student import Student, load_student, save_student
 from repcon.runtime import extras
 from repcon.runtime.errors import UserError
 
-pytest_plugins = ("training_fixtures",)
-pytestmark = pytest.mark.usefixtures("one_thread")
 SIZE = 64
 
 

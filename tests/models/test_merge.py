@@ -15,8 +15,6 @@ from repcon.models.weights import require_finite
 from repcon.runtime.errors import UserError
 
 SIZE = 32
-pytest_plugins = ("training_fixtures",)
-pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def model(seed: int, name: str = "test_efficientnet", classes: int = 5) -> nn.Module:

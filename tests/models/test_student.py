@@ -17,9 +17,6 @@ from repcon.models.student import Student, build_student, check_student_writable
 from repcon.models.timm_import import timm
 from repcon.runtime.errors import UserError
 
-pytest_plugins = ("training_fixtures",)
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 def heads(**classes: int) -> dict[str, HeadInfo]:
     return {name: HeadInfo(name, count, 2, (1.0,), teacher_metadata(name, count)) for name, count in classes.items()}

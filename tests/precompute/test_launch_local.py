@@ -114,7 +114,7 @@ def test_a_killed_process_costs_no_label(recipe):
         "class Deadly(precompute_case.Colours):\n"
         "    def forward(self, images):\n"
         f"        mark = pathlib.Path({str(once)!r})\n"
-        "        if len(images) > 1 and os.environ.get('OMP_NUM_THREADS') and not mark.exists():\n"
+        f"        if len(images) > 1 and os.getpid() != {os.getpid()} and not mark.exists():\n"
         "            mark.touch()\n"
         "            os.kill(os.getpid(), 9)\n"
         "        return super().forward(images)\n"

@@ -140,18 +140,13 @@ def load_manifest(data: bytes, origin: str) -> Manifest:
         manifest = parse(Manifest, {name: value for name, value in values.items() if name not in _HEAD}, MANIFEST)
     except UserError as error:
         raise damaged(origin, str(error)) from error
-    _check_classes(manifest.classes, origin)
-    return manifest
-
-
-def _check_classes(classes: tuple[str, ...], origin: str) -> None:
-    """Raises UserError for duplicate class names, or names that are not valid Unicode."""
-    if len(set(classes)) != len(classes):
+    if len(set(manifest.classes)) != len(manifest.classes):
         raise damaged(origin, f"{MANIFEST}: classes names one twice")
     try:
-        "".join(classes).encode()
+        "".join(manifest.classes).encode()
     except UnicodeEncodeError as error:
         raise damaged(origin, f"{MANIFEST}: classes holds a name that is no Unicode text") from error
+    return manifest
 
 
 def validate(columns: Columns, manifest: Manifest, origin: str) -> None:

@@ -19,7 +19,6 @@ from repcon.labels.manifest import (
     MAX_BYTES,
     Manifest,
     StoreSpec,
-    TeacherMetadata,
     difference,
     label_identity,
     manifest_of,
@@ -150,9 +149,3 @@ def require_same(held: Manifest, spec: StoreSpec, root: str) -> None:
         del wanted[derived], stored[derived]
     if found := difference(stored, wanted):
         raise UserError(f"{root} was made for something else: {found}; name another folder, or use what the store has")
-
-
-def require_same_teacher(stored: TeacherMetadata, wanted: TeacherMetadata, root: str) -> None:
-    """Raises UserError naming the field in which a teacher differs from the stored one of its name."""
-    if found := difference(label_identity(stored), label_identity(wanted), f"teachers.{stored.name}"):
-        raise UserError(f"{root}: {found}; a teacher that changed needs another name")

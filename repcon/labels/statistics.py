@@ -154,6 +154,12 @@ def _labels(store: LabelStore, head: HeadInfo, parts: list[tuple[np.ndarray, np.
     most = np.argsort(-counts, kind="stable")[:_SHOWN_CLASSES]
     names = head.metadata.classes or {int(number): str(number) for number in classes[most]}
     entropy_nat = float(entropy(top, rest, head.classes).mean())
+    encoded: dict[str, dict[str, Any]] = {
+        **encodings(head, ids[:_ENCODED_ROWS], logp[:_ENCODED_ROWS], store.manifest.codec)
+    }
+    if store.manifest.values == "quantized8":
+        # The loss by steps of 0.04 nat cannot be computed from rows that were quantized already.
+        encoded["quantized8"] |= {"kl": None, "kl_worst": None}
     return {
         "top1_probability": float(top[:, 0].mean()),
         "mass": float(mass[-1]),
@@ -161,7 +167,7 @@ def _labels(store: LabelStore, head: HeadInfo, parts: list[tuple[np.ndarray, np.
         "kl_by_k": lost.tolist(),
         "entropy_nat": entropy_nat,
         "uninformative": why_uninformative(entropy_nat, head.classes, float(counts.max() / len(first))),
-        "encodings": _encodings(store, head, ids[:_ENCODED_ROWS], logp[:_ENCODED_ROWS]),
+        "encodings": encoded,
         "bytes_by_k": _bytes_by_k(store, head, ids[:_ENCODED_ROWS], logp[:_ENCODED_ROWS]),
         "classes_on_top": len(classes),
         "most_on_top": [[names[int(classes[place])], float(counts[place] / len(first))] for place in most],
@@ -169,14 +175,6 @@ def _labels(store: LabelStore, head: HeadInfo, parts: list[tuple[np.ndarray, np.
         if head.classes <= _MAX_COUNTED_CLASSES
         else [],
     }
-
-
-def _encodings(store: LabelStore, head: HeadInfo, ids: np.ndarray, logp: np.ndarray) -> dict[str, dict[str, Any]]:
-    found: dict[str, dict[str, Any]] = {**encodings(head, ids, logp, store.manifest.codec)}
-    if store.manifest.values == "quantized8":
-        # The loss by steps of 0.04 nat cannot be computed from rows that were quantized already.
-        found["quantized8"] |= {"kl": None, "kl_worst": None}
-    return found
 
 
 def _bytes_by_k(store: LabelStore, head: HeadInfo, ids: np.ndarray, logp: np.ndarray) -> dict[str, list[Any]]:

@@ -22,6 +22,7 @@ from repcon.labels.manifest import (
     StoreSpec,
     TeacherMetadata,
     check,
+    difference,
     label_identity,
     manifest_of,
     plain,
@@ -105,7 +106,9 @@ class LabelStore:
         """Adds heads, to be labelled on the stored boxes. Raises UserError where a head of that name differs."""
         for metadata in teacher_metadata:
             if metadata.name in self.heads:
-                commit.require_same_teacher(self.heads[metadata.name].metadata, metadata, self.url)
+                held, wanted = label_identity(self.heads[metadata.name].metadata), label_identity(metadata)
+                if found := difference(held, wanted, f"teachers.{metadata.name}"):
+                    raise UserError(f"{self.url}: {found}; a teacher that changed needs another name")
         new = tuple(metadata for metadata in teacher_metadata if metadata.name not in self.heads)
         if new:
             part = Part(heads=tuple(metadata.name for metadata in new), crops=(0, self.crops), boxes=False)

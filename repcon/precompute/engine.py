@@ -209,7 +209,7 @@ class UnitLabeller:
         works = (WorkUnit(unit, context.store, context.pack, context.config.crop) for unit in units)
         in_flight: deque[tuple[WorkUnit, Decoded, LabelsInFlight]] = deque()
         with Prefetcher(self._steps(works), PREFETCHED_BATCHES) as steps, BackgroundWriter(PENDING_UNITS) as writer:
-            meter = _Meter(self._on_event, steps, writer)
+            reported, waited = time.perf_counter(), 0.0
             for work, decoded, is_last in steps:  # images > crops: decoded and cut in the loader's threads
                 if len(decoded.images):
                     labels = self._ensemble(decoded.pixels, work.unit.heads)  # > teachers > top-k
@@ -220,7 +220,12 @@ class UnitLabeller:
                 if is_last:
                     writer.put(partial(self._write, work))  # > store: encoded in a thread
                     count += 1
-                meter.record(len(decoded.images), len(work.unit.crops))
+                # For the display and the log: what was done, and how long the teachers waited, since the last step.
+                images, now = len(decoded.images), time.perf_counter()
+                seconds, waiting = now - reported, steps.waited_seconds + writer.waited_seconds - waited
+                crops = images * len(work.unit.crops)
+                self._on_event(Event(images=images, crops=crops, seconds=seconds, waited_seconds=waiting))
+                reported, waited = now, waited + waiting
         self._ensemble.finish()
         return count
 
@@ -254,23 +259,3 @@ class UnitLabeller:
         missing = tuple((keys[row], reason) for row, reason in sorted(work.missing.items()))
         missing_crops = len(missing) * len(unit.crops)
         self._on_event(Event(unit=unit.name, missing=missing, missing_crops=missing_crops, written_bytes=written_bytes))
-
-
-class _Meter:
-    """Reports crops, time and the teachers' waiting time since the last step."""
-
-    def __init__(self, on_event: OnEvent, steps: Prefetcher[_Step], writer: BackgroundWriter) -> None:
-        self._on_event, self._steps, self._writer = on_event, steps, writer
-        self._time, self._waited = time.perf_counter(), 0.0
-
-    def record(self, images: int, crops_per_image: int) -> None:
-        now, waited = time.perf_counter(), self._steps.waited_seconds + self._writer.waited_seconds
-        self._on_event(
-            Event(
-                images=images,
-                crops=images * crops_per_image,
-                seconds=now - self._time,
-                waited_seconds=waited - self._waited,
-            )
-        )
-        self._time, self._waited = now, waited

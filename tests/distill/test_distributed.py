@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from collections import Counter
@@ -9,33 +10,34 @@ from pathlib import Path
 
 import pytest
 import torch
+import training_worker
+from forkserver import CONTEXT
 from training_case import CROPS, losses, make_case, newest, settings
+from training_worker import train_fork
 
 from repcon import config
 from repcon.commands import train
 from repcon.config import OptimConfig, TrainConfig
 
-pytest_plugins = ("training_fixtures",)
 
-WORKER = Path(__file__).parents[1] / "fixtures" / "training_worker.py"
-
-
-def launch(world: int, settings_: TrainConfig, folder: Path, shown: Path, stop_at: int = 0) -> int:
-    """Trains in `world` processes; gives torchrun's exit code."""
-    recipe = folder / f"recipe-{world}.toml"
+def launch(world: int, settings_: TrainConfig, folder: Path, shown: Path, stop_at: int = 0) -> list[int | None]:
+    """Trains in `world` processes with the environment that torchrun gives; their exit codes."""
+    recipe, log = folder / f"recipe-{world}.toml", folder / f"log-{world}.txt"
     recipe.write_text(config.dump(settings_))
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={world}"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
-    done = subprocess.run(
-        [*command, str(WORKER), str(recipe), str(shown), str(stop_at)],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
-    if done.returncode and not stop_at:
-        pytest.fail(done.stderr[-3000:])
-    return done.returncode
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    whole = {"WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    ranks = [whole | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(world)]
+    parts = [CONTEXT.Process(target=train_fork, args=(rank, log, str(recipe), shown, stop_at)) for rank in ranks]
+    for part in parts:
+        part.start()
+    for part in parts:
+        part.join(240)
+    codes = [part.exitcode for part in parts]
+    if any(codes) and not stop_at:
+        pytest.fail(log.read_text()[-3000:])
+    return codes
 
 
 def test_one_process_then_two_then_three_train_like_one(tmp_path: Path, picture_folder: Path) -> None:
@@ -45,10 +47,10 @@ def test_one_process_then_two_then_three_train_like_one(tmp_path: Path, picture_
     train.run(settings(case, tmp_path / "one", **changes))
 
     several, shown = settings(case, tmp_path / "several", **changes), tmp_path / "shown.jsonl"
-    assert launch(1, several, tmp_path, shown, stop_at=3) != 0
-    assert launch(2, several, tmp_path, shown, stop_at=6) != 0
+    assert launch(1, several, tmp_path, shown, stop_at=3) == [130]
+    assert launch(2, several, tmp_path, shown, stop_at=6) == [130, 130]
     assert not (tmp_path / "several" / "results.json").exists()
-    assert launch(3, several, tmp_path, shown) == 0
+    assert launch(3, several, tmp_path, shown) == [0, 0, 0]
 
     seen = Counter(tuple(pair) for line in shown.read_text().splitlines() for pair in json.loads(line)["shown"])
     assert set(seen.values()) == {1}
@@ -63,9 +65,14 @@ def test_one_process_then_two_then_three_train_like_one(tmp_path: Path, picture_
 
 
 def test_all_processes_validate_the_student_that_is_saved(tmp_path: Path, picture_folder: Path) -> None:
-    """Each takes its batch norms' statistics, and their moving average, from its own part of the batches."""
+    """With torchrun. Each takes its batch norms' statistics, and their moving average, from its part of the batches."""
     case = make_case(tmp_path / "case", picture_folder)
     recipe = settings(case, tmp_path / "run", epochs=1, batch_size=8, optim=OptimConfig(lr=1e-3, ema=0.5))
-    assert launch(2, recipe, tmp_path, tmp_path / "shown.jsonl") == 0
+    (tmp_path / "recipe.toml").write_text(config.dump(recipe))
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    command = [*torchrun, training_worker.__file__, str(tmp_path / "recipe.toml"), str(tmp_path / "shown.jsonl")]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
     lines = (tmp_path / "shown.statistics").read_text().splitlines()  # of both, at the start and after the epoch
     assert len(lines) == 4 and len(set(lines[:2])) == len(set(lines[2:])) == 1 and lines[0] != lines[2]

@@ -1,6 +1,5 @@
 """SIGKILL at random moments of a run, with a fixed seed. `python -m benchmarks.store --long` has a hundred of them."""
 
-import multiprocessing
 import os
 import random
 import time
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from forkserver import CONTEXT
 from precompute_case import contents, pack_path, recipe, teacher_folders, with_teachers
 from store_builder import create_and_fill
 
@@ -20,11 +20,6 @@ from repcon.models.preprocessing import normalise
 from repcon.precompute import engine, ensemble
 
 __all__ = ["pack_path", "recipe", "teacher_folders"]
-
-
-# One server imports everything once; each run is a fork of it, so that kills land in the work.
-CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["repcon.commands.precompute", "timm", "repcon.decode.reference"])
 
 
 def on_one_thread(run: Callable[..., Any], *arguments: Any) -> None:
@@ -38,6 +33,7 @@ def killed_ten_times(run: Callable[..., Any], arguments: tuple, out: Path, gener
     """Runs and kills; gives how many units were left after each kill."""
     left = []
     while len(left) < 10:
+        # A fork of a server that has imported everything, so that kills land in the work.
         process = CONTEXT.Process(target=on_one_thread, args=(run, *arguments))
         process.start()
         # By files and not by the clock: a busy machine only takes longer to come to the same places.

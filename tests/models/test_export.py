@@ -47,6 +47,23 @@ def opened(path: Path, images: torch.Tensor) -> dict[str, np.ndarray]:
     return dict(zip(names, session.run(None, {"images": images.numpy()}), strict=True))
 
 
+def description(path: Path) -> str:
+    """The JSON that the file says of itself."""
+    if path.suffix == ".pt2":
+        held = {export.METADATA: ""}
+        torch.export.load(path, extra_files=held)
+        return held[export.METADATA]
+    session = pytest.importorskip("onnxruntime").InferenceSession(path)
+    assert session.get_inputs()[0].shape == ["batch", 3, SIZE, SIZE]
+    return session.get_modelmeta().custom_metadata_map[export.METADATA]
+
+
+def expected_description(model: Student, heads: dict[str, list[str]], *, normalize: bool) -> str:
+    inputs = preprocessing_of(model.backbone)
+    taken = {"size": SIZE, "mean": list(inputs.mean), "std": list(inputs.std), "normalize": normalize}
+    return json.dumps({"input": taken, "heads": heads})
+
+
 @pytest.mark.parametrize("to", ["torch", "onnx"])
 def test_features_are_the_student_s(folder: Path, to: str, tmp_path: Path) -> None:
     figures = repcon.export(folder.parent, to=to, out=tmp_path / f"one{export.SUFFIXES[to]}")
@@ -60,6 +77,7 @@ def test_features_are_the_student_s(folder: Path, to: str, tmp_path: Path) -> No
         assert list(found) == ["features"]
         wanted = model.features(images).detach().numpy()
         np.testing.assert_allclose(found["features"], wanted, rtol=1e-3, atol=1e-4 * np.abs(wanted).max())
+    assert description(path) == expected_description(model, {}, normalize=False)
 
 
 @pytest.mark.parametrize("to", ["torch", "onnx"])
@@ -75,21 +93,8 @@ def test_with_heads_and_normalisation_it_takes_pixels(folder: Path, to: str, cap
         for name, columns in model.head_slices.items():
             wanted = logits[:, columns].detach().numpy()
             np.testing.assert_allclose(found[f"logits/{name}"], wanted, rtol=1e-3, atol=1e-4 * np.abs(wanted).max())
-
-
-def test_the_file_says_what_it_takes_and_gives(folder: Path, tmp_path: Path) -> None:
-    for to, suffix in export.SUFFIXES.items():
-        repcon.export(folder, to=to, out=tmp_path / f"one{suffix}", heads=True)
-    held = {export.METADATA: ""}
-    torch.export.load(tmp_path / "one.pt2", extra_files=held)
-    session = pytest.importorskip("onnxruntime").InferenceSession(tmp_path / "one.onnx")
-    about = session.get_modelmeta().custom_metadata_map[export.METADATA]
-    assert about == held[export.METADATA]
-    said = json.loads(about)
-    assert said["heads"] == {"birds": ["a", "b", "c", "d", "e"], "food": []}
-    inputs = preprocessing_of(load_student(folder).backbone)
-    assert said["input"] == {"size": SIZE, "mean": list(inputs.mean), "std": list(inputs.std), "normalize": False}
-    assert session.get_inputs()[0].shape == ["batch", 3, SIZE, SIZE]
+    heads = {"birds": ["a", "b", "c", "d", "e"], "food": []}
+    assert description(path) == expected_description(model, heads, normalize=True)
 
 
 def test_what_cannot_be_exported_leaves_no_file(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

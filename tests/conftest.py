@@ -10,6 +10,32 @@ import pytest
 os.environ["OMP_NUM_THREADS"] = "1"
 
 
+SLOWEST = (
+    "precompute/test_launch_ray.py",
+    "distill/test_distributed.py",
+    "kernels/test_kernels_compile.py",
+    "commands/test_consolidate.py",
+    "commands/test_demo.py",
+    "commands/test_train.py",
+    "benchmarks/test_consolidation.py",
+    "models/test_export.py",
+    "precompute/test_launch_local.py",
+    "distill/test_auto_settings.py",
+    "test_end_to_end.py",
+    "test_readme.py",
+    "benchmarks/test_loader_peers.py",
+    "precompute/test_precompute_urls.py",
+    "labels/test_store_life.py",
+    "labels/test_store_kills.py",
+)
+"""Started first, so that at the end no worker waits long for another (with `--no-loadscope-reorder`)."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    places = {Path(__file__).parent / name: place for place, name in enumerate(SLOWEST)}
+    items.sort(key=lambda item: places.get(item.path, len(places)))
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """Triton's interpreter has to be asked for before any test module imports Triton, where its tests are to run."""
     kernels = Path(__file__).parent / "kernels"

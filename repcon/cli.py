@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import difflib
 import errno
-import importlib
 import io
 import os
 import sys
@@ -29,20 +28,20 @@ errors = Terminal(stderr=True)
 STARTS_AGAIN = ("verify", "inspect", "report", "export")
 """Commands that keep nothing to go on from."""
 
-COMMANDS: dict[str, tuple[type, str]] = {
-    "consolidate": (config.ConsolidateConfig, "repcon.commands.consolidate"),
-    "pack": (config.PackConfig, "repcon.commands.pack"),
-    "teach": (config.TeachConfig, "repcon.commands.teach"),
-    "precompute": (config.PrecomputeConfig, "repcon.commands.precompute"),
-    "inspect": (config.InspectConfig, "repcon.commands.inspect"),
-    "verify": (config.VerifyConfig, "repcon.commands.verify"),
-    "train": (config.TrainConfig, "repcon.commands.train"),
-    "evaluate": (config.EvaluateConfig, "repcon.commands.evaluate"),
-    "report": (config.ReportConfig, "repcon.commands.report"),
-    "export": (config.ExportConfig, "repcon.commands.export"),
-    "push": (config.PushConfig, "repcon.commands.push"),
-    "pull": (config.PullConfig, "repcon.commands.pull"),
-    "demo": (config.DemoConfig, "repcon.commands.demo"),
+COMMANDS: dict[str, type] = {
+    "consolidate": config.ConsolidateConfig,
+    "pack": config.PackConfig,
+    "teach": config.TeachConfig,
+    "precompute": config.PrecomputeConfig,
+    "inspect": config.InspectConfig,
+    "verify": config.VerifyConfig,
+    "train": config.TrainConfig,
+    "evaluate": config.EvaluateConfig,
+    "report": config.ReportConfig,
+    "export": config.ExportConfig,
+    "push": config.PushConfig,
+    "pull": config.PullConfig,
+    "demo": config.DemoConfig,
 }
 
 
@@ -152,21 +151,18 @@ def _failed(message: str, json_path: str | None, figures: dict[str, Any]) -> int
 
 
 def _command(name: str, words: list[str]) -> dict[str, Any]:
-    """Gives the command's figures."""
     if name not in COMMANDS:
         close = difflib.get_close_matches(name.lower(), COMMANDS, n=1)
         meant = f"did you mean {close[0]}? " if close else ""
         raise UserError(f"no command {name!r}; {meant}there are {', '.join(COMMANDS)}")
-    kind, module = COMMANDS[name]
+    kind = COMMANDS[name]
     if words and words[-1] in ("-h", "--help"):
         help.show(name, kind)
         raise SystemExit(0)
     words = ["--help" if word == "--help-all" else word for word in words]
     settings = _settings(name, kind, words, _take(words, "--recipe"))
     keep_freed_memory()
-    figures = importlib.import_module(module).run(settings)
-    outcome.show(name, settings, figures)
-    return figures
+    return outcome.run_command(name, settings)
 
 
 def _settings(name: str, kind: type, words: list[str], recipe: str | None) -> Any:

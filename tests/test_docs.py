@@ -52,7 +52,7 @@ def test_every_repcon_command_parses(page: str, tmp_path: Path, monkeypatch: pyt
             (tmp_path / name).write_text(content)
     monkeypatch.chdir(tmp_path)
     for words in filter(None, map(repcon_words, commands(TEXTS[page]))):
-        kind, _ = cli.COMMANDS[words[0]]
+        kind = cli.COMMANDS[words[0]]
         flags = words[1:]
         recipe, _ = cli._take(flags, "--recipe"), cli._take(flags, "--json")
         assert isinstance(cli._settings(words[0], kind, flags, recipe), kind), words

@@ -74,7 +74,6 @@ def packs_to_write(config: ConsolidateConfig) -> bool:
 
 
 def store(config: ConsolidateConfig) -> str:
-    """The label store's folder."""
     return str(Path(config.out, "labels.zarr"))
 
 
@@ -84,13 +83,11 @@ def teacher_folder(config: ConsolidateConfig, name: str) -> str:
 
 
 def packing(config: ConsolidateConfig) -> PackConfig:
-    """Of the proxy."""
     source = config.proxy[0] if len(config.proxy) == 1 else config.proxy
     return replace(config.packing, source=source, out=proxy_pack(config), limit=config.limit or config.packing.limit)
 
 
 def teaching(config: ConsolidateConfig, name: str, pack: str) -> TeachConfig:
-    """Of one teacher."""
     return _common(replace(config.teaching, data=pack, out=teacher_folder(config, name)), config)
 
 
@@ -114,7 +111,6 @@ def labelling(config: ConsolidateConfig, taught: Mapping[str, str]) -> Precomput
 
 
 def training(config: ConsolidateConfig, backbone: str) -> TrainConfig:
-    """Of the student."""
     one = replace(
         config.training, pack=proxy_pack(config), store=store(config), out=str(Path(config.out, STUDENT)),
         backbone=backbone, epochs=config.epochs or config.training.epochs,

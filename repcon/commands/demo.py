@@ -151,7 +151,6 @@ def _pack(source: str | Path, out: Path) -> None:
 
 
 def _hashes(pack: ImagePack, classes: ClassSubset) -> np.ndarray:
-    """Content hashes of the images of those classes."""
     return pack.hashes[select_classes(pack, classes)[0]]
 
 

@@ -114,7 +114,6 @@ def _measure_all(
 
 
 def _results(correctness: Correctness, facts: Facts, split: Split, config: EvaluateConfig) -> dict[str, Any]:
-    """The results of one data set."""
     left_out = [shots for shots in SHOTS if shots > split.smallest_class[1]]
     found = summarise(correctness, facts, split, config.baseline or next(iter(correctness)))
     return found | {"data": config.data, "size": config.size, "shots_left_out": left_out}

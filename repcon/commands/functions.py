@@ -6,7 +6,6 @@ command would end with one line.
 """
 
 from collections.abc import Mapping, Sequence
-from importlib import import_module
 from os import PathLike, fspath
 from typing import Any
 
@@ -84,10 +83,7 @@ def pull(repository: str, *, out: Path, **settings: Any) -> results.PullResult:
 
 
 def _run(command: str, kind: type, values: Mapping[str, Any]) -> Any:
-    settings = config.parse(kind, config.to_plain(values), f"repcon.{command}()")
-    figures = import_module(f"repcon.commands.{command}").run(settings)
-    outcome.show(command, settings, figures)
-    return figures
+    return outcome.run_command(command, config.parse(kind, config.to_plain(values), f"repcon.{command}()"))
 
 
 def _named(values: Named) -> list[str]:

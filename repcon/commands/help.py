@@ -31,10 +31,10 @@ COMMON = {
 """The flags that most runs need, by command; a command that is not listed shows all of its flags."""
 
 
-def overview(commands: Mapping[str, tuple[type, str]]) -> None:
+def overview(commands: Mapping[str, type]) -> None:
     """Print the commands, a line each."""
     table = Table(box=None, show_header=False, padding=(0, 2))
-    for name, (kind, _) in commands.items():
+    for name, kind in commands.items():
         table.add_row(f"[bold cyan]{name}[/]", (kind.__doc__ or "").splitlines()[0])
     console.print("[bold]repcon[/] COMMAND \\[--recipe FILE] \\[--json FILE] \\[flags]\n")
     console.print(table)
@@ -70,7 +70,6 @@ def _flag(name: str, hint: Any) -> str:
 
 
 def _value(kind: Any) -> str:
-    """The placeholder of a flag's value."""
     if get_origin(kind) is tuple:
         return f"{_value(get_args(kind)[0])} ..."
     if get_origin(kind) is Literal and len(get_args(kind)) <= 3:

@@ -30,7 +30,6 @@ def run(config: InspectConfig) -> dict[str, Any]:
 
 
 def show(store: LabelStore, found: dict[str, Any]) -> None:
-    """The tables."""
     found = known(found)
     recipe = ", ".join(f"{name} {_range(value)}" for name, value in found["crop_recipe"].items())
     facts = Table(box=None, show_header=False, title=escape(store.url), title_justify="left", title_style="bold")

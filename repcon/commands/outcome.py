@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Mapping
+from importlib import import_module
 from shlex import quote
 from typing import Any
 
@@ -29,6 +30,13 @@ def show(command: str, settings: Any, figures: Mapping[str, Any], *, with_next: 
     if not only_shown and os.environ.get("RANK", "0") == "0":
         made, where, following = OUTCOMES[command](settings, figures)
         print_outcome(made, where, following if with_next else "")
+
+
+def run_command(command: str, settings: Any) -> dict[str, Any]:
+    """Run a command, which is imported now, and print its line; give its figures."""
+    figures = import_module(f"repcon.commands.{command}").run(settings)
+    show(command, settings, figures)
+    return figures
 
 
 def run_step(command: str, run: Callable[[Any], dict[str, Any]], settings: Any) -> dict[str, Any]:

@@ -103,7 +103,6 @@ def _distribute(
 
 
 def _figures(context: PrecomputeContext) -> dict[str, Any]:
-    """The figures of the store."""
     return {
         "total_crops": context.store.images * context.store.crops,
         "teachers": [teacher.name for teacher in context.teachers],

@@ -44,11 +44,7 @@ class CachedLabels:
         rows = crop_indices(crops.numpy(), self.crops) * len(self.images) + np.searchsorted(self.images, images.numpy())
         if all(ids.device == device for ids, _ in self.heads.values()):
             return to_device(torch.from_numpy(rows), device), self.heads
-        gathered = {
-            name: (take_rows(ids, rows, device), take_rows(values, rows, device))
-            for name, (ids, values) in self.heads.items()
-        }
-        return torch.arange(len(rows), device=device), gathered
+        return torch.arange(len(rows), device=device), self._take(rows, device)
 
     def crop_boxes(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Boxes (n, c, 4) and flips (n, c) of these images."""
@@ -57,13 +53,16 @@ class CachedLabels:
     def subset(self, images: np.ndarray) -> "CachedLabels":
         """A copy for some ascending rows of the pack; for labels of one crop."""
         assert len(self.crops) == 1
-        rows = np.searchsorted(self.images, images)
-        heads = {
-            name: (take_rows(ids, rows, ids.device), take_rows(values, rows, values.device))
-            for name, (ids, values) in self.heads.items()
-        }
+        device = next(ids.device for ids, _ in self.heads.values())
+        heads = self._take(np.searchsorted(self.images, images), device)
         boxes, flips = [self.boxes[0].copy()], [self.flips[0].copy()]
         return dataclasses.replace(self, images=images, boxes=boxes, flips=flips, heads=heads, tables=None)
+
+    def _take(self, rows: np.ndarray, device: torch.device) -> dict[str, LabelPair]:
+        return {
+            name: (take_rows(ids, rows, device), take_rows(values, rows, device))
+            for name, (ids, values) in self.heads.items()
+        }
 
 
 def crop_indices(crops: np.ndarray, cached: Sequence[int]) -> np.ndarray:

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, closing, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -184,9 +184,8 @@ class TrainingLoop:
     log: TrainingLog
     shutdown: GracefulShutdown
     best_kl: float = float("inf")
-
-    def __post_init__(self) -> None:
-        self._saved_at = time.monotonic()
+    saved_at: float = field(default_factory=time.monotonic)
+    """Of the latest checkpoint, or the beginning; `time.monotonic()`."""
 
     def run(self, state: Mapping[str, Any] | None) -> None:
         """Train until the end. state: the checkpoint to resume from, None at the beginning.
@@ -214,7 +213,7 @@ class TrainingLoop:
     def _save_if_due(self, batch: Batch, position: tuple[int, int]) -> bool:
         """Save when it is time or a shutdown is requested; gives whether to stop."""
         distributed, settings = self.trainer.distributed, self.trainer.settings
-        due = distributed.is_main and time.monotonic() - self._saved_at >= 60 * settings.checkpoint_minutes
+        due = distributed.is_main and time.monotonic() - self.saved_at >= 60 * settings.checkpoint_minutes
         # Summed over the ranks, so that all of them agree.
         flags = torch.tensor([self.shutdown.requested, due], dtype=torch.float32)
         stopping, saving = distributed.all_sum(flags).tolist()
@@ -234,7 +233,7 @@ class TrainingLoop:
 
     def _save(self, position: tuple[int, int], *, best: bool) -> None:
         """Write a checkpoint. position: epoch group and batch that a resumed run continues with."""
-        self._saved_at = time.monotonic()
+        self.saved_at = time.monotonic()
         logged = self.log.state_dict()  # on all ranks: it sums over them
         if self.trainer.distributed.is_main:
             progress = {"place": list(position), "best": self.best_kl, "log": logged}

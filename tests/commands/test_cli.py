@@ -28,7 +28,7 @@ def test_every_command_explains_its_flags(command, capsys):
     assert stop.value.code == 0
     shown = capsys.readouterr().out
     assert command in shown
-    plain = [field for field in dataclasses.fields(cli.COMMANDS[command][0]) if "Annotated" not in str(field.type)]
+    plain = [field for field in dataclasses.fields(cli.COMMANDS[command]) if "Annotated" not in str(field.type)]
     for field in plain:
         name = f"--{field.name.replace('_', '-')}"
         assert name in shown or dataclasses.is_dataclass(field.default) or "Config" in str(field.type), name
@@ -42,7 +42,7 @@ def test_help_fits_a_screen(command, capsys, monkeypatch):
     lines = capsys.readouterr().out.splitlines()
     assert stop.value.code == 0 and command in lines[0]
     assert len(lines) <= 30 and max(map(len, lines)) <= 80
-    fields = {field.name for field in dataclasses.fields(cli.COMMANDS[command][0])}
+    fields = {field.name for field in dataclasses.fields(cli.COMMANDS[command])}
     assert set(help.COMMON.get(command, ())) <= fields
 
 
@@ -114,13 +114,13 @@ def test_a_wrong_flag_is_one_line(words, wanted, capsys, monkeypatch):
 
 def test_every_flag_of_the_parser_is_known(capsys):
     """`--help-all` lists what the parser takes; what no flag of it is, is refused before."""
-    for command, (kind, _) in cli.COMMANDS.items():
+    for command, kind in cli.COMMANDS.items():
         with pytest.raises(SystemExit):
             cli.main([command, "--help-all"])
         flags = re.findall(r"(?<![\w-])--[a-z][\w.-]*", re.sub(r"`[^`]*`", "", capsys.readouterr().out))
         assert flags
         usage_errors.require_known_flags(command, kind, flags)
-    usage_errors.require_known_flags("train", cli.COMMANDS["train"][0], ["--heads.0.weight", "--init_weights.birds=1"])
+    usage_errors.require_known_flags("train", cli.COMMANDS["train"], ["--heads.0.weight", "--init_weights.birds=1"])
 
 
 def test_a_recipe_with_a_typo_names_file_and_key(tmp_path, capsys):
@@ -135,7 +135,7 @@ def test_flags_go_over_the_recipe_and_fill_what_it_leaves_open(tmp_path):
     recipe = tmp_path / "r.toml"
     recipe.write_text('store = "s"\nepochs = 3\nsize = 64\n[optim]\nlr = 0.5\n')
     words = ["--pack", "p", "--out", "o", "--epochs", "7", "--optim.weight-decay", "0"]
-    settings = cli._settings("train", cli.COMMANDS["train"][0], words, str(recipe))
+    settings = cli._settings("train", cli.COMMANDS["train"], words, str(recipe))
     assert (settings.pack, settings.store, settings.epochs, settings.size) == ("p", "s", 7, 64)
     assert (settings.optim.lr, settings.optim.weight_decay) == (0.5, 0.0)
 
@@ -235,7 +235,7 @@ def test_version_and_help(capsys):
 
 
 def test_teachers_by_flag_in_place_of_the_recipe_s(tmp_path, capsys):
-    kind = cli.COMMANDS["precompute"][0]
+    kind = cli.COMMANDS["precompute"]
     words = ["--teachers", "birds=runs/birds", "food=resnet18", "--pack", "p", "--out", "o"]
     settings = cli._settings("precompute", kind, list(words), None)
     assert [(one.name, one.model) for one in settings.teachers] == [("birds", "runs/birds"), ("food", "resnet18")]

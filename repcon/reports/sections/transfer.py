@@ -77,7 +77,6 @@ def _sets(figures: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
 
 
 def _by_dataset(source: Source) -> list[Source]:
-    """The evaluation as one source per data set."""
     sets = _sets(source.figures)
     return [replace(source, name=f"{source.name}, {name}", figures=one) for name, one in sets.items()] or [source]
 

@@ -5,7 +5,6 @@ Every step is the command of the same name, so each can be repeated by hand on w
 and so does the whole. What can be checked is checked before the first teacher is taught.
 """
 
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +18,7 @@ from repcon.commands import evaluate, inspect, precompute, teach, train
 from repcon.commands import report as reporting
 from repcon.commands.outcome import print_step, run_step
 from repcon.config import ConsolidateConfig, InspectConfig, check_minimum, dump
-from repcon.distill.checkpoint import flatten
+from repcon.distill.checkpoint import require_same_settings
 from repcon.evaluation import tables
 from repcon.evaluation.backbones import resolve_model
 from repcon.evaluation.data_sets import parse_data_sets, split_images
@@ -34,7 +33,6 @@ from repcon.precompute.output_store import with_store_settings
 from repcon.runtime.console import console, print_plain, warn
 from repcon.runtime.errors import UserError
 from repcon.runtime.run_dir import RunDir, require_free
-from repcon.runtime.untrusted import UnreadableError, parse_toml, read_text
 
 FREE = ("out", "evaluate", "evaluation", "device", "estimate", "dry_run", "allow_overlap")
 """What may differ where a run goes on: what the student is made of does not depend on it."""
@@ -43,7 +41,8 @@ FREE = ("out", "evaluate", "evaluation", "device", "estimate", "dry_run", "allow
 def run(config: ConsolidateConfig) -> dict[str, Any]:
     """Carries out the steps that are left; gives the figures of all. With `dry_run` or `estimate` it makes nothing."""
     require_free(config.out, "consolidate")
-    require_same(config, "consolidate", FREE)
+    if Path(config.out, "labels.zarr").exists() or list(Path(config.out).glob("*-teacher")):
+        require_same_settings(config, "consolidate", FREE)  # else packs at most, which know their sources themselves
     check_settings(config)
     teacher_metadata = check_models(config)
     backbone = plan.choose_backbone(config, teacher_metadata)
@@ -139,24 +138,6 @@ def require_backbone(backbone: str, teacher_metadata: Sequence[TeacherMetadata])
         create_model(backbone, num_classes=0)
     except UserError as error:
         raise UserError(f"backbone: {error}") from error
-
-
-def require_same(config: Any, command: str, free: Sequence[str]) -> None:
-    """Raises UserError naming the fields in which the run that was begun in `config.out` differs."""
-    out = Path(config.out)
-    if not (out / "labels.zarr").exists() and not list(out.glob("*-teacher")):
-        return  # packs at most, which know their sources themselves
-    try:
-        held = parse_toml(read_text(out / "config.toml"))
-    except UnreadableError:
-        return
-    asked = tomllib.loads(dump(config))
-    before, now = ({k: v for k, v in flatten(one).items() if k.split(".")[0] not in free} for one in (held, asked))
-    if other := sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name)):
-        first = other[0]
-        what = f"{first} is {now.get(first)} now and {before.get(first)} there"
-        also = f" (also {', '.join(other[1:4])})" if other[1:] else ""
-        raise UserError(f"{out}: holds another run of `repcon {command}`: {what}{also}; name another out, or remove it")
 
 
 def _pack_proxy(config: ConsolidateConfig) -> ImagePack:

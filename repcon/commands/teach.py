@@ -17,7 +17,7 @@ from rich.table import Table
 from torch import nn
 
 from repcon.config import TeachConfig, check_minimum, check_optim_config, dump
-from repcon.distill.checkpoint import CheckpointManager, settings_identity
+from repcon.distill.checkpoint import CheckpointManager, require_same_settings, settings_identity
 from repcon.distill.finetune import EpochResult, LabelledRows, finetune
 from repcon.distill.metrics import trim_metrics
 from repcon.distill.optim import resolve_precision
@@ -32,7 +32,6 @@ from repcon.runtime.console import console, progress
 from repcon.runtime.device import choose
 from repcon.runtime.errors import UserError
 from repcon.runtime.run_dir import RunDir, finite, read_results
-from repcon.runtime.untrusted import UnreadableError, parse_toml, read_text
 
 FREE = {"data", "out", "num_workers", "device"}
 """What may differ where a teacher is asked for again: where it is, and how fast it is made."""
@@ -44,8 +43,9 @@ def run(config: TeachConfig) -> dict[str, Any]:
     check(config)
     device = choose(config.device)
     config = replace(config, precision=resolve_precision(config.precision, device))
-    if _finished(config):
-        results = read_results(config.out)
+    results = read_results(config.out)
+    if results and Path(config.out, WEIGHTS).is_file():
+        require_same_settings(config, "teach", FREE)
         _open_images(config, results, "holds a teacher of")
         console.print("this teacher is finished already")
         return results
@@ -134,21 +134,6 @@ def _open_images(config: TeachConfig, earlier: Mapping[str, Any] | None, what: s
         for part in split_classes(labels, config.val_fraction, config.seed)
     )
     return _Images(pack=pack, classes=classes, train=train, validation=validation, fingerprints=fingerprints)
-
-
-def _finished(config: TeachConfig) -> bool:
-    """Whether `config.out` holds a finished teacher. Raises UserError for one of another recipe."""
-    recipe, teacher = (Path(config.out, name) for name in ("config.toml", WEIGHTS))
-    finished = teacher.is_file() and bool(read_results(config.out))
-    if finished:
-        try:
-            held, asked = parse_toml(read_text(recipe)), tomllib.loads(dump(config))
-        except UnreadableError as error:
-            raise UserError(f"{recipe}: cannot be read ({error}); name another folder, or remove it") from error
-        if other := sorted(name for name in (held.keys() | asked.keys()) - FREE if held.get(name) != asked.get(name)):
-            what = f"a teacher of another recipe ({', '.join(other)})"
-            raise UserError(f"{config.out}: holds {what}; name another folder, or remove it")
-    return finished
 
 
 def check(config: TeachConfig) -> None:

@@ -12,6 +12,7 @@ import torch
 from repcon.config import dump
 from repcon.runtime.atomic_files import AtomicFile, remove_abandoned
 from repcon.runtime.errors import UserError
+from repcon.runtime.untrusted import UnreadableError, parse_toml, read_text
 
 BEST = "best.pt"
 _STEP = re.compile(r"step-\d{9,}\.pt")
@@ -31,6 +32,22 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def settings_identity(settings: Any, free: Container[str]) -> dict[str, Any]:
     """The settings as flat values, without those that a resumed run is `free` to change."""
     return flatten({name: value for name, value in tomllib.loads(dump(settings)).items() if name not in free})
+
+
+def require_same_settings(settings: Any, command: str, free: Container[str]) -> None:
+    """Raises UserError naming the settings, not `free` ones, in which the command's run in `settings.out` differs."""
+    recipe = Path(settings.out, "config.toml")
+    try:
+        held = parse_toml(read_text(recipe))
+    except UnreadableError as error:
+        raise UserError(f"{recipe}: cannot be read ({error}); name another out, or remove it") from error
+    before = flatten({name: value for name, value in held.items() if name not in free})
+    now = settings_identity(settings, free)
+    if other := sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name)):
+        what = f"{other[0]} is {now.get(other[0])} now and {before.get(other[0])} there"
+        also = f" (also {', '.join(other[1:4])})" if other[1:] else ""
+        hint = "name another out, or remove it"
+        raise UserError(f"{settings.out}: holds another run of `repcon {command}`: {what}{also}; {hint}")
 
 
 class CheckpointManager:

@@ -157,7 +157,7 @@ def test_a_finished_teacher_is_neither_taught_again_nor_replaced(recipe: TeachCo
     out, results = taught
     weights = (out / "model.safetensors").read_bytes()
     assert teach.run(replace(recipe, out=str(out))) == json.loads(json.dumps(results))
-    with pytest.raises(UserError, match="a teacher of another recipe"):
+    with pytest.raises(UserError, match="holds another run of `repcon teach`: epochs is"):
         teach.run(replace(recipe, out=str(out), epochs=7))
     assert (out / "model.safetensors").read_bytes() == weights
     assert len((out / "metrics.jsonl").read_text().splitlines()) >= 6

@@ -5,7 +5,7 @@ Fixed defaults (epochs) are those of `config.TrainConfig`.
 
 import dataclasses
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from repcon.config import HeadConfig, TrainConfig
 from repcon.distill.loss import default_temperature
@@ -36,7 +36,10 @@ def resolve_auto_settings(settings: TrainConfig, store: LabelStore) -> TrainConf
         chosen.append(f"heads {', '.join(head.name for head in heads)}")
     size, batch_size, freeze_norm = settings.size, settings.batch_size, settings.freeze_norm
     if not size:
-        size = most_common_size([store.heads[head.name] for head in heads if head.name in store.heads])
+        teachers = [store.heads[head.name].metadata for head in heads if head.name in store.heads]
+        sides = Counter(int(teacher.preprocessing.get("size", 0)) or DEFAULT_SIZE for teacher in teachers)
+        # The most common one, of equally common ones the largest.
+        size = max(sides, key=lambda side: (sides[side], side), default=DEFAULT_SIZE)
         chosen.append(f"{size} pixels")
     if not batch_size:
         batch_size = batch_size_for(store.images)
@@ -63,12 +66,6 @@ def _with_temperature(head: HeadConfig, stored: Mapping[str, HeadInfo]) -> HeadC
     if head.temperature or head.name not in stored:
         return head
     return dataclasses.replace(head, temperature=default_temperature(stored[head.name].temperatures))
-
-
-def most_common_size(heads: Sequence[HeadInfo]) -> int:
-    """The input side in pixels of most teachers; the largest of equally common ones."""
-    sizes = Counter(int(head.metadata.preprocessing.get("size", 0)) or DEFAULT_SIZE for head in heads)
-    return max(sizes, key=lambda size: (sizes[size], size), default=DEFAULT_SIZE)
 
 
 def batch_size_for(images: int) -> int:

@@ -65,14 +65,6 @@ def warm_up_heads(
     return list(loss.names)
 
 
-class _FeatureInput(nn.Module):
-    """Placeholder backbone of a student that is called with features."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.num_features = width
-
-
 def _fit(
     sample: LabelledSample, loss: MultiHeadKLLoss, classes: dict[str, int], projection: int, steps: int
 ) -> Student:
@@ -82,7 +74,9 @@ def _fit(
     # The lower bound keeps a feature that hardly varies from being scaled up to noise.
     deviation = deviation.clamp_min(1e-2 * float(deviation.mean()) + 1e-12) * features.shape[1] ** 0.5
     features = (features - mean) / deviation
-    model = Student(_FeatureInput(features.shape[1]), classes, projection).to(features.device)
+    placeholder = nn.Identity()  # for the backbone: the model is called with features
+    placeholder.num_features = features.shape[1]  # pyright: ignore[reportArgumentType]
+    model = Student(placeholder, classes, projection).to(features.device)
     if not projection:
         nn.init.zeros_(model.answer.weight)
         nn.init.zeros_(model.answer.bias)

@@ -104,7 +104,8 @@ def _secret(folder: Path) -> bytes:
             descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
             try:
                 held = os.read(descriptor, _SECRET_BYTES)
-                if not _is_private_file(os.fstat(descriptor)) or len(held) < _SECRET_BYTES:
+                found = os.fstat(descriptor)  # with a second name until the process that makes it has dropped that
+                if not stat.S_ISREG(found.st_mode) or not _is_private(found) or len(held) < _SECRET_BYTES:
                     raise UserError(f"{path}: not a secret of this user's; remove the folder")
                 return held
             finally:

@@ -193,6 +193,12 @@ def test_a_folder_that_another_user_planted_is_passed_over(store, folder, tmp_pa
     np.testing.assert_array_equal(store.reader.table([0], shared=True).flips, store.reader.table([0]).flips)
 
 
+def test_a_secret_that_still_has_the_name_under_which_it_was_written_is_read(folder):
+    used, secret = store_shared.private_folder()
+    os.link(used / "secret", used / "temporary")
+    assert store_shared.private_folder() == (used, secret)
+
+
 def test_a_table_that_was_not_sealed_with_the_secret_is_decoded_again(store, folder):
     held = store.reader.table([0], shared=True)
     (path,) = tables(folder)

@@ -6,14 +6,18 @@ import functools
 import html
 import os
 import re
-import urllib.error
+import threading
 import urllib.request
+from base64 import b64encode
 from collections.abc import Callable
+from concurrent.futures import Future
 from datetime import timedelta
+from http.client import HTTPException
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import quote, unquote, urljoin
+from urllib.error import HTTPError
+from urllib.parse import quote, unquote, urljoin, urlsplit
 
 from repcon.runtime.errors import UserError
 from repcon.runtime.extras import require_extra
@@ -39,6 +43,8 @@ _CREDENTIALS_LIFETIME = timedelta(minutes=10)
 _MISSING = {"NoSuchBucket": "there is no such bucket", "ContainerNotFound": "there is no such container"}
 _PAST_THE_END = ("416 Range Not Satisfiable", "Wanted range starting at")
 """What servers, and obstore's memory, say of a range that begins at the end of an object or later."""
+_CAUSE = re.compile(r'(?:message|error): "([^"]+)"|Invalid(Certificate)\(\s*(\w+)|(TimedOut|IncompleteMessage)')
+"""Why a request was lost, in Rust's representation of the error."""
 _METADATA_SERVER = "169.254.169.254"
 """Where obstore asks for a machine's own credentials when it was given none."""
 
@@ -110,10 +116,10 @@ class ObjectStore:
     def replace(self, name: str, old: bytes, new: bytes) -> bool:
         """Writes `new` over the content `old`; False where the content is another by then. Atomic as `create`."""
         try:
-            found = self._call(name, self._store.get)
-            if found.bytes() != old:
+            content, meta = self._call(name, self._content)
+            if content != old:
                 return False
-            if version := {key: found.meta[key] for key in ("e_tag", "version") if found.meta[key]}:
+            if version := {key: meta[key] for key in ("e_tag", "version") if meta[key]}:
                 self._call(name, lambda path: self._store.put(path, new, mode=version))
                 return True
         except (FileNotFoundError, FileExistsError):
@@ -129,6 +135,11 @@ class ObjectStore:
         with contextlib.suppress(FileNotFoundError):
             self._call(name, self._store.delete)
 
+    def _content(self, path: str) -> tuple[bytes, Any]:
+        """The bytes of an object and what the server says of it."""
+        found = self._store.get(path)
+        return found.bytes().to_bytes(), found.meta
+
     def _path(self, name: str) -> str:
         return f"{self._root}/{name}".strip("/") if name else self._root
 
@@ -137,7 +148,7 @@ class ObjectStore:
 
         _require_same_process(self.url)
         try:
-            return method(self._path(name))
+            return _interruptible(lambda: method(self._path(name)))
         except (BaseError, OSError, ValueError, NotImplementedError) as error:
             raise _os_error(error, f"{self.url}/{name}") from error
 
@@ -145,15 +156,40 @@ class ObjectStore:
         """The names that a web server's page of the folder links to, as nginx, Apache and Python's http.server do."""
         base = f"{self.url.rstrip('/')}/{folder}".rstrip("/") + "/"
         try:
-            with urllib.request.urlopen(quote(base, safe=":/%[]@"), timeout=60) as page:
+            place, login = _with_login(quote(base, safe=":/%[]@"))
+            with urllib.request.urlopen(urllib.request.Request(place, headers=login), timeout=60) as page:
                 text = page.read().decode("utf-8", "replace")
-        except urllib.error.HTTPError as error:
-            if error.code in (404, 410):
+        except (OSError, HTTPException, ValueError) as error:
+            if isinstance(error, HTTPError) and error.code in (404, 410):
                 return []
             raise OSError(errno.EIO, f"the server gives no list of files ({error})", base) from error
         links = (unquote(urljoin(base, html.unescape(link))) for link in re.findall(r'href="([^"?#]+)"', text))
         names = {link.removeprefix(unquote(base)).rstrip("/") for link in links if link.startswith(unquote(base))}
         return sorted(name for name in names if name and "/" not in name)
+
+
+def _interruptible(act: Callable[[], Found]) -> Found:
+    """Acts in another thread than the main one, which would not see Ctrl-C until obstore returned, after a minute."""
+    if threading.current_thread() is not threading.main_thread():
+        return act()
+    done: Future[Found] = Future()
+
+    def run() -> None:
+        try:
+            done.set_result(act())
+        except BaseException as error:
+            done.set_exception(error)
+
+    threading.Thread(target=run, name="repcon-objects", daemon=True).start()
+    return done.result()
+
+
+def _with_login(url: str) -> tuple[str, dict[str, str]]:
+    """A web server's URL without the name and password before the server, and the header in which they are sent."""
+    parts = urlsplit(url)
+    user, _, server = parts.netloc.rpartition("@")
+    login = {"Authorization": f"Basic {b64encode(unquote(user).encode()).decode()}"} if user else {}
+    return parts._replace(netloc=server).geturl(), login
 
 
 def _open(url: str) -> tuple[Any, str]:
@@ -173,7 +209,9 @@ def _open(url: str) -> tuple[Any, str]:
     options: dict[str, Any] = {"client_options": _CLIENT, "retry_config": _RETRY}
     try:
         if scheme in ("http", "https"):
-            return store.HTTPStore.from_url(url, **options), ""
+            server, login = _with_login(url)
+            options["client_options"] = _CLIENT | {"default_headers": login}
+            return store.HTTPStore.from_url(server, **options), ""
         if scheme in ("s3", "s3a"):
             return store.S3Store(bucket, **options | _s3_options()), root.strip("/")
         if scheme in ("gs", "gcs"):
@@ -250,7 +288,8 @@ def _os_error(error: Exception, url: str) -> OSError:
         return OSError(errno.ERANGE, reason, url)
     if _METADATA_SERVER in reason:
         reason = (
-            "there are no credentials: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or their counterparts, or for a "
+            "there are no credentials: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or their counterparts; for a "
+            "public bucket AWS_SKIP_SIGNATURE=true, GOOGLE_SKIP_SIGNATURE=true or AZURE_SKIP_SIGNATURE=true; for a "
             f"profile of ~/.aws pip install 'repcon[s3]' ({reason})"
         )
     codes = (
@@ -263,7 +302,10 @@ def _os_error(error: Exception, url: str) -> OSError:
 
 
 def _reason(error: Exception) -> str:
-    """obstore's message on one line, without Rust's representation of it and without XML and HTML."""
-    text = str(error).partition("\n\nDebug source")[0]
+    """obstore's message on one line, with the cause of a lost request, without Rust, XML and HTML."""
+    text, _, debug = str(error).partition("\n\nDebug source")
     text = re.sub(r"<\?xml.*?<Code>(.*?)</Code>.*?<Message>(.*?)</Message>.*", r"\1, \2", text, flags=re.DOTALL)
-    return " ".join(re.sub(r":?\s*<(!doctype|html|\?xml).*", "", text, flags=re.DOTALL | re.IGNORECASE).split())
+    text = re.sub(r":?\s*<(!doctype|html|\?xml).*", "", text, flags=re.DOTALL | re.IGNORECASE)
+    if "error sending request" in text and (causes := _CAUSE.findall(debug)):
+        text += f" ({' '.join(filter(None, causes[-1]))})"
+    return " ".join(text.split())

@@ -4,8 +4,10 @@ import errno
 import multiprocessing
 import os
 import re
+import signal
 import socket
 import sys
+import threading
 import time
 import uuid
 from concurrent.futures import ThreadPoolExecutor
@@ -112,6 +114,9 @@ def test_a_refused_connection_names_the_server_soon(monkeypatch):
     with pytest.raises(OSError, match="error sending request") as caught:
         ObjectStore("s3://bucket").read("x")
     assert "http://127.0.0.1:9/bucket/x" in str(caught.value) and caught.value.errno == errno.EIO
+    assert "error sending request (Connection refused)" in str(caught.value)
+    with pytest.raises(OSError, match=r"gives no list of files .*refused.*: 'http://127\.0\.0\.1:9/x/'"):
+        ObjectStore("http://127.0.0.1:9/x").list_names("")
 
 
 @pytest.mark.timeout(60)
@@ -120,9 +125,38 @@ def test_a_server_that_never_answers_is_not_waited_for_long(monkeypatch):
     monkeypatch.setitem(object_store._RETRY, "retry_timeout", timedelta(seconds=1))
     with socket.create_server(("127.0.0.1", 0)) as silent:
         started = time.monotonic()
-        with pytest.raises(OSError, match="error sending request"):
+        with pytest.raises(OSError, match=r"error sending request \(TimedOut\)"):
             ObjectStore(f"http://127.0.0.1:{silent.getsockname()[1]}").read("x")
     assert time.monotonic() - started < 15
+
+
+def test_ctrl_c_is_not_held_up_by_a_server_that_never_answers():
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()
+        started = time.monotonic()
+        with pytest.raises(KeyboardInterrupt):
+            ObjectStore(f"http://127.0.0.1:{silent.getsockname()[1]}").read("x")
+    assert time.monotonic() - started < 15
+
+
+def test_an_answer_that_breaks_off_is_an_oserror(server, monkeypatch):
+    def breaks(*_):
+        from obstore.exceptions import GenericError
+
+        raise GenericError("the connection broke off")
+
+    objects = ObjectStore(f"s3://objects/{uuid.uuid4().hex}")
+    answer = type("Answer", (), {"bytes": breaks, "meta": {}})()
+    monkeypatch.setattr(objects, "_store", type("Breaking", (), {"get": lambda *_, **__: answer})())
+    for act in (lambda: objects.read("x"), lambda: objects.replace("x", b"", b"")):
+        with pytest.raises(OSError, match="broke off"):
+            act()
+
+
+def test_an_unknown_certificate_is_named():
+    debug = "InvalidCertificate(\n        UnknownIssuer,\n    )"
+    error = Exception(f"HTTP error: error sending request\n\nDebug source:\n{debug}")
+    assert object_store._reason(error) == "HTTP error: error sending request (Certificate UnknownIssuer)"
 
 
 def test_errors_are_one_line_without_xml(server, monkeypatch):
@@ -199,6 +233,15 @@ def test_a_web_servers_folder_is_read_and_listed(tmp_path, monkeypatch):
                 objects.read("c/y")
             with pytest.raises(UserError, match="c/x: cannot write"):
                 open_filesystem(objects.url).write("c/x", b"")
+
+
+def test_a_name_and_password_in_a_url_are_sent_to_a_web_server(tmp_path):
+    (tmp_path / "x").write_bytes(b"1")
+    with object_servers.web_server(tmp_path, user="me:a b") as url:
+        objects = ObjectStore(url.replace("://", "://me:a%20b@"))
+        assert objects.list_names("") == ["x"] and objects.read("x") == b"1"
+        with pytest.raises(OSError, match=r"gives no list of files .*401"):
+            ObjectStore(url).list_names("")
 
 
 def test_nothing_of_obstore_is_imported_for_local_files(tmp_path):

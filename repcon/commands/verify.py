@@ -41,8 +41,9 @@ def run(config: VerifyConfig) -> dict[str, Any]:
     if pack is not None:
         store.require_pack(pack.fingerprint, len(pack))
     if pack is not None and config.sample:
+        models = parse_named_values("models", config.models, "NAME=MODEL", store.heads)
         try:  # before the files are checked, which may take long
-            find_teachers(store, parse_named_values("models", config.models, "NAME=MODEL", store.heads))
+            find_teachers(store, models)
         except UserError as error:
             warn(str(error))
     problems = hierarchy_problems(store)

@@ -135,6 +135,8 @@ def _depths(folders: dict[str, set[Folders]]) -> dict[str, int]:
     Tars that share a first folder are shards of one set. A set whose images are all in one folder is one class, named
     by its first folder, if there are other sets.
     """
+    if len(folders) == 1:
+        return {root: _shared_depth(paths) for root, paths in folders.items()}
     from scipy.cluster.hierarchy import DisjointSet  # here: slow to import
 
     joined = DisjointSet()

@@ -74,7 +74,10 @@ def dump_index(columns: Columns) -> bytes:
 
 
 def load_index(data: bytes, origin: str) -> Columns:
-    """Reads an index; allocates no more than `data` takes, whatever its headers claim. Raises UserError."""
+    """Reads an index as read-only columns; allocates no more than `data` takes, whatever its headers claim.
+
+    Raises UserError.
+    """
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             columns = {name: _column(archive, name) for name in (*COLUMNS, KEY_TEXT)}
@@ -91,13 +94,15 @@ def _column(archive: zipfile.ZipFile, name: str) -> np.ndarray:
     entry = archive.getinfo(f"{name}.npy")
     if entry.compress_type != zipfile.ZIP_STORED:
         raise ValueError(f"column {name} is compressed")
-    file = io.BytesIO(archive.read(entry))
+    data = archive.read(entry)
+    file = io.BytesIO(data)
     np.lib.format.read_magic(file)
     shape, fortran, found = np.lib.format.read_array_header_1_0(file)
-    dtype, data = np.dtype("|u1" if name == KEY_TEXT else COLUMNS[name][0]), file.getbuffer()[file.tell() :]
-    if found != dtype or fortran or min(shape, default=-1) < 0 or math.prod(shape) * dtype.itemsize != len(data):
+    dtype, start = np.dtype("|u1" if name == KEY_TEXT else COLUMNS[name][0]), file.tell()
+    size = math.prod(shape) * dtype.itemsize
+    if found != dtype or fortran or min(shape, default=-1) < 0 or size != len(data) - start:
         raise ValueError(f"column {name} claims {shape} of {found}, which is not what it holds")
-    return np.frombuffer(data, dtype).reshape(shape)
+    return np.frombuffer(data, dtype, offset=start).reshape(shape)
 
 
 def max_index_bytes(manifest: "Manifest") -> int:

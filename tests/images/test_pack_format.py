@@ -41,6 +41,12 @@ def manifest_of(columns: dict[str, np.ndarray], **changes: object) -> Manifest:
     return Manifest(**{**values, **changes})
 
 
+def test_columns_are_read_only_also_without_images() -> None:
+    for count in (0, 3):
+        back = pack_format.load_index(pack_format.dump_index(columns_of(count)), "pack")
+        assert len(back["shard"]) == count and not any(column.flags.writeable for column in back.values())
+
+
 def test_index_and_manifest_come_back_equal() -> None:
     columns = columns_of()
     data = pack_format.dump_index(columns)

@@ -25,6 +25,8 @@ Config = TypeVar("Config")
 
 MAX_BYTES = 16 * 2**20
 """Largest size of a recipe."""
+_MOST_PROBLEMS = 20
+"""How many problems a message names; a damaged manifest may have one for every class."""
 
 
 def read_toml(path: str | Path) -> dict[str, Any]:
@@ -63,9 +65,11 @@ def parse(kind: type[Config], values: Mapping[str, Any], origin: str) -> Config:
     except RecursionError as error:
         raise UserError(f"{origin}: nested too deeply") from error
     except cattrs.BaseValidationError as error:
-        problems = "; ".join(transform_error(error, format_exception=_describe))
+        found = transform_error(error, format_exception=_describe)
+        problems = "; ".join(found[:_MOST_PROBLEMS])
         problems = problems.replace("$.", "").replace(" @ $", "")
-        raise UserError(f"{origin}: {printable(problems)}") from error
+        more = f"; and {len(found) - _MOST_PROBLEMS:,} more" if len(found) > _MOST_PROBLEMS else ""
+        raise UserError(f"{origin}: {printable(problems)}{more}") from error
 
 
 def dump(config: Any) -> str:
@@ -105,7 +109,8 @@ def _converter() -> "cattrs.Converter":
     import cattrs
 
     converter = cattrs.Converter(forbid_extra_keys=True)
-    converter.register_unstructure_hook(os.PathLike, os.fspath)
+    for text in (str, os.PathLike):  # str: a field of settings that are given as a dataclass may hold a path as well
+        converter.register_unstructure_hook(text, _path_as_text)
     for scalar in (bool, int, float, str):
         converter.register_structure_hook(scalar, _structure_scalar)
     structure_tuple = converter._structure_tuple  # pyright: ignore[reportPrivateUsage]
@@ -127,6 +132,10 @@ def _converter() -> "cattrs.Converter":
     converter.register_structure_hook_func(lambda kind: kind == str_or_list, structure_str_or_list)
     converter.register_structure_hook_func(lambda kind: kind == AutoBool, _bool_or_auto)
     return converter
+
+
+def _path_as_text(value: Any) -> Any:
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
 
 
 def _structure_scalar(value: Any, kind: type) -> Any:

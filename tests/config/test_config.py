@@ -1,6 +1,19 @@
+from pathlib import Path
+
 import pytest
 
-from repcon.config import CropConfig, EvaluateConfig, HeadConfig, PrecomputeConfig, TrainConfig, dump, parse, read_toml
+from repcon.config import (
+    CropConfig,
+    EvaluateConfig,
+    HeadConfig,
+    PrecomputeConfig,
+    TeacherConfig,
+    TrainConfig,
+    dump,
+    parse,
+    read_toml,
+    to_plain,
+)
 from repcon.runtime.errors import UserError
 
 COMPLETE = 'pack = "p"\nstore = "s"\nout = "o"\n'
@@ -68,6 +81,17 @@ def test_every_mistake_is_told_at_once(tmp_path):
     with pytest.raises(UserError) as caught:
         load(TrainConfig, recipe(tmp_path, 'pack = "p"\nout = "o"\nepoch = 3\nsize = "x"\n'))
     assert all(word in str(caught.value) for word in ("epoch", "size", "store"))
+
+
+def test_of_very_many_mistakes_the_first_are_told():
+    with pytest.raises(UserError, match=r"heads\[19\]\.name; and 980 more$"):
+        parse(TrainConfig, {"pack": "p", "store": "s", "out": "o", "heads": [{"name": 1}] * 1000}, "recipe")
+
+
+def test_settings_given_as_dataclasses_may_hold_paths():
+    teacher = TeacherConfig(name="a", model=Path("folder"))  # pyright: ignore[reportArgumentType]
+    values = to_plain({"pack": Path("p"), "out": "o", "teachers": [teacher], "k": 3})
+    assert parse(PrecomputeConfig, values, "recipe").teachers == (TeacherConfig(name="a", model="folder"),)
 
 
 def test_a_file_that_is_no_toml(tmp_path):

@@ -19,6 +19,7 @@ from repcon.images.packing import open_or_pack
 from repcon.labels.store import LabelStore
 from repcon.models.preprocessing import Preprocessing
 from repcon.models.student import Student
+from repcon.runtime.errors import UserError
 
 K = 20
 """Neighbours of the kNN classifier."""
@@ -104,6 +105,8 @@ class KnnAccuracy:
         self._pack = open_or_pack(settings.knn, Path(settings.out) / "knn-pack")
         self._rows, self._labels, _ = select_classes(self._pack, ClassSubset())
         self._train, self._test = split_classes(self._labels, 0.5, settings.seed)
+        if not len(self._test):
+            raise UserError(f"knn: {settings.knn}: no class has two images, of which one is tested; name other images")
         self._preprocessing, self._device = preprocessing, distributed.device
         self._settings = settings
 

@@ -1,5 +1,6 @@
 """Validation: agreement and KL as a dense computation gives them, and kNN."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from repcon.images.pack import ImagePack
 from repcon.labels.store import LabelStore
 from repcon.models.preprocessing import normalise, preprocessing_of
 from repcon.models.student import load_student
+from repcon.runtime.errors import UserError
 
 pytest_plugins = ("training_fixtures",)
 
@@ -64,6 +66,15 @@ def test_knn_is_that_of_the_students_features(case: Path, tmp_path: Path, pictur
     cosine = torch.nn.functional.cosine_similarity(features[far, None], features[None, near], dim=2)
     sums = torch.stack([cosine[:, pack.labels[near] == label].sum(1) for label in range(4)], dim=1)
     assert told == pytest.approx(float((sums.argmax(1).numpy() == pack.labels[far]).mean()))
+
+
+def test_knn_needs_a_class_of_two_images(case: Path, tmp_path: Path, picture_folder: Path) -> None:
+    source, target = picture_folder, tmp_path / "single"
+    for folder in [path for path in sorted(source.iterdir()) if path.is_dir()][:2]:
+        (target / folder.name).mkdir(parents=True)
+        shutil.copy(sorted(folder.iterdir())[0], target / folder.name)
+    with pytest.raises(UserError, match=r"knn: .*single: no class has two images"):
+        train.run(settings(case, tmp_path / "run", epochs=1, knn=str(target)))
 
 
 def test_tensorboard_shows_losses_rates_and_validation(case: Path, tmp_path: Path, picture_folder: Path) -> None:

@@ -44,8 +44,9 @@ def load(
     """`light`, `heavy` or both, each with its input size."""
     loaded = []
     for name, size in sizes.items():
-        config = TeacherConfig(name=name, model=MODELS[name], precision=precision, compile=compile)
-        teacher = teachers.load_teacher(config, device)
+        teacher = teachers.load_teacher(TeacherConfig(name=name, model=MODELS[name], precision=precision), device)
+        if compile:
+            teacher.compile(device)
         # A factory names one size; a network of convolutions takes any.
         metadata = replace(teacher.metadata, preprocessing={**teacher.metadata.preprocessing, "size": size})
         loaded.append(replace(teacher, preprocessing=replace(teacher.preprocessing, size=size), metadata=metadata))

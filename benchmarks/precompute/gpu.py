@@ -85,7 +85,7 @@ def load(names: tuple[str, ...], setting: Setting, device: torch.device) -> tupl
     """The teachers of a ensemble, with the setting's precision and input size."""
     loaded = []
     for name in names:
-        config = TeacherConfig(name=name, model=f"precompute_gpu:{name}", precision=setting.precision)
+        config = TeacherConfig(name=name, model=f"benchmarks.precompute.gpu:{name}", precision=setting.precision)
         teacher = teachers.load_teacher(config, device)
         metadata = replace(teacher.metadata, preprocessing={**teacher.metadata.preprocessing, "size": setting.size})
         preprocessing = replace(teacher.preprocessing, size=setting.size)

@@ -7,7 +7,7 @@ from tyro.conf import Positional, arg
 
 from repcon.config.base import BaseConfig
 from repcon.config.data import CropConfig
-from repcon.config.types import Codec, Device, LoaderKind, Precision, Values
+from repcon.config.types import AutoBool, Codec, Device, LoaderKind, Precision, Values
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,7 +22,8 @@ class TeacherConfig(BaseConfig):
     size: int = 0
     """Input side in pixels; 0 takes the model's own."""
     precision: Precision = "fp32"
-    compile: bool = False
+    compile: AutoBool = "auto"
+    """`torch.compile`; `auto` does so on a CPU where the store's crops repay the half minute that it takes."""
     license: str = ""
 
 

@@ -23,9 +23,9 @@ MANIFEST, JOURNAL, COMPLETION_RECORDS = "manifest.json", "manifest.next.json", "
 CROPS_PER_SHARD, ROWS_PER_SHARD = 8, 16_384
 MAX_BYTES = 64 * 2**20
 """A longer manifest is refused."""
-_SHARDS, _MIN_ROWS, _ROW_STEP = 64, 32, 128
-"""The default number of shards along the images, the least images in one, and what larger numbers are a multiple of:
-8 crops of 128 images fill the largest batch."""
+_SHARDS, _ROW_STEP = 64, 128
+"""The most shards along the images by default, and what their images are a multiple of: 8 crops of 128 images fill the
+largest batch."""
 HASHED_VALUES = {"float16": "float16", "quantized8": "gaps8"}
 """The name of each encoding in hashes: `quantized8` was called `gaps8`, and stores made then must stay valid."""
 _SEAL = re.compile(rb'\n "sha256": "([0-9a-f]{64})"(,?)(?=\n)')
@@ -121,10 +121,11 @@ def manifest_of(spec: StoreSpec, origin: str) -> Manifest:
 
 
 def _rows_per_shard(spec: StoreSpec) -> int:
-    """About 64 shards along the images, so that an interruption loses little, and no unit that is large in memory."""
-    rows = max(_MIN_ROWS, -(-spec.images // _SHARDS))
-    if rows > _ROW_STEP:
-        rows = min(ROWS_PER_SHARD, -(-rows // _ROW_STEP) * _ROW_STEP)
+    """At most 64 shards along the images, so that an interruption loses little, and no unit that is large in memory.
+
+    Fewer rows than `_ROW_STEP` would not repay the 40 ms that writing a unit takes, however few they are.
+    """
+    rows = min(ROWS_PER_SHARD, max(1, -(-spec.images // (_SHARDS * _ROW_STEP))) * _ROW_STEP)
     values = sum(min(spec.k, teacher.num_classes) + len(spec.temperatures) for teacher in spec.teachers)
     while rows > 64 and 4 * values * rows * CROPS_PER_SHARD > _MAX_UNIT_BYTES:
         rows //= 2

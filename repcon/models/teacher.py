@@ -35,6 +35,19 @@ class Teacher:
         """The dtype of its weights and inputs."""
         return DTYPES[self.metadata.precision]
 
+    def compile(self, device: torch.device) -> None:
+        """Compile the module, which is on `device`, in place at its next batch.
+
+        Raises UserError where there is no compiler for the device.
+        """
+        require_compiler(device)
+        # On a CPU weights become constants, so that batch norms are folded into convolutions.
+        self.module.compile(options={"freezing": device.type == "cpu"})
+
+    def uncompile(self) -> None:
+        """Undo `compile`."""
+        self.module._compiled_call_impl = None  # torch has no function for it
+
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
         """(B, 3, S, S) uint8 pixels to (B, C) float32 logits."""
         return self.forward(normalise(images, self.preprocessing, self.dtype))
@@ -51,7 +64,10 @@ class Teacher:
 
 
 def load_teacher(config: TeacherConfig, device: str | torch.device) -> Teacher:
-    """Load the teacher of a recipe. Raises UserError for missing weights, or a model that is not a classifier."""
+    """Load the teacher of a recipe, not compiled.
+
+    Raises UserError for missing weights, or a model that is not a classifier.
+    """
     if custom.is_module_function(config.model):
         module, preprocessing = custom.load_custom_model(config.model, f"teacher {config.name}")
         if config.size not in (0, preprocessing.size):
@@ -82,10 +98,6 @@ def load_teacher(config: TeacherConfig, device: str | torch.device) -> Teacher:
     )
     dtype = DTYPES[config.precision]
     module = module.to(device, dtype, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue, reportArgumentType]
-    if config.compile:
-        require_compiler(device)
-        # On a CPU weights become constants, so that batch norms are folded into convolutions.
-        module.compile(options={"freezing": torch.device(device).type == "cpu"})
     return Teacher(name=config.name, module=module, preprocessing=preprocessing, metadata=metadata)
 
 

@@ -91,9 +91,7 @@ def _bytes_per_crop(teacher: Teacher, device: torch.device) -> float:
     hooks = [leaf.register_forward_hook(note) for leaf in leaves]
     side = teacher.preprocessing.size
     try:
-        # A compiled module would be compiled with these hooks in it, and again without them.
-        with torch.compiler.set_stance("force_eager"):
-            teacher(torch.zeros((1, 3, side, side), dtype=torch.uint8, device=device))
+        teacher(torch.zeros((1, 3, side, side), dtype=torch.uint8, device=device))
     except torch.OutOfMemoryError as error:
         hint = "label with fewer teachers at a time, or in a lower precision"
         raise UserError(f"device {device}: out of memory with the teachers and one crop; {hint}") from error

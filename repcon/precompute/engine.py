@@ -19,6 +19,7 @@ from repcon.decode.factory import decode_threads, open_loader
 from repcon.images.pack import ImagePack
 from repcon.labels.store import LabelStore, LostClaimError, Unit
 from repcon.labels.writer import UnitClaim
+from repcon.precompute.compilation import compile_teachers
 from repcon.precompute.context import PrecomputeContext, set_up
 from repcon.precompute.decoding import Decoded, Decoding
 from repcon.precompute.ensemble import LabelsInFlight, TeacherEnsemble
@@ -188,14 +189,19 @@ class UnitLabeller:
             num_workers=config.num_workers,
             device=str(context.device),
         )
+        crops = context.store.images * context.store.crops
+        compile_teachers(teachers, config, context.device, crops=crops, on_warning=self._warn)
         self._ensemble = TeacherEnsemble(
             teachers,
             config.k,
             config.temperatures,
             device=context.device,
             batch_size=config.batch_size,
-            on_warning=lambda message: on_event(Event(note=message)),
+            on_warning=self._warn,
         )
+
+    def _warn(self, message: str) -> None:
+        self._on_event(Event(note=message))
 
     def __enter__(self) -> "UnitLabeller":
         return self

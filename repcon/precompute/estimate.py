@@ -21,7 +21,8 @@ from repcon.labels.zarr_encoding import compressed_bytes
 from repcon.models.output_checks import check_not_probabilities
 from repcon.models.teacher import Teacher
 from repcon.precompute.batching import AdaptiveBatcher, Pixels
-from repcon.runtime.console import console, narrow_table, progress
+from repcon.precompute.compilation import compile_teachers
+from repcon.runtime.console import console, narrow_table, print_plain, progress
 from repcon.runtime.errors import UserError
 from repcon.runtime.prefetch import Prefetcher
 from repcon.runtime.text import format_bytes, format_duration
@@ -44,8 +45,9 @@ def estimate(
     unlabelled: crops that the teachers still have to answer, of those that the spec asks for.
     """
     rows, planned = _plan_sample(config, spec, pack)
-    logits, crops_per_second, waited_share = _sample(config, pack, teachers, device, rows, planned)
     total = len(pack) * spec.crops
+    compile_teachers(teachers, config, device, crops=total, on_warning=print_plain)
+    logits, crops_per_second, waited_share = _sample(config, pack, teachers, device, rows, planned)
     boxes = compressed_bytes(spec.codec, BOX, planned.boxes[0])
     box_bytes = (boxes + compressed_bytes(spec.codec, FLIP, planned.flips[0])) / planned.flips.shape[1]
     for teacher in teachers:

@@ -164,8 +164,7 @@ def _check_teacher(context: PrecomputeContext, teacher: Teacher, unit: Unit) -> 
     if not is_labelled.any():
         return
     places, images = places[is_labelled], decoded.pixels[side][torch.from_numpy(is_labelled)]
-    with torch.compiler.set_stance("force_eager"):  # else it would be compiled for this batch size as well
-        logits = teacher(images.to(context.device)).cpu()
+    logits = teacher(images.to(context.device)).cpu()
     found = compare(context.store.heads[teacher.name], ids[places], logp[places], logits)
     if found["kl"] > MAX_KL[teacher.metadata.precision]:
         what = "it answers otherwise than when the store's labels were made"

@@ -1,14 +1,9 @@
-"""Passes within the memory: halving, its end, and a batch size that compiled teachers do not change."""
-
-import shutil
+"""Passes within the memory: halving, and its end."""
 
 import pytest
 import torch
-from torch._dynamo.utils import counters
 
-from repcon.config import TeacherConfig
-from repcon.models import teacher
-from repcon.precompute.batching import AdaptiveBatcher, find_batch_size
+from repcon.precompute.batching import AdaptiveBatcher
 from repcon.runtime.errors import UserError
 
 CPU = torch.device("cpu")
@@ -46,20 +41,3 @@ def test_other_errors_are_not_taken_for_memory():
 
     with pytest.raises(RuntimeError, match="shapes"):
         AdaptiveBatcher(4, CPU, print).run({4: torch.zeros(4, 1)}, broken)
-
-
-@pytest.mark.skipif(
-    not (shutil.which("g++") or shutil.which("c++")), reason="torch.compile on a CPU needs a C++ compiler"
-)
-def test_a_compiled_teacher_has_the_batch_size_and_the_answers_of_the_plain_one():
-    """And is compiled once: looking for the batch size leaves no trace in it."""
-    torch.compiler.reset()
-    plain, compiled = (
-        teacher.load_teacher(TeacherConfig(name="own", model="precompute_case:plain", compile=compiles), CPU)
-        for compiles in (False, True)
-    )
-    counters.clear()
-    assert find_batch_size([compiled], CPU) == find_batch_size([plain], CPU)
-    pixels = torch.randint(0, 256, (4, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    assert torch.allclose(compiled(pixels), plain(pixels), atol=1e-4)
-    assert counters["frames"]["ok"] == 1

@@ -99,7 +99,9 @@ def test_every_shard_is_full_of_crops(crops, depth):
     assert manifest_of(spec(crops=crops), "store").crops_per_shard == depth
 
 
-@pytest.mark.parametrize(("images", "rows"), [(10, 10), (500, 32), (3000, 47), (20_000, 384), (1_281_167, 16_384)])
+@pytest.mark.parametrize(
+    ("images", "rows"), [(10, 10), (500, 128), (8192, 128), (8193, 256), (20_000, 384), (1_281_167, 16_384)]
+)
 def test_rows_per_shard_follow_the_number_of_images(images, rows):
     assert manifest_of(spec(images=images, rows_per_shard=0), "store").rows_per_shard == rows
 

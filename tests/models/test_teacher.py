@@ -66,6 +66,7 @@ def pixels(count: int = 3, size: int = SIZE) -> torch.Tensor:
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU")
 def test_a_compiled_teacher_answers_as_the_model_does(folder):
+    torch.compiler.reset()  # of what other tests compiled
     eager, compiled = (teachers.load_teacher(TeacherConfig(name="task", model=str(folder)), "cpu") for _ in range(2))
     compiled.compile(torch.device("cpu"))
     counters.clear()

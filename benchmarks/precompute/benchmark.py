@@ -6,6 +6,8 @@ over_teachers_light, _heavy, _two   crops per second of the whole path (pack, de
                   those of the teachers alone on normalised tensors in memory; same process, batch and precision; light:
                   EfficientNet-Lite0, heavy: ResNet-50 with random weights (timing does not know the difference), two:
                   both in one pass, each with its own input size. 4 crops per image; _1 and _16 where the name says so
+over_limit_light, ...   on a CPU: the teachers' time alone and the loader's alone, each on all cores, over our time.
+                  Both take the same cores, so that their sum is the limit of any path that decodes and answers
 waited_share_*    of our path's time, the part in which the teachers had no pixels or no room for their answers
 compiled_over_teachers_light, _heavy   the teachers alone compiled (`compile = true`) over themselves as they are, after
                   compiling; left out where there is no C++ compiler
@@ -34,7 +36,7 @@ from benchmarks.harness import script
 from benchmarks.harness.records import put
 from benchmarks.loaders.sample_images import DIFFERENT, generated, mosaics, photographs
 from benchmarks.precompute import growth as precompute_growth
-from benchmarks.precompute.contenders import Job, Packs, Took, alone, fkd, load, ours
+from benchmarks.precompute.contenders import Job, Packs, Took, alone, decode, fkd, load, ours
 from repcon.config import Precision
 from repcon.models.teacher import Teacher
 from repcon.precompute.batching import find_batch_size
@@ -64,7 +66,7 @@ class Setting:
 
 
 SHORT = Setting(
-    light_size=128, heavy_size=128, seconds=2.0, rounds=3,
+    light_size=128, heavy_size=128, seconds=4.0, rounds=3,
     growth=precompute_growth.Setting(size=64, images=64, processes_images=192),
 )  # fmt: skip
 LONG = Setting(
@@ -142,6 +144,8 @@ class Race:
         jobs = {depth: self._job(teachers, batch_size, depth, crops // depth) for depth in depths}
         contenders: dict[str, tuple[Callable[[Job], Took], Job]] = {"alone": (alone, jobs[CROPS])}
         contenders |= {f"ours_{depth}": (ours, job) for depth, job in jobs.items()}
+        if self.device.type == "cpu":
+            contenders |= {f"decode_{depth}": (decode, job) for depth, job in jobs.items()}
         if self.setting.peers and len(teachers) == 1 and shutil.which("g++"):
             compiled = load(sizes, self.setting.precision, self.device, compile=True)
             contenders["compiled"] = (alone, replace(jobs[CROPS], teachers=compiled))
@@ -179,6 +183,12 @@ def _ratios(name: str, rounds: list[dict[str, Took]], figures: dict[str, Any]) -
             events = [r[label].event for r in rounds]
             put(figures, f"waited_share_{name}{tail}", [event.waited_seconds / event.seconds for event in events])
             put(figures, f"crops_per_second_{name}{tail}", [r[label].event.crops / r[label].seconds for r in rounds])
+        elif who == "decode":
+            limits = [r["alone"].seconds + r[label].seconds for r in rounds]
+            put(
+                figures, f"over_limit_{name}{tail}",
+                [limit / r[f"ours_{crops}"].seconds for limit, r in zip(limits, rounds, strict=True)],
+            )  # fmt: skip
         elif who == "compiled":
             put(figures, f"compiled_over_teachers_{name}", [r["alone"].seconds / r[label].seconds for r in rounds])
         elif who == "fkd":

@@ -3,11 +3,13 @@
 import shutil
 import time
 from collections.abc import Iterable, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
@@ -15,6 +17,9 @@ from torch.utils.data import DataLoader, Dataset
 from benchmarks.loaders.sample_images import DIFFERENT, repeated
 from repcon.commands import pack as packing
 from repcon.config import CropConfig, LoaderKind, PackConfig, Precision, PrecomputeConfig, TeacherConfig
+from repcon.crops.plan import plan_crops
+from repcon.decode.base import CropRequest
+from repcon.decode.factory import open_loader
 from repcon.images.pack import ImagePack
 from repcon.models import teacher as teachers
 from repcon.models.preprocessing import normalise
@@ -131,6 +136,19 @@ def alone(job: Job) -> Took:
             teacher.forward(tensor[: job.total - start])
     _synchronise(job.device)
     return Took(time.perf_counter() - started)
+
+
+def decode(job: Job) -> Took:
+    """The loader over the job's crops, on all cores and for nobody."""
+    pack, depth = job.pack, job.crops
+    planned = plan_crops(CROP, pack.hashes, pack.sizes, range(depth))
+    request = CropRequest.of_images(np.arange(len(pack)), range(depth), planned.boxes, planned.flips)
+    sides = [teacher.preprocessing.size for teacher in job.teachers]
+    with closing(open_loader("auto", pack, sides, device=str(job.device))) as loader:
+        started = time.perf_counter()
+        for _ in loader.batches(request.split(max(1, job.batch_size // depth))):
+            pass
+        return Took(time.perf_counter() - started)
 
 
 def _synchronise(device: torch.device) -> None:

@@ -51,7 +51,8 @@ class ShardReader:
         self._indexes: dict[str, np.ndarray] = {}
         self._lock = threading.Lock()
         # Locally the threads decompress; over a network they wait.
-        self._threads = min(8, cores()) if isinstance(files, LocalFileSystem) else 16
+        self._is_local = isinstance(files, LocalFileSystem)
+        self._threads = min(8, cores()) if self._is_local else 16
         self._pools: dict[int, ThreadPoolExecutor] = {}
 
     def require(self, crop: int, heads: Iterable[str]) -> None:
@@ -78,7 +79,12 @@ class ShardReader:
         self._run(jobs)
 
     def _run(self, jobs: Sequence[Callable[[], None]]) -> None:
-        """Runs the jobs in this thread and the pool's. Raises the error of one that failed after all have ended."""
+        """Runs the jobs in this thread and the pool's. Raises the error of one that failed after all have ended.
+
+        A thread that reads local files ahead runs them alone: it has time, and its consumer has use for the cores.
+        """
+        reads_ahead = self._is_local and threading.current_thread() is not threading.main_thread()
+        threads = 1 if reads_ahead else min(self._threads, len(jobs))
         remaining = iter(jobs)
 
         def work() -> None:
@@ -86,7 +92,7 @@ class ShardReader:
                 job()
 
         # The calling thread works too: waking another costs as much as decoding a chunk.
-        helpers = [self._pool().submit(work) for _ in range(min(self._threads, len(jobs)) - 1)]
+        helpers = [self._pool().submit(work) for _ in range(threads - 1)]
         try:
             work()
         finally:

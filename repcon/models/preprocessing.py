@@ -84,16 +84,21 @@ def timm_config(model: nn.Module) -> dict[str, Any]:
 
 def normalise(images: torch.Tensor, p: Preprocessing, dtype: torch.dtype) -> torch.Tensor:
     """Normalise (B, 3, S, S) uint8 pixels to `dtype`, computed in float32; keeps device and channels-last memory."""
-    scale, shift = _scale_and_shift(p.mean, p.std, images.device)
-    return images.to(torch.float32).mul_(scale).add_(shift).to(dtype)
+    if not images.is_contiguous(memory_format=torch.channels_last):
+        scale, shift = (values.view(3, 1, 1) for values in _scale_and_shift(p.mean, p.std, 1, images.device))
+        return images.to(torch.float32).mul_(scale).add_(shift).to(dtype)
+    # As rows of 3 * S values, in which a CPU vectorises: over an innermost dimension of 3 it takes four times as long.
+    scale, shift = _scale_and_shift(p.mean, p.std, images.shape[3], images.device)
+    rows = images.permute(0, 2, 3, 1).flatten(2).to(torch.float32)
+    return rows.mul_(scale).add_(shift).to(dtype).unflatten(2, (-1, 3)).permute(0, 3, 1, 2)
 
 
 @cache
 def _scale_and_shift(
-    mean: tuple[float, ...], std: tuple[float, ...], device: torch.device
+    mean: tuple[float, ...], std: tuple[float, ...], repeats: int, device: torch.device
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """(3, 1, 1) float32 each; cached, since copying them to a GPU for every batch would stall it."""
+    """(repeats * 3,) float32 each; cached, since copying them to a GPU for every batch would stall it."""
     with torch.inference_mode(False):
-        deviations = torch.tensor(std).view(3, 1, 1)
-        shift = -torch.tensor(mean).view(3, 1, 1) / deviations
-        return (1 / (255 * deviations)).to(device), shift.to(device)
+        deviations = torch.tensor(std)
+        shift = -torch.tensor(mean) / deviations
+        return (1 / (255 * deviations)).repeat(repeats).to(device), shift.repeat(repeats).to(device)

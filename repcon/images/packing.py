@@ -33,7 +33,8 @@ def write_pack(config: PackConfig, on_written: Callable[[Path], None] | None = N
         on_written(out)
     figures = _figures(manifest, seconds, plan.listing.warnings)
     _print_summary(config, figures, manifest.classes)
-    return recorded if record is None else record.finish(figures)
+    # A record of an earlier version may lack some.
+    return figures | recorded if record is None else record.finish(figures)
 
 
 def _figures(manifest: Manifest, seconds: float, warnings: Sequence[str]) -> dict[str, Any]:

@@ -344,6 +344,14 @@ def test_a_damaged_record_of_a_finished_pack_is_made_again(damage: bytes, pictur
     assert packing.run(recipe) == again
 
 
+def test_figures_that_an_earlier_record_lacks_are_added(picture_folder: Path, tmp_path: Path) -> None:
+    recipe = PackConfig(source=str(picture_folder), out=str(tmp_path / "pack"))
+    figures = packing.run(recipe)
+    path = tmp_path / "pack/results.json"
+    path.write_text(json.dumps({"fingerprint": figures["fingerprint"], "seconds": 7.5}))
+    assert packing.run(recipe) == figures | {"seconds": 7.5}
+
+
 def test_a_users_file_called_command_is_no_record(picture_folder: Path, tmp_path: Path) -> None:
     shutil.copytree(picture_folder, tmp_path / "source")
     for content in (b"\xff\xfe\x00", b"#!/bin/sh\nls\n", b""):

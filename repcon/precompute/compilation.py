@@ -26,24 +26,25 @@ def compile_teachers(
     device: torch.device,
     *,
     crops: int,
-    on_warning: Callable[[str], None],
+    on_note: Callable[[str], None],
 ) -> None:
     """Compile those teachers for which the recipe says so, for batches of its `batch_size`.
 
-    `auto` compiles where `pays` says so of the store's `crops`, and goes on uncompiled, with a warning, where that
+    `auto` compiles where `pays` says so of the store's `crops`, and goes on uncompiled, with a note, where that
     fails. Raises UserError naming the teacher where one with `compile = true` cannot be compiled.
     """
     settings = {teacher.name: teacher.compile for teacher in config.teachers}
     for teacher in teachers:
         setting = settings.get(teacher.name, False)
         if setting is True or (setting == "auto" and pays(teacher, crops, device)):
+            on_note(f"teacher {teacher.name}: compiling it, which takes about half a minute")
             try:
                 _compile(teacher, config.batch_size, device)
             except UserError as error:
                 if setting is True:
                     raise
                 teacher.uncompile()
-                on_warning(f"warning: {error}; it goes on uncompiled")
+                on_note(f"warning: {error}; it goes on uncompiled")
 
 
 def pays(teacher: Teacher, crops: int, device: torch.device) -> bool:

@@ -190,17 +190,17 @@ class UnitLabeller:
             device=str(context.device),
         )
         crops = context.store.images * context.store.crops
-        compile_teachers(teachers, config, context.device, crops=crops, on_warning=self._warn)
+        compile_teachers(teachers, config, context.device, crops=crops, on_note=self._note)
         self._ensemble = TeacherEnsemble(
             teachers,
             config.k,
             config.temperatures,
             device=context.device,
             batch_size=config.batch_size,
-            on_warning=self._warn,
+            on_warning=self._note,
         )
 
-    def _warn(self, message: str) -> None:
+    def _note(self, message: str) -> None:
         self._on_event(Event(note=message))
 
     def __enter__(self) -> "UnitLabeller":

@@ -46,7 +46,7 @@ def estimate(
     """
     rows, planned = _plan_sample(config, spec, pack)
     total = len(pack) * spec.crops
-    compile_teachers(teachers, config, device, crops=total, on_warning=print_plain)
+    compile_teachers(teachers, config, device, crops=total, on_note=print_plain)
     logits, crops_per_second, waited_share = _sample(config, pack, teachers, device, rows, planned)
     boxes = compressed_bytes(spec.codec, BOX, planned.boxes[0])
     box_bytes = (boxes + compressed_bytes(spec.codec, FLIP, planned.flips[0])) / planned.flips.shape[1]

@@ -30,14 +30,14 @@ def teacher(teacher_folders: dict[str, Path]) -> Teacher:
 
 
 def compile_it(teacher: Teacher, setting: bool | str, crops: int = 0) -> list[str]:
-    """The warnings of compiling one teacher for batches of 4 crops."""
+    """The notes of compiling one teacher for batches of 4 crops."""
     config = PrecomputeConfig(
         pack="", out="", batch_size=4,
         teachers=(TeacherConfig(name=teacher.name, model="", compile=setting),),  # pyright: ignore[reportArgumentType]
     )  # fmt: skip
-    warnings: list[str] = []
-    compile_teachers([teacher], config, CPU, crops=crops, on_warning=warnings.append)
-    return warnings
+    notes: list[str] = []
+    compile_teachers([teacher], config, CPU, crops=crops, on_note=notes.append)
+    return notes
 
 
 def is_compiled(teacher: Teacher) -> bool:
@@ -54,7 +54,8 @@ def test_a_compiled_teacher_answers_as_before(teacher):
     torch.compiler.reset()
     images = pixels(teacher, 4)
     before = teacher(images)
-    assert compile_it(teacher, True) == [] and is_compiled(teacher)
+    (note,) = compile_it(teacher, True)
+    assert "teacher five: compiling it" in note and is_compiled(teacher)
     assert torch.allclose(teacher(images), before, atol=1e-4)
 
 
@@ -87,6 +88,6 @@ def test_where_torch_cannot_compile_auto_goes_on_and_true_says_what_to_set(teach
     with pytest.raises(UserError, match=r"teacher five.*no such header; set compile = false"):
         compile_it(teacher, True)
     teacher.uncompile()
-    (warning,) = compile_it(teacher, "auto", 10**12)
+    _, warning = compile_it(teacher, "auto", 10**12)
     assert "no such header" in warning and "uncompiled" in warning
     assert not is_compiled(teacher) and teacher(pixels(teacher, 2)).shape == (2, 5)

@@ -112,7 +112,7 @@ def rounded(module: nn.Module, kinds: Collection[str], *, inputs: bool, outputs:
         if inputs:
             hooks.append(layer.register_forward_pre_hook(lambda _, given: tuple(map(_rounded, given))))
         if outputs:
-            hooks.append(layer.register_forward_hook(lambda _, given, answer: _rounded(answer)))
+            hooks.append(layer.register_forward_hook(_round_answer))
     try:
         for tensor in weights:
             tensor.data = _rounded(tensor.data)
@@ -131,6 +131,10 @@ def kind_of(layer: nn.Module) -> str:
     if isinstance(layer, nn.Conv2d):
         return "stem" if layer.in_channels == 3 else "depthwise" if layer.groups > 1 else "pointwise"
     return "norm" if isinstance(layer, nn.modules.batchnorm._BatchNorm) else ""
+
+
+def _round_answer(layer: nn.Module, given: object, answer: torch.Tensor) -> torch.Tensor:
+    return _rounded(answer)
 
 
 def _rounded(tensor: torch.Tensor) -> torch.Tensor:

@@ -102,6 +102,13 @@ def compute(case: Case, tail: str, implementation: str, *, in_place: bool = Fals
         torch.ops.repcon_kernels.scale_heads_(logits, case.upstream, scale, starts, implementation)
         return losses.cpu(), logits.cpu()
     leaf = case.logits.clone().requires_grad_()
+    losses = backward(case, leaf, tail, implementation)
+    assert leaf.grad is not None
+    return losses.detach().cpu(), leaf.grad.cpu()
+
+
+def backward(case: Case, leaf: Tensor, tail: str, implementation: str) -> Tensor:
+    """Losses (H,) of `multi_head_kl` for logits computed from the leaf, which gets their upstream-weighted gradient."""
     losses = multi_head_kl(
         leaf * 1,
         case.heads,
@@ -113,8 +120,7 @@ def compute(case: Case, tail: str, implementation: str, *, in_place: bool = Fals
         implementation=implementation,
     )
     (losses * case.upstream).sum().backward()
-    assert leaf.grad is not None
-    return losses.detach().cpu(), leaf.grad.cpu()
+    return losses
 
 
 def assert_meets(case: Case, tail: str, losses: Tensor, gradient: Tensor) -> None:

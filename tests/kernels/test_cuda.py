@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from kernel_cases import assert_meets, make
+from kernel_cases import assert_meets, backward, make
 from repcon_kernels import multi_head_kl
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -47,16 +47,7 @@ def test_no_step_waits_for_the_device() -> None:
     for debug in ("default", "error"):
         torch.cuda.set_sync_debug_mode(debug)
         try:
-            losses = multi_head_kl(
-                leaf * 1,
-                case.heads,
-                case.ids,
-                case.logp,
-                rows=case.rows,
-                weights=case.weights,
-                implementation="triton",
-            )
-            (losses * case.upstream).sum().backward()
+            backward(case, leaf, "uniform", "triton")
         finally:
             torch.cuda.set_sync_debug_mode("default")
 

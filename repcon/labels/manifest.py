@@ -24,8 +24,8 @@ CROPS_PER_SHARD, ROWS_PER_SHARD = 8, 16_384
 MAX_BYTES = 64 * 2**20
 """A longer manifest is refused."""
 _SHARDS, _ROW_STEP = 64, 128
-"""The most shards along the images by default, and what their images are a multiple of: 8 crops of 128 images fill the
-largest batch."""
+"""The default number of shards along the images, fewer for small sets, and what their images are a multiple of: 8 crops
+of 128 images fill the largest batch."""
 HASHED_VALUES = {"float16": "float16", "quantized8": "gaps8"}
 """The name of each encoding in hashes: `quantized8` was called `gaps8`, and stores made then must stay valid."""
 _SEAL = re.compile(rb'\n "sha256": "([0-9a-f]{64})"(,?)(?=\n)')
@@ -121,7 +121,7 @@ def manifest_of(spec: StoreSpec, origin: str) -> Manifest:
 
 
 def _rows_per_shard(spec: StoreSpec) -> int:
-    """At most 64 shards along the images, so that an interruption loses little, and no unit that is large in memory.
+    """About 64 shards along the images, so that an interruption loses little, and no unit that is large in memory.
 
     Fewer rows than `_ROW_STEP` would not repay the 40 ms that writing a unit takes, however few they are.
     """

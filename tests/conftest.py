@@ -36,6 +36,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: places.get(item.path, len(places)))
 
 
+def pytest_xdist_auto_num_workers() -> int:
+    """One more than the cores, since a third of a worker's time is waiting: for disks, for processes, for Ray."""
+    from repcon.runtime.system import cores
+
+    return min(8, cores() + 1)
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """Triton's interpreter has to be asked for before any test module imports Triton, where its tests are to run."""
     kernels = Path(__file__).parent / "kernels"

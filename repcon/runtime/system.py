@@ -58,8 +58,22 @@ def _program() -> str:
 
 
 def cores() -> int:
-    """Number of processor cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Number of processor cores that this process may use: those it is bound to, within its container's limit."""
+    bound = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(bound, round(_container_limit(Path("/sys/fs/cgroup")))))
+
+
+def _container_limit(root: Path) -> float:
+    """How many cores' time Docker's `--cpus` or a Kubernetes limit leaves to this container; `sys.maxsize` without one.
+
+    Such a limit hides no core, but a process that works on more of them is stopped for the rest of each period.
+    """
+    for files in (("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")):  # cgroups 2 and 1
+        with suppress(OSError, ValueError):  # no such file; "max"
+            quota, period = (int(word) for name in files for word in (root / name).read_text(encoding="ascii").split())
+            if quota > 0:
+                return quota / period
+    return sys.maxsize
 
 
 def own_cores() -> int:

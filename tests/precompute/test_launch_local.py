@@ -22,6 +22,7 @@ from repcon.config import TeacherConfig
 from repcon.precompute import launch_local
 from repcon.precompute.output_store import lease_folder
 from repcon.runtime.errors import UserError
+from repcon.runtime.system import cores
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 __all__ = ["pack_path", "recipe", "teacher_folders"]
@@ -84,9 +85,8 @@ def test_ctrl_c_asks_each_of_them_to_end(tmp_path):
 
 
 def test_posts_share_the_cores_and_the_gpus(monkeypatch):
-    cores = len(os.sched_getaffinity(0))
     assert [(slot.device, slot.threads) for slot in launch_local.worker_slots(2, 0)] == [
-        ("cpu", max(1, cores // 2))
+        ("cpu", max(1, cores() // 2))
     ] * 2
     assert set(POST.environment()) == {"OMP_NUM_THREADS"}
     for seen, given in (("", ["0", "1", "0"]), ("3,GPU-5", ["3", "GPU-5", "3"])):

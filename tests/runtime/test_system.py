@@ -1,4 +1,5 @@
 import subprocess
+import sys
 
 from repcon.runtime import system as module
 from repcon.runtime.system import environment
@@ -17,6 +18,24 @@ def test_processes_of_torchrun_share_the_cores(monkeypatch):
         assert module.own_cores() == own
     monkeypatch.delenv("LOCAL_WORLD_SIZE")
     assert module.own_cores() == 8
+
+
+def test_a_container_s_limit_counts_as_its_cores(tmp_path, monkeypatch):
+    assert module._container_limit(tmp_path) == sys.maxsize
+    (tmp_path / "cpu").mkdir()
+    for quota, limit in (("-1", sys.maxsize), ("250000", 2.5)):  # cgroups 1
+        (tmp_path / "cpu" / "cpu.cfs_quota_us").write_text(f"{quota}\n")
+        (tmp_path / "cpu" / "cpu.cfs_period_us").write_text("100000\n")
+        assert module._container_limit(tmp_path) == limit
+    (tmp_path / "cpu.max").write_text("max 100000\n")
+    (tmp_path / "cpu" / "cpu.cfs_quota_us").unlink()
+    assert module._container_limit(tmp_path) == sys.maxsize
+    (tmp_path / "cpu.max").write_text("400000 100000\n")
+    assert module._container_limit(tmp_path) == 4
+    monkeypatch.setattr(module.os, "sched_getaffinity", lambda process: set(range(64)))
+    for limit, cores in ((sys.maxsize, 64), (100, 64), (4.0, 4), (2.5, 2), (0.1, 1)):
+        monkeypatch.setattr(module, "_container_limit", lambda root, limit=limit: limit)
+        assert module.cores() == cores
 
 
 def test_the_commit_is_known_in_a_checkout_only(tmp_path, monkeypatch):

@@ -12,7 +12,6 @@ student is measured on the downstream half. FOLDER holds the five tars of tools/
 What another seed of the student's training would change is not in these intervals.
 """
 
-import os
 import re
 import time
 from collections.abc import Mapping
@@ -31,7 +30,7 @@ from benchmarks.harness import script
 from repcon.config import PackConfig, TrainConfig
 from repcon.runtime.console import console
 from repcon.runtime.errors import UserError
-from repcon.runtime.system import environment
+from repcon.runtime.system import cores, environment
 
 DOMAIN, SEEDS, EPOCHS = "aerial", (9,), 6
 """Neither domain nor seed is among what the consolidation benchmark reports by default; one epoch more than there. Of a
@@ -135,7 +134,7 @@ def main() -> None:
     parser.add_argument("--domain", default=DOMAIN, help=f"instead of {DOMAIN}")
     parser.add_argument("--seeds", default=",".join(map(str, SEEDS)), help="for example 9,10")
     parser.add_argument("--variants", help=f"some of {', '.join(VARIANTS)}")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="commands side by side")
+    parser.add_argument("--jobs", type=int, default=cores(), help="commands side by side")
     parser.add_argument("--short", action="store_true", help="two minutes, to see that it runs")
     arguments = parser.parse_args()
     photographs = script.photographs(arguments)

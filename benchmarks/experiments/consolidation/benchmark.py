@@ -20,7 +20,6 @@ A work folder that was stopped goes on where it was.
 """
 
 import argparse
-import os
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -31,6 +30,7 @@ from benchmarks.experiments.consolidation import summary
 from benchmarks.experiments.consolidation.protocol import EPOCHS_WITH_ALL, LONG, METHODS, SHORT, USUAL, Protocol
 from benchmarks.experiments.consolidation.study import Study
 from benchmarks.harness import script
+from repcon.runtime.system import cores
 
 
 def main() -> None:
@@ -52,7 +52,7 @@ def main() -> None:
     data = script.photographs(arguments)
     protocol = _protocol(arguments)
     started = time.time()
-    jobs = arguments.jobs or (1 if torch.cuda.is_available() else os.cpu_count() or 1)
+    jobs = arguments.jobs or (1 if torch.cuda.is_available() else cores())
     study = Study(data, Path(arguments.work) / protocol.name, protocol, jobs)
     cells = study.run()
     results = summary.summarise(cells, protocol, study.facts() | {"wall_seconds": round(time.time() - started)})

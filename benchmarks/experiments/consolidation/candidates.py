@@ -11,7 +11,6 @@ and generalist in points, per student of one task and of two.
 
 import json
 import multiprocessing
-import os
 import queue
 import time
 from collections.abc import Mapping
@@ -29,7 +28,7 @@ from benchmarks.experiments.consolidation.study import Study
 from benchmarks.harness import script
 from benchmarks.harness.records import markdown
 from repcon.runtime.console import console
-from repcon.runtime.system import environment
+from repcon.runtime.system import cores, environment
 
 CELLS = (("birds", 9), ("grocery", 9), ("aerial", 9), ("aerial", 10))
 PAIRS = (("birds-9", "grocery-9"), ("birds-9", "aerial-9"), ("grocery-9", "aerial-10"))
@@ -172,7 +171,7 @@ def main() -> None:
     parser.add_argument(
         "--work", default="bench-run/candidates", help="folder for packs, teachers and results; resumed"
     )
-    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="trainings side by side")
+    parser.add_argument("--jobs", type=int, default=cores(), help="trainings side by side")
     parser.add_argument("--seconds", type=float, default=3600, help="no training begins later")
     parser.add_argument("--short", action="store_true", help="few images, one epoch: that it runs")
     arguments = parser.parse_args()

@@ -26,6 +26,7 @@ from repcon.runtime.console import console
 from repcon.runtime.errors import UserError
 from repcon.runtime.memory import keep_freed_memory
 from repcon.runtime.run_dir import write_json
+from repcon.runtime.system import cores
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,7 +113,7 @@ def run(steps: Sequence[Step], jobs: int) -> list[dict[str, Any]]:
 def _side_by_side(steps: Sequence[Step], jobs: int) -> None:
     """Each in a process of its own share of the cores; the first error ends them all."""
     workers = ProcessPoolExecutor(jobs, get_context("spawn"), initializer=end_with_parent)
-    with _threads(max(1, (os.cpu_count() or 1) // jobs)), workers as pool:
+    with _threads(max(1, cores() // jobs)), workers as pool:
         waiting: dict[Future[None], Step] = {pool.submit(_quietly, step): step for step in steps}
         started = time.time()
         try:

@@ -18,7 +18,7 @@ import simplejpeg
 import torch
 from pictures import photograph
 
-from benchmarks.experiments.consolidation import ablation, beyond, data, other_sizes, study, summary
+from benchmarks.experiments.consolidation import ablation, beyond, data, growth, other_sizes, study, summary
 from benchmarks.experiments.consolidation import protocol as protocols
 from benchmarks.experiments.consolidation.steps import Step
 from benchmarks.experiments.consolidation.variants import VARIANTS
@@ -361,6 +361,35 @@ def test_students_of_another_size_learn_from_the_other_ones_teachers(
         assert f"{size}_student_probe_gain" in figures and f"{size}_probe_gain" not in figures
     assert len(other_sizes.grid(figures).rows) == len(other_sizes.ROWS)
     assert run.figures() == figures
+
+
+def test_margins_of_longer_training_stand_beside_the_first_length_s(
+    photographs: Path, tmp_path: Path, finished, monkeypatch
+):
+    """Of the same teachers and labels."""
+    methods = ("generalist", "teacher", "average", "task_generalist")
+    protocol = replace(finished[0].protocol, methods=methods)
+    monkeypatch.setattr(growth, "DRY", protocol)
+    monkeypatch.setattr(growth, "LENGTHS", (1, 3, 3))
+    places = ["--data", str(photographs), "--work", str(tmp_path), "--json", str(tmp_path / "figures.json")]
+    monkeypatch.setattr(sys, "argv", ["growth", "--dry", *places])
+    growth.main()
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    first, longer = (figures["lengths"][times] for times in ("1", "3"))
+    assert longer["protocol"]["epochs"] == 3 * first["protocol"]["epochs"]
+    assert longer["aerial_teacher_probe"] == first["aerial_teacher_probe"] and "aerial_average_probe" not in longer
+    assert figures["growth_3_finding_2"] == pytest.approx(longer["finding_2"] - first["finding_2"])
+    work = tmp_path / protocol.name
+    assert len(list(work.glob("teachers/*.done.json"))) == len(list(work.glob("*.zarr"))) == 1
+    assert growth.table(figures).count("\n") == 2 + 2 + 1
+
+
+def test_the_last_length_is_what_still_fits(photographs: Path, tmp_path: Path):
+    run = growth.Growth(photographs, tmp_path, protocols.SHORT, jobs=1, seconds=100.0)
+    run.took.update({1: 10.0, 5: 30.0})  # 5 seconds for each length more
+    assert run.last(20) == 18 and run.last(6) == 6 and run.last(5) == 0
+    run.took.update({5: 98.0})
+    assert run.last(20) == 0
 
 
 def test_an_error_of_a_step_that_runs_beside_others_reaches_the_user(

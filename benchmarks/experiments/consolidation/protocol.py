@@ -68,6 +68,7 @@ class Protocol:
     batch_size: int = 64
     fewshot_trials: int = 20
     device: config.Device = "auto"
+    loader: config.LoaderKind = "auto"
 
     def changed(self, **changes: Any) -> "Protocol":
         """The protocol with those changes that are not None."""

@@ -45,12 +45,7 @@ class Study:
 
     def run(self) -> dict[tuple[int, str], dict[str, Any]]:
         """Runs everything; gives {(seed, domain): evaluate's results}."""
-        self.prepare()
-        by_seed = {seed: self.teachers(seed) for seed in self.protocol.seeds}
-        teachers = {name: step for steps in by_seed.values() for name, step in steps.items()}
-        self.do([*teachers.values(), *self._joints()])
-        for step in self._all_labels(by_seed):
-            self.do([step])
+        teachers = self.label()
         cells = [(seed, domain) for seed in self.protocol.seeds for domain in self.protocol.domains]
         students = {cell: self.students(*cell) for cell in cells}
         for stage in self._stages(students):
@@ -60,6 +55,16 @@ class Study:
         backbones = {cell: self.backbones(*cell, teachers, students[cell] | averages[cell]) for cell in cells}
         results = self.do([self.measure(*cell, backbones[cell]) for cell in cells])
         return dict(zip(cells, results, strict=True))
+
+    def label(self) -> dict[str, Step]:
+        """Packs, teachers and labels; gives the teachers by head name."""
+        self.prepare()
+        by_seed = {seed: self.teachers(seed) for seed in self.protocol.seeds}
+        teachers = {name: step for steps in by_seed.values() for name, step in steps.items()}
+        self.do([*teachers.values(), *self._joints()])
+        for step in self._all_labels(by_seed):
+            self.do([step])
+        return teachers
 
     def facts(self) -> dict[str, Any]:
         """The counts of the data and the seconds per command, added up over what ran side by side."""
@@ -152,7 +157,8 @@ class Study:
             ),
             crops=self.protocol.crops,
             device=self.protocol.device,
-            processes=self.jobs,
+            loader=self.protocol.loader,
+            processes=1 if self.protocol.device == "cuda" else self.jobs,
         )
         seeds = "-".join(map(str, self.protocol.seeds))
         return Step(settings=settings, out=out.with_name(f"{out.name}-{seeds}"))
@@ -278,6 +284,7 @@ class Study:
             fewshot_trials=self.protocol.fewshot_trials,
             cache=str(self.work / "features"),
             device=self.protocol.device,
+            loader=self.protocol.loader,
             seed=seed,
         )
         return Step(settings=settings, out=out)
@@ -295,6 +302,7 @@ class Study:
             "freeze_blocks": protocol.freeze_blocks,
             "batch_size": protocol.batch_size,
             "device": protocol.device,
+            "loader": protocol.loader,
         }
 
 

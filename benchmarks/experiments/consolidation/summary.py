@@ -128,13 +128,13 @@ def paired_cells(figures: Mapping[str, Any], name: str) -> list[str]:
 
 
 def _finding(figures: dict[str, Any], name: str, margins: Mapping[tuple[int, str], float], protocol: Protocol) -> None:
-    _put_margin(figures, name, list(margins.values()))
+    put_margin(figures, name, list(margins.values()))
     for domain in protocol.domains:
-        _put_margin(figures, f"{name}_{domain}", [margins[seed, domain] for seed in protocol.seeds])
+        put_margin(figures, f"{name}_{domain}", [margins[seed, domain] for seed in protocol.seeds])
     figures[f"{name}_worst"] = min(figures[f"{name}_{domain}"] for domain in protocol.domains)
 
 
-def _put_margin(figures: dict[str, Any], name: str, margins: list[float]) -> None:
+def put_margin(figures: dict[str, Any], name: str, margins: list[float]) -> None:
     """Their mean, with its interval if there are several."""
     if len(margins) == 1:
         figures[name] = margins[0]

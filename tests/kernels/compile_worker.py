@@ -5,73 +5,23 @@ wide stores to shared memory its code has.
 """
 
 import json
-import re
-import subprocess
-import tempfile
-from pathlib import Path
 from typing import Any
 
 import torch
-import triton
-from repcon_kernels import HeadSpec, crop_resize_kernel
-from repcon_kernels.kl_div import triton_kernel, triton_scale
+from repcon_kernels import crop_resize_kernel
+from repcon_kernels.kl_div import triton_scale
 from repcon_kernels.kl_div.launch import CROP_BLOCK
-from repcon_kernels.kl_div.tiling import plan
-from triton.backends.compiler import GPUTarget
 
-TOOL = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+from benchmarks.kernels import compiled
+
 DEMO, MANY = ((1000, 16), (196, 16), (45, 45)), ((1000, 16), *[(200, 16)] * 9)
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
 BUCKET, RENORMALISE, UNIFORM = range(3)
 
 
-class Absent:
-    """As much of a driver as the compiler asks for."""
-
-    def get_current_device(self) -> int:
-        return 0
-
-    def get_current_stream(self, device: int) -> int:
-        return 0
-
-    def get_current_target(self) -> GPUTarget:
-        return GPUTarget("cuda", 90, 32)
-
-
-def build(
-    name: str,
-    shapes: tuple[tuple[int, int], ...],
-    dtype: torch.dtype,
-    tail: int,
-    *,
-    gradient: bool = True,
-    in_place: bool = False,
-    gathered: bool = True,
-    ids: torch.dtype = torch.uint16,
-    logp: torch.dtype = torch.float16,
-    unaligned: int = 0,
-    wide_rows: str = "streamed",
-    vector: int = 1,
-) -> None:
-    """One variant of the loss. unaligned: elements by which the logits' memory begins too late for wide loads."""
-    heads, column = [], 0
-    for classes, k in shapes:
-        heads.append(HeadSpec(start=column, classes=classes, k=k))
-        column += classes
-    layout = plan(tuple(heads), column, tuple(head.k + 1 for head in heads), (0,) * len(heads), wide_rows, vector)
-    logits = torch.zeros(2 * column + unaligned, dtype=dtype)[unaligned:].view(2, column)
-    floats, numbers = torch.zeros(64), torch.zeros(64, dtype=torch.int32)
-    rows = torch.zeros(2, dtype=torch.int64) if gathered else floats
-    built = triton_kernel.multi_head_kl.run(  # pyright: ignore[reportAttributeAccessIssue]
-        logits, logits, floats, floats, numbers, rows, floats,
-        tuple(torch.zeros(2, head.k, dtype=ids) for head in heads),
-        tuple(torch.zeros(2, head.k + 1, dtype=logp) for head in heads),
-        tuple(1.5 for _ in heads), 2, 2, 0.5, 0.5,
-        HEADS=layout.heads, GROUPS=layout.groups, COLUMNS=column, HAS_ROWS=gathered, TAIL=tail, GRADIENT=gradient,
-        IN_PLACE=in_place, PERSISTENT=layout.programs_per_processor > 0, PREFETCH=layout.prefetch,
-        num_warps=layout.warps, maxnreg=layout.registers, grid=(1,), warmup=True,
-    )  # fmt: skip
-    tell(name, built)
+def build(name: str, shapes: tuple[tuple[int, int], ...], dtype: torch.dtype, tail: int, **options: Any) -> None:
+    """One variant of the loss."""
+    tell(name, compiled.loss(shapes, dtype, tail, **options))
 
 
 def build_scale(name: str, dtype: torch.dtype, factor_stride: int) -> None:
@@ -92,11 +42,7 @@ def build_crops(name: str, side: int) -> None:
 
 
 def tell(name: str, built: Any) -> None:
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(built.asm["cubin"])
-        file.flush()
-        used = subprocess.run([TOOL, "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
-    registers, stack = (int(number) for number in re.search(r"REG:(\d+) STACK:(\d+)", used).groups())  # pyright: ignore[reportOptionalMemberAccess]
+    registers, stack = compiled.registers(built)
     facts = {
         "name": name,
         "bytes": len(built.asm["cubin"]),
@@ -107,7 +53,7 @@ def tell(name: str, built: Any) -> None:
     print(json.dumps(facts), flush=True)
 
 
-triton.runtime.driver.set_active(Absent())  # pyright: ignore[reportArgumentType]
+compiled.pretend()
 build("heads of three shapes", DEMO, BF16, BUCKET)
 build("ten heads, one shape, over the logits", MANY, BF16, BUCKET, in_place=True)
 build("loss alone, rows in order", DEMO, FP32, BUCKET, gradient=False, gathered=False)

@@ -18,7 +18,8 @@ def test_for_a_gpu_of_compute_capability_9(tmp_path: Path) -> None:
     as a tile is carried from one thread to another, which would take some hundred stores to shared memory."""
     pytest.importorskip("triton.backends.nvidia.compiler")
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    environment["PYTHONPATH"] = str(Path(repcon_kernels.__file__).parents[1])
+    folders = Path(repcon_kernels.__file__).parents[1], Path(__file__).parents[2]
+    environment["PYTHONPATH"] = os.pathsep.join(map(str, folders))
     environment["TRITON_CACHE_DIR"] = str(tmp_path)
     done = subprocess.run([sys.executable, str(WORKER)], env=environment, capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stderr[-3000:]

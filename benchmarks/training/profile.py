@@ -51,7 +51,7 @@ def main() -> None:
     arguments = parser.parse_args()
     keep_freed_memory()
     device = "cpu" if arguments.dry else "cuda"
-    base = replace(SHORT, heavy="resnet18", size=32, heavy_images=64, batch_size=2) if arguments.dry else GPU
+    base = replace(SHORT, heavy="test_resnet", size=32, heavy_images=64, batch_size=2) if arguments.dry else GPU
     with tempfile.TemporaryDirectory() as folder:
         place = Path(arguments.data or folder)
         if not (place / "light.zarr").exists():

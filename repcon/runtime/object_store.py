@@ -45,6 +45,8 @@ _PAST_THE_END = ("416 Range Not Satisfiable", "Wanted range starting at")
 """What servers, and obstore's memory, say of a range that begins at the end of an object or later."""
 _CAUSE = re.compile(r'(?:message|error): "([^"]+)"|Invalid(Certificate)\(\s*(\w+)|(TimedOut|IncompleteMessage)')
 """Why a request was lost, in Rust's representation of the error."""
+_NOT_IMPLEMENTED = "501 Not Implemented"
+"""How S3 servers without conditional writes answer one."""
 _METADATA_SERVER = "169.254.169.254"
 """Where obstore asks for a machine's own credentials when it was given none."""
 
@@ -99,9 +101,12 @@ class ObjectStore:
         self._call(name, lambda path: self._store.put(path, data, max_concurrency=_PARALLEL_PARTS))
 
     def create(self, name: str, data: bytes) -> bool:
-        """Writes the object; False where it exists. Atomic where the store has conditional writes (S3 has)."""
+        """Writes the object; False where it exists. Atomic where the store has conditional writes (S3 has).
+
+        False also where the answer to its own write was lost and the request repeated: `read` tells.
+        """
         try:
-            self._call(name, lambda path: self._store.put(path, data, mode="create"))
+            self._put_if(name, data, "create")
             return True
         except FileExistsError:
             return False
@@ -120,7 +125,7 @@ class ObjectStore:
             if content != old:
                 return False
             if version := {key: meta[key] for key in ("e_tag", "version") if meta[key]}:
-                self._call(name, lambda path: self._store.put(path, new, mode=version))
+                self._put_if(name, new, version)
                 return True
         except (FileNotFoundError, FileExistsError):
             return False
@@ -134,6 +139,25 @@ class ObjectStore:
         """Deletes the object if it is there."""
         with contextlib.suppress(FileNotFoundError):
             self._call(name, self._store.delete)
+
+    def _put_if(self, name: str, data: bytes, mode: Any) -> None:
+        """A conditional write. Raises FileExistsError where the condition fails.
+
+        The first request is sent without obstore's retries, which would repeat one that the server does not implement.
+        """
+        try:
+            self._call(name, lambda path: self._without_retries.put(path, data, mode=mode))
+        except OSError as error:
+            if error.errno != errno.EIO:
+                raise
+            if _NOT_IMPLEMENTED in str(error):
+                reason = "the server has no conditional writes: set AWS_CONDITIONAL_PUT=disabled"
+                raise OSError(errno.ENOSYS, f"{reason} ({_NOT_IMPLEMENTED})", f"{self.url}/{name}") from error
+            self._call(name, lambda path: self._store.put(path, data, mode=mode))
+
+    @functools.cached_property
+    def _without_retries(self) -> Any:
+        return _open(self.url, _RETRY | {"max_retries": 0})[0]
 
     def _content(self, path: str) -> tuple[bytes, Any]:
         """The bytes of an object and what the server says of it."""
@@ -192,7 +216,7 @@ def _with_login(url: str) -> tuple[str, dict[str, str]]:
     return parts._replace(netloc=server).geturl(), login
 
 
-def _open(url: str) -> tuple[Any, str]:
+def _open(url: str, retry: dict[str, Any] = _RETRY) -> tuple[Any, str]:
     """The obstore of a URL's server and bucket, and the path in it."""
     scheme, _, place = url.partition("://")
     if "::" in url or scheme not in SCHEMES[2:]:
@@ -206,7 +230,7 @@ def _open(url: str) -> tuple[Any, str]:
     from obstore import store
     from obstore.exceptions import BaseError
 
-    options: dict[str, Any] = {"client_options": _CLIENT, "retry_config": _RETRY}
+    options: dict[str, Any] = {"client_options": _CLIENT, "retry_config": retry}
     try:
         if scheme in ("http", "https"):
             server, login = _with_login(url)

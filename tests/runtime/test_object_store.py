@@ -1,6 +1,7 @@
 """Objects below URLs: the contract of each kind of server, errors as a disk gives them, credentials, processes."""
 
 import errno
+import http.server
 import multiprocessing
 import os
 import re
@@ -12,6 +13,7 @@ import time
 import uuid
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
+from typing import ClassVar
 
 import object_servers
 import pytest
@@ -81,6 +83,51 @@ def test_a_server_without_conditional_writes_has_claims_all_the_same(server, mon
     assert objects.create("claim", b"1") and not objects.create("claim", b"2")
     assert not objects.replace("claim", b"2", b"3") and objects.replace("claim", b"1", b"3")
     assert objects.read("claim") == b"3"
+
+
+class _NoConditions(http.server.BaseHTTPRequestHandler):
+    """An S3 server that refuses conditional writes, with an object at every other request."""
+
+    asked: ClassVar[list[str]] = []
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+    def do_PUT(self) -> None:
+        self.asked.append(self.headers.get("If-None-Match") or self.headers.get("If-Match", ""))
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self.send_error(501)
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        for name, value in (("Content-Length", "1"), ("ETag", '"e"'), ("Last-Modified", self.date_time_string())):
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(b"1")
+
+
+def test_a_server_that_refuses_conditional_writes_is_asked_once(server, monkeypatch):
+    _NoConditions.asked.clear()
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), _NoConditions) as refusing:
+        threading.Thread(target=refusing.serve_forever, daemon=True).start()
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{refusing.server_port}")
+        objects = ObjectStore("s3://objects")
+        for act in (lambda: objects.create("x", b"2"), lambda: objects.replace("x", b"1", b"2")):
+            with pytest.raises(OSError, match="has no conditional writes: set AWS_CONDITIONAL_PUT=disabled") as caught:
+                act()
+            assert caught.value.errno == errno.ENOSYS and caught.value.filename == "s3://objects/x"
+        refusing.shutdown()
+    assert _NoConditions.asked == ["*", '"e"']
+
+
+def test_a_conditional_write_is_repeated_where_its_request_is_lost(objects, monkeypatch):
+    def lost(*_, **__):
+        from obstore.exceptions import GenericError
+
+        raise GenericError("the connection broke off")
+
+    monkeypatch.setattr(objects, "_without_retries", type("Losing", (), {"put": lost})())
+    assert objects.create("claim", b"1") and objects.replace("claim", b"1", b"2") and objects.read("claim") == b"2"
 
 
 def test_a_missing_bucket_is_named_as_such(server):

@@ -237,6 +237,29 @@ def test_profiles_give_endpoint_region_and_credentials(server, tmp_path, monkeyp
         ObjectStore("s3://objects")
 
 
+def test_a_profile_is_read_once_until_its_files_or_the_environment_change(tmp_path, monkeypatch):
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "credentials"))
+    times, read = [], object_store._read_profile
+    monkeypatch.setattr(object_store, "_read_profile", lambda: times.append(1) or read())
+
+    def write(key: str) -> None:
+        text = "[{}]\naws_access_key_id = {}\naws_secret_access_key = b\n"
+        (tmp_path / "credentials").write_text(text.format("default", key) + text.format("other", "o"))
+
+    def key() -> str:
+        return ObjectStore("s3://objects")._store.credential_provider()["access_key_id"]
+
+    write("a")
+    assert (key(), key(), len(times)) == ("a", "a", 1)
+    write("renewed")
+    assert (key(), key(), len(times)) == ("renewed", "renewed", 2)
+    monkeypatch.setenv("AWS_PROFILE", "other")
+    assert (key(), key(), len(times)) == ("o", "o", 3)
+
+
 def test_a_profile_without_boto3_names_the_extra(monkeypatch):
     monkeypatch.setenv("AWS_PROFILE", "other")
     monkeypatch.setattr("repcon.runtime.extras.find_spec", lambda name: None)

@@ -7,6 +7,7 @@ observer's own clock. A suspended owner finds its claims taken over: before it c
 """
 
 import contextlib
+import itertools
 import json
 import os
 import socket
@@ -52,7 +53,7 @@ class Leases:
         self._held: dict[str, float] = {}
         """When the claim was last known to be this process's, by its own clock."""
         self._inherited: set[str] = set()
-        self._beats = 0
+        self._beats = itertools.count()
         self._seen: dict[str, tuple[bytes, float]] = {}
         self._lock = threading.Lock()
         self._stop = threading.Event()
@@ -71,11 +72,9 @@ class Leases:
 
     def claim(self, name: str) -> bool:
         """Claims `name` if it is free or its owner is dead; False while a live owner has it."""
-        data, asked = self._data(0), _now()
+        data, asked = self._data(), _now()
         try:
-            taken, inherited = self._files.create(name, data), False
-            if not taken:
-                taken = inherited = self._take_over(name, data)
+            taken, inherited = self._create(name, data)
         except OSError as error:
             what = f"the claim cannot be written ({error.strerror or error})"
             hint = "fix that; what was finished is kept, the same command goes on from there"
@@ -157,11 +156,24 @@ class Leases:
         finally:
             self.release(name)
 
-    def _take_over(self, name: str, data: bytes) -> bool:
+    def _create(self, name: str, data: bytes) -> tuple[bool, bool]:
+        """Whether the claim is this process's now, and whether it may have been another's before.
+
+        A write may have taken place where it is said not to have: its answer was lost, and it was repeated. Then the
+        content is `data`, which no other claim has.
+        """
+        if self._files.create(name, data):
+            return True, False
         held = self._files.read(name)
+        if held == data:
+            return True, False
         if held is None:
-            return self._files.create(name, data)
-        return self._is_dead(name, held) and self._files.replace_dead(name, held, data)
+            taken = self._files.create(name, data)
+        elif self._is_dead(name, held):
+            taken = self._files.replace_dead(name, held, data)
+        else:
+            return False, False
+        return taken or self._files.read(name) == data, True
 
     def _is_dead(self, name: str, held: bytes) -> bool:
         now = time.monotonic()
@@ -171,8 +183,9 @@ class Leases:
             self._seen[name] = held, now
         return _process_is_gone(held) or now - since > self._stale_seconds
 
-    def _data(self, beat: int) -> bytes:
-        return json.dumps({**self._owner, "beat": beat}).encode()
+    def _data(self) -> bytes:
+        """The content of a claim, another one at every call."""
+        return json.dumps({**self._owner, "beat": next(self._beats)}).encode()
 
     def _beat(self) -> None:
         while not self._stop.wait(self._beat_seconds):
@@ -190,8 +203,7 @@ class Leases:
             if not self._is_mine(name):
                 del self._held[name]
                 return
-            self._beats += 1
-            self._files.write(name, self._data(self._beats))
+            self._files.write(name, self._data())
             # Where this process stood still since it looked, the claim that it wrote over may have been another's.
             if _now() - asked > self._stale_seconds / 2:
                 del self._held[name]

@@ -184,6 +184,22 @@ def test_a_claim_that_is_replaced_while_it_is_read_is_read_again(tmp_path, monke
         assert not stale
 
 
+@pytest.mark.parametrize("how", ["create", "replace_dead"])
+def test_a_claim_whose_answer_was_lost_is_held_at_once(folder, monkeypatch, how):
+    """As where a server writes the object and answers with an error: the repeated request finds the object there."""
+    with Leases(folder, beat_seconds=0.05, stale_seconds=0.5) as ours, Leases(folder, **FAST) as theirs:
+        if how == "replace_dead":
+            foreign = {"place": "elsewhere", "pid": 1, "born": "1", "token": "x", "beat": 0}
+            open_claims(folder).create("unit", json.dumps(foreign).encode())
+            assert not ours.claim("unit")
+            time.sleep(0.6)
+        plain = getattr(ours._files, how)
+        monkeypatch.setattr(ours._files, how, lambda *given: plain(*given) and False)
+        assert ours.claim("unit") and ours.get("unit").is_held() and not theirs.claim("unit")
+        assert ours.get("unit").inherited == (how == "replace_dead")
+        assert not ours.claim("unit") and not ours.is_free("unit") and ours.get("unit").is_held()
+
+
 def test_claims_need_no_hard_links(tmp_path, monkeypatch):
     def refused(source, target):
         raise PermissionError(1, "Operation not permitted")

@@ -6,12 +6,15 @@ from dataclasses import dataclass
 import numpy as np
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
-from sklearn.neighbors import NearestNeighbors
 
 PROBE_C = (1e-3, 1e-2, 3e-2, 1e-1, 1.0)
 """Inverse regularisation strengths to choose from; rising, so that each fit starts from the last one's weights."""
 PROBE_ITERATIONS = 300
 PROBE_TOLERANCE = 3e-4
+_SIMILARITY_STEPS = 2**20
+"""Steps of similarity per unit that kNN tells apart, about as many as float32 sums do."""
+_MAX_SIMILARITIES = 2**23
+"""Similarities that kNN holds at a time; each takes about 20 bytes."""
 
 
 def unit(features: np.ndarray) -> np.ndarray:
@@ -24,11 +27,12 @@ def knn(
 ) -> dict[int, np.ndarray]:
     """Predicted class of each test row for each k: a vote of the k nearest by cosine, ties to the more similar.
 
-    train (n, D), labels (n,) int in [0, C), test (m, D); gives {k: (m,) int64}. k above n takes all n.
+    train (n, D), labels (n,) int in [0, C), test (m, D); gives {k: (m,) int64}. k above n takes all n. The nearest are
+    those of `nearest_rows`; of classes with equal votes and similarities the first is predicted.
     """
     most = min(max(neighbours), len(train))
-    distances, nearest = NearestNeighbors(n_neighbors=most, metric="cosine").fit(train).kneighbors(test)
-    closeness, votes = 1 - distances.astype(np.float64), labels[nearest]
+    nearest, closeness = nearest_rows(train, test, most)
+    votes = labels[nearest]
     predicted = {}
     for k in neighbours:
         score = np.zeros((len(test), labels.max() + 1))
@@ -37,6 +41,24 @@ def knn(
         np.add.at(score, (rows, votes[:, :k].ravel()), 1 + closeness[:, :k].ravel() * 1e-3 / most)
         predicted[k] = score.argmax(axis=1)
     return predicted
+
+
+def nearest_rows(train: np.ndarray, test: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Of each test row the k most similar training rows by cosine, in order, and their similarities.
+
+    train (n, D), test (m, D), k <= n; gives (m, k) int64 and (m, k) float64. Similarities are rounded to 2^-20; of
+    equally similar rows the first in `train` come first.
+    """
+    train, test, count = unit(train), unit(test), len(train)
+    best = np.empty((len(test), k), np.int64)
+    part = max(1, _MAX_SIMILARITIES // count)
+    for start in range(0, len(test), part):
+        steps = np.rint(test[start : start + part] @ train.T * _SIMILARITY_STEPS)
+        # One number per row of train, which no two share: the similarity before the place, counted from the end.
+        keys = steps.astype(np.int64) * count + np.arange(count)[::-1]
+        keys.partition(count - k, axis=1)
+        best[start : start + part] = np.sort(keys[:, count - k :], axis=1)[:, ::-1]
+    return count - 1 - best % count, best // count / _SIMILARITY_STEPS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-import sklearn
 from sklearn.linear_model import LogisticRegression
 
 from repcon.evaluation import intervals, probes
@@ -31,13 +30,28 @@ def test_knn_matches_a_plain_count():
             assert predicted[k][row] == tied[int(np.argmax(closeness))]
 
 
-def test_knn_in_parts_is_knn():
+def test_knn_in_parts_is_knn(monkeypatch):
     train, labels = clusters(5, 12, 8, 2.0)
     test, _ = clusters(5, 9, 8, 2.0, seed=1)
     whole = probes.knn(train, labels, test)
-    with sklearn.config_context(working_memory=0.005):
-        for k, predicted in probes.knn(train, labels, test).items():
-            np.testing.assert_array_equal(predicted, whole[k])
+    monkeypatch.setattr(probes, "_MAX_SIMILARITIES", 7 * len(train))
+    for k, predicted in probes.knn(train, labels, test).items():
+        np.testing.assert_array_equal(predicted, whole[k])
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_the_first_of_equally_similar_rows_are_nearest(dtype):
+    """Rows of -1 and 1, whose similarities are multiples of an eighth and exact."""
+    generator = np.random.default_rng(0)
+    train, test = (generator.choice([-1.0, 1.0], (rows, 16)).astype(dtype) for rows in (500, 40))
+    similarity = test @ train.T / 16
+    first = np.argsort(-similarity, axis=1, kind="stable")[:, 0]
+    np.testing.assert_array_equal(probes.knn(train, np.arange(500), test, (1, 20))[1], first)
+    for k in (1, 7, 20, 500):
+        order = np.argsort(-similarity, axis=1, kind="stable")[:, :k]
+        nearest, closeness = probes.nearest_rows(train, test, k)
+        np.testing.assert_array_equal(nearest, order)
+        np.testing.assert_array_equal(closeness, np.take_along_axis(similarity, order, axis=1))
 
 
 def test_knn_tells_nearly_equal_ties_apart():

@@ -61,7 +61,7 @@ def run(settings: TrainConfig) -> dict[str, Any]:
             raise UserError(f"{settings.out}: {what}; name another `out`, or remove it")
         loader = _loader(settings, pack, store, distributed)
         try:
-            if state is not None and state["place"][0] == len(loader.epoch_groups) and results:
+            if state is not None and state["position"][0] == len(loader.epoch_groups) and results:
                 console.print("this run is finished already")
                 return results
             folder = _run_folder(settings, state, distributed)
@@ -178,7 +178,7 @@ def _card(settings: TrainConfig, pack: ImagePack, store: LabelStore, trainer: Tr
         "epochs": settings.epochs,
         "teachers": [dataclasses.asdict(metadata) for metadata in teacher_metadata],
         "classes": {metadata.name: list(metadata.classes) for metadata in teacher_metadata},
-        "start": trainer.initialization,
+        "initialization": trainer.initialization,
         "held_out": len(trainer.loader.validation_rows),
         "versions": environment()["versions"],
         "recipe": config.dump(settings),

@@ -14,6 +14,8 @@ from repcon.runtime.atomic_files import AtomicFile, remove_abandoned
 from repcon.runtime.errors import UserError
 from repcon.runtime.untrusted import UnreadableError, parse_toml, read_text
 
+FORMAT = 1
+"""Of a checkpoint's names; another is refused."""
 BEST = "best.pt"
 _STEP = re.compile(r"step-\d{9,}\.pt")
 
@@ -72,6 +74,9 @@ class CheckpointManager:
             raise UserError(f"{paths[-1]}: unreadable ({error}); delete it to go on from the one before") from error
         if not isinstance(state, dict) or not isinstance(state.get("identity"), dict):
             raise UserError(f"{paths[-1]}: not a checkpoint of repcon's; delete it to go on from the one before")
+        if state.get("format") != FORMAT:
+            what = f"a checkpoint of format {state.get('format')}, this version reads {FORMAT}"
+            raise UserError(f"{paths[-1]}: {what}; go on with the version that wrote it, or name another `out`")
         saved, own = state["identity"], self.identity
         if names := [name for name in sorted({*saved, *own}) if saved.get(name) != own.get(name)]:
             pairs = ", ".join(f"{n} was {saved.get(n)!r} and is {own.get(n)!r}" for n in names)
@@ -84,7 +89,7 @@ class CheckpointManager:
         # The best first: if only this one is written, a resume repeats what led to it.
         remove_abandoned(self.folder)
         for name in (*([BEST] if best else []), f"step-{step:09d}.pt"):
-            self._write(dict(state) | {"identity": self.identity}, self.folder / name)
+            self._write(dict(state) | {"format": FORMAT, "identity": self.identity}, self.folder / name)
         for old in self._paths()[: -self.keep]:
             old.unlink()
 

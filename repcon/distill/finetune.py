@@ -119,15 +119,16 @@ class _Finetuner:
 
     def state_dict(self) -> dict[str, Any]:
         """The model's weights, the state of its updates, and the best model so far."""
-        progress = {"epochs": self.epochs, "best": list(self._best or ()), "kept": self.best_model.state_dict()}
-        return {"model": self.model.state_dict(), "updates": self.updates.state_dict()} | progress
+        progress = {"epochs": self.epochs, "best": list(self._best or ())}
+        models = {"model": self.model.state_dict(), "best_model": self.best_model.state_dict()}
+        return models | {"updates": self.updates.state_dict()} | progress
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.model.load_state_dict(state["model"])
         self.updates.load_state_dict(state["updates"])
         self.epochs, self._best = state["epochs"], tuple(state["best"])
         self.best_model = copy.deepcopy(self.updates.averaged)
-        self.best_model.load_state_dict(state["kept"])
+        self.best_model.load_state_dict(state["best_model"])
 
     def run_epoch(self, advance: Callable[[], None]) -> EpochResult:
         """Train and validate the next epoch; keep its model if it is the best."""

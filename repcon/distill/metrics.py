@@ -118,28 +118,33 @@ class TrainingLog:
     def state_dict(self) -> dict[str, Any]:
         """What `resume` takes, so that lines and results are those of the whole run; all ranks must call it."""
         sums = None if self._loss_sums is None else self._distributed.all_sum(self._loss_sums.cpu()).tolist()
-        spent = [self._data_seconds, self._step_seconds]
         return {
             "validation": self.validation,
-            "begun": self.validation_start,
+            "validation_start": self.validation_start,
             "last": self._last,
-            "spent": self._total_seconds,
-            "shown": self._total_images,
+            "total_seconds": self._total_seconds,
+            "total_images": self._total_images,
             "seconds": self._seconds(),
-            "unsaid": {"sums": sums, "count": self._steps, "images": self._images, "spent": spent},
+            "since_last": {
+                "loss_sums": sums,
+                "steps": self._steps,
+                "images": self._images,
+                "data_seconds": self._data_seconds,
+                "step_seconds": self._step_seconds,
+            },
         }
 
     def resume(self, step: int, images: int, state: Mapping[str, Any]) -> None:
         """Continue from a `state_dict`, taken after `step` steps and `images` crops."""
         self.validation, self._last = dict(state["validation"]), dict(state["last"])
-        self.validation_start = dict(state["begun"])
-        self._total_seconds, self._total_images = list(state["spent"]), state["shown"]
+        self.validation_start = dict(state["validation_start"])
+        self._total_seconds, self._total_images = list(state["total_seconds"]), state["total_images"]
         self._seconds_before = state["seconds"]
-        pending = state["unsaid"]
-        if pending["sums"] is not None and self._distributed.is_main:
-            self._loss_sums = torch.tensor(pending["sums"], device=self._distributed.device)
-        self._steps, self._images = pending["count"], pending["images"]
-        self._data_seconds, self._step_seconds = pending["spent"]
+        since = state["since_last"]
+        if since["loss_sums"] is not None and self._distributed.is_main:
+            self._loss_sums = torch.tensor(since["loss_sums"], device=self._distributed.device)
+        self._steps, self._images = since["steps"], since["images"]
+        self._data_seconds, self._step_seconds = since["data_seconds"], since["step_seconds"]
         self._bars.update(self._task, completed=images)
         console.print(f"going on after step {step:,}")
         self._event("resume", step=step, images=images)

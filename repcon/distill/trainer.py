@@ -164,14 +164,14 @@ class Trainer:
             "images": self.images,
             "student": self.student.state_dict(),
             "updates": self.updates.state_dict(),
-            "start": self.initialization,
+            "initialization": self.initialization,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from a `state_dict`."""
         self.student.load_state_dict(state["student"])
         self.updates.load_state_dict(state["updates"])
-        self.step, self.images, self.initialization = state["step"], state["images"], state["start"]
+        self.step, self.images, self.initialization = state["step"], state["images"], state["initialization"]
         self._balance_heads()
 
 
@@ -236,13 +236,13 @@ class TrainingLoop:
         self.saved_at = time.monotonic()
         logged = self.log.state_dict()  # on all ranks: it sums over them
         if self.trainer.distributed.is_main:
-            progress = {"place": list(position), "best": self.best_kl, "log": logged}
+            progress = {"position": list(position), "best_kl": self.best_kl, "log": logged}
             self.checkpoints.save(self.trainer.state_dict() | progress, self.trainer.step, best=best)
 
     def _resume(self, state: Mapping[str, Any]) -> tuple[int, int]:
         """Load a checkpoint; gives epoch group and batch to continue with."""
         self.trainer.load_state_dict(state)
-        self.best_kl = state["best"]
+        self.best_kl = state["best_kl"]
         self.log.resume(self.trainer.step, self.trainer.images, state["log"])
-        group, number = state["place"]
+        group, number = state["position"]
         return group, number

@@ -70,7 +70,7 @@ def teacher_table(heads: Mapping[str, int], teachers: Iterable[Mapping[str, Any]
 
 def _start(card: Mapping[str, Any]) -> str:
     """Where the weights came from, and the best of the means that were tried."""
-    start: Mapping[str, Any] = card.get("start", {})
+    start: Mapping[str, Any] = card.get("initialization", {})
     if not start:
         return ""
     shares = ", ".join(f"{share:.2f} of {name}" for name, share in start["shares"].items() if share)

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from repcon.distill import checkpoint
 from repcon.distill.checkpoint import BEST, CheckpointManager, flatten
 from repcon.runtime.errors import UserError
 
@@ -60,6 +61,14 @@ def test_each_difference_is_named(tmp_path: Path) -> None:
     CheckpointManager(tmp_path, {"optim.lr": 0.1, "store": "a", "size": 96}, keep=1).save({"step": 1}, 1, best=False)
     with pytest.raises(UserError, match=r"optim.lr was 0.1 and is 0.2, store was 'a' and is 'b'"):
         CheckpointManager(tmp_path, {"optim.lr": 0.2, "store": "b", "size": 96}, keep=1).load_latest()
+
+
+def test_another_versions_checkpoint_is_refused_by_its_format(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "FORMAT", None)
+        CheckpointManager(tmp_path, {}, keep=1).save({"step": 1}, 1, best=False)
+    with pytest.raises(UserError, match=r"step-000000001.pt: a checkpoint of format None, this version reads 1"):
+        CheckpointManager(tmp_path, {}, keep=1).load_latest()
 
 
 def test_a_damaged_file_is_named(tmp_path: Path) -> None:

@@ -72,7 +72,8 @@ def test_by_default_the_start_is_the_mean_that_the_labels_choose(related: Path, 
     assert "start: mean of weights, " in words and "from their teachers' classifiers: generalist, birds" in words
     card = (out / "student" / "README.md").read_text()
     assert "the mean of weights" in card and "share of birds" in card
-    assert torch.load(newest(out), weights_only=True)["start"] == json.loads((out / "results.json").read_text())["init"]
+    saved = torch.load(newest(out), weights_only=True)["initialization"]
+    assert saved == json.loads((out / "results.json").read_text())["init"]
 
 
 def test_a_mix_of_the_recipe_s_is_taken(related: Path, tmp_path: Path) -> None:

@@ -33,9 +33,12 @@ from repcon.images.pack import ImagePack
 from repcon.runtime.atomic_files import move_into_place
 from repcon.runtime.console import progress
 from repcon.runtime.errors import UserError
+from repcon.runtime.memory import require_memory
 
 FIELD = "image"
 _MAGIC = b"repcon pack\0"
+_INDEX_BYTES = 128
+"""Memory per image, at most, in which FFCV opens a file."""
 
 # FFCV's library is linked to libjpeg-turbo, so these functions are found through it.
 _decompress = lib.tjDecompress2
@@ -243,6 +246,8 @@ def _open(pack: ImagePack, path: Path) -> tuple[Reader, _MappedFile]:
         reader = Reader(str(path), {FIELD: JpegField})
         fingerprint = reader.handlers[FIELD].fingerprint
     except (AssertionError, IndexError, KeyError, MemoryError, OSError, UnicodeDecodeError, ValueError) as error:
+        if isinstance(error, MemoryError):  # memory is short, or a damaged header asks for too much
+            require_memory(_INDEX_BYTES * len(pack))
         raise UserError(f"{path}: not a .beton that was made from a pack ({error}); {again}") from error
     if fingerprint != pack.fingerprint:
         raise UserError(

@@ -11,6 +11,7 @@ import torch
 
 from repcon.config import dump
 from repcon.runtime.atomic_files import AtomicFile, remove_abandoned
+from repcon.runtime.device import out_of_memory
 from repcon.runtime.errors import UserError
 from repcon.runtime.untrusted import UnreadableError, parse_toml, read_text
 
@@ -70,7 +71,9 @@ class CheckpointManager:
             return None
         try:
             state = torch.load(paths[-1], map_location="cpu", weights_only=True)
-        except Exception as error:  # torch raises many kinds here; all mean that the file is damaged.
+        except Exception as error:  # torch raises many kinds for a damaged file
+            if out_of_memory(error):
+                raise
             raise UserError(f"{paths[-1]}: unreadable ({error}); delete it to go on from the one before") from error
         if not isinstance(state, dict) or not isinstance(state.get("identity"), dict):
             raise UserError(f"{paths[-1]}: not a checkpoint of repcon's; delete it to go on from the one before")

@@ -26,6 +26,7 @@ from repcon.models.output_checks import BATCH_INDEPENDENCE_ROWS, check_determini
 from repcon.models.preprocessing import Preprocessing, normalise, preprocessing_of
 from repcon.runtime.atomic_files import AtomicFile
 from repcon.runtime.console import warn
+from repcon.runtime.device import out_of_memory
 from repcon.runtime.errors import UserError
 
 FORMAT = 1
@@ -141,9 +142,11 @@ def _forward(backbone: nn.Module, inputs: torch.Tensor) -> np.ndarray:
     """(B, 3, S, S) to (B, D) float32 on the host."""
     try:
         features = backbone(inputs)
-    except (KeyboardInterrupt, torch.OutOfMemoryError):
+    except KeyboardInterrupt:
         raise
     except BaseException as error:  # timm asserts that patches fill the input; a user's module may raise anything
+        if out_of_memory(error):
+            raise
         side, why = inputs.shape[-1], str(error).strip() or type(error).__name__
         raise UserError(
             f"size: the backbone does not take inputs of {side} pixels ({why}); set its own, or 0"

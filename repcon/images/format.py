@@ -46,6 +46,8 @@ COLUMNS: Mapping[str, tuple[str, tuple[int, ...]]] = {
 """Columns per image: dtype and the shape after the first axis. A further column, `key_text`, holds all keys' UTF-8."""
 KEY_TEXT = "key_text"
 _MAX_KEY_BYTES = 1 << 16
+_MAX_HEADER_BYTES = 1 << 9
+"""Of a column; of a longer one Python's parser may say that memory is short."""
 
 Columns = dict[str, np.ndarray]
 
@@ -76,11 +78,13 @@ def dump_index(columns: Columns) -> bytes:
 def load_index(data: bytes, origin: str) -> Columns:
     """Reads an index as read-only columns; allocates no more than `data` takes, whatever its headers claim.
 
-    Raises UserError.
+    Raises UserError, and MemoryError where memory is short.
     """
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             columns = {name: _column(archive, name) for name in (*COLUMNS, KEY_TEXT)}
+    except MemoryError:
+        raise
     except Exception as error:  # zipfile and numpy raise many kinds on damaged files
         raise damaged(origin, f"{INDEX}: {first_line(error)}") from error
     count = len(columns["shard"])
@@ -97,7 +101,7 @@ def _column(archive: zipfile.ZipFile, name: str) -> np.ndarray:
     data = archive.read(entry)
     file = io.BytesIO(data)
     np.lib.format.read_magic(file)
-    shape, fortran, found = np.lib.format.read_array_header_1_0(file)
+    shape, fortran, found = np.lib.format.read_array_header_1_0(file, _MAX_HEADER_BYTES)
     dtype, start = np.dtype("|u1" if name == KEY_TEXT else COLUMNS[name][0]), file.tell()
     size = math.prod(shape) * dtype.itemsize
     if found != dtype or fortran or min(shape, default=-1) < 0 or size != len(data) - start:

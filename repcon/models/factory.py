@@ -14,6 +14,7 @@ from repcon.models.preprocessing import LARGEST_SIDE, input_side, timm_config
 from repcon.models.saved_model import CONFIG, local_folder, model_folder, saved_config, saved_extra
 from repcon.models.timm_import import timm
 from repcon.models.weights import checked_loading, find_weights, read_weights, require_finite
+from repcon.runtime.device import out_of_memory
 from repcon.runtime.errors import UserError, first_line
 from repcon.runtime.run_dir import MARKER, RESULTS
 
@@ -81,6 +82,8 @@ def _call_timm(model: str, create: Callable[[], nn.Module]) -> nn.Module:
         raise
     # timm and the hubs that it calls raise anything, from KeyError to HTTP errors of two libraries.
     except Exception as error:
+        if out_of_memory(error):
+            raise
         reason = first_line(error)
         remedy = "check the name (timm.list_models) or name a folder; without a network, package:efficientnet_lite0"
         raise UserError(f"model {model}: cannot be loaded: {reason}; {remedy}") from error

@@ -28,7 +28,7 @@ def call_model(model: Model, inputs: torch.Tensor, who: str, failure: str = "") 
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # the user's code may raise anything, and may call exit()
-        if isinstance(error, RuntimeError) and out_of_memory(error):
+        if out_of_memory(error):
             raise
         what = f"{type(error).__name__}: {str(error).strip()}".splitlines()[0][:300]
         failure = failure or f"its module failed with a batch of {len(inputs)}"

@@ -17,6 +17,7 @@ from torch import nn
 
 from repcon.models.timm_import import timm
 from repcon.runtime.console import warn
+from repcon.runtime.device import out_of_memory
 from repcon.runtime.errors import UserError, first_line
 
 Tensors = dict[str, torch.Tensor]
@@ -85,7 +86,7 @@ def load_safetensors(path: Path, model: str) -> Tensors:
     _refuse_placeholder(path, model)
     try:
         return load_file(path)
-    except (OSError, SafetensorError, ValueError, MemoryError) as error:
+    except (OSError, SafetensorError, ValueError) as error:
         raise UserError(f"model {model}: {path} {_damage(error)}") from error
 
 
@@ -127,6 +128,8 @@ def _load_pickle(path: Path, model: str) -> Any:
         what = "holds Python objects beside tensors, which are not loaded since that would run code"
         raise UserError(f"model {model}: {path} {what}; {remedy}") from error
     except Exception as error:  # a damaged archive surfaces as zip, pickle, key or runtime errors
+        if out_of_memory(error):
+            raise
         if "TorchScript" in str(error):
             remedy = "name a `module:function` that calls torch.jit.load"
             raise UserError(f"model {model}: {path} is a TorchScript program, not weights; {remedy}") from error

@@ -51,11 +51,12 @@ def require_compiler(device: torch.device | str) -> None:
         raise UserError("compile: no C++ compiler here; install one (apt install g++), or set compile = false")
 
 
-def out_of_memory(error: RuntimeError) -> bool:
-    """Whether the error is one of torch, CUDA, cuBLAS or cuDNN for exhausted memory."""
+def out_of_memory(error: BaseException) -> bool:
+    """Whether the error is one of Python, torch, CUDA, cuBLAS or cuDNN for exhausted memory."""
     message = str(error)
     known = ("can't allocate memory", "out of memory", "_STATUS_ALLOC_FAILED")
-    return isinstance(error, torch.OutOfMemoryError) or any(words in message for words in known)
+    by_message = isinstance(error, RuntimeError) and any(words in message for words in known)
+    return by_message or isinstance(error, MemoryError | torch.OutOfMemoryError)
 
 
 @contextmanager

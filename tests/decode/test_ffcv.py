@@ -163,3 +163,17 @@ def test_ffcvs_own_decoder_reads_the_file(path: Path) -> None:
     reader = Reader(str(path / BETON), {"image": RGBImageField})
     metadata = reader.metadata[reader.metadata.dtype.names[0]]
     assert metadata["width"].tolist() == ImagePack.open(path).sizes[:, 0].tolist()
+
+
+@pytest.mark.parametrize("short", [True, False])
+def test_short_memory_is_no_damage(path: Path, short: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    from repcon.decode import ffcv_format
+
+    def refuse(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(ffcv_format, "Reader", refuse)
+    if short:
+        monkeypatch.setattr(ffcv_format, "require_memory", refuse)
+    with pytest.raises(MemoryError if short else UserError):
+        open_loader("ffcv", ImagePack.open(path), SIDES)

@@ -86,3 +86,13 @@ def test_a_damaged_file_is_named(tmp_path: Path) -> None:
 
 def test_flat_names() -> None:
     assert flatten({"a": 1, "optim": {"lr": 2, "deep": {"x": 3}}}) == {"a": 1, "optim.lr": 2, "optim.deep.x": 3}
+
+
+def test_short_memory_is_no_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def short(*_: object, **__: object) -> None:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+
+    CheckpointManager(tmp_path, {}, keep=1).save({"step": 1}, 1, best=False)
+    monkeypatch.setattr(torch, "load", short)
+    with pytest.raises(RuntimeError, match="can't allocate"):
+        CheckpointManager(tmp_path, {}, keep=1).load_latest()

@@ -133,3 +133,14 @@ def test_a_backbone_of_ones_own_gives_the_same_features_again(pack, reading, tmp
         return
     with pytest.raises(UserError, match=says):
         extract("own_backbone:make", pack, rows, reading)
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory")])
+def test_short_memory_is_not_a_wrong_size(error):
+    class Short(torch.nn.Module):
+        def forward(self, _: torch.Tensor) -> torch.Tensor:
+            raise error
+
+    with pytest.raises(type(error)) as caught:
+        features._forward(Short(), torch.zeros(1, 3, 8, 8))
+    assert caught.value is error

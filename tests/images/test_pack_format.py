@@ -192,3 +192,20 @@ def test_every_field_of_the_manifest_is_needed() -> None:
         with pytest.raises(UserError, match=name):
             pack_format.load_manifest(json.dumps({**values, name: None}).encode(), "pack")
     assert set(COLUMNS) < set(columns_of())
+
+
+def test_short_memory_is_no_damage_and_a_long_header_no_short_memory(monkeypatch):
+    """Python's parser answers a header of 9,000 signs with a MemoryError."""
+    index = io.BytesIO()
+    with zipfile.ZipFile(index, "w") as archive:
+        header = b"{'descr': '<i4', 'fortran_order': False, 'shape': (" + b"-" * 9_000 + b"1,)}\n"
+        archive.writestr("shard.npy", b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header)
+    with pytest.raises(UserError, match="damaged"):
+        pack_format.load_index(index.getvalue(), "here")
+
+    def short(*_: object) -> np.ndarray:
+        raise MemoryError
+
+    monkeypatch.setattr(pack_format, "_column", short)
+    with pytest.raises(MemoryError):
+        pack_format.load_index(pack_format.dump_index(columns_of()), "here")

@@ -228,3 +228,23 @@ def test_an_endless_file_is_refused_before_it_is_read(folder: Path, name: str) -
         file.truncate(1 << 40)
     with pytest.raises(UserError, match=rf"{name}|no student"):
         load_student(folder)
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory")])
+def test_short_memory_is_neither_damaged_weights_nor_a_wrong_name(
+    folder: Path, error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def short(*_: object, **__: object) -> None:
+        raise error
+
+    torch.save(load_file(folder / FILE), folder / "weights.pth")
+    monkeypatch.setattr(torch, "load", short)
+    monkeypatch.setattr(weights, "load_file", short)
+    monkeypatch.setattr(timm, "create_model", short)
+    for read in (
+        lambda: weights.read_weights(folder / "weights.pth", "m"),
+        lambda: weights.load_safetensors(folder / FILE, "m"),
+        lambda: create_model("test_resnet", pretrained=False),
+    ):
+        with pytest.raises(type(error)):
+            read()

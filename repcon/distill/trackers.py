@@ -1,9 +1,10 @@
 """Experiment trackers: log a run to TensorBoard, Weights & Biases, MLflow or trackio, in addition to metrics.jsonl."""
 
+import contextlib
 import os
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -21,6 +22,26 @@ DEFAULT_PROJECT = "repcon"
 """The project if the tracker's environment variable names none."""
 IDS_FILE = "trackers.json"
 """In the output folder: the run's name and its id in each tracker, with which a resumed run continues them."""
+
+_START_LIMITS = {
+    "WANDB_INIT_TIMEOUT": "10",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",  # twice, with one retry
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+}
+"""The libraries' own limits of a start, unless they are set: 10 s, where they would wait for 90 s (wandb) and for more
+than four minutes (MLflow) for a server that cannot be reached. trackio has no such setting."""
+
+
+@contextlib.contextmanager
+def _start_limits() -> Iterator[None]:
+    """Set `_START_LIMITS` in the environment for the block; what is logged later has the libraries' usual limits."""
+    added = {name: value for name, value in _START_LIMITS.items() if name not in os.environ}
+    os.environ.update(added)
+    try:
+        yield
+    finally:
+        for name in added:
+            os.environ.pop(name, None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -180,7 +201,8 @@ class Trackers:
 
     def _start(self, kind: TrackerKind, run: TrackedRun) -> Tracker | None:
         try:
-            return TRACKERS[kind](run)
+            with _start_limits():
+                return TRACKERS[kind](run)
         except Exception as error:  # of the tracker's own libraries
             if run.step:
                 warn(f"{kind} could not go on ({first_line(error)[:200]}); training goes on without it")

@@ -1,6 +1,7 @@
 """A run's figures in its trackers, offline: Weights & Biases, MLflow in SQLite, trackio's local files, TensorBoard."""
 
 import json
+import os
 import sqlite3
 import sys
 import threading
@@ -185,6 +186,36 @@ def test_a_tracker_that_cannot_be_started_is_refused_and_a_resumed_run_goes_on_w
         Trackers(("wandb",), tmp_path)
     Trackers(("wandb",), tmp_path, step=5)
     assert "wandb could not go on (not logged in); training goes on without it" in capsys.readouterr().out
+
+
+def test_a_start_has_limits_that_the_user_may_set(
+    tmp_path: Path, recorded: list[Recorded], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[dict[str, str | None]] = []
+    start = trackers.TRACKERS["wandb"]
+
+    def look(run: TrackedRun) -> Any:
+        seen.append({name: os.environ.get(name) for name in trackers._START_LIMITS})
+        return start(run)
+
+    monkeypatch.setitem(trackers.TRACKERS, "wandb", look)
+    for name in trackers._START_LIMITS:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("WANDB_INIT_TIMEOUT", "300")
+    with Trackers(("wandb",), tmp_path):
+        assert seen == [trackers._START_LIMITS | {"WANDB_INIT_TIMEOUT": "300"}]
+        assert os.environ["WANDB_INIT_TIMEOUT"] == "300"
+        assert "MLFLOW_HTTP_REQUEST_TIMEOUT" not in os.environ
+
+
+@pytest.mark.timeout(60)
+def test_a_server_that_cannot_be_reached_is_soon_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("mlflow")
+    for name in trackers._START_LIMITS:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    with pytest.raises(UserError, match=r"trackers: mlflow could not be started \(API request to http://127.0.0.1:9"):
+        Trackers(("mlflow",), tmp_path)
 
 
 def test_a_tracker_that_is_not_installed_is_refused_before_anything_is_written(

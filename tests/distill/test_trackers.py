@@ -5,6 +5,7 @@ import os
 import sqlite3
 import sys
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import SimpleNamespace
@@ -244,7 +245,10 @@ def test_weights_and_biases_offline(case: Path, tmp_path: Path, monkeypatch: pyt
     assert len(parts) == 2
     for part in parts:
         (file,) = part.glob("*.wandb")
-        assert b"loss/colours" in file.read_bytes()
+        limit = time.monotonic() + 20  # wandb's own process writes it, at times after `finish` has returned
+        while b"loss/colours" not in file.read_bytes():
+            assert time.monotonic() < limit
+            time.sleep(0.1)
 
 
 def test_mlflow_in_sqlite(case: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args, get_origin
 from repcon.config.base import expand_home
 from repcon.config.types import AutoBool
 from repcon.runtime.errors import UserError
-from repcon.runtime.text import printable
-from repcon.runtime.untrusted import UnreadableError, parse_toml
+from repcon.runtime.text import printable, shorten
+from repcon.runtime.untrusted import MAX_TOML_BYTES, UnreadableError, parse_toml
 
 if TYPE_CHECKING:
     import cattrs
@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 Config = TypeVar("Config")
 
 
-MAX_BYTES = 16 * 2**20
-"""Largest size of a recipe."""
 _MOST_PROBLEMS = 20
 """How many problems a message names; a damaged manifest may have one for every class."""
+_LONGEST_PROBLEM = 2_000
+"""Characters of a problem; a damaged manifest's may name any number of unknown keys, of any length."""
 
 
 def read_toml(path: str | Path) -> dict[str, Any]:
@@ -36,9 +36,9 @@ def read_toml(path: str | Path) -> dict[str, Any]:
     """
     try:
         with open(expand_home(str(path)), "rb") as file:
-            content = file.read(MAX_BYTES + 1)
-        if len(content) > MAX_BYTES:
-            raise UserError(f"{path}: cannot read the recipe (larger than {MAX_BYTES // 2**20} MiB)")
+            content = file.read(MAX_TOML_BYTES + 1)
+        if len(content) > MAX_TOML_BYTES:
+            raise UserError(f"{path}: cannot read the recipe (larger than {MAX_TOML_BYTES // 2**20} MiB)")
         is_utf16 = content.startswith((b"\xff\xfe", b"\xfe\xff"))
         text = content.decode("utf-16" if is_utf16 else "utf-8-sig")
     except (OSError, UnicodeError) as error:
@@ -66,7 +66,7 @@ def parse(kind: type[Config], values: Mapping[str, Any], origin: str) -> Config:
         raise UserError(f"{origin}: nested too deeply") from error
     except cattrs.BaseValidationError as error:
         found = transform_error(error, format_exception=_describe)
-        problems = "; ".join(found[:_MOST_PROBLEMS])
+        problems = "; ".join(shorten(problem, _LONGEST_PROBLEM) for problem in found[:_MOST_PROBLEMS])
         problems = problems.replace("$.", "").replace(" @ $", "")
         more = f"; and {len(found) - _MOST_PROBLEMS:,} more" if len(found) > _MOST_PROBLEMS else ""
         raise UserError(f"{origin}: {printable(problems)}{more}") from error
@@ -155,8 +155,7 @@ def _bool_or_auto(value: Any, kind: Any) -> bool | str:
 
 def _abbreviate(value: Any) -> str:
     """The value for a message, at most 200 characters."""
-    text = repr(value)
-    return text if len(text) <= 200 else f"{text[:199]}…"
+    return shorten(repr(value), 200)
 
 
 def _describe(error: BaseException, kind: type | None) -> str:

@@ -36,6 +36,11 @@ def abbreviate(names: Sequence[str]) -> str:
     return ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
 
 
+def shorten(text: str, length: int) -> str:
+    """The text, or its beginning and an ellipsis, `length` characters together."""
+    return text if len(text) <= length else f"{text[: length - 1]}…"
+
+
 def format_bytes(count: float) -> str:
     """A number of bytes as `13.2 MB`, in powers of 1000."""
     for unit in ("B", "kB", "MB", "GB"):

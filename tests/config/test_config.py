@@ -15,6 +15,7 @@ from repcon.config import (
     to_plain,
 )
 from repcon.runtime.errors import UserError
+from repcon.runtime.untrusted import UnreadableError, parse_toml
 
 COMPLETE = 'pack = "p"\nstore = "s"\nout = "o"\n'
 
@@ -86,6 +87,24 @@ def test_every_mistake_is_told_at_once(tmp_path):
 def test_of_very_many_mistakes_the_first_are_told():
     with pytest.raises(UserError, match=r"heads\[19\]\.name; and 980 more$"):
         parse(TrainConfig, {"pack": "p", "store": "s", "out": "o", "heads": [{"name": 1}] * 1000}, "recipe")
+
+
+def test_of_very_long_names_the_beginning_is_told():
+    values = {"pack": "p", "store": "s", "out": "o"} | {f"unknown {number}": 1 for number in range(10_000)}
+    with pytest.raises(UserError, match=r"unknown key unknown 0, unknown 1, .*…$") as caught:
+        parse(TrainConfig, values, "recipe")
+    assert len(str(caught.value)) < 2_100
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize(
+    "text", ["a" + ".a" * 40_000 + " = 1", "[a" + " . 'a'" * 200_000 + "]", "a = [1]  #" + " " * 2**24]
+)
+def test_a_recipe_that_would_take_minutes_to_parse_is_refused(tmp_path, text):
+    with pytest.raises(UserError, match=r"nested too deeply|larger than 16 MiB"):
+        load(TrainConfig, recipe(tmp_path, text))
+    with pytest.raises(UnreadableError, match=r"nested too deeply|larger than 16 MiB"):
+        parse_toml(text)
 
 
 def test_settings_given_as_dataclasses_may_hold_paths():

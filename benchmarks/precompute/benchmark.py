@@ -66,7 +66,7 @@ class Setting:
 
 
 SHORT = Setting(
-    light_size=128, heavy_size=128, seconds=4.0, rounds=3,
+    light_size=128, heavy_size=128, seconds=8.0, rounds=3,
     growth=precompute_growth.Setting(size=64, images=64, processes_images=192),
 )  # fmt: skip
 LONG = Setting(

@@ -22,6 +22,7 @@ from repcon.runtime.console import Terminal, console
 from repcon.runtime.errors import UserError
 from repcon.runtime.memory import keep_freed_memory
 from repcon.runtime.run_dir import json_text
+from repcon.runtime.system import sleep_when_idle
 from repcon.runtime.text import one_line
 
 errors = Terminal(stderr=True)
@@ -162,6 +163,7 @@ def _command(name: str, words: list[str]) -> dict[str, Any]:
     words = ["--help" if word == "--help-all" else word for word in words]
     settings = _settings(name, kind, words, _take(words, "--recipe"))
     keep_freed_memory()
+    sleep_when_idle()
     return outcome.run_command(name, settings)
 
 

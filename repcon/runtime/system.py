@@ -76,6 +76,18 @@ def _container_limit(root: Path) -> float:
     return sys.maxsize
 
 
+def sleep_when_idle() -> None:
+    """Has torch's threads on a CPU spin for a shorter time between operations; to be called before torch is imported.
+
+    A thread that waits for the next operation holds its core for milliseconds, while the loader's threads wait for one.
+    With 10,000 rounds in place of some 300,000, precompute with EfficientNet-Lite0 on two cores made 4 % more crops per
+    second, and the network alone was as fast (medians of five turns). Does nothing where the user has set either
+    variable, and in processes with another OpenMP library than GNU's.
+    """
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+
+
 def own_cores() -> int:
     """This process's share of the cores, if torchrun started several processes on this machine."""
     processes = os.environ.get("LOCAL_WORLD_SIZE", "")

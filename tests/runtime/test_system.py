@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 
@@ -36,6 +37,30 @@ def test_a_container_s_limit_counts_as_its_cores(tmp_path, monkeypatch):
     for limit, cores in ((sys.maxsize, 64), (100, 64), (4.0, 4), (2.5, 2), (0.1, 1)):
         monkeypatch.setattr(module, "_container_limit", lambda root, limit=limit: limit)
         assert module.cores() == cores
+
+
+def test_idle_threads_sleep_unless_the_user_says_otherwise(monkeypatch):
+    for variable, value, spins in (
+        ("OMP_WAIT_POLICY", "active", None),
+        ("GOMP_SPINCOUNT", "7", "7"),
+        ("", "", "10000"),
+    ):
+        monkeypatch.setattr(module.os, "environ", {variable: value})
+        module.sleep_when_idle()
+        assert module.os.environ.get("GOMP_SPINCOUNT") == spins
+
+
+def test_torch_is_imported_after_its_threads_are_told_to_sleep():
+    probe = (
+        "import os, sys, repcon.cli as cli\n"
+        "cli.outcome.run_command = lambda *_: print(os.environ['GOMP_SPINCOUNT'], 'torch' in sys.modules) or {}\n"
+        "cli.main(['inspect', 'labels.zarr'])"
+    )
+    environment = {
+        name: value for name, value in os.environ.items() if name not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
+    }
+    shown = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True, env=environment)
+    assert shown.stdout.split() == ["10000", "False"], shown.stderr
 
 
 def test_the_commit_is_known_in_a_checkout_only(tmp_path, monkeypatch):

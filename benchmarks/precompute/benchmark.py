@@ -1,4 +1,4 @@
-"""Precomputing labels against its limit, the teachers' own forward passes. Three minutes on two cores.
+"""Precomputing labels against its limit, the teachers' own forward passes. Seven minutes on two cores.
 
     python -m benchmarks.precompute [--data FOLDER] [--long] [--json FILE] [--record]
 

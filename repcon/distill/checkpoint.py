@@ -105,5 +105,7 @@ class CheckpointManager:
             with AtomicFile(path) as file:
                 torch.save(state, file)
         except (OSError, RuntimeError) as error:  # torch makes a RuntimeError of a disk that is full
+            if out_of_memory(error):
+                raise
             hint = "make room: the checkpoint before is kept, the same command goes on from there"
             raise UserError(f"{path}: cannot be written ({str(error).splitlines()[0]}); {hint}") from error

@@ -96,3 +96,12 @@ def test_short_memory_is_no_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(torch, "load", short)
     with pytest.raises(RuntimeError, match="can't allocate"):
         CheckpointManager(tmp_path, {}, keep=1).load_latest()
+
+
+def test_short_memory_is_no_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def short(*_: object, **__: object) -> None:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+
+    monkeypatch.setattr(torch, "save", short)
+    with pytest.raises(RuntimeError, match="can't allocate"):
+        CheckpointManager(tmp_path, {}, keep=1).save({"step": 1}, 1, best=False)

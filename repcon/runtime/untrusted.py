@@ -19,8 +19,16 @@ MAX_TEXT, MAX_KEY = 20_000, 300
 MAX_NUMBER = 1e100
 """Larger numbers are shown as text, and not plotted or computed with."""
 
-_DEEP_KEY = re.compile(rf"""(?:\.[ \t]*+(?:[\w-]++|"(?:[^"\\\n]|\\.)*+"|'[^'\n]*+')[ \t]*+){{{MAX_DEPTH}}}""")
-"""Within a dotted key, in TOML: the time that it takes to parse grows with the square of its parts."""
+_KEY_PART = r"""(?:[\w-]++|"(?:[^"\\\n]|\\.)*+"?|'[^'\n]*+'?)"""
+_DOT = r"[ \t]*+\.[ \t]*+"
+_TOKEN = re.compile(
+    r'#[^\n]*+|"{3}(?:[^\\]|\\.)*?(?:"{3,5}+|\Z)|'  # comments, and texts of several lines
+    r"'{3}.*?(?:'{3,5}+|\Z)|"
+    rf"(?P<deep>{_KEY_PART}(?:{_DOT}{_KEY_PART}){{{MAX_DEPTH}}})|{_KEY_PART}(?:{_DOT}{_KEY_PART})*+",
+    re.DOTALL,
+)
+"""What of TOML may hold dots: comments, texts, numbers, keys. `deep` is a dotted key that nests too deeply: the time
+that one takes to parse grows with the square of its parts."""
 
 
 class UnreadableError(ValueError):
@@ -67,7 +75,7 @@ def parse_toml(text: str) -> dict[str, Any]:
     """Parses TOML. Raises UnreadableError as `parse_json`, and for text above `MAX_TOML_BYTES`."""
     if len(text) > MAX_TOML_BYTES:
         raise UnreadableError(f"larger than {MAX_TOML_BYTES // 2**20} MiB")
-    if _DEEP_KEY.search(text):
+    if any(found["deep"] for found in _TOKEN.finditer(text)):
         raise UnreadableError("nested too deeply")
     try:
         return tomllib.loads(text)

@@ -1,3 +1,4 @@
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -105,6 +106,27 @@ def test_a_recipe_that_would_take_minutes_to_parse_is_refused(tmp_path, text):
         load(TrainConfig, recipe(tmp_path, text))
     with pytest.raises(UnreadableError, match=r"nested too deeply|larger than 16 MiB"):
         parse_toml(text)
+
+
+DOTTED = ".".join(["k"] * 40)
+
+
+@pytest.mark.parametrize(
+    "text", [f"# {DOTTED}", f'a = "{DOTTED}"', f"a = ['{DOTTED}']", f'a = """\n{DOTTED}"""', f'"{DOTTED}" = 1']
+)
+def test_dots_outside_of_keys_do_not_nest(text):
+    assert parse_toml(text) == tomllib.loads(text)
+
+
+@pytest.mark.parametrize(
+    "before",
+    ["", "# don't\n", "a = '#'\n", 'a = "\\""\n', 'a = """x""""\n', 'a = """\\\\"""\n', "a = '''x\\'''\n", "a = ''\n"],
+)
+def test_keys_after_texts_nest(before):
+    tomllib.loads(before)
+    for key in (DOTTED, " . ".join(["'#'"] * 40), ".".join(['""'] * 40)):
+        with pytest.raises(UnreadableError, match="nested too deeply"):
+            parse_toml(f"{before}{key} = 1")
 
 
 def test_settings_given_as_dataclasses_may_hold_paths():

@@ -22,7 +22,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from benchmarks.experiments.consolidation import data
-from benchmarks.experiments.consolidation.growth import LEASE
+from benchmarks.experiments.consolidation.growth import SIX_MINUTES
 from benchmarks.harness import script
 from repcon.runtime.errors import UserError
 from repcon.runtime.run_dir import write_json
@@ -111,9 +111,9 @@ def reduced(library: bytes) -> bytes:
 def photographs(folder: Path, source: Path) -> Path:
     """The clean tars of the study's protocol, where it looks for them in its work folder, as an archive."""
     work = folder / "photographs"
-    clean = work / LEASE.name / "clean"
-    counts = data.clean(source, clean, LEASE.proxy_images)
-    for domain in set(data.DOMAINS) - set(LEASE.domains):
+    clean = work / SIX_MINUTES.name / "clean"
+    counts = data.clean(source, clean, SIX_MINUTES.proxy_images)
+    for domain in set(data.DOMAINS) - set(SIX_MINUTES.domains):
         (clean / f"{domain}.tar").unlink()
     write_json(clean / "counts.json", counts)
     return _archived(work, "photographs.tar.gz", "--gzip")

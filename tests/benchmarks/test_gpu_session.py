@@ -113,9 +113,9 @@ def test_every_part_of_the_session_is_started_and_leaves_its_output(session, tmp
     assert {path.stem for path in (tmp_path / "out").glob("*.txt")} == set(started)
     assert "exit code" not in output and "missing" not in output
     for number, name in enumerate(("packages", "photographs")):
-        assert (tmp_path / "repcon-gpu-session" / name / "content").stat().st_size == 3000, number
-    assert f":{tmp_path}/repcon-gpu-session/packages: -m benchmarks.precompute.gpu" in output
-    assert f"--work {tmp_path}/repcon-gpu-session/photographs" in output
+        assert (tmp_path / "carried/unpacked" / name / "content").stat().st_size == 3000, number
+    assert f":{tmp_path}/carried/unpacked/packages: -m benchmarks.precompute.gpu" in output
+    assert f"--work {tmp_path}/carried/unpacked/photographs" in output
 
 
 def test_parts_that_have_not_arrived_are_said(session, tmp_path: Path):

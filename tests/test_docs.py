@@ -1,6 +1,7 @@
 """The documentation against the code: commands parse, links lead somewhere, messages and figures are real."""
 
 import ast
+import json
 import re
 import shlex
 import tomllib
@@ -170,6 +171,13 @@ def test_every_record_that_is_named_has_a_marked_table_below_it(page: str) -> No
     for section in TEXTS[page].split("Record: ")[1:]:
         table = re.search(r"^\|", section, re.MULTILINE)
         assert table and section[: table.start()].endswith("-->\n\n"), section[:80]
+
+
+@pytest.mark.parametrize("page", ["docs/performance.md", "docs/transfer.md"])
+def test_a_record_s_processor_is_the_one_that_the_page_names(page: str) -> None:
+    for record, rest in re.findall(r"^Record: `([\w./-]+)`(.*?)\.\s", TEXTS[page], re.MULTILINE | re.DOTALL):
+        for maker in re.findall("AMD|Intel", rest):
+            assert maker in json.loads((ROOT / record / "env.json").read_text("utf-8"))["processor"], record
 
 
 def test_the_readme_shows_the_plot_of_its_table_s_record() -> None:

@@ -81,10 +81,10 @@ def row_code(code: list[tuple[int, str]], tiles: int) -> list[tuple[str, int]]:
     Loops with exponentials are over rows if another loop is in them, else over tiles, of which the first is outside.
     """
     code = [(address, text) for address, text in code if not text.startswith("NOP")]
-    loops = [(low, high) for low, high in _loops(code) if _exponentials(code, low, high)]
-    outer = [loop for loop in _loops(code) if any(_inside(other, loop) for other in _loops(code))]
-    rows = [loop for loop in loops if loop in outer]
-    low, high = rows[0] if rows else (0, code[-1][0])
+    loops, computing = _loops(code), [address for address, text in code if "MUFU.EX2" in text]
+    outer = {loop for loop in loops if any(_inside(other, loop) for other in loops)}
+    loops = [(low, high) for low, high in loops if any(low <= address <= high for address in computing)]
+    low, high = next((loop for loop in loops if loop in outer), (0, code[-1][0]))
     over_tiles = [loop for loop in loops if loop not in outer]
     return [
         (text, tiles - 1 if any(first <= address <= last for first, last in over_tiles) else 1)
@@ -101,10 +101,6 @@ def _loops(code: list[tuple[int, str]]) -> list[tuple[int, int]]:
 
 def _inside(loop: tuple[int, int], other: tuple[int, int]) -> bool:
     return loop != other and other[0] <= loop[0] and loop[1] <= other[1]
-
-
-def _exponentials(code: list[tuple[int, str]], low: int, high: int) -> int:
-    return sum(low <= address <= high and "MUFU.EX2" in text for address, text in code)
 
 
 def predicted(found: dict[str, float], figures: dict[str, Any]) -> dict[str, float]:

@@ -112,8 +112,8 @@ def test_every_part_of_the_session_is_started_and_leaves_its_output(session, tmp
     assert started == ["tests", "kernels", "precompute", "profile", "consolidation"]
     assert {path.stem for path in (tmp_path / "out").glob("*.txt")} == set(started)
     assert "exit code" not in output and "missing" not in output
-    for number, name in enumerate(("packages", "photographs")):
-        assert (tmp_path / "carried/unpacked" / name / "content").stat().st_size == 3000, number
+    for name in ("packages", "photographs"):
+        assert (tmp_path / "carried/unpacked" / name / "content").stat().st_size == 3000, name
     assert f":{tmp_path}/carried/unpacked/packages: -m benchmarks.precompute.gpu" in output
     assert f"--work {tmp_path}/carried/unpacked/photographs" in output
 

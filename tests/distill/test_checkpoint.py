@@ -88,20 +88,15 @@ def test_flat_names() -> None:
     assert flatten({"a": 1, "optim": {"lr": 2, "deep": {"x": 3}}}) == {"a": 1, "optim.lr": 2, "optim.deep.x": 3}
 
 
-def test_short_memory_is_no_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", ["load", "save"])
+def test_short_memory_is_neither_damage_nor_a_full_disk(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def short(*_: object, **__: object) -> None:
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
 
-    CheckpointManager(tmp_path, {}, keep=1).save({"step": 1}, 1, best=False)
-    monkeypatch.setattr(torch, "load", short)
+    checkpoints = CheckpointManager(tmp_path, {}, keep=1)
+    checkpoints.save({"step": 1}, 1, best=False)
+    monkeypatch.setattr(torch, name, short)
     with pytest.raises(RuntimeError, match="can't allocate"):
-        CheckpointManager(tmp_path, {}, keep=1).load_latest()
-
-
-def test_short_memory_is_no_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def short(*_: object, **__: object) -> None:
-        raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
-
-    monkeypatch.setattr(torch, "save", short)
-    with pytest.raises(RuntimeError, match="can't allocate"):
-        CheckpointManager(tmp_path, {}, keep=1).save({"step": 1}, 1, best=False)
+        checkpoints.load_latest() if name == "load" else checkpoints.save({"step": 2}, 2, best=False)

@@ -99,7 +99,7 @@ class FileSystem(ABC):
 
 
 def open_filesystem(url: str, *, follow_links: bool = False) -> FileSystem:
-    """Opens a path, `file://`, or a URL of one of `object_store.SCHEMES`, for example `s3://bucket/folder`.
+    """Opens a path, `file://`, or a URL of one of `object_client.SCHEMES`, for example `s3://bucket/folder`.
 
     follow_links: read files of a local folder also through links that lead out of it. Raises UserError.
     """

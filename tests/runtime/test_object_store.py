@@ -18,7 +18,7 @@ from typing import ClassVar
 import object_servers
 import pytest
 
-from repcon.runtime import object_store
+from repcon.runtime import object_client
 from repcon.runtime.errors import UserError
 from repcon.runtime.filesystem import open_filesystem
 from repcon.runtime.object_store import ObjectStore
@@ -154,7 +154,7 @@ def test_schemes_without_a_server_here_are_opened(monkeypatch):
 
 
 def test_a_refused_connection_names_the_server_soon(monkeypatch):
-    monkeypatch.setitem(object_store._RETRY, "max_retries", 1)
+    monkeypatch.setitem(object_client.RETRY, "max_retries", 1)
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "a")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "b")
@@ -168,8 +168,8 @@ def test_a_refused_connection_names_the_server_soon(monkeypatch):
 
 @pytest.mark.timeout(60)
 def test_a_server_that_never_answers_is_not_waited_for_long(monkeypatch):
-    monkeypatch.setitem(object_store._CLIENT, "read_timeout", timedelta(seconds=0.2))
-    monkeypatch.setitem(object_store._RETRY, "retry_timeout", timedelta(seconds=1))
+    monkeypatch.setitem(object_client._CLIENT, "read_timeout", timedelta(seconds=0.2))
+    monkeypatch.setitem(object_client.RETRY, "retry_timeout", timedelta(seconds=1))
     with socket.create_server(("127.0.0.1", 0)) as silent:
         started = time.monotonic()
         with pytest.raises(OSError, match=r"error sending request \(TimedOut\)"):
@@ -203,7 +203,7 @@ def test_an_answer_that_breaks_off_is_an_oserror(server, monkeypatch):
 def test_an_unknown_certificate_is_named():
     debug = "InvalidCertificate(\n        UnknownIssuer,\n    )"
     error = Exception(f"HTTP error: error sending request\n\nDebug source:\n{debug}")
-    assert object_store._reason(error) == "HTTP error: error sending request (Certificate UnknownIssuer)"
+    assert object_client._reason(error) == "HTTP error: error sending request (Certificate UnknownIssuer)"
 
 
 def test_errors_are_one_line_without_xml(server, monkeypatch):
@@ -242,8 +242,8 @@ def test_a_profile_is_read_once_until_its_files_or_the_environment_change(tmp_pa
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "credentials"))
-    times, read = [], object_store._read_profile
-    monkeypatch.setattr(object_store, "_read_profile", lambda: times.append(1) or read())
+    times, read = [], object_client._read_profile
+    monkeypatch.setattr(object_client, "_read_profile", lambda: times.append(1) or read())
 
     def write(key: str) -> None:
         text = "[{}]\naws_access_key_id = {}\naws_secret_access_key = b\n"
@@ -285,7 +285,7 @@ def _read(url: str) -> bytes:
 
 
 def test_a_web_servers_folder_is_read_and_listed(tmp_path, monkeypatch):
-    monkeypatch.setitem(object_store._RETRY, "max_retries", 0)
+    monkeypatch.setitem(object_client.RETRY, "max_retries", 0)
     folder = tmp_path / "a b" / "c"
     folder.mkdir(parents=True)
     (folder / "x").write_bytes(b"0123456789")
